@@ -1,0 +1,141 @@
+// Package db holds what a claim is: the SQL of the coupon system, and the means to bring it into a database.
+//
+//	migrations/  state: tables, constraints, types, the service's role. Numbered, never edited once landed.
+//	functions/   behaviour: one file per function, as it is now, installed anew on every deploy.
+//	tests/       pgTAP: what the functions promise, readable as a specification.
+package db
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/tern/v2/migrate"
+)
+
+//go:embed migrations/*.sql functions/*.sql
+var files embed.FS
+
+// versionTable is where tern keeps the number of the newest migration installed. coupon_schema_version() reads it.
+const versionTable = "public.schema_version"
+
+// oldestServer is the oldest PostgreSQL we run on, as server_version_num: from 15 on, not everybody may create objects in
+// schema public, which our functions' safety rests on.
+const oldestServer = 150000
+
+// Errors that Apply can tell apart from a fault. Each is wrapped in one sentence that says what is missing and what to do.
+var (
+	ErrServerTooOld     = errors.New("PostgreSQL is too old")
+	ErrNotUTF8          = errors.New("the database is not encoded in UTF8")
+	ErrMissingPrivilege = errors.New("the login lacks a privilege")
+	ErrSchemaIsNewer    = errors.New("the schema is newer than this program")
+)
+
+// Result tells what Apply found and what it left.
+type Result struct {
+	From int32 // schema version before, 0 for an empty database
+	To   int32 // schema version after
+}
+
+// Version returns the schema version that this program brings: the number of its migrations.
+func Version() int32 {
+	names, err := fs.Glob(files, "migrations/*.sql")
+	if err != nil {
+		panic(err) // the pattern is a constant
+	}
+	return int32(len(names)) //nolint:gosec // a handful
+}
+
+// Apply brings the schema of conn's database up to date: it runs the migrations that are missing, each in a transaction of
+// its own, and then installs all functions in one more. Running it again changes nothing, and several at once wait for each
+// other (tern holds an advisory lock, which must be the session's own: not through a transaction-pooling proxy).
+//
+// Sessions that are calling the functions meanwhile notice nothing: functions are replaced, never dropped.
+//
+// The login must be a superuser, or own the database and have CREATEROLE (or be a member of coupon_service already).
+func Apply(ctx context.Context, conn *pgx.Conn) (Result, error) {
+	result, err := apply(ctx, conn)
+	if err != nil {
+		return result, explain(err)
+	}
+	return result, nil
+}
+
+func apply(ctx context.Context, conn *pgx.Conn) (Result, error) {
+	if err := checkServer(ctx, conn); err != nil {
+		return Result{}, err
+	}
+
+	migrations, err := fs.Sub(files, "migrations")
+	if err != nil {
+		return Result{}, err
+	}
+	migrator, err := migrate.NewMigrator(ctx, conn, versionTable)
+	if err != nil {
+		return Result{}, fmt.Errorf("schema version: %w", err)
+	}
+	if err := migrator.LoadMigrations(migrations); err != nil {
+		return Result{}, fmt.Errorf("load migrations: %w", err)
+	}
+
+	result := Result{To: Version()}
+	if result.From, err = migrator.GetCurrentVersion(ctx); err != nil {
+		return Result{}, fmt.Errorf("schema version: %w", err)
+	}
+	if result.From > result.To {
+		return result, fmt.Errorf("%w: the database has version %d, this program brings %d; run the newer program's migrate",
+			ErrSchemaIsNewer, result.From, result.To)
+	}
+	if err := migrator.Migrate(ctx); err != nil {
+		return result, fmt.Errorf("migrate: %w", err)
+	}
+
+	functions, err := fs.Sub(files, "functions")
+	if err != nil {
+		return result, err
+	}
+	code, err := migrate.LoadCodePackage(functions)
+	if err != nil {
+		return result, fmt.Errorf("load functions: %w", err)
+	}
+	if err := migrate.InstallCodePackage(ctx, conn, nil, code); err != nil {
+		return result, fmt.Errorf("install functions: %w", err)
+	}
+	return result, nil
+}
+
+func checkServer(ctx context.Context, conn *pgx.Conn) error {
+	var number int
+	var version, encoding string
+	err := conn.QueryRow(ctx, `
+		select
+		  current_setting('server_version_num')::int,
+		  current_setting('server_version'),
+		  current_setting('server_encoding')`).Scan(&number, &version, &encoding)
+	if err != nil {
+		return fmt.Errorf("look at the server: %w", err)
+	}
+	if number < oldestServer {
+		return fmt.Errorf("%w: it is %s, and 15 is the oldest that works", ErrServerTooOld, version)
+	}
+	if encoding != "UTF8" {
+		return fmt.Errorf("%w but in %s: names may be any text; create the database with encoding 'UTF8'", ErrNotUTF8, encoding)
+	}
+	return nil
+}
+
+// explain turns the server's "permission denied" into the sentence that says what to grant; every other error stays.
+func explain(err error) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Code != pgerrcode.InsufficientPrivilege {
+		return err
+	}
+	return fmt.Errorf("%w: it must be a superuser, or own the database and either have CREATEROLE or be granted the role"+
+		" coupon_service by somebody who may (create role coupon_service nologin; grant coupon_service to <login>): %w",
+		ErrMissingPrivilege, err)
+}

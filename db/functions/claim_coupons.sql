@@ -1,0 +1,104 @@
+-- The claim, for a crowd that wants one coupon: one look, one lock, one loop, one decrement, one commit.
+create or replace function public.claim_coupons(p_users text[], p_coupon text)
+returns public.claim_status[]
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+-- A session plans these statements once and keeps the plan. Made while the tables were small, it would be a sequential
+-- scan, and stay one when there are millions of claims.
+set enable_seqscan = off
+as $$
+declare
+  v_statuses public.claim_status[] := '{}';
+  v_user text;
+  v_amount integer;
+  v_remaining integer;
+  v_claimed integer := 0;
+begin
+  perform public.guard_name('p_coupon', p_coupon);
+  perform public.guard_names('p_users', p_users);
+
+  -- 1. Look, without a lock. An unknown coupon or an empty stock is a true answer at this instant, and so is the claim
+  --    that a user has already: stock never grows again, and a claim is never taken back.
+  select c.remaining_amount
+  into v_remaining
+  from public.coupons as c
+  where c.name = p_coupon;
+
+  if not found then
+    return array_fill('coupon_not_found'::public.claim_status, array[cardinality(p_users)]);
+  end if;
+
+  -- 2. Lock, if anybody may succeed. The lock is that of the update below, so that the foreign key's own lock on the
+  --    coupon (key share) does not wait for it. Stock is read again: while we waited, others took from it.
+  if v_remaining > 0 and exists (
+    select
+    from unnest(p_users) as u (id)
+    where not exists (
+      select
+      from public.claims as k
+      where k.user_id = u.id
+        and k.coupon_name = p_coupon
+    )
+  ) then
+    select c.amount, c.remaining_amount
+    into v_amount, v_remaining
+    from public.coupons as c
+    where c.name = p_coupon
+    for no key update;
+
+    -- 3. Insert, in the order of the crowd, while stock lasts. With the lock held nobody else claims this coupon: the
+    --    number is free, and "on conflict" meets only claims that are committed or our own.
+    foreach v_user in array p_users loop
+      exit when v_claimed = v_remaining;
+
+      insert into public.claims (coupon_name, claim_number, user_id)
+      values (p_coupon, v_amount - v_remaining + v_claimed + 1, v_user)
+      on conflict (user_id, coupon_name) do nothing;
+
+      if found then
+        v_claimed := v_claimed + 1;
+        v_statuses := v_statuses || 'claimed'::public.claim_status;
+      else
+        v_statuses := v_statuses || 'already_claimed'::public.claim_status;
+      end if;
+    end loop;
+
+    -- 4. Decrement, once a call: each update leaves a dead version of the row, and inside one transaction every later
+    --    look has to walk them all.
+    if v_claimed > 0 then
+      update public.coupons as c
+      set remaining_amount = c.remaining_amount - v_claimed
+      where c.name = p_coupon;
+    end if;
+  end if;
+
+  -- 5. Whoever has no answer yet gets nothing: because he has it already, or because nothing is left.
+  if cardinality(v_statuses) < cardinality(p_users) then
+    v_statuses := v_statuses || array(
+      select
+        case
+          when exists (
+            select
+            from public.claims as k
+            where k.user_id = u.id
+              and k.coupon_name = p_coupon
+          ) then 'already_claimed'::public.claim_status
+          else 'out_of_stock'::public.claim_status
+        end
+      from unnest(p_users) with ordinality as u (id, place)
+      where u.place > cardinality(v_statuses)
+      order by u.place
+    );
+  end if;
+
+  return v_statuses;
+end;
+$$;
+
+comment on function public.claim_coupons(text[], text) is
+  'Claims one piece of p_coupon for each of p_users, in their order, in one transaction. Answers one status per user, in the same order; a repeated user gets already_claimed. Precedence: coupon_not_found, already_claimed, out_of_stock. Rejections take no lock.';
+
+revoke all on function public.claim_coupons(text[], text) from public;
+grant execute on function public.claim_coupons(text[], text) to coupon_service;

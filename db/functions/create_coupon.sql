@@ -1,0 +1,34 @@
+create or replace function public.create_coupon(p_coupon text, p_amount bigint)
+returns public.create_status
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform public.guard_name('p_coupon', p_coupon);
+
+  -- bigint, so that 2147483648 is refused here by name and not by a cast (22003) that knows no argument.
+  if p_amount between 1 and 2147483647 is not true then
+    raise exception using
+      errcode = 'invalid_parameter_value',
+      message = 'p_amount must be a whole number from 1 to 2147483647',
+      detail = format('It is %s.', coalesce(p_amount::text, 'null'));
+  end if;
+
+  insert into public.coupons (name, amount, remaining_amount)
+  values (p_coupon, p_amount, p_amount)
+  on conflict (name) do nothing;
+
+  if found then
+    return 'created';
+  end if;
+  return 'coupon_exists';
+end;
+$$;
+
+comment on function public.create_coupon(text, bigint) is
+  'Puts p_amount (1 to 2147483647) pieces of p_coupon on sale. A name that is taken changes nothing: coupon_exists.';
+
+revoke all on function public.create_coupon(text, bigint) from public;
+grant execute on function public.create_coupon(text, bigint) to coupon_service;

@@ -1,0 +1,10 @@
+{{- /* The behaviour as it is now, installed after the migrations on every deploy. The order is that of use: a function stands after the ones it calls. */ -}}
+{{ template "coupon_schema_version.sql" . }}
+{{ template "guard_name.sql" . }}
+{{ template "guard_names.sql" . }}
+{{ template "create_coupon.sql" . }}
+{{ template "get_coupon.sql" . }}
+{{ template "coupon_claimers.sql" . }}
+{{ template "claim_coupons.sql" . }}
+{{ template "claim_coupon.sql" . }}
+{{ template "claim_batch.sql" . }}
