@@ -69,4 +69,8 @@ type Coupon struct {
 	// second value is not nil when a page could not be read; it ends the
 	// iteration. A page belongs to the caller until the next one is asked for.
 	Claimers func(ctx context.Context) iter.Seq2[[]string, error]
+
+	whole    bool     // claimers are all of them
+	claimers []string // when whole
+	encoded  encoding // for those who share this Coupon
 }

@@ -1,0 +1,125 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// serviceRole is what every connection works as, whoever logged in: it may call the
+// functions and nothing else (db/migrations).
+const serviceRole = "coupon_service"
+
+// How ClaimTimeout (T) is divided:
+//
+//	0.2 T  lock_timeout: longer than the crowds of several instances that take
+//	       turns at a hot coupon (some 50 ms each), short enough that a coupon
+//	       locked by somebody's open transaction holds up its lane for 0.4 T: the
+//	       crowd, then that coupon alone.
+//	0.3 T  statement_timeout: a crowd may meet several such locks.
+//	0.5 T  the first call is given up by us, for a server or a network that is
+//	       silent. It is above the server's own time-outs, whose answer says
+//	       surely that nothing happened, and leaves as much for asking again.
+func lockTimeout(claim time.Duration) time.Duration      { return claim / 5 }
+func statementTimeout(claim time.Duration) time.Duration { return 3 * claim / 10 }
+
+// firstTry bounds the first of two calls: half of the time that ctx leaves.
+func firstTry(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(deadline)/2)
+}
+
+// parse turns cfg into the configuration of a pool whose connections all work as
+// coupon_service, under the server's own time-outs, and are never cancelled.
+//
+// Statements are prepared once a connection (pgx's default), which behind a pooler
+// of transactions wants its max_prepared_statements; default_query_exec_mode in the
+// connection string changes it.
+func parse(cfg Config) (*pgxpool.Config, error) {
+	pool, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, explainParseError(err)
+	}
+
+	conn := pool.ConnConfig
+	params := conn.RuntimeParams
+	params["role"] = serviceRole
+	// Our calls are schema-qualified; whatever else a session might look up by name
+	// is PostgreSQL's own, never a temporary object.
+	params["search_path"] = "pg_catalog, pg_temp"
+	params["lock_timeout"] = milliseconds(lockTimeout(cfg.ClaimTimeout))
+	params["statement_timeout"] = milliseconds(statementTimeout(cfg.ClaimTimeout))
+	// We never begin a transaction; should one ever stand open, it must not keep a
+	// coupon locked.
+	params["idle_in_transaction_session_timeout"] = milliseconds(cfg.ClaimTimeout)
+	if params["application_name"] == "" {
+		params["application_name"] = "coupond"
+	}
+
+	// For each of the hosts. Making a connection goes on when the caller who wanted it
+	// has given up, so that a distant server can be reached under a short
+	// ClaimTimeout as well.
+	connectTimeout := max(time.Second, cfg.ClaimTimeout/5)
+	if conn.ConnectTimeout <= 0 || conn.ConnectTimeout > connectTimeout {
+		conn.ConnectTimeout = connectTimeout
+	}
+	conn.OnPgError = keepConnection
+
+	pool.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
+		newWire(cfg)
+		return nil
+	}
+	// A connection that was idle for more than a second is pinged before it carries a
+	// call (pgxpool's default), which keeps claims off connections that died
+	// meanwhile; a silent server must not use up the claim's time by that.
+	if pool.PingTimeout <= 0 {
+		pool.PingTimeout = cfg.ClaimTimeout / 5
+	}
+	if pool.MaxConnLifetimeJitter <= 0 {
+		pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 4 // not all of them at once
+	}
+	return pool, nil
+}
+
+// keepConnection tells pgx whether a connection is of use after an error. It is
+// not when the server ends it, nor when the server is read-only: then it is a
+// standby by now, and the next connection may find the new primary
+// (target_session_attrs).
+func keepConnection(_ *pgconn.PgConn, err *pgconn.PgError) bool {
+	switch err.SeverityUnlocalized {
+	case "FATAL", "PANIC":
+		return false
+	}
+	return err.Code != pgerrcode.ReadOnlySQLTransaction
+}
+
+// explainParseError says what can be said about a connection string that does not
+// parse without quoting any of it: the driver masks passwords as well as it can,
+// but what is a password in a broken string nobody can know.
+func explainParseError(err error) error {
+	const advice = "; wanted is postgres://user:password@host:5432/database?sslmode=… or keyword=value pairs" +
+		" (it is not shown here because it may hold a password)"
+	var file *fs.PathError
+	var number *strconv.NumError
+	switch {
+	case errors.As(err, &file):
+		return errors.New("the connection string names a file that cannot be read (a certificate, a key, a service file)" + advice)
+	case errors.As(err, &number):
+		return errors.New("the connection string has something else where a number belongs (a port, a time-out, a size)" + advice)
+	}
+	return errors.New("the connection string is malformed, or has a value that is not allowed" + advice)
+}
+
+func milliseconds(d time.Duration) string {
+	return strconv.FormatInt(d.Milliseconds(), 10)
+}

@@ -1,0 +1,117 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const schemaVersionSQL = `select public.coupon_schema_version()`
+
+// readyTimeout bounds Ready, so that it can still say what it waited for to a
+// caller who wants his answer within 2 s.
+const readyTimeout = 1500 * time.Millisecond
+
+// notReady is why claims cannot be made: one sentence for everybody, and the cause
+// for the log.
+type notReady struct {
+	sentence string
+	cause    error
+}
+
+func (e *notReady) Error() string { return e.sentence }
+func (e *notReady) Unwrap() error { return e.cause }
+
+// readiness is what Ready found last, so that the log tells changes only.
+type readiness struct {
+	mu   sync.Mutex
+	last string
+}
+
+// Ready returns nil when claims can be made: the database answers the service's
+// role, and its schema is not too old. Else its error is one sentence that may be
+// shown to anybody: it says what is wrong and, where it helps, what to do. Ready
+// waits for ctx, but not longer than 1.5 s, and has a connection of its own, so that
+// it is not kept waiting by a crowd (with MaxConns 1 there is none to spare).
+func (s *Store) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+
+	why := s.whyNotReady(ctx)
+	s.logReadiness(why)
+	if why == nil {
+		return nil
+	}
+	return why
+}
+
+func (s *Store) whyNotReady(ctx context.Context) *notReady {
+	conn, err := s.watch.Acquire(ctx)
+	if err != nil {
+		return &notReady{whyNoConnection(err), err}
+	}
+	defer conn.Release()
+
+	var version int32
+	switch err := conn.QueryRow(ctx, schemaVersionSQL).Scan(&version); {
+	case errors.Is(err, pgx.ErrNoRows), isNotInstalled(sqlState(err)):
+		return &notReady{"the database does not have the coupon schema: run coupond migrate", err}
+	case err != nil:
+		return &notReady{"the database does not answer", err}
+	}
+	if version < s.schemaVersion {
+		return &notReady{sentence: fmt.Sprintf(
+			"the database's schema has version %d, and this program needs %d: run coupond migrate", version, s.schemaVersion)}
+	}
+	return nil
+}
+
+// whyNoConnection tells the reasons apart for which PostgreSQL refuses a session.
+func whyNoConnection(err error) string {
+	switch sqlState(err) {
+	case pgerrcode.InvalidParameterValue, pgerrcode.UndefinedObject, pgerrcode.InsufficientPrivilege:
+		return "the database has no role " + serviceRole + " that its login may take, or refuses the login: run coupond migrate"
+	case pgerrcode.InvalidPassword, pgerrcode.InvalidAuthorizationSpecification:
+		return "the database refuses the login: check the user and the password"
+	case pgerrcode.InvalidCatalogName:
+		return "the database server has no database of that name"
+	case pgerrcode.TooManyConnections:
+		return "the database has no connection left for us"
+	case pgerrcode.CannotConnectNow:
+		return "the database is starting up or shutting down"
+	}
+	return "the database does not answer"
+}
+
+// sqlState is the SQLSTATE of an error of PostgreSQL, "" for any other.
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+func (s *Store) logReadiness(why *notReady) {
+	sentence := ""
+	if why != nil {
+		sentence = why.sentence
+	}
+	s.state.mu.Lock()
+	changed := s.state.last != sentence
+	s.state.last = sentence
+	s.state.mu.Unlock()
+	switch {
+	case !changed:
+	case why == nil:
+		s.log.Info().Msg("the database is ready")
+	default:
+		s.log.Warn().Err(why.cause).Str("why", why.sentence).Msg("the database is not ready")
+	}
+}
