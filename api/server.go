@@ -3,38 +3,46 @@ package api
 import (
 	"log"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 )
 
-// The bounds of a connection. What one request may take is bounded in Handler.
+// The bounds of a connection. The body's stands in body.go.
 const (
-	headerTimeout  = 5 * time.Second  // the whole request header
-	idleTimeout    = 2 * time.Minute  // a keep-alive connection between two requests
-	stallTimeout   = 30 * time.Second // an answer nobody takes
-	maxHeaderBytes = 32 << 10         // a name of 255 characters takes 3 KiB in a path
+	headerTimeout  = 5 * time.Second  // for the whole header of a request
+	idleTimeout    = 2 * time.Minute  // between two requests of a connection
+	stallTimeout   = 30 * time.Second // an answer, or the next part of a big one, that nobody takes
+	maxHeaderBytes = 32 << 10         // a name takes 3 KiB of a path at the most; the rest is for cookies of others
 )
 
-// NewServer makes the http.Server that coupond and the tests share, so that
-// both keep the same bounds: header 5 s and 32 KiB, idle connections 2 min,
-// answers 30 s. It has no address: give it a listener. What net/http has to
-// report goes to log, as warnings.
+// NewServer makes the http.Server that coupond and the tests share, so that both
+// keep the same bounds: a header of 32 KiB within 5 s, 2 min between requests,
+// 30 s for an answer to be taken. It has no address: call Serve with a listener.
+// What net/http has to report goes to logger as warnings.
 func NewServer(h http.Handler, logger zerolog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
-		WriteTimeout:      stallTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          log.New(serverLog{logger}, "", 0),
+		// No ReadTimeout: it would fire while a big answer streams, and net/http
+		// takes a failed read for a client that has gone. readBody sets its own.
+		//
+		// WriteTimeout begins with the request; answers that come late or in parts
+		// renew it (exchange.renewWriteDeadline).
+		WriteTimeout:   stallTimeout,
+		IdleTimeout:    idleTimeout,
+		MaxHeaderBytes: maxHeaderBytes,
+		// OPTIONS * is answered by Handler, as any other path it does not know.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     log.New(serverLog{logger}, "", 0),
 	}
 }
 
-// serverLog is net/http's own log, line by line, in ours.
+// serverLog carries net/http's own log into ours, line by line.
 type serverLog struct{ log zerolog.Logger }
 
 func (l serverLog) Write(line []byte) (int, error) {
-	l.log.Warn().Msg(string(line))
+	l.log.Warn().Msg(strings.TrimSuffix(string(line), "\n"))
 	return len(line), nil
 }

@@ -1,0 +1,247 @@
+// Package apitest helps tests that speak with the HTTP API: it holds every answer
+// against openapi.yaml, and has a Store in memory.
+package apitest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+
+	coupons "scalable-coupon-system"
+)
+
+// Contract returns openapi.yaml, parsed, resolved and found to be a correct
+// document whose examples keep its schemas. It is shared: do not change it.
+func Contract(t testing.TB) *openapi3.T {
+	t.Helper()
+	doc, err := contract()
+	if err != nil {
+		t.Fatalf("openapi.yaml: %v", err)
+	}
+	return doc
+}
+
+var contract = sync.OnceValues(func() (*openapi3.T, error) {
+	doc, err := openapi3.NewLoader().LoadFromData(coupons.OpenAPI)
+	if err != nil {
+		return nil, err
+	}
+	return doc, doc.Validate(context.Background(), openapi3.EnableExamplesValidation())
+})
+
+// maxChecked bounds the bodies that are held against their schemas, in bytes. A
+// larger one is passed on as it streams, with only its status and headers
+// checked: a million claims are for a test of their own.
+const maxChecked = 1 << 20
+
+// Checked returns a RoundTripper that sends requests through next (nil:
+// http.DefaultTransport), and fails t when an answer breaks the contract:
+//
+//   - its status, its headers or its body are not what openapi.yaml documents for
+//     the operation, or for paths and methods that it does not have;
+//   - the request breaks the contract, and is not answered with 4xx.
+//
+// It passes all answers on, also those it finds fault with. It may be used by many
+// goroutines, and costs some 50 µs a request.
+func Checked(t testing.TB, next http.RoundTripper) http.RoundTripper {
+	if next == nil {
+		next = http.DefaultTransport
+	}
+	return &checked{t: t, doc: Contract(t), next: next}
+}
+
+type checked struct {
+	t    testing.TB
+	doc  *openapi3.T
+	next http.RoundTripper
+}
+
+// RoundTrip is http.RoundTripper's.
+func (c *checked) RoundTrip(request *http.Request) (*http.Response, error) {
+	var sent io.ReadCloser
+	if request.GetBody != nil {
+		body, err := request.GetBody()
+		if err != nil {
+			return nil, err
+		}
+		sent = body
+	}
+	response, err := c.next.RoundTrip(request)
+	if err != nil {
+		return response, err
+	}
+	if err := Check(c.doc, request, sent, response); err != nil {
+		c.t.Errorf("%s %s was answered %d, against the contract: %v",
+			request.Method, request.URL.RequestURI(), response.StatusCode, err)
+	}
+	return response, nil
+}
+
+// Check holds a request and its response against the contract in doc. sent is a
+// copy of the request's body, or nil when there is none: then a request that has
+// one is not judged. What Check reads of the response's body it puts back.
+func Check(doc *openapi3.T, request *http.Request, sent io.ReadCloser, response *http.Response) error {
+	head, err := io.ReadAll(io.LimitReader(response.Body, maxChecked+1))
+	response.Body = &rest{io.MultiReader(bytes.NewReader(head), afterError{err, response.Body}), response.Body}
+	if err != nil {
+		return nil // cut off: whoever reads it gets the error
+	}
+	if madeByNetHTTP(response, head) {
+		return nil
+	}
+	if got := response.Header.Values("Content-Type"); !slices.Equal(got, []string{"application/json"}) {
+		return fmt.Errorf("its Content-Type is %q", got)
+	}
+	method := request.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+		if len(head) > 0 {
+			return fmt.Errorf("an answer to HEAD has a body: %q", head)
+		}
+	}
+	input := &openapi3filter.RequestValidationInput{Request: forValidation(request, method, sent)}
+	input.Route, input.PathParams = findRoute(doc, method, request.URL)
+	unrouted := input.Route.Operation == nil
+	if unrouted {
+		input.Route.Operation = unroutedOperation(doc, input.Route.PathItem != nil)
+	}
+	err = openapi3filter.ValidateResponse(request.Context(), &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: input,
+		Status:                 response.StatusCode,
+		Header:                 response.Header,
+		Body:                   io.NopCloser(bytes.NewReader(head)),
+		Options: &openapi3filter.Options{
+			IncludeResponseStatus: true,
+			ExcludeResponseBody:   request.Method == http.MethodHead || len(head) > maxChecked,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if documented := input.Route.Operation.Responses.Status(response.StatusCode).Value; len(documented.Content) == 0 && len(head) > 0 {
+		return fmt.Errorf("it must not have a body: %q", head)
+	}
+	refused := response.StatusCode/100 == 4
+	if unrouted || refused || (sent == nil && request.Body != nil && request.Body != http.NoBody) {
+		return nil
+	}
+	if err := openapi3filter.ValidateRequest(request.Context(), input); err != nil {
+		return fmt.Errorf("the request was not refused, though: %w", err)
+	}
+	return nil
+}
+
+// madeByNetHTTP tells the answers that net/http gives by itself to what is no
+// correct HTTP: no handler has seen these requests.
+func madeByNetHTTP(response *http.Response, body []byte) bool {
+	switch response.StatusCode {
+	case http.StatusBadRequest, http.StatusRequestHeaderFieldsTooLarge,
+		http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
+		return response.Header.Get("Content-Type") == "text/plain; charset=utf-8" &&
+			response.Close && response.Header.Get("X-Request-ID") == "" &&
+			(bytes.HasPrefix(body, []byte(strconv.Itoa(response.StatusCode))) || string(body) == "Unsupported transfer encoding")
+	case http.StatusExpectationFailed:
+		return len(body) == 0
+	}
+	return false
+}
+
+// forValidation copies a request to what the document can judge: HEAD is GET, a
+// body without a Content-Type is JSON.
+func forValidation(request *http.Request, method string, sent io.ReadCloser) *http.Request {
+	r := request.Clone(request.Context())
+	r.Method = method
+	r.Body = sent
+	if sent != nil && r.Header.Get("Content-Type") == "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	return r
+}
+
+// findRoute finds the operation of a request. It goes by the path as it was sent,
+// where %2F is part of a segment, which kin-openapi's own routers do not all do;
+// and a path spelled out goes before one with a parameter, as OpenAPI says. The
+// route has no PathItem when the path is unknown, and no Operation when the path
+// or the method is.
+func findRoute(doc *openapi3.T, method string, u *url.URL) (*routers.Route, map[string]string) {
+	route := &routers.Route{Spec: doc, Method: method, Path: u.EscapedPath()}
+	route.PathItem = doc.Paths.Value(route.Path)
+	var params map[string]string
+	if route.PathItem == nil {
+		for _, pattern := range doc.Paths.InMatchingOrder() {
+			if params = matchPath(pattern, u.EscapedPath()); params != nil {
+				route.Path, route.PathItem = pattern, doc.Paths.Value(pattern)
+				break
+			}
+		}
+	}
+	if route.PathItem != nil {
+		route.Operation = route.PathItem.GetOperation(method)
+	}
+	return route, params
+}
+
+// matchPath matches an escaped path segment by segment, and returns the decoded
+// parameters, or nil when it does not match.
+func matchPath(pattern, path string) map[string]string {
+	want, got := strings.Split(pattern, "/"), strings.Split(path, "/")
+	if len(want) != len(got) {
+		return nil
+	}
+	params := make(map[string]string)
+	for i, segment := range want {
+		if !strings.HasPrefix(segment, "{") {
+			if segment != got[i] {
+				return nil
+			}
+			continue
+		}
+		decoded, err := url.PathUnescape(got[i])
+		if err != nil || decoded == "" {
+			return nil
+		}
+		params[strings.Trim(segment, "{}")] = decoded
+	}
+	return params
+}
+
+// unroutedOperation stands in for what the document cannot have: an operation for
+// all other paths, or for all other methods of a path.
+func unroutedOperation(doc *openapi3.T, pathKnown bool) *openapi3.Operation {
+	status, name := http.StatusNotFound, "NotFound"
+	if pathKnown {
+		status, name = http.StatusMethodNotAllowed, "MethodNotAllowed"
+	}
+	return &openapi3.Operation{Responses: openapi3.NewResponses(openapi3.WithStatus(status, doc.Components.Responses[name]))}
+}
+
+// rest is a body whose beginning has been read.
+type rest struct {
+	io.Reader
+	io.Closer
+}
+
+// afterError repeats the error that ended the reading, if there was one.
+type afterError struct {
+	err  error
+	body io.Reader
+}
+
+func (r afterError) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	return r.body.Read(p)
+}

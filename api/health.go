@@ -1,0 +1,52 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+)
+
+const (
+	pathHealth = "/health"
+	pathLive   = "/health/live"
+
+	// readyTimeout bounds the question to the Store, so that /health is answered
+	// within 2 s.
+	readyTimeout = 1500 * time.Millisecond
+)
+
+var (
+	bodyHealthy = []byte("{\"status\":\"healthy\"}\n")
+	bodyAlive   = []byte("{\"status\":\"alive\"}\n")
+)
+
+// health answers GET /health: may this instance be sent requests?
+func (h *Handler) health(x *exchange) {
+	if h.draining.Load() {
+		x.unhealthy("the service is shutting down")
+		return
+	}
+	ctx, cancel := context.WithTimeout(x.request.Context(), readyTimeout)
+	defer cancel()
+	switch err := h.store.Ready(ctx); {
+	case err == nil:
+		x.send(http.StatusOK, bodyHealthy)
+	case errors.Is(err, context.DeadlineExceeded):
+		x.err = err
+		x.unhealthy("the database does not answer")
+	default:
+		x.err = err
+		x.unhealthy(err.Error())
+	}
+}
+
+// live answers GET /health/live: does the process run?
+func (h *Handler) live(x *exchange) { x.send(http.StatusOK, bodyAlive) }
+
+// unhealthy is an error like any other, with the status that load balancers and
+// people look for on top.
+func (x *exchange) unhealthy(sentence string) {
+	x.send(http.StatusServiceUnavailable,
+		appendError(nil, `"status":"unhealthy",`, CodeUnavailable, sentence, x.id[0]))
+}
