@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// How long a closing door listens on, so that nobody who was let in is turned away.
+const (
+	// acceptGrace is for connections that the kernel has completed and net/http has not yet accepted: closing the listener
+	// resets them.
+	acceptGrace = 20 * time.Millisecond
+	// idleGrace is for the next request of a keep-alive connection, which may be on its way while the signal arrives. Its answer
+	// says Connection: close. A busy client sends it within a round trip; who is silent for so long is closed.
+	idleGrace = 250 * time.Millisecond
+)
+
+// door is the listener of a service. It knows each of its connections, so that the service can end without losing a request.
+//
+// http.Server.Shutdown does lose some: from its first moment it closes every connection that waits for its next request, and
+// drops a request that has been read but not yet given to the handler.
+//
+// A connection that waits is closed here by an expired read deadline, and no other way. Either net/http has got the first
+// bytes of a request, then it is answered, or it has not, then nobody ever reads them.
+type door struct {
+	*net.TCPListener
+
+	waitUntil atomic.Pointer[time.Time] // nil until the door closes: when waiting connections end
+	open      sync.WaitGroup            // connections that are not closed yet
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+}
+
+// openDoor listens at address, host:port or :port.
+func openDoor(ctx context.Context, address string) (*door, error) {
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &door{TCPListener: l.(*net.TCPListener), conns: map[*conn]struct{}{}}, nil
+}
+
+// Accept waits for the next connection. When the door closes it returns those that were made before, then net.ErrClosed.
+func (d *door) Accept() (net.Conn, error) {
+	tcp, err := d.AcceptTCP()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, net.ErrClosed
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{TCPConn: tcp, door: d}
+	d.open.Add(1)
+	d.mu.Lock()
+	d.conns[c] = struct{}{}
+	d.mu.Unlock()
+	c.wait()
+	return c, nil
+}
+
+// connState is the hook for http.Server.ConnState. It tells a connection that its request has been answered.
+func (d *door) connState(nc net.Conn, state http.ConnState) {
+	if c, ok := nc.(*conn); ok && state == http.StateIdle {
+		c.wait()
+	}
+}
+
+// close lets nobody in any more, ends the connections that wait, and returns when the last one has been answered and closed,
+// or with an error when ctx is done before. served is closed when http.Server.Serve has returned.
+func (d *door) close(ctx context.Context, served <-chan struct{}) error {
+	now := time.Now()
+	until := now.Add(idleGrace)
+	d.waitUntil.Store(&until)
+	_ = d.SetDeadline(now.Add(acceptGrace)) // it fails only on a listener that is closed already
+	for _, c := range d.connections() {
+		c.limitRead()
+	}
+
+	closed := make(chan struct{})
+	go func() {
+		<-served // nobody is added any more
+		d.open.Wait()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// connections lists those that are open.
+func (d *door) connections() []*conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := make([]*conn, 0, len(d.conns))
+	for c := range d.conns {
+		list = append(list, c)
+	}
+	return list
+}
+
+// conn is a connection that knows whether it waits for a request.
+type conn struct {
+	*net.TCPConn
+	door *door
+	gone sync.Once
+
+	mu       sync.Mutex
+	waits    bool      // not a byte of the next request has been read
+	deadline time.Time // the read deadline that net/http wants
+}
+
+// wait notes that the connection has nothing to do until the next request arrives.
+func (c *conn) wait() {
+	c.mu.Lock()
+	c.waits = true
+	c.mu.Unlock()
+	c.limitRead()
+}
+
+// limitRead sets the read deadline: net/http's, or an earlier one for a waiting connection while the door closes.
+func (c *conn) limitRead() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.setReadDeadline() // a connection that is broken tells so when it is read
+}
+
+// setReadDeadline is limitRead with c.mu held.
+func (c *conn) setReadDeadline() error {
+	deadline := c.deadline
+	if until := c.door.waitUntil.Load(); until != nil && c.waits && (deadline.IsZero() || until.Before(deadline)) {
+		deadline = *until
+	}
+	return c.TCPConn.SetReadDeadline(deadline)
+}
+
+// Read reads; with the first bytes of a request the connection stops waiting, and a limit that the closing door has set is lifted.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	if n > 0 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.waits {
+			c.waits = false
+			if c.door.waitUntil.Load() != nil {
+				_ = c.setReadDeadline() // see limitRead
+			}
+		}
+	}
+	return n, err
+}
+
+// SetReadDeadline sets net/http's deadline for reading.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = t
+	return c.setReadDeadline()
+}
+
+// SetDeadline sets the deadlines for reading and writing.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// Close closes the connection; again is an error like that of every connection.
+func (c *conn) Close() error {
+	err := c.TCPConn.Close()
+	c.gone.Do(func() {
+		c.door.mu.Lock()
+		delete(c.door.conns, c)
+		c.door.mu.Unlock()
+		c.door.open.Done()
+	})
+	return err
+}

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"io"
+	"os"
+	"time"
+
+	"github.com/mattn/go-isatty"
+	"github.com/rs/zerolog"
+)
+
+func init() {
+	// zerolog knows the format of its time only globally. Seconds are too coarse to follow a sale.
+	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
+}
+
+// newLogger makes the logger that writes to w as config says. The configuration has been checked by load.
+func newLogger(w io.Writer, config logConfig) (zerolog.Logger, error) {
+	level, err := zerolog.ParseLevel(config.Level)
+	if err != nil {
+		return zerolog.Logger{}, err
+	}
+	terminal := isTerminal(w)
+	if config.Format == "console" || config.Format == "" && terminal {
+		w = zerolog.ConsoleWriter{Out: w, NoColor: !terminal, TimeFormat: time.TimeOnly}
+	}
+	return zerolog.New(w).Level(level).With().Timestamp().Logger(), nil
+}
+
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	return ok && isatty.IsTerminal(file.Fd())
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/pgstore"
+)
+
+// service is what serve and dev have in common: the coupons of one database, over HTTP on one listener.
+type service struct {
+	config   serviceConfig
+	database string // connection string with the password
+	door     *door
+	log      zerolog.Logger
+	ready    func() // when not nil, called once when the first claim could be made
+}
+
+// listenAt opens the door; its error names the address.
+func listenAt(ctx context.Context, address string) (*door, error) {
+	d, err := openDoor(ctx, address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("cannot listen on %s: another program does already (choose another address with LISTEN_ADDR)", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s (LISTEN_ADDR): %w", address, err)
+	}
+	return d, nil
+}
+
+// run serves until ctx is done, then ends in this order: /health says no, nobody new is let in, every request is answered, the
+// store is closed. It returns nil when all of it was done within SHUTDOWN_TIMEOUT.
+func (s *service) run(ctx context.Context) error {
+	store, err := pgstore.Open(pgstore.Config{
+		URL:           s.database,
+		MaxConns:      s.config.MaxConns,
+		ClaimLanes:    s.config.ClaimLanes,
+		ClaimQueue:    s.config.ClaimQueue,
+		ClaimTimeout:  s.config.ClaimTimeout,
+		SchemaVersion: db.Version(),
+		Log:           s.log,
+	})
+	if err != nil {
+		return errors.Join(usageError{err}, s.door.Close())
+	}
+	counted := &countedStore{Store: store}
+	handler := api.New(counted, api.Options{Log: s.log})
+	server := api.NewServer(handler, s.log)
+	server.ConnState = s.door.connState
+
+	started := time.Now()
+	served := make(chan struct{})
+	var serveErr error
+	go func() {
+		defer close(served)
+		serveErr = server.Serve(s.door)
+	}()
+	s.log.Info().Stringer("address", s.door.Addr()).Msg("listening")
+	var watching sync.WaitGroup
+	watching.Go(func() { s.tellReadiness(ctx, store) })
+	defer watching.Wait() // it writes to the log and to stdout
+
+	select {
+	case <-ctx.Done():
+	case <-served: // never without a cause: the listener broke
+		store.Close()
+		return fmt.Errorf("cannot listen on %s any more: %w", s.door.Addr(), serveErr)
+	}
+
+	stopping := time.Now()
+	s.log.Info().AnErr("cause", context.Cause(ctx)).Stringer("at_most", s.config.ShutdownTimeout).
+		Msg("stopping: every request is answered first; a second signal ends it at once")
+	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
+	defer cancel()
+
+	handler.Drain()
+	cut := 0
+	if err := s.door.close(deadline, served); err != nil {
+		cut = len(s.door.connections())
+	}
+	_ = server.Close() // what is left is cut; an error would be that of closing a connection
+
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		store.Close()
+	}()
+	err = nil
+	select {
+	case <-closed:
+	case <-deadline.Done():
+		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): the connections to PostgreSQL", s.config.ShutdownTimeout)
+	}
+	if cut > 0 {
+		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): %d requests without a whole answer", s.config.ShutdownTimeout, cut)
+	}
+	s.log.Info().
+		Dur("up_ms", stopping.Sub(started)).
+		Dur("stop_ms", time.Since(stopping)).
+		Dict("claims", counted.summary()).
+		Int("requests_cut", cut).
+		Msg("stopped")
+	return err
+}
+
+// readinessPause is how often a start looks whether claims can be made.
+const readinessPause = 200 * time.Millisecond
+
+// tellReadiness logs when the first claim can be made. What it waits for until then is in the store's own log.
+func (s *service) tellReadiness(ctx context.Context, store *pgstore.Store) {
+	for store.Ready(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(readinessPause):
+		}
+	}
+	s.log.Info().Msg("ready for claims")
+	if s.ready != nil {
+		s.ready()
+	}
+}
