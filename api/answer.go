@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -57,6 +59,10 @@ type answer struct {
 	status   int
 	sentence string
 }
+
+// Codes lists every Code, in no order, so that tests can prove the list equal to
+// openapi.yaml's.
+func Codes() []Code { return slices.Collect(maps.Keys(answers)) }
 
 // claimCodes and createCodes say which code each outcome is told by. The two
 // outcomes that are missing are the successes: 201 and no body.

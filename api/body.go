@@ -91,13 +91,13 @@ func (x *exchange) clearReadDeadline() {
 }
 
 // isJSON judges a request's Content-Type header: application/json, with whatever
-// parameters (RFC 8259 knows none, charset neither: JSON is UTF-8), or none.
+// parameters (RFC 8259 knows none, charset neither: JSON is UTF-8), or no type.
 func isJSON(contentType []string) bool {
 	switch len(contentType) {
 	case 0:
 		return true
 	case 1:
-		if contentType[0] == valueJSON[0] {
+		if contentType[0] == valueJSON[0] || contentType[0] == "" {
 			return true
 		}
 		mediaType, _, err := mime.ParseMediaType(contentType[0])

@@ -1,0 +1,436 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/api/apitest"
+	"scalable-coupon-system/pgstore"
+)
+
+// What the answers in the examples of openapi.yaml have in common.
+const exampleRequestID = "4bf92f3577b34da6"
+
+// documented is a case for an answer that openapi.yaml documents: the operation
+// (empty for what has none), the status, and the example that the answer must be
+// equal to (empty when the answer has no body).
+type documented struct {
+	operation string
+	status    int
+	example   string
+
+	given   func(*service) // what the Store holds, or how it fails
+	request string         // method and path; the operation's own when empty
+	body    string
+	header  []string
+}
+
+const (
+	sale      = `{"name":"summer sale","amount":5}`
+	adaClaims = `{"user_id":"ada","coupon_name":"summer sale"}`
+	textPlain = "text/plain"
+)
+
+// fails lets the Store fail with err.
+func fails(err error) func(*service) {
+	return func(s *service) { s.store.Fail(fmt.Errorf("ask the database: %w", err)) }
+}
+
+// holds lets the Store hold a sale that these users have claimed.
+func holds(amount int32, users ...string) func(*service) {
+	return func(s *service) {
+		ctx := context.Background()
+		_, _ = s.store.Store.CreateCoupon(ctx, "summer sale", amount)
+		for _, user := range users {
+			_, _ = s.store.Store.Claim(ctx, user, "summer sale")
+		}
+	}
+}
+
+var (
+	errFault = errors.New("boom")
+	tooLarge = `"` + strings.Repeat("x", 64<<10) + `"`
+)
+
+var cases = []documented{
+	{operation: "createCoupon", status: 201, body: sale},
+	{operation: "createCoupon", status: 400, example: "amount", body: `{"name":"summer sale","amount":0}`},
+	{operation: "createCoupon", status: 400, example: "unknown", body: `{"Name":"summer sale","amount":5}`},
+	{operation: "createCoupon", status: 409, example: "exists", body: sale, given: holds(7)},
+	{operation: "createCoupon", status: 413, example: "large", body: tooLarge},
+	{operation: "createCoupon", status: 415, example: "type", body: sale, header: []string{"Content-Type", textPlain}},
+	{operation: "createCoupon", status: 500, example: "fault", body: sale, given: fails(errFault)},
+	{operation: "createCoupon", status: 503, example: "away", body: sale, given: fails(pgstore.ErrUnavailable)},
+	{operation: "createCoupon", status: 503, example: "crowded", body: sale, given: fails(pgstore.ErrOverloaded)},
+	{operation: "createCoupon", status: 503, example: "unknown", body: sale, given: fails(pgstore.ErrOutcomeUnknown)},
+
+	{operation: "claimCoupon", status: 201, body: adaClaims, given: holds(5)},
+	{operation: "claimCoupon", status: 400, example: "soldOut", body: adaClaims, given: holds(1, "grace")},
+	{operation: "claimCoupon", status: 400, example: "missing", body: `{"coupon_name":"summer sale"}`},
+	{operation: "claimCoupon", status: 400, example: "malformed", body: `{"user_id":ada}`},
+	{operation: "claimCoupon", status: 404, example: "coupon", body: adaClaims},
+	{operation: "claimCoupon", status: 409, example: "already", body: adaClaims, given: holds(1, "ada")},
+	{operation: "claimCoupon", status: 413, example: "large", body: tooLarge},
+	{operation: "claimCoupon", status: 415, example: "type", body: adaClaims, header: []string{"Content-Type", textPlain}},
+	{operation: "claimCoupon", status: 500, example: "fault", body: adaClaims, given: fails(errFault)},
+	{operation: "claimCoupon", status: 503, example: "away", body: adaClaims, given: fails(pgstore.ErrUnavailable)},
+	{operation: "claimCoupon", status: 503, example: "crowded", body: adaClaims, given: fails(pgstore.ErrOverloaded)},
+	{operation: "claimCoupon", status: 503, example: "unknown", body: adaClaims, given: fails(pgstore.ErrOutcomeUnknown)},
+
+	{operation: "getCoupon", status: 200, example: "claimed", given: holds(5, "ada", "grace")},
+	{operation: "getCoupon", status: 400, example: "blank", request: "GET /api/coupons/%20"},
+	{operation: "getCoupon", status: 404, example: "coupon"},
+	{operation: "getCoupon", status: 500, example: "fault", given: fails(errFault)},
+	{operation: "getCoupon", status: 503, example: "away", given: fails(pgstore.ErrUnavailable)},
+	{operation: "getCoupon", status: 503, example: "crowded", given: fails(pgstore.ErrOverloaded)},
+
+	{operation: "getCouponNamedClaim", status: 200, example: "untouched", given: func(s *service) {
+		_, _ = s.store.Store.CreateCoupon(context.Background(), "claim", 5)
+	}},
+	{operation: "getCouponNamedClaim", status: 404, example: "coupon"},
+	{operation: "getCouponNamedClaim", status: 500, example: "fault", given: fails(errFault)},
+	{operation: "getCouponNamedClaim", status: 503, example: "away", given: fails(pgstore.ErrUnavailable)},
+	{operation: "getCouponNamedClaim", status: 503, example: "crowded", given: fails(pgstore.ErrOverloaded)},
+
+	{operation: "health", status: 200, example: "healthy"},
+	{operation: "health", status: 500, example: "fault", given: func(s *service) {
+		s.store.ready = func(context.Context) error { panic("boom") }
+	}},
+	{operation: "health", status: 503, example: "database", given: func(s *service) { s.store.Fail(pgstore.ErrUnavailable) }},
+	{operation: "health", status: 503, example: "shutdown", given: func(s *service) { s.handler.Drain() }},
+	{operation: "live", status: 200, example: "alive", given: fails(pgstore.ErrUnavailable)},
+
+	{status: 404, example: "path", request: "GET /api/coupon"},
+	{status: 405, example: "method", request: "DELETE /api/coupons/summer%20sale"},
+}
+
+// Every answer that openapi.yaml documents is given by the service, and is word
+// for word what its example says.
+func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
+	doc := apitest.Contract(t)
+	open := answersOf(doc)
+	for _, c := range cases {
+		key := fmt.Sprintf("%s %d %s", c.operation, c.status, c.example)
+		example, known := open[key]
+		if !known {
+			t.Errorf("openapi.yaml has no answer %q, or it has two cases", key)
+			continue
+		}
+		delete(open, key)
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t)
+			if c.given != nil {
+				c.given(s)
+			}
+			request := c.request
+			if request == "" {
+				request = exampleRequest(t, doc, c.operation)
+			}
+			method, path, _ := strings.Cut(request, " ")
+			got := s.do(method, path, c.body, append(c.header, "X-Request-ID", exampleRequestID)...)
+			if got.status != c.status {
+				t.Fatalf("answered %d, want %d: %s", got.status, c.status, got.body)
+			}
+			if c.example == "" {
+				if got.body != "" {
+					t.Errorf("the body is %q, want none", got.body)
+				}
+				return
+			}
+			if !reflect.DeepEqual(parsed(t, got.body), example) {
+				t.Errorf("answered %s, but the example is %v", got.body, example)
+			}
+		})
+	}
+	for _, key := range slices.Sorted(maps.Keys(open)) {
+		t.Errorf("openapi.yaml documents %q, and no case gives this answer", key)
+	}
+}
+
+// answersOf lists the document's answers: operation, status and example, with
+// what the example is. An answer without a body has an example "" of nil.
+func answersOf(doc *openapi3.T) map[string]any {
+	answers := make(map[string]any)
+	add := func(operation, status string, response *openapi3.Response) {
+		if len(response.Content) == 0 {
+			answers[fmt.Sprintf("%s %s ", operation, status)] = nil
+		}
+		for _, media := range response.Content {
+			if len(media.Examples) == 0 { // no case can have this name: it fails
+				answers[fmt.Sprintf("%s %s (an answer without an example)", operation, status)] = nil
+			}
+			for name, example := range media.Examples {
+				answers[fmt.Sprintf("%s %s %s", operation, status, name)] = example.Value.Value
+			}
+		}
+	}
+	for _, item := range doc.Paths.Map() {
+		for _, operation := range item.Operations() {
+			for status, response := range operation.Responses.Map() {
+				add(operation.OperationID, status, response.Value)
+			}
+		}
+	}
+	add("", "404", doc.Components.Responses["NotFound"].Value)
+	add("", "405", doc.Components.Responses["MethodNotAllowed"].Value)
+	return answers
+}
+
+// exampleRequest is the method and the path of an operation, with the example of
+// its parameter.
+func exampleRequest(t *testing.T, doc *openapi3.T, id string) string {
+	t.Helper()
+	for path, item := range doc.Paths.Map() {
+		for method, operation := range item.Operations() {
+			if operation.OperationID != id {
+				continue
+			}
+			if p := operation.Parameters.GetByInAndName("path", "name"); p != nil {
+				for _, example := range p.Examples {
+					path = strings.ReplaceAll(path, "{name}", url.PathEscape(example.Value.Value.(string)))
+				}
+			}
+			return method + " " + path
+		}
+	}
+	t.Fatalf("openapi.yaml has no operation %q", id)
+	return ""
+}
+
+// Every request in openapi.yaml's examples succeeds.
+func TestEveryExampleRequestSucceeds(t *testing.T) {
+	sent := 0
+	for path, item := range apitest.Contract(t).Paths.Map() {
+		for method, operation := range item.Operations() {
+			if operation.RequestBody == nil {
+				continue
+			}
+			for name, example := range operation.RequestBody.Value.Content["application/json"].Examples {
+				t.Run(operation.OperationID+" "+name, func(t *testing.T) {
+					s := serve(t)
+					value := example.Value.Value.(map[string]any)
+					if coupon, ok := value["coupon_name"].(string); ok {
+						s.create(coupon, 1).want(t, 201, "")
+					}
+					body, err := json.Marshal(value)
+					if err != nil {
+						t.Fatal(err)
+					}
+					s.do(method, path, string(body)).want(t, 201, "")
+				})
+				sent++
+			}
+		}
+	}
+	if sent < 2 {
+		t.Errorf("only %d examples of requests", sent)
+	}
+}
+
+// The three lists of codes are one: Go's constants, the schema's enum, and the
+// paragraphs that explain them.
+func TestListsAgree(t *testing.T) {
+	doc := apitest.Contract(t)
+	inGo := sorted(api.Codes())
+
+	var inSchema []string
+	for _, code := range doc.Components.Schemas["Code"].Value.Enum {
+		inSchema = append(inSchema, code.(string))
+	}
+	slices.Sort(inSchema)
+	if !slices.Equal(inGo, inSchema) {
+		t.Errorf("codes in Go %v, in openapi.yaml %v", inGo, inSchema)
+	}
+
+	var explained []string
+	for _, match := range regexp.MustCompile(`(?m)^### ([A-Z_]+)$`).FindAllStringSubmatch(doc.Info.Description, -1) {
+		explained = append(explained, match[1])
+	}
+	slices.Sort(explained)
+	if !slices.Equal(inGo, explained) {
+		t.Errorf("codes in Go %v, explained in openapi.yaml %v", inGo, explained)
+	}
+}
+
+// Each outcome the Store may name is answered as the design's table says, and one
+// that it may not is a fault of ours.
+func TestEveryOutcomeHasItsAnswer(t *testing.T) {
+	claims := map[pgstore.ClaimStatus]struct {
+		status int
+		code   api.Code
+	}{
+		pgstore.Claimed:        {201, ""},
+		pgstore.AlreadyClaimed: {409, api.CodeAlreadyClaimed},
+		pgstore.OutOfStock:     {400, api.CodeOutOfStock},
+		pgstore.CouponNotFound: {404, api.CodeCouponNotFound},
+		"no such outcome":      {500, api.CodeInternal},
+		"":                     {500, api.CodeInternal},
+	}
+	for _, status := range pgstore.ClaimStatuses() {
+		if _, ok := claims[status]; !ok {
+			t.Errorf("no answer is known for claim_status %q", status)
+		}
+	}
+	creations := map[pgstore.CreateStatus]struct {
+		status int
+		code   api.Code
+	}{
+		pgstore.Created:      {201, ""},
+		pgstore.CouponExists: {409, api.CodeCouponExists},
+		"no such outcome":    {500, api.CodeInternal},
+		"":                   {500, api.CodeInternal},
+	}
+	for _, status := range pgstore.CreateStatuses() {
+		if _, ok := creations[status]; !ok {
+			t.Errorf("no answer is known for create_status %q", status)
+		}
+	}
+	s := serve(t)
+	for outcome, want := range claims {
+		s.store.claim = func(context.Context, string, string) (pgstore.ClaimStatus, error) { return outcome, nil }
+		s.claim("ada", "summer sale").want(t, want.status, want.code)
+	}
+	for outcome, want := range creations {
+		s.store.create = func(context.Context, string, int32) (pgstore.CreateStatus, error) { return outcome, nil }
+		s.create("summer sale", 5).want(t, want.status, want.code)
+	}
+}
+
+// An error is only as certain as the least certain one in it.
+func TestMixedErrors(t *testing.T) {
+	s := serve(t)
+	for _, c := range []struct {
+		err  error
+		code api.Code
+	}{
+		{errors.Join(pgstore.ErrUnavailable, pgstore.ErrOutcomeUnknown), api.CodeOutcomeUnknown},
+		{errors.Join(pgstore.ErrOverloaded, pgstore.ErrOutcomeUnknown), api.CodeOutcomeUnknown},
+		{fmt.Errorf("a: %w", fmt.Errorf("b: %w", pgstore.ErrOverloaded)), api.CodeOverloaded},
+		// Nobody has left here: a context that ended in the Store is a fault of ours.
+		{context.Canceled, api.CodeInternal},
+		{context.DeadlineExceeded, api.CodeInternal},
+	} {
+		s.store.Fail(c.err)
+		got := s.claim("ada", "summer sale")
+		if code := got.error(t).Code; code != string(c.code) {
+			t.Errorf("%v is answered %s, want %s", c.err, code, c.code)
+		}
+		if strings.Contains(got.body, c.err.Error()) {
+			t.Errorf("the error of the Store stands in the answer: %s", got.body)
+		}
+	}
+}
+
+func TestLocationLeadsToTheCoupon(t *testing.T) {
+	s := serve(t)
+	for _, name := range keptNames {
+		created := s.create(name, 5)
+		created.want(t, 201, "")
+		location := created.header.Get("Location")
+		got := s.do("GET", location, "")
+		got.want(t, 200, "")
+		if read := parsed(t, got.body).(map[string]any)["name"]; read != name {
+			t.Errorf("coupon %q is at %s, but there is %q", name, location, read)
+		}
+	}
+}
+
+func TestAllow(t *testing.T) {
+	s := serve(t)
+	for path, allow := range map[string]string{
+		"/api/coupons":         "POST",
+		"/api/coupons/claim":   "GET, HEAD, POST",
+		"/api/coupons/sale":    "GET, HEAD",
+		"/api/coupons/a%2Fb":   "GET, HEAD",
+		"/api/coupons/%2E%2E":  "GET, HEAD",
+		"/api/coupons/%63laim": "GET, HEAD",
+		"/health":              "GET, HEAD",
+		"/health/live":         "GET, HEAD",
+		"/":                    "",
+		"/api":                 "",
+		"/api/":                "",
+		"/api/coupons/":        "",
+		"/api/coupons/a/b":     "",
+		"/api/coupons/claim/":  "",
+		"//api/coupons":        "",
+		"/api/../api/coupons":  "",
+		"/API/coupons":         "",
+		"/health/":             "",
+		"/health/ready":        "",
+	} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "BREW", "get"} {
+			got := s.do(method, path, "")
+			switch {
+			case allow == "":
+				if got.status != 404 || got.header.Get("Allow") != "" {
+					t.Errorf("%s %s is answered %d, Allow %q, want 404", method, path, got.status, got.header.Get("Allow"))
+				}
+			case slices.Contains(strings.Split(allow, ", "), method):
+				if got.status == 404 && method != "HEAD" && got.error(t).Code == string(api.CodeNotFound) || got.status == 405 {
+					t.Errorf("%s %s is answered %d", method, path, got.status)
+				}
+			default:
+				if got.status != 405 || got.header.Get("Allow") != allow {
+					t.Errorf("%s %s is answered %d, Allow %q, want 405 and %q", method, path, got.status, got.header.Get("Allow"), allow)
+				}
+			}
+		}
+	}
+	if s.store.Calls() == 0 {
+		t.Error("no request has got to the Store")
+	}
+}
+
+// HEAD is GET without a body: the same status and headers.
+func TestHead(t *testing.T) {
+	s := serve(t)
+	holds(5, "ada", "grace")(s)
+	for _, path := range []string{"/api/coupons/summer%20sale", "/api/coupons/none", "/api/coupons/%00", "/api/coupons/claim", "/health", "/health/live", "/nothing"} {
+		get := s.do("GET", path, "", "X-Request-ID", "same")
+		head := s.do("HEAD", path, "", "X-Request-ID", "same")
+		if head.status != get.status || head.body != "" {
+			t.Errorf("HEAD %s is answered %d %q, GET %d", path, head.status, head.body, get.status)
+		}
+		for _, header := range []http.Header{get.header, head.header} {
+			header.Del("Date")
+		}
+		if get.status == 200 && strings.HasPrefix(path, "/api/") {
+			get.header.Del("Content-Length")
+		}
+		if !reflect.DeepEqual(get.header, head.header) {
+			t.Errorf("HEAD %s has the headers %v, GET %v", path, head.header, get.header)
+		}
+	}
+}
+
+func parsed(t testing.TB, text string) any {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("%q: %v", text, err)
+	}
+	return v
+}
+
+func sorted(codes []api.Code) []string {
+	var names []string
+	for _, code := range codes {
+		names = append(names, string(code))
+	}
+	slices.Sort(names)
+	return names
+}

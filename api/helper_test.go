@@ -1,0 +1,239 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/api/apitest"
+	"scalable-coupon-system/pgstore"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// stub is the fake Store with some of its methods replaced.
+type stub struct {
+	*apitest.Store
+	claim  func(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error)
+	create func(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error)
+	coupon func(ctx context.Context, name string) (*pgstore.Coupon, bool, error)
+	ready  func(ctx context.Context) error
+}
+
+func (s *stub) Claim(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error) {
+	if s.claim != nil {
+		return s.claim(ctx, user, coupon)
+	}
+	return s.Store.Claim(ctx, user, coupon)
+}
+
+func (s *stub) CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
+	if s.create != nil {
+		return s.create(ctx, name, amount)
+	}
+	return s.Store.CreateCoupon(ctx, name, amount)
+}
+
+func (s *stub) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
+	if s.coupon != nil {
+		return s.coupon(ctx, name)
+	}
+	return s.Store.Coupon(ctx, name)
+}
+
+func (s *stub) Ready(ctx context.Context) error {
+	if s.ready != nil {
+		return s.ready(ctx)
+	}
+	return s.Store.Ready(ctx)
+}
+
+// service is the API on a real listener, with the Store in memory.
+type service struct {
+	t       testing.TB
+	addr    string
+	store   *stub
+	handler *api.Handler
+	server  *http.Server
+	client  *http.Client // holds every answer against openapi.yaml
+	log     *logBuffer
+}
+
+// serve starts a service that ends with the test. The tune functions change the
+// server or the handler before the first connection.
+func serve(t testing.TB, tune ...func(*service)) *service {
+	t.Helper()
+	s := &service{t: t, store: &stub{Store: apitest.NewStore()}, log: &logBuffer{}}
+	logger := zerolog.New(s.log)
+	s.handler = api.New(s.store, api.Options{Log: logger})
+	s.server = api.NewServer(s.handler, logger)
+	for _, f := range tune {
+		f(s)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.addr = listener.Addr().String()
+	served := make(chan error, 1)
+	go func() { served <- s.server.Serve(listener) }()
+
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	s.client = &http.Client{
+		Transport:     apitest.Checked(t, transport),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       time.Minute,
+	}
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		_ = s.server.Close()
+		if err := <-served; err != http.ErrServerClosed {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return s
+}
+
+// result is an answer, read to its end.
+type result struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// do sends a request and reads the answer.
+func (s *service) do(method, path, body string, header ...string) result {
+	s.t.Helper()
+	var reader io.Reader
+	if body != "" {
+		reader = strings.NewReader(body)
+	}
+	request, err := http.NewRequest(method, "http://"+s.addr+path, reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		request.Header.Add(header[i], header[i+1])
+	}
+	response, err := s.client.Do(request)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return result{response.StatusCode, response.Header, string(content)}
+}
+
+// claim and create send what these two requests are; their arguments may be
+// anything that JSON can hold.
+func (s *service) claim(user, coupon string) result {
+	s.t.Helper()
+	return s.do("POST", "/api/coupons/claim", object("user_id", user, "coupon_name", coupon))
+}
+
+func (s *service) create(name string, amount int) result {
+	s.t.Helper()
+	return s.do("POST", "/api/coupons", object("name", name, "amount", amount))
+}
+
+// object writes a JSON object of name and value pairs, in their order.
+func object(pairs ...any) string {
+	var b strings.Builder
+	for i := 0; i < len(pairs); i += 2 {
+		name, _ := json.Marshal(pairs[i])
+		value, _ := json.Marshal(pairs[i+1])
+		b.WriteString(",")
+		b.Write(name)
+		b.WriteString(":")
+		b.Write(value)
+	}
+	return "{" + strings.TrimPrefix(b.String(), ",") + "}"
+}
+
+// errorBody is the body of every answer that is no success.
+type errorBody struct {
+	Error     string `json:"error"`
+	Code      string `json:"code"`
+	RequestID string `json:"request_id"`
+}
+
+func (r result) error(t testing.TB) errorBody {
+	t.Helper()
+	var body errorBody
+	decoder := json.NewDecoder(strings.NewReader(r.body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&body); err != nil {
+		t.Fatalf("%d %q: %v", r.status, r.body, err)
+	}
+	return body
+}
+
+// want fails unless the answer has this status, and this code when it is no
+// success.
+func (r result) want(t testing.TB, status int, code api.Code) {
+	t.Helper()
+	if r.status != status {
+		t.Fatalf("answered %d, want %d: %s", r.status, status, r.body)
+	}
+	if code == "" {
+		return
+	}
+	if got := r.error(t); got.Code != string(code) {
+		t.Fatalf("answered %s, want %s: %s", got.Code, code, r.body)
+	}
+}
+
+// logBuffer collects log lines.
+type logBuffer struct {
+	mu    sync.Mutex
+	lines bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lines.Write(p)
+}
+
+// take returns the lines so far, decoded, and forgets them. The line of a request
+// is written after its answer, so it waits until there are n.
+func (b *logBuffer) take(t testing.TB, n int) []map[string]any {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		b.mu.Lock()
+		text := b.lines.String()
+		if strings.Count(text, "\n") >= n {
+			b.lines.Reset()
+			b.mu.Unlock()
+			var lines []map[string]any
+			for line := range strings.Lines(text) {
+				var fields map[string]any
+				if err := json.Unmarshal([]byte(line), &fields); err != nil {
+					t.Fatalf("log line %q: %v", line, err)
+				}
+				lines = append(lines, fields)
+			}
+			return lines
+		}
+		b.mu.Unlock()
+		if time.Now().After(deadline) {
+			t.Fatalf("want %d log lines, got %q", n, text)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

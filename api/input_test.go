@@ -1,0 +1,304 @@
+package api_test
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"scalable-coupon-system/api"
+)
+
+const (
+	nameRule   = " must be a string of 1 to 255 characters, not all of them white space and none of them NUL; "
+	amountRule = "amount must be a whole number from 1 to 2147483647, written in digits only; "
+	claimRule  = "the body must be one JSON object with the fields user_id and coupon_name and no other; "
+	createRule = "the body must be one JSON object with the fields name and amount and no other; "
+	jsonRule   = "the body must be valid JSON; "
+	notJSON    = jsonRule + "it is not, at or soon after byte "
+)
+
+// whiteSpace is all of Unicode's White_Space, as the functions in PostgreSQL list it.
+const whiteSpace = "\t\n\v\f\r \u0085\u00a0\u1680" +
+	"\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a" +
+	"\u2028\u2029\u202f\u205f\u3000"
+
+// Every bad body is refused with exactly this sentence, and the Store never hears
+// of it.
+func TestBadBodies(t *testing.T) {
+	claim := []struct{ name, body, sentence string }{
+		{"nothing", "", claimRule + "it is empty"},
+		{"white space", " \r\n\t", claimRule + "it is empty"},
+		{"null", "null", claimRule + "it is null"},
+		{"boolean", "true", claimRule + "it is a boolean"},
+		{"number", "5", claimRule + "it is a number"},
+		{"string", `"user_id"`, claimRule + "it is a string"},
+		{"array", `[{"user_id":"ada","coupon_name":"sale"}]`, claimRule + "it is an array"},
+		{"no JSON", "user_id=ada&coupon_name=sale", notJSON + "0"},
+		{"byte order mark", "\ufeff{}", notJSON + "0"},
+		{"cut off", `{"user_id":"ada","coupon_name":"sale"`, notJSON + "37"},
+		{"cut off in a string", `{"user_id":"ada","coupon_name":"sa`, notJSON + "34"},
+		{"single quotes", `{'user_id':'ada'}`, notJSON + "1"},
+		{"comma at the end", `{"user_id":"ada","coupon_name":"sale",}`, notJSON + "37"},
+		{"comment", `{"user_id":"ada",/* ? */"coupon_name":"sale"}`, notJSON + "17"},
+		{"control character", "{\"user_id\":\"a\nb\",\"coupon_name\":\"sale\"}", notJSON + "13"},
+		{"unknown escape", `{"user_id":"a\x41","coupon_name":"sale"}`, notJSON + "13"},
+		{"deep arrays", strings.Repeat("[", 60_000), notJSON + "10000"},
+		{"deep objects", strings.Repeat(`{"a":`, 12_000), notJSON + "50000"},
+		{"deep in a field", `{"user_id":` + strings.Repeat("[", 9_000) + strings.Repeat("]", 9_000) + `,"coupon_name":"sale"}`, "user_id" + nameRule + "it is an array"},
+		{"text after", `{"user_id":"ada","coupon_name":"sale"}x`, claimRule + "something follows it"},
+		{"object after", `{"user_id":"ada","coupon_name":"sale"}{}`, claimRule + "something follows it"},
+		{"brace after", `{"user_id":"ada","coupon_name":"sale"}}`, claimRule + "something follows it"},
+		{"NUL after", "{\"user_id\":\"ada\",\"coupon_name\":\"sale\"}\x00", claimRule + "something follows it"},
+		{"invalid UTF-8", "{\"user_id\":\"a\xff\",\"coupon_name\":\"sale\"}", "the body must be valid UTF-8"},
+		{"surrogates in UTF-8", "{\"user_id\":\"\xed\xa0\x80\",\"coupon_name\":\"sale\"}", "the body must be valid UTF-8"},
+		{"overlong UTF-8", "{\"user_id\":\"\xc0\xaf\",\"coupon_name\":\"sale\"}", "the body must be valid UTF-8"},
+		{"latin-1", "{\"user_id\":\"Jos\xe9\",\"coupon_name\":\"sale\"}", "the body must be valid UTF-8"},
+		{"lone high surrogate", `{"user_id":"a\ud83c","coupon_name":"sale"}`, jsonRule + "at byte 13 there is half of a surrogate pair"},
+		{"lone low surrogate", `{"user_id":"\uDF9F","coupon_name":"sale"}`, jsonRule + "at byte 12 there is half of a surrogate pair"},
+		{"surrogates reversed", `{"user_id":"\udf9f\ud83c","coupon_name":"sale"}`, jsonRule + "at byte 12 there is half of a surrogate pair"},
+		{"lone surrogate in a name", `{"\ud83c":"ada"}`, jsonRule + "at byte 2 there is half of a surrogate pair"},
+		{"empty object", "{}", "user_id" + nameRule + "it is missing"},
+		{"one field", `{"user_id":"ada"}`, "coupon_name" + nameRule + "it is missing"},
+		{"unknown field", `{"user_id":"ada","coupon_name":"sale","amount":1}`, claimRule + `it has "amount"`},
+		{"capital letter", `{"User_id":"ada","coupon_name":"sale"}`, claimRule + `it has "User_id"`},
+		{"camel case", `{"userId":"ada","coupon_name":"sale"}`, claimRule + `it has "userId"`},
+		{"empty name", `{"":"ada","user_id":"ada","coupon_name":"sale"}`, claimRule + `it has ""`},
+		{"long name", `{"` + strings.Repeat("é", 41) + `":1}`, claimRule + `it has "` + strings.Repeat("é", 40) + `…"`},
+		{"quotes in a name", `{"a\"\u0007\\b":1}`, claimRule + `it has "a\"\a\\b"`},
+		{"repeated field", `{"user_id":"ada","user_id":"ada","coupon_name":"sale"}`, `no field may be given twice; "user_id" is`},
+		{"repeated, escaped", `{"user_id":"ada","coupon_name":"sale","user\u005fid":"bob"}`, `no field may be given twice; "user_id" is`},
+		{"repeated, unknown", `{"a/~b":1,"a/~b":2}`, `no field may be given twice; "a/~b" is`},
+		{"repeated, inside", `{"user_id":{"x":1,"x":1},"coupon_name":"sale"}`, `no field may be given twice; "x" is`},
+		{"null field", `{"user_id":null,"coupon_name":"sale"}`, "user_id" + nameRule + "it is null"},
+		{"number for a string", `{"user_id":12345,"coupon_name":"sale"}`, "user_id" + nameRule + "it is a number"},
+		{"boolean for a string", `{"user_id":"ada","coupon_name":false}`, "coupon_name" + nameRule + "it is a boolean"},
+		{"array for a string", `{"user_id":["ada"],"coupon_name":"sale"}`, "user_id" + nameRule + "it is an array"},
+		{"object for a string", `{"user_id":{"id":"ada"},"coupon_name":"sale"}`, "user_id" + nameRule + "it is an object"},
+		{"empty user", `{"user_id":"","coupon_name":"sale"}`, "user_id" + nameRule + "it is empty"},
+		{"empty coupon", `{"user_id":"ada","coupon_name":""}`, "coupon_name" + nameRule + "it is empty"},
+		{"NUL", `{"user_id":"a\u0000b","coupon_name":"sale"}`, "user_id" + nameRule + "it has a NUL"},
+		{"blanks", `{"user_id":"   ","coupon_name":"sale"}`, "user_id" + nameRule + "it is all white space"},
+		{"all white space there is", object("user_id", whiteSpace, "coupon_name", "sale"), "user_id" + nameRule + "it is all white space"},
+		{"256 characters", object("user_id", strings.Repeat("a", 256), "coupon_name", "sale"), "user_id" + nameRule + "it has 256 characters"},
+		{"256 emoji", object("user_id", "ada", "coupon_name", strings.Repeat("🎟", 256)), "coupon_name" + nameRule + "it has 256 characters"},
+		{"10,000 characters", object("user_id", strings.Repeat("a", 10_000), "coupon_name", "sale"), "user_id" + nameRule + "it has 10000 characters"},
+		// Several at once: JSON before fields, then the first in the text, and what
+		// is missing last.
+		{"no JSON after a wrong field", `{"user_id":5,"coupon_name":`, notJSON + "27"},
+		{"repeated after a wrong field", `{"user_id":5,"x":1,"x":1}`, `no field may be given twice; "x" is`},
+		{"text after a wrong field", `{"user_id":5}{`, claimRule + "something follows it"},
+		{"two wrong fields", `{"coupon_name":5,"user_id":5}`, "coupon_name" + nameRule + "it is a number"},
+		{"unknown before missing", `{"user":"ada"}`, claimRule + `it has "user"`},
+	}
+	create := []struct{ name, body, sentence string }{
+		{"nothing", "", createRule + "it is empty"},
+		{"fields of a claim", `{"user_id":"ada","coupon_name":"sale"}`, createRule + `it has "user_id"`},
+		{"no name", `{"amount":5}`, "name" + nameRule + "it is missing"},
+		{"no amount", `{"name":"sale"}`, amountRule + "it is missing"},
+		{"null amount", `{"name":"sale","amount":null}`, amountRule + "it is null"},
+		{"string amount", `{"name":"sale","amount":"5"}`, amountRule + "it is a string"},
+		{"boolean amount", `{"name":"sale","amount":true}`, amountRule + "it is a boolean"},
+		{"1.5", `{"name":"sale","amount":1.5}`, amountRule + "it has a fraction or an exponent"},
+		{"1.0", `{"name":"sale","amount":1.0}`, amountRule + "it has a fraction or an exponent"},
+		{"1e2", `{"name":"sale","amount":1e2}`, amountRule + "it has a fraction or an exponent"},
+		{"1E+2", `{"name":"sale","amount":1E+2}`, amountRule + "it has a fraction or an exponent"},
+		{"-1.5", `{"name":"sale","amount":-1.5}`, amountRule + "it has a fraction or an exponent"},
+		{"0", `{"name":"sale","amount":0}`, amountRule + "it is out of this range"},
+		{"-0", `{"name":"sale","amount":-0}`, amountRule + "it is out of this range"},
+		{"-1", `{"name":"sale","amount":-1}`, amountRule + "it is out of this range"},
+		{"2147483648", `{"name":"sale","amount":2147483648}`, amountRule + "it is out of this range"},
+		{"4294967297", `{"name":"sale","amount":4294967297}`, amountRule + "it is out of this range"},
+		{"9223372036854775808", `{"name":"sale","amount":9223372036854775808}`, amountRule + "it is out of this range"},
+		{"60,000 digits", `{"name":"sale","amount":` + strings.Repeat("9", 60_000) + `}`, amountRule + "it is out of this range"},
+		{"05", `{"name":"sale","amount":05}`, notJSON + "25"},
+		{"+5", `{"name":"sale","amount":+5}`, notJSON + "24"},
+		{"0x5", `{"name":"sale","amount":0x5}`, notJSON + "25"},
+		{"NaN", `{"name":"sale","amount":NaN}`, notJSON + "24"},
+		{"blank name", `{"name":" ","amount":5}`, "name" + nameRule + "it is all white space"},
+	}
+	s := serve(t)
+	for _, list := range []struct {
+		path  string
+		cases []struct{ name, body, sentence string }
+	}{{"/api/coupons/claim", claim}, {"/api/coupons", create}} {
+		for _, c := range list.cases {
+			t.Run(list.path+" "+c.name, func(t *testing.T) {
+				got := s.do("POST", list.path, c.body)
+				got.want(t, 400, api.CodeInvalidRequest)
+				if sentence := got.error(t).Error; sentence != c.sentence {
+					t.Errorf("refused with\n\t%q, want\n\t%q", sentence, c.sentence)
+				}
+			})
+		}
+	}
+	if n := s.store.Calls(); n != 0 {
+		t.Errorf("the Store was called %d times", n)
+	}
+}
+
+// Names and user ids that must be kept byte for byte.
+var keptNames = []string{
+	"a", "/", "a/b", "%2F", "%", "%25", "%zz", "a%00b", "+", "a b", " a ", "\ta\n", "?x=1", "#x", ";", "a;b=c", "&", "=", ",",
+	".", "..", "...", "./a", "../..", "*", "{name}", "$1", "~", "claim", "Claim", "claim/", "health",
+	"🎟️ für alle", "👩‍👩‍👧‍👦", "e\u0301", "\u00e9", "ﬀ", "İ", "ß", "\u202eabc", "\ufeffa", "\u200b", "\u200d", "\u0001", "\x7f", "\u2028a", "\ufffd", "\U0010ffff", "\uffff",
+	`"`, `\`, `\u0041`, "'", "`", "<script>alert(1)</script>", "Robert'); DROP TABLE coupons;--", "null", "NULL", "0", "{}",
+	strings.Repeat("a", 255), strings.Repeat("🎟", 255), strings.Repeat("\u0001", 255), strings.Repeat("/", 255),
+	strings.Repeat(" ", 254) + "x", whiteSpace + "x",
+}
+
+// What the rule for names allows is kept byte for byte, as a coupon and as a user.
+func TestNamesAreKept(t *testing.T) {
+	s := serve(t)
+	for i, name := range keptNames {
+		s.create(name, 3).want(t, 201, "")
+		s.create(name, 3).want(t, 409, api.CodeCouponExists)
+		users := slices.Compact([]string{name, keptNames[(i+1)%len(keptNames)]})
+		for _, user := range users {
+			s.claim(user, name).want(t, 201, "")
+			s.claim(user, name).want(t, 409, api.CodeAlreadyClaimed)
+		}
+		got := s.do("GET", couponPath(name), "")
+		got.want(t, 200, "")
+		coupon := parsed(t, got.body).(map[string]any)
+		if coupon["name"] != name {
+			t.Errorf("coupon %q is read as %q", name, coupon["name"])
+		}
+		claimers := coupon["claimed_by"].([]any)
+		if len(claimers) != 2 || claimers[0] != users[0] || claimers[1] != users[1] {
+			t.Errorf("users %q are read as %q", users, claimers)
+		}
+	}
+}
+
+// The same names in the path, with every byte percent-encoded.
+func TestPathIsDecodedOnce(t *testing.T) {
+	s := serve(t)
+	for _, name := range keptNames {
+		s.create(name, 1).want(t, 201, "")
+		got := s.do("GET", "/api/coupons/"+percentEncoded(name), "")
+		got.want(t, 200, "")
+		if read := parsed(t, got.body).(map[string]any)["name"]; read != name {
+			t.Errorf("coupon %q is read as %q", name, read)
+		}
+	}
+	// Not the same coupon: what is encoded twice, or decoded once too often.
+	for _, path := range []string{"/api/coupons/a%252Fb", "/api/coupons/%25252F"} {
+		s.do("GET", path, "").want(t, 404, api.CodeCouponNotFound)
+	}
+}
+
+func TestBadPaths(t *testing.T) {
+	s := serve(t)
+	for path, problem := range map[string]string{
+		"/api/coupons/%20":                                    "it is all white space",
+		"/api/coupons/%E3%80%80%C2%A0":                        "it is all white space",
+		"/api/coupons/%00":                                    "it has a NUL",
+		"/api/coupons/a%00b":                                  "it has a NUL",
+		"/api/coupons/%FF":                                    "it is not valid UTF-8",
+		"/api/coupons/%ED%A0%80":                              "it is not valid UTF-8",
+		"/api/coupons/a%2F%C0":                                "it is not valid UTF-8",
+		"/api/coupons/" + strings.Repeat("a", 256):            "it has 256 characters",
+		"/api/coupons/" + strings.Repeat("%F0%9F%8E%9F", 256): "it has 256 characters",
+	} {
+		got := s.do("GET", path, "")
+		got.want(t, 400, api.CodeInvalidRequest)
+		if want := "the name in the path" + nameRule + problem; got.error(t).Error != want {
+			t.Errorf("%s is refused with %q, want %q", path, got.error(t).Error, want)
+		}
+	}
+	if n := s.store.Calls(); n != 0 {
+		t.Errorf("the Store was called %d times", n)
+	}
+}
+
+func TestContentType(t *testing.T) {
+	s := serve(t)
+	s.create("sale", 1000).want(t, 201, "")
+	calls := s.store.Calls()
+	body := object("user_id", "ada", "coupon_name", "sale")
+	for _, c := range []struct {
+		accepted bool
+		values   []string
+	}{
+		{true, nil},
+		{true, []string{""}},
+		{true, []string{"application/json"}},
+		{true, []string{"application/json; charset=utf-8"}},
+		{true, []string{"APPLICATION/JSON;charset=UTF-8"}},
+		{true, []string{" application/json "}},
+		{true, []string{"application/json;"}},
+		{true, []string{"application/json; charset"}},
+		{false, []string{"text/plain"}},
+		{false, []string{"text/json"}},
+		{false, []string{"application/x-www-form-urlencoded"}},
+		{false, []string{"multipart/form-data; boundary=x"}},
+		{false, []string{"application/jsonp"}},
+		{false, []string{"application/json5"}},
+		{false, []string{"application/problem+json"}},
+		{false, []string{"application/json, text/plain"}},
+		{false, []string{"application/json application/json"}},
+		{false, []string{"*/*"}},
+		{false, []string{"json"}},
+		{false, []string{";"}},
+		{false, []string{"application/json", "application/json"}},
+		{false, []string{"application/json", "text/plain"}},
+	} {
+		var header []string
+		for _, value := range c.values {
+			header = append(header, "Content-Type", value)
+		}
+		got := s.do("POST", "/api/coupons/claim", body, header...)
+		if c.accepted != (got.status != http.StatusUnsupportedMediaType) {
+			t.Errorf("Content-Type %q is answered %d", c.values, got.status)
+		}
+		if c.accepted {
+			calls++
+		}
+	}
+	if got := s.store.Calls(); got != calls {
+		t.Errorf("the Store was called %d times, want %d", got, calls)
+	}
+}
+
+// What is wrong is told in the order route, media type, size, JSON, fields.
+func TestPrecedence(t *testing.T) {
+	s := serve(t)
+	huge := strings.Repeat("[", 64<<10+1)
+	for _, c := range []struct {
+		method, path, body, contentType string
+		status                          int
+		code                            api.Code
+	}{
+		{"POST", "/api/nothing", huge, textPlain, 404, api.CodeNotFound},
+		{"PUT", "/api/coupons", huge, textPlain, 405, api.CodeMethodNotAllowed},
+		{"POST", "/api/coupons/%00", huge, textPlain, 405, api.CodeMethodNotAllowed},
+		{"POST", "/api/coupons", huge, textPlain, 415, api.CodeUnsupportedMediaType},
+		{"POST", "/api/coupons", huge, "", 413, api.CodeBodyTooLarge},
+		{"POST", "/api/coupons", `{"amount":0,`, "", 400, api.CodeInvalidRequest},
+		{"GET", "/api/coupons/sale", huge, textPlain, 404, api.CodeCouponNotFound},
+	} {
+		s.do(c.method, c.path, c.body, "Content-Type", c.contentType).want(t, c.status, c.code)
+	}
+}
+
+// couponPath is where a client reads a coupon, as openapi.yaml tells him.
+func couponPath(name string) string {
+	path := url.PathEscape(name)
+	if name == "." || name == ".." {
+		path = strings.ReplaceAll(name, ".", "%2E")
+	}
+	return "/api/coupons/" + path
+}
+
+func percentEncoded(s string) string {
+	const digits = "0123456789abcdef"
+	var b strings.Builder
+	for i := range len(s) {
+		b.WriteByte('%')
+		b.WriteByte(digits[s[i]>>4])
+		b.WriteByte(digits[s[i]&15])
+	}
+	return b.String()
+}
