@@ -5,11 +5,11 @@
 MAKEFLAGS += --no-builtin-rules
 
 GO ?= go
-# What `coupond version` says: the nearest tag, else the commit.
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -X main.version=$(VERSION)
-# Passed to the command behind a target: make attack ARGS='-users 50000'
+# Passed on to the program behind a target: make psql ARGS='-c "table coupons"'
 ARGS ?=
+# What `coupond version` says in the image, where Go cannot ask git.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 # The tools are built from source at these versions into .bin/, once: go.mod stays a list of what the
 # service and its tests need, and everybody's linters say the same. The version in the file's name makes a
@@ -34,29 +34,77 @@ help: ## List the targets
 
 .PHONY: run
 run: ## Serve on :8080 with a PostgreSQL of its own; Ctrl-C stops both
-	@$(GO) build -ldflags '$(LDFLAGS)' -o .bin/coupond ./cmd/coupond
+	@mkdir -p .bin && $(GO) build -o .bin/coupond ./cmd/coupond
 	@exec .bin/coupond dev $(ARGS)
+
+.PHONY: psql
+psql: ## Open psql on the database of the running `make run`
+	@if [ ! -x .coupond/psql ]; then echo 'No development database runs here: type "make run" in another terminal.' >&2; exit 1; fi
+	@exec .coupond/psql $(ARGS)
+
+.PHONY: attack
+attack: ## Let a crowd loose on the running service; see make attack ARGS=-help
+	@$(GO) run ./bench/attack $(ARGS)
+
+.PHONY: docker-up
+docker-up: ## Serve on :8080 from containers (docker compose), in the background
+	VERSION='$(VERSION)' $(COMPOSE) up --build --detach
+
+.PHONY: docker-down
+docker-down: ## Stop the containers; their data stay (remove them: make docker-down ARGS=--volumes)
+	$(COMPOSE) down $(ARGS)
 
 ##@ Prove
 
 .PHONY: test
-test: ## Run every test under the race detector (unit, database, HTTP, stress)
-	$(GO) test -race -count=1 -timeout 20m ./...
+test: race ## Run every test under the race detector: unit, database, HTTP, stress
+	$(GO) test $(RACE) -count=1 -timeout 20m ./...
+
+.PHONY: cover
+cover: ## Measure the coverage of api, pgstore and db; each must reach 80 % of its statements
+	@mkdir -p coverage
+	$(GO) test -short -count=1 -timeout 20m -coverprofile=coverage/profile.out \
+		-coverpkg=./api,./pgstore,./db ./... >coverage/log.txt || { cat coverage/log.txt; exit 1; }
+	@$(GO) tool cover -html=coverage/profile.out -o coverage/index.html
+	@awk -f .ci/coverage.awk coverage/profile.out
 
 .PHONY: lint
-lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (with gosec), go vet, shellcheck, yamllint, actionlint
+lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them), go vet, gofmt, shellcheck, yamllint, actionlint
 	$(GOLANGCI_LINT) run
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
-	shellcheck .ci/*
+	$(GO) mod tidy -diff
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose
 	yamllint --strict .
 	$(ACTIONLINT)
 
-##@ Tools
+.PHONY: vuln
+vuln: $(GOVULNCHECK) ## Ask the Go vulnerability database about what we call (needs the internet)
+	$(GOVULNCHECK) ./...
+
+.PHONY: newcomer
+newcomer: ## Try the README's session on a fresh clone with make run, Ctrl-C and a restart
+	.ci/newcomer
+
+.PHONY: docker-test
+docker-test: ## Try the README's session on containers, with SIGTERM and a restart
+	.ci/compose
 
 .PHONY: ci
-ci: ## Do all that decides whether a change lands, from a clean machine on
+ci: ## Run all that decides whether a change lands, from a clean Debian machine on
 	bash .ci/run
+
+# The race detector needs a C compiler (not on macOS), which a new machine may lack.
+RACE ?= -race
+.PHONY: race
+race:
+	@[ '$(RACE)' != -race ] || [ "$$(uname)" = Darwin ] || command -v "$$($(GO) env CC)" >/dev/null || { \
+		echo 'The race detector needs a C compiler.' >&2; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; \
+		else \
+			echo 'Debian: apt-get install gcc libc6-dev. Without it, and without the detector: make test RACE=' >&2; exit 1; \
+		fi; }
 
 $(GOLANGCI_LINT):
 	$(call tool,github.com/golangci/golangci-lint/v2/cmd/golangci-lint,$(GOLANGCI_LINT_VERSION))
