@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -56,7 +57,7 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 	if err := load(vars, &config); err != nil {
 		return err
 	}
-	log, err := newLogger(stderr, config.Log)
+	log, err := newLogger(stderr, &config.Log)
 	if err != nil {
 		return err
 	}
@@ -102,7 +103,7 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		log:      log,
 		ready: func() {
 			// Nobody to tell when stdout is closed; the service is of use all the same.
-			_, _ = io.WriteString(stdout, whatNext(door.Addr(), dir, server.Psql(devDatabase)))
+			_, _ = io.WriteString(stdout, whatNext(baseURL(door.Addr()), dir, psqlLine(psql, server)))
 		},
 	}
 	return s.run(ctx)
@@ -124,12 +125,25 @@ func createDatabase(ctx context.Context, connString, name string) (err error) {
 	return err
 }
 
-// whatNext is what a person who has just started dev may want to type.
-func whatNext(address net.Addr, dir, psql string) string {
-	url := "http://" + address.String()
+// baseURL is the service's as a person on this machine types it.
+func baseURL(address net.Addr) string {
 	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
-		url = fmt.Sprintf("http://localhost:%d", tcp.Port)
+		return fmt.Sprintf("http://localhost:%d", tcp.Port)
 	}
+	return "http://" + address.String()
+}
+
+// psqlLine opens psql on the database. It is what works everywhere on this machine, or our own program where only the server's
+// folder has a psql.
+func psqlLine(program string, server *localpg.Server) string {
+	if _, err := exec.LookPath("psql"); err != nil {
+		return program
+	}
+	return server.Psql(devDatabase)
+}
+
+// whatNext is what a person who has just started dev may want to type.
+func whatNext(url, dir, psql string) string {
 	return fmt.Sprintf(`
 coupond serves at %[1]s; its data are in %[2]s. Ctrl-C ends it.
 
@@ -198,6 +212,6 @@ func lockDev(dir string) (*os.File, error) {
 
 // noteDev writes into the lock what the next one is told.
 func noteDev(lock *os.File, address net.Addr) error {
-	_, err := fmt.Fprintf(lock, "process %d, serving on %s\n", os.Getpid(), address)
+	_, err := fmt.Fprintf(lock, "process %d, %s\n", os.Getpid(), baseURL(address))
 	return err
 }

@@ -13,26 +13,36 @@ import (
 
 // How long a closing door listens on, so that nobody who was let in is turned away.
 const (
-	// acceptGrace is for connections that the kernel has completed and net/http has not yet accepted: closing the listener
-	// resets them.
-	acceptGrace = 20 * time.Millisecond
-	// idleGrace is for the next request of a keep-alive connection, which may be on its way while the signal arrives. Its answer
-	// says Connection: close. A busy client sends it within a round trip; who is silent for so long is closed.
+	// For connections that the kernel has completed and net/http has not yet accepted: closing the listener would reset them.
+	// The door closes when none has come for acceptGrace, or when as many have as the kernel can have held in its queue when the
+	// closing began; those that came later have no claim to be let in.
+	acceptGrace = 50 * time.Millisecond
+	acceptQueue = 4096 // Linux's net.core.somaxconn
+	// For the next request of a keep-alive connection, which may be on its way while the signal arrives. Its answer says
+	// Connection: close. A busy client sends it within a round trip; who is silent for so long is closed.
 	idleGrace = 250 * time.Millisecond
 )
 
-// door is the listener of a service. It knows each of its connections, so that the service can end without losing a request.
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
+// door is the listener of a service. It knows each of its connections, so that the service can end without losing a request
+// on a connection that was made before the end began.
 //
 // http.Server.Shutdown does lose some: from its first moment it closes every connection that waits for its next request, and
-// drops a request that has been read but not yet given to the handler.
+// drops a request that has been read but not yet given to the handler. (Tried with 128 busy keep-alive clients, five times:
+// 76 to 118 of them got the end of the connection for an answer.)
 //
 // A connection that waits is closed here by an expired read deadline, and no other way. Either net/http has got the first
 // bytes of a request, then it is answered, or it has not, then nobody ever reads them.
 type door struct {
 	*net.TCPListener
+	idleGrace time.Duration
 
 	waitUntil atomic.Pointer[time.Time] // nil until the door closes: when waiting connections end
 	open      sync.WaitGroup            // connections that are not closed yet
+
+	lastGuests int // accepted since the door closes; Accept's own
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -45,12 +55,18 @@ func openDoor(ctx context.Context, address string) (*door, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &door{TCPListener: l.(*net.TCPListener), conns: map[*conn]struct{}{}}, nil
+	return &door{TCPListener: l.(*net.TCPListener), idleGrace: idleGrace, conns: map[*conn]struct{}{}}, nil
 }
 
 // Accept waits for the next connection. When the door closes it returns those that were made before, then net.ErrClosed.
 func (d *door) Accept() (net.Conn, error) {
 	tcp, err := d.AcceptTCP()
+	if errors.Is(err, os.ErrDeadlineExceeded) && d.lastGuests < acceptQueue {
+		d.lastGuests++
+		_ = d.SetDeadline(time.Now().Add(acceptGrace)) // it fails only on a listener that is closed already
+		tcp, err = d.AcceptTCP()
+		_ = d.SetDeadline(longAgo)
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, net.ErrClosed
 	}
@@ -77,9 +93,9 @@ func (d *door) connState(nc net.Conn, state http.ConnState) {
 // or with an error when ctx is done before. served is closed when http.Server.Serve has returned.
 func (d *door) close(ctx context.Context, served <-chan struct{}) error {
 	now := time.Now()
-	until := now.Add(idleGrace)
+	until := now.Add(d.idleGrace)
 	d.waitUntil.Store(&until)
-	_ = d.SetDeadline(now.Add(acceptGrace)) // it fails only on a listener that is closed already
+	_ = d.SetDeadline(longAgo) // wakes Accept; it fails only on a listener that is closed already
 	for _, c := range d.connections() {
 		c.limitRead()
 	}

@@ -14,14 +14,21 @@ func init() {
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
 }
 
-// newLogger makes the logger that writes to w as config says. The configuration has been checked by load.
-func newLogger(w io.Writer, config logConfig) (zerolog.Logger, error) {
+// newLogger makes the logger that writes to w as config says, and completes config with what holds for w. It has been checked
+// by load.
+func newLogger(w io.Writer, config *logConfig) (zerolog.Logger, error) {
 	level, err := zerolog.ParseLevel(config.Level)
 	if err != nil {
 		return zerolog.Logger{}, err
 	}
 	terminal := isTerminal(w)
-	if config.Format == "console" || config.Format == "" && terminal {
+	if config.Format == "" {
+		config.Format = "json"
+		if terminal {
+			config.Format = "console"
+		}
+	}
+	if config.Format == "console" {
 		w = zerolog.ConsoleWriter{Out: w, NoColor: !terminal, TimeFormat: time.TimeOnly}
 	}
 	return zerolog.New(w).Level(level).With().Timestamp().Logger(), nil

@@ -47,7 +47,7 @@ func serve(ctx context.Context, vars environment, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(stderr, config.Log)
+	log, err := newLogger(stderr, &config.Log)
 	if err != nil {
 		return err
 	}

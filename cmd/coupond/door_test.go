@@ -1,0 +1,287 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// testDoor is a door with a server behind it whose handler says Connection: close once the door closes, as api.Handler does.
+type testDoor struct {
+	*door
+	server  *http.Server
+	served  chan struct{}
+	handled atomic.Int64 // requests that the handler has begun
+}
+
+func newTestDoor(t *testing.T, idleGrace time.Duration, handler http.HandlerFunc) *testDoor {
+	t.Helper()
+	d, err := openDoor(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.idleGrace = idleGrace
+	td := &testDoor{door: d, served: make(chan struct{})}
+	td.server = &http.Server{
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		ConnState:         d.connState,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			td.handled.Add(1)
+			if d.waitUntil.Load() != nil {
+				w.Header().Set("Connection", "close")
+			}
+			handler(w, r)
+		}),
+	}
+	t.Cleanup(func() { _ = td.server.Close() })
+	return td
+}
+
+func (d *testDoor) serve() {
+	go func() {
+		defer close(d.served)
+		_ = d.server.Serve(d.door)
+	}()
+}
+
+// guest is a client that knows what net/http's hides: whether a request that it has sent was answered.
+type guest struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func dial(t *testing.T, address net.Addr) *guest {
+	t.Helper()
+	conn, err := net.Dial("tcp", address.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return newGuest(conn)
+}
+
+func newGuest(conn net.Conn) *guest { return &guest{conn, bufio.NewReader(conn)} }
+
+func (g *guest) send(t *testing.T, text string) {
+	t.Helper()
+	if _, err := io.WriteString(g, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// answer reads one answer; closes says that it was the connection's last.
+func (g *guest) answer() (closes bool, err error) {
+	response, err := http.ReadResponse(g.r, nil)
+	if err != nil {
+		return false, err
+	}
+	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+		return false, err
+	}
+	if response.StatusCode != http.StatusOK {
+		return false, fmt.Errorf("status %s", response.Status)
+	}
+	return response.Close, response.Body.Close()
+}
+
+const wholeRequest = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+func TestDoorAnswersEveryRequestWhileItCloses(t *testing.T) {
+	// Long enough for every client to get a turn on a busy machine; nobody waits for it.
+	d := newTestDoor(t, 30*time.Second, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		time.Sleep(time.Millisecond)
+	})
+	d.serve()
+
+	var clients sync.WaitGroup
+	var answered, lost atomic.Int64
+	var closing atomic.Bool
+	for i := range 128 {
+		request := wholeRequest
+		if i%4 == 0 { // the accept queue must have something in it
+			request = strings.Replace(request, "Host", "Connection: close\r\nHost", 1)
+		}
+		clients.Go(func() {
+			for {
+				conn, err := net.Dial("tcp", d.Addr().String())
+				if closing.Load() { // who comes now may be let in or not
+					if err == nil {
+						_ = conn.Close()
+					}
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for g, closes := newGuest(conn), false; !closes; {
+					if _, err = io.WriteString(g, request); err == nil {
+						closes, err = g.answer()
+					}
+					if err != nil {
+						lost.Add(1)
+						t.Logf("lost: %v", err)
+						break
+					}
+					answered.Add(1)
+				}
+				_ = conn.Close()
+			}
+		})
+	}
+	for answered.Load() < 2000 {
+		time.Sleep(time.Millisecond)
+	}
+	closing.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := d.close(ctx, d.served); err != nil {
+		t.Errorf("the door did not close: %v", err)
+	}
+	clients.Wait()
+	t.Logf("%d requests answered", answered.Load())
+	if lost.Load() != 0 {
+		t.Errorf("%d requests were not answered", lost.Load())
+	}
+	if handled := d.handled.Load(); handled != answered.Load() {
+		t.Errorf("the handler saw %d requests, %d were answered", handled, answered.Load())
+	}
+}
+
+// A door that is opened before anybody serves has its guests waiting in the kernel's queue.
+func TestDoorAnswersThoseInTheQueue(t *testing.T) {
+	d := newTestDoor(t, time.Second, func(http.ResponseWriter, *http.Request) {})
+	guests := make([]*guest, 100)
+	for i := range guests {
+		guests[i] = dial(t, d.Addr())
+		guests[i].send(t, wholeRequest)
+	}
+	closed := make(chan error)
+	go func() { closed <- d.close(t.Context(), d.served) }()
+	for d.waitUntil.Load() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	d.serve()
+	for i, g := range guests {
+		if _, err := g.answer(); err != nil {
+			t.Fatalf("guest %d: %v", i, err)
+		}
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	if conn, err := net.Dial("tcp", d.Addr().String()); err == nil {
+		_ = conn.Close()
+		t.Error("the door has closed and lets somebody in")
+	}
+}
+
+func TestDoorClosesOnThoseWhoWait(t *testing.T) {
+	const grace = 200 * time.Millisecond
+	d := newTestDoor(t, grace, func(http.ResponseWriter, *http.Request) {})
+	d.serve()
+	silent := dial(t, d.Addr()) // has never sent a byte
+	served := dial(t, d.Addr()) // has had an answer and keeps the connection
+	served.send(t, wholeRequest)
+	if closes, err := served.answer(); err != nil || closes {
+		t.Fatalf("the first answer: closes %v, %v", closes, err)
+	}
+	waitFor(t, "both connections", func() bool { return len(d.connections()) == 2 })
+
+	started := time.Now()
+	if err := d.close(t.Context(), d.served); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(started); took < grace {
+		t.Errorf("closed after %s: those who wait have %s for a request that is under way", took, grace)
+	}
+	for name, g := range map[string]*guest{"silent": silent, "served": served} {
+		if _, err := g.r.ReadByte(); err != io.EOF { //nolint:errorlint // the end, and neither a reset nor an answer
+			t.Errorf("the %s guest got %v, want the end of the connection", name, err)
+		}
+	}
+}
+
+// The first byte decides: a request that has begun when the grace ends is read to its end, however slowly it comes.
+func TestDoorWaitsForARequestThatHasBegun(t *testing.T) {
+	d := newTestDoor(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	})
+	d.serve()
+	fresh := dial(t, d.Addr())
+	used := dial(t, d.Addr())
+	used.send(t, wholeRequest)
+	if _, err := used.answer(); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range []*guest{fresh, used} {
+		g.send(t, wholeRequest[:1])
+	}
+	waitFor(t, "the first bytes", func() bool {
+		for _, c := range d.connections() {
+			c.mu.Lock()
+			waits := c.waits
+			c.mu.Unlock()
+			if waits {
+				return false
+			}
+		}
+		return len(d.connections()) == 2
+	})
+
+	closed := make(chan error)
+	go func() { closed <- d.close(t.Context(), d.served) }()
+	for sent := 1; sent < len(wholeRequest); sent += 10 {
+		time.Sleep(50 * time.Millisecond)
+		for _, g := range []*guest{fresh, used} {
+			g.send(t, wholeRequest[sent:min(sent+10, len(wholeRequest))])
+		}
+	}
+	for name, g := range map[string]*guest{"fresh": fresh, "used": used} {
+		if closes, err := g.answer(); err != nil || !closes {
+			t.Errorf("%s connection: closes %v, %v", name, closes, err)
+		}
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDoorGivesUpAtTheDeadline(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	d := newTestDoor(t, time.Millisecond, func(http.ResponseWriter, *http.Request) { <-release })
+	d.serve()
+	dial(t, d.Addr()).send(t, wholeRequest)
+	dial(t, d.Addr())
+	waitFor(t, "the request", func() bool { return d.handled.Load() == 1 })
+
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := d.close(ctx, d.served); err != context.DeadlineExceeded { //nolint:errorlint // it is returned as it is
+		t.Errorf("close returned %v", err)
+	}
+	if open := len(d.connections()); open != 1 {
+		t.Errorf("%d connections are open, want the one whose request has no answer", open)
+	}
+}
+
+// waitFor waits until condition holds; what says what is waited for.
+func waitFor(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 20 s for %s", what)
+		}
+	}
+}
