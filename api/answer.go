@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -128,12 +127,9 @@ var (
 // created sends the one success without a body.
 func (x *exchange) created() { x.send(http.StatusCreated, nil) }
 
-// fail answers with what err is told by. A client that has gone gets nothing.
+// fail answers with what err is told by.
 func (x *exchange) fail(err error) {
-	if x.request.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		x.status = statusClientGone
-		x.abort(err)
-	}
+	x.abortIfGone(err)
 	code := codeOf(err)
 	if code == CodeInvalidRequest {
 		x.sendError(code, err.Error())

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"runtime/debug"
@@ -75,6 +77,15 @@ func (x *exchange) abort(err error) {
 	panic(http.ErrAbortHandler)
 }
 
+// abortIfGone ends the exchange without an answer when err is only the Store's way
+// to say that the client has gone.
+func (x *exchange) abortIfGone(err error) {
+	if x.request.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		x.status = statusClientGone
+		x.abort(err)
+	}
+}
+
 // finish ends the exchange, whatever has happened: a panic becomes a 500, or the
 // end of the connection when a part of the answer is out already; and one line
 // goes to the log.
@@ -113,12 +124,12 @@ func (x *exchange) writeLog(stack []byte) {
 		level = zerolog.DebugLevel
 	case x.status == http.StatusInternalServerError || stack != nil:
 		level = zerolog.ErrorLevel
-	case x.status > http.StatusInternalServerError || x.aborted:
+	case x.status > http.StatusInternalServerError || x.aborted && x.status != statusClientGone:
 		level = zerolog.WarnLevel
 	}
 	line := x.h.log.WithLevel(level)
-	if x.h.log.GetLevel() > level || line == nil {
-		return
+	if line == nil {
+		return // below the level of the log
 	}
 	if x.err != nil {
 		line.Err(x.err)

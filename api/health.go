@@ -29,16 +29,18 @@ func (h *Handler) health(x *exchange) {
 	}
 	ctx, cancel := context.WithTimeout(x.request.Context(), readyTimeout)
 	defer cancel()
-	switch err := h.store.Ready(ctx); {
-	case err == nil:
+	err := h.store.Ready(ctx)
+	if err == nil {
 		x.send(http.StatusOK, bodyHealthy)
-	case errors.Is(err, context.DeadlineExceeded):
-		x.err = err
-		x.unhealthy("the database does not answer")
-	default:
-		x.err = err
-		x.unhealthy(err.Error())
+		return
 	}
+	x.abortIfGone(err)
+	x.err = err
+	if errors.Is(err, context.DeadlineExceeded) {
+		x.unhealthy("the database does not answer")
+		return
+	}
+	x.unhealthy(err.Error())
 }
 
 // live answers GET /health/live: does the process run?

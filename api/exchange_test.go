@@ -1,0 +1,323 @@
+package api_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/api/apitest"
+	"scalable-coupon-system/pgstore"
+)
+
+// An X-Request-ID is taken when it is sane and made otherwise, and stands in the
+// header, in the body of an error and in the log.
+func TestRequestID(t *testing.T) {
+	s := serve(t)
+	seen := make(map[string]bool)
+	for _, c := range []struct {
+		sane  bool
+		given []string
+	}{
+		{true, []string{"a"}},
+		{true, []string{"4bf92f3577b34da6"}},
+		{true, []string{"0b4f6c1e-6f0e-4a56-9c3e-2f4f0f0e6d1a"}},
+		{true, []string{"1-67891233-abcdef012345678912345678"}},
+		{true, []string{"AZaz09._:/+=@-"}},
+		{true, []string{strings.Repeat("a", 128)}},
+		{false, []string{strings.Repeat("a", 129)}},
+		{false, []string{""}},
+		{false, []string{"a b"}},
+		{false, []string{`a"b`}},
+		{false, []string{`a\b`}},
+		{false, []string{"Root=1-a;Self=b"}},
+		{false, []string{"<script>"}},
+		{false, []string{"é"}},
+		{false, nil},
+		{false, []string{"a", "b"}},
+		{false, []string{"a", "a"}},
+	} {
+		var header []string
+		for _, id := range c.given {
+			header = append(header, "X-Request-ID", id)
+		}
+		got := s.do("GET", "/nothing", "", header...)
+		ids := got.header.Values("X-Request-ID")
+		if len(ids) != 1 {
+			t.Fatalf("the answer has the request ids %q", ids)
+		}
+		id := ids[0]
+		if c.sane {
+			if id != c.given[0] {
+				t.Errorf("X-Request-ID %q was made %q", c.given, id)
+			}
+		} else {
+			if !regexp.MustCompile(`^[A-Z2-7]{26}$`).MatchString(id) {
+				t.Errorf("X-Request-ID %q was made %q", c.given, id)
+			}
+			if seen[id] {
+				t.Errorf("%q was made twice", id)
+			}
+			seen[id] = true
+		}
+		if body := got.error(t).RequestID; body != id {
+			t.Errorf("the header says %q, the body %q", id, body)
+		}
+		if line := s.log.take(t, 1)[0]; line["request_id"] != id {
+			t.Errorf("the header says %q, the log %v", id, line["request_id"])
+		}
+	}
+	// Successes carry it as well.
+	for _, path := range []string{"/health", "/health/live"} {
+		if got := s.do("GET", path, "", "X-Request-ID", "mine"); got.header.Get("X-Request-ID") != "mine" {
+			t.Errorf("GET %s has the request id %q", path, got.header.Get("X-Request-ID"))
+		}
+	}
+}
+
+// One line a request, with all that the design wants in it.
+func TestAccessLog(t *testing.T) {
+	s := serve(t)
+	s.store.ready = func(context.Context) error { return errors.New("no database") }
+	type want struct {
+		request string
+		body    string
+		level   string
+		route   string
+		status  int
+		empty   bool
+	}
+	for _, c := range []want{
+		{"POST /api/coupons", `{"name":"sale","amount":1}`, "info", "/api/coupons", 201, true},
+		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 201, true},
+		{"POST /api/coupons/claim", `{`, "info", "/api/coupons/claim", 400, false},
+		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 409, false},
+		{"GET /api/coupons/sale", "", "info", "/api/coupons/{name}", 200, false},
+		{"GET /api/coupons/claim", "", "info", "/api/coupons/{name}", 404, false},
+		{"HEAD /api/coupons/sale", "", "info", "/api/coupons/{name}", 200, true},
+		{"HEAD /api/coupons/none", "", "info", "/api/coupons/{name}", 404, true},
+		{"GET /nothing", "", "info", "", 404, false},
+		{"DELETE /api/coupons", "", "info", "", 405, false},
+		{"GET /health", "", "debug", "/health", 503, false},
+		{"GET /health/live", "", "debug", "/health/live", 200, false},
+	} {
+		method, path, _ := strings.Cut(c.request, " ")
+		got := s.do(method, path, c.body)
+		if got.status != c.status {
+			t.Fatalf("%s is answered %d, want %d", c.request, got.status, c.status)
+		}
+		line := s.log.take(t, 1)[0]
+		for field, value := range map[string]any{
+			"level": c.level, "message": "request", "method": method, "route": c.route,
+			"status": float64(c.status), "bytes": float64(len(got.body)),
+			"request_id": got.header.Get("X-Request-ID"),
+		} {
+			if line[field] != value {
+				t.Errorf("%s: the log says %s=%v, want %v", c.request, field, line[field], value)
+			}
+		}
+		if duration, ok := line["duration_ms"].(float64); !ok || duration < 0 || duration > 10_000 {
+			t.Errorf("%s: the log says duration_ms=%v", c.request, line["duration_ms"])
+		}
+		if c.empty != (len(got.body) == 0) {
+			t.Errorf("%s has a body of %d bytes", c.request, len(got.body))
+		}
+	}
+	for err, level := range map[error]string{
+		pgstore.ErrUnavailable:    "warn",
+		pgstore.ErrOverloaded:     "warn",
+		pgstore.ErrOutcomeUnknown: "warn",
+		errors.New("boom"):        "error",
+	} {
+		s.store.Fail(fmt.Errorf("why: %w", err))
+		s.claim("bob", "sale")
+		if line := s.log.take(t, 1)[0]; line["level"] != level || line["error"] != "why: "+err.Error() {
+			t.Errorf("%v: the log says %v", err, line)
+		}
+	}
+}
+
+// What is below the level of the log is not written, and a Handler without a log
+// has none.
+func TestLogLevel(t *testing.T) {
+	log := new(logBuffer)
+	h := api.New(apitest.NewStore(), api.Options{Log: zerolog.New(log).Level(zerolog.InfoLevel)})
+	silent := api.New(apitest.NewStore(), api.Options{})
+	for _, path := range []string{"/health", "/health/live", "/nothing"} {
+		for _, handler := range []http.Handler{h, silent} {
+			handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", path, nil))
+		}
+	}
+	if lines := log.take(t, 1); len(lines) != 1 || lines[0]["status"] != 404.0 {
+		t.Errorf("the log has %v", lines)
+	}
+}
+
+// A panic is answered 500; why, and where, stands in the log alone.
+func TestPanic(t *testing.T) {
+	s := serve(t)
+	s.store.claim = func(context.Context, string, string) (pgstore.ClaimStatus, error) { panic("secret of the panic") }
+	got := s.claim("ada", "sale")
+	got.want(t, 500, api.CodeInternal)
+	if strings.Contains(got.body, "secret") {
+		t.Errorf("the answer tells the panic: %s", got.body)
+	}
+	line := s.log.take(t, 1)[0]
+	stack, _ := line["stack"].(string)
+	if line["error"] != "panic: secret of the panic" || line["level"] != "error" || line["status"] != 500.0 ||
+		!strings.Contains(stack, "TestPanic") {
+		t.Errorf("the log says %v", line)
+	}
+	// The connection, and the service, go on.
+	s.store.claim = nil
+	s.claim("ada", "sale").want(t, 404, api.CodeCouponNotFound)
+}
+
+// What net/http reports comes to our log, as a warning.
+func TestServerLog(t *testing.T) {
+	log := new(logBuffer)
+	server := api.NewServer(http.NotFoundHandler(), zerolog.New(log))
+	server.ErrorLog.Printf("http: Accept error: %v", "too many open files")
+	line := log.take(t, 1)[0]
+	if line["level"] != "warn" || line["message"] != "http: Accept error: too many open files" {
+		t.Errorf("the log says %v", line)
+	}
+}
+
+// The bounds that openapi.yaml and the design promise.
+func TestServerBounds(t *testing.T) {
+	s := api.NewServer(http.NotFoundHandler(), zerolog.Nop())
+	if s.ReadHeaderTimeout != 5*time.Second || s.IdleTimeout != 2*time.Minute || s.MaxHeaderBytes != 32<<10 ||
+		s.WriteTimeout != 30*time.Second || s.ReadTimeout != 0 || !s.DisableGeneralOptionsHandler {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestIdleConnectionIsClosed(t *testing.T) {
+	s := serve(t, func(s *service) { s.server.IdleTimeout = 50 * time.Millisecond })
+	w := s.dial()
+	w.send("GET /health HTTP/1.1", "Host: x", "", "")
+	if _, response := w.answer("GET", "/health"); response.Close {
+		t.Error("closed at once")
+	}
+	w.closed()
+}
+
+// /health waits for the Store, but not for ever.
+func TestHealthIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &stub{Store: apitest.NewStore()}
+		store.ready = func(ctx context.Context) error {
+			<-ctx.Done()
+			return fmt.Errorf("ask: %w", ctx.Err())
+		}
+		answer := httptest.NewRecorder()
+		began := time.Now()
+		api.New(store, api.Options{}).ServeHTTP(answer, httptest.NewRequest("GET", "/health", nil))
+		if took := time.Since(began); took > 2*time.Second || answer.Code != 503 ||
+			!strings.Contains(answer.Body.String(), `"status":"unhealthy","error":"the database does not answer"`) {
+			t.Errorf("answered %d after %v: %s", answer.Code, took, answer.Body)
+		}
+	})
+}
+
+// A probe that leaves is no news.
+func TestHealthProbeLeaves(t *testing.T) {
+	s := serve(t)
+	asked := make(chan struct{})
+	s.store.ready = func(ctx context.Context) error {
+		close(asked)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	w := s.dial()
+	w.send("GET /health HTTP/1.1", "Host: x", "", "")
+	<-asked
+	_ = w.conn.Close()
+	if line := s.log.take(t, 1)[0]; line["status"] != 499.0 || line["level"] != "debug" {
+		t.Errorf("the log says %v", line)
+	}
+}
+
+// From Drain on, /health says no, everything else is answered as before, and
+// each answer is the last of its connection.
+func TestDrain(t *testing.T) {
+	s := serve(t)
+	holds(5)(s)
+	before := s.do("GET", "/health", "")
+	before.want(t, 200, "")
+	w := s.dial()
+	w.send("GET /health/live HTTP/1.1", "Host: x", "", "")
+	if _, response := w.answer("GET", "/health/live"); response.Close {
+		t.Error("closed before Drain")
+	}
+
+	s.handler.Drain()
+	w.write(postClaim + measured(object("user_id", "ada", "coupon_name", "summer sale")))
+	got, response := w.answer("POST", "/api/coupons/claim")
+	got.want(t, 201, "")
+	if !response.Close {
+		t.Error("a connection from before Drain goes on")
+	}
+	w.closed()
+
+	for _, c := range []struct {
+		request string
+		status  int
+	}{
+		{"GET /health", 503}, {"HEAD /health", 503}, {"GET /health/live", 200}, {"GET /api/coupons/summer%20sale", 200},
+		{"HEAD /api/coupons/summer%20sale", 200}, {"GET /api/coupons/none", 404}, {"GET /nothing", 404}, {"PUT /api/coupons", 405},
+	} {
+		method, path, _ := strings.Cut(c.request, " ")
+		w := s.dial()
+		w.send(c.request+" HTTP/1.1", "Host: x", "", "")
+		got, response := w.answer(method, path)
+		if got.status != c.status || !response.Close {
+			t.Errorf("%s is answered %d, close %v", c.request, got.status, response.Close)
+		}
+		w.closed()
+	}
+}
+
+// Many at once get their own answers, ids and coupons.
+func TestConcurrentRequests(t *testing.T) {
+	s := serve(t)
+	s.create("sale", 100).want(t, 201, "")
+	const users = 40
+	statuses := make(chan int, 4*users)
+	for worker := range 4 {
+		go func() {
+			for i := range users {
+				user := fmt.Sprintf("%d/%d %s", worker, i, strings.Repeat("x", i%200))
+				body := object("user_id", user, "coupon_name", "sale")
+				request, _ := http.NewRequest("POST", "http://"+s.addr+"/api/coupons/claim", strings.NewReader(body))
+				id := fmt.Sprintf("%d/%d", worker, i)
+				request.Header.Set("X-Request-ID", id)
+				response, err := s.client.Do(request)
+				if err != nil || response.Header.Get("X-Request-ID") != id {
+					t.Errorf("request %s is answered %v, %v", id, response, err)
+					statuses <- 0
+					continue
+				}
+				_ = response.Body.Close()
+				statuses <- response.StatusCode
+			}
+		}()
+	}
+	count := make(map[int]int)
+	for range 4 * users {
+		count[<-statuses]++
+	}
+	if count[201] != 100 || count[400] != 60 {
+		t.Errorf("the answers are %v", count)
+	}
+}
