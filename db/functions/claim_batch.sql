@@ -1,14 +1,14 @@
--- The claim, for a crowd that wants many coupons: the rule of claim_coupons, said once more as one statement over sets. A
--- loop over claim_coupons takes one call a coupon; this takes one lock statement and one claim statement for all.
+-- The claim, for a crowd that wants many coupons, or is large: the rule of claim_coupons said once more, over sets. Three
+-- statements for all of it, where claim_coupons takes one a user.
 create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
 returns table ("position" integer, status public.claim_status)
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
--- Plans are made once a session and kept (see claim_coupons): look-ups in the tables are laterals, which can only be index
--- probes in a nested loop; all other joins are between the arrays of one call, where a nested loop would be quadratic.
--- Switching methods off adds to a plan's cost, which must not be mistaken for work worth compiling.
+-- Plans are kept (see claim_coupons). Look-ups in the tables are subqueries with a limit, which can only be index probes; the
+-- joins are between the arrays of one call, where a nested loop would be quadratic. Switching a method off adds to a plan's
+-- cost, which must not be mistaken for work worth compiling.
 set enable_seqscan = off
 set enable_nestloop = off
 set jit = off
@@ -38,14 +38,13 @@ begin
   v_wanted := array(
     select distinct w.coupon_name
     from unnest(p_users, p_coupons) as w (user_id, coupon_name)
-    left join lateral (
-      select true as found
+    where (
+      select true
       from public.claims as k
       where k.user_id = w.user_id
         and k.coupon_name = w.coupon_name
       limit 1
-    ) as has on true
-    where has.found is null
+    ) is null
   );
 
   -- 2. Lock those of them that have stock, in byte order: the one order in which everybody takes several of these locks,
@@ -72,68 +71,81 @@ begin
       w.coupon_name,
       s.amount,
       s.remaining_amount,
-      has.found as has_claim,
-      row_number() over (partition by w.coupon_name, w.user_id order by w.place) as turn
+      (
+        select true
+        from public.claims as k
+        where k.user_id = w.user_id
+          and k.coupon_name = w.coupon_name
+        limit 1
+      ) as has_claim
     from unnest(p_users, p_coupons, p_positions) with ordinality as w (user_id, coupon_name, position, place)
     left join unnest(v_coupons, v_amounts, v_remaining) as s (name, amount, remaining_amount)
       on s.name = w.coupon_name
-    left join lateral (
-      select true as found
-      from public.claims as k
-      where k.user_id = w.user_id
-        and k.coupon_name = w.coupon_name
-      limit 1
-    ) as has on true
+  ),
+  newcomers as (
+    -- One for each user and coupon, however often the user asks, in the place of his first request.
+    select
+      a.user_id,
+      a.coupon_name,
+      a.amount,
+      a.remaining_amount,
+      min(a.place) as place
+    from asked as a
+    where a.has_claim is null
+      and a.remaining_amount is not null
+    group by
+      a.user_id,
+      a.coupon_name,
+      a.amount,
+      a.remaining_amount
   ),
   ranked as (
-    -- A user who is new to a coupon, with his first request for it, takes the next piece of its stock.
     select
-      a.*,
-      count(*) filter (where a.has_claim is null and a.turn = 1)
-        over (partition by a.coupon_name order by a.place) as rank
-    from asked as a
+      n.*,
+      row_number() over (partition by n.coupon_name order by n.place) as rank
+    from newcomers as n
+  ),
+  winners as (
+    select *
+    from ranked as r
+    where r.rank <= r.remaining_amount
   ),
   granted as (
     insert into public.claims (coupon_name, claim_number, user_id)
-    select r.coupon_name, r.amount - r.remaining_amount + r.rank, r.user_id
-    from ranked as r
-    where r.has_claim is null
-      and r.turn = 1
-      and r.rank <= r.remaining_amount
-    order by r.coupon_name, r.place
-    returning coupon_name
+    select w.coupon_name, w.amount - w.remaining_amount + w.rank, w.user_id
+    from winners as w
   ),
   decremented as (
     update public.coupons as c
     set remaining_amount = c.remaining_amount - g.claimed
     from (
-      select coupon_name, count(*) as claimed
-      from granted
-      group by coupon_name
+      select w.coupon_name, count(*) as claimed
+      from winners as w
+      group by w.coupon_name
     ) as g
     where c.name = g.coupon_name
       and c.name = any (v_coupons)
   )
   select
-    r.position,
+    a.position,
     case
-      when r.has_claim then 'already_claimed'
-      when r.turn = 1 and r.rank <= r.remaining_amount then 'claimed'
-      when r.turn > 1 and first_value(r.rank) over first_turn <= r.remaining_amount then 'already_claimed'
-      when r.remaining_amount is not null then 'out_of_stock'
-      when unlocked.remaining_amount = 0 then 'out_of_stock'
+      when a.has_claim then 'already_claimed'
+      when a.place = w.place then 'claimed'
+      when w.place is not null then 'already_claimed'
+      when a.remaining_amount is not null then 'out_of_stock'
+      when (
+        select c.remaining_amount = 0
+        from public.coupons as c
+        where c.name = a.coupon_name
+        limit 1
+      ) then 'out_of_stock'
       else 'coupon_not_found'
     end::public.claim_status
-  from ranked as r
-  left join lateral (
-    select c.remaining_amount
-    from public.coupons as c
-    where c.name = r.coupon_name
-      and r.remaining_amount is null
-    limit 1
-  ) as unlocked on true
-  window first_turn as (partition by r.coupon_name, r.user_id order by r.turn)
-  order by r.place;
+  from asked as a
+  left join winners as w
+    on w.coupon_name = a.coupon_name
+    and w.user_id = a.user_id
+  order by a.place;
 end;
 $$;
 
