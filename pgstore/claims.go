@@ -127,9 +127,8 @@ func (s *Store) try(ctx context.Context, patience bool, call func(context.Contex
 	defer conn.Release()
 
 	w := wireOf(conn.Conn())
-	w.inDoubt = false
 	if err := call(ctx, conn.Conn()); err != nil {
-		return failed(err)
+		return failed(err, !w.unprepared)
 	}
 	if w.inDoubt {
 		return &failure{cause: errInDoubt}

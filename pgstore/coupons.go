@@ -178,7 +178,7 @@ func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int)
 		return nil, err
 	}
 	if len(ends) != wanted {
-		return nil, fmt.Errorf("PostgreSQL has %d of the %d claims %d to %d", len(ends), wanted, after+1, upto)
+		return nil, fmt.Errorf("%w: it has %d of the %d claims %d to %d", errContradiction, len(ends), wanted, after+1, upto)
 	}
 
 	all, start := string(text), 0

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -27,24 +28,27 @@ func notSent(err error) *failure {
 	return &failure{cause: err, surely: true}
 }
 
-// failed judges an error that came back from a connection.
-func failed(err error) *failure {
-	f := &failure{cause: err}
-
-	var prepare *pgconn.PrepareError
-	var pgErr *pgconn.PgError
-	switch {
-	case pgconn.SafeToRetry(err):
-		f.surely = true // never written to the connection
-	case errors.As(err, &prepare):
-		f.surely = true // refused before it was to be executed
+// failed judges an error that came back from a connection. executed: the call got
+// beyond the preparing of its statement.
+func failed(err error, executed bool) *failure {
+	f := &failure{
+		cause:  err,
+		surely: !executed || pgconn.SafeToRetry(err), // the latter was never written to the connection
 	}
+	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
 		f.surely = f.surely || provesRollback(pgErr)
 		f.fault = isFault(pgErr.Code)
 	}
+	var scan pgx.ScanArgError
+	if errors.As(err, &scan) || errors.Is(err, errContradiction) {
+		f.fault = true
+	}
 	return f
 }
+
+// errContradiction is an answer that cannot be.
+var errContradiction = errors.New("PostgreSQL contradicts itself")
 
 // errInDoubt is the failure of a call that was answered with a warning instead of
 // the synchronous standby's word.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -30,8 +29,9 @@ func (e *notReady) Unwrap() error { return e.cause }
 
 // readiness is what Ready found last, so that the log tells changes only.
 type readiness struct {
-	mu   sync.Mutex
-	last string
+	mu    sync.Mutex
+	asked bool
+	why   string // "": ready
 }
 
 // Ready returns nil when claims can be made: the database answers the service's
@@ -58,16 +58,16 @@ func (s *Store) whyNotReady(ctx context.Context) *notReady {
 	}
 	defer conn.Release()
 
-	var version int32
-	switch err := conn.QueryRow(ctx, schemaVersionSQL).Scan(&version); {
-	case errors.Is(err, pgx.ErrNoRows), isNotInstalled(sqlState(err)):
-		return &notReady{"the database does not have the coupon schema: run coupond migrate", err}
-	case err != nil:
+	var version *int32 // null while there is no version yet
+	err = conn.QueryRow(ctx, schemaVersionSQL).Scan(&version)
+	switch {
+	case err != nil && !isNotInstalled(sqlState(err)):
 		return &notReady{"the database does not answer", err}
-	}
-	if version < s.schemaVersion {
+	case err != nil || version == nil:
+		return &notReady{"the database does not have the coupon schema: run coupond migrate", err}
+	case *version < s.schemaVersion:
 		return &notReady{sentence: fmt.Sprintf(
-			"the database's schema has version %d, and this program needs %d: run coupond migrate", version, s.schemaVersion)}
+			"the database's schema has version %d, and this program needs %d: run coupond migrate", *version, s.schemaVersion)}
 	}
 	return nil
 }
@@ -75,8 +75,11 @@ func (s *Store) whyNotReady(ctx context.Context) *notReady {
 // whyNoConnection tells the reasons apart for which PostgreSQL refuses a session.
 func whyNoConnection(err error) string {
 	switch sqlState(err) {
-	case pgerrcode.InvalidParameterValue, pgerrcode.UndefinedObject, pgerrcode.InsufficientPrivilege:
-		return "the database has no role " + serviceRole + " that its login may take, or refuses the login: run coupond migrate"
+	case pgerrcode.InvalidParameterValue:
+		return "the database has no role " + serviceRole + ": run coupond migrate"
+	case pgerrcode.InsufficientPrivilege:
+		return "the database does not let its login in, or not become " + serviceRole +
+			": run coupond migrate, or grant " + serviceRole + " to the login"
 	case pgerrcode.InvalidPassword, pgerrcode.InvalidAuthorizationSpecification:
 		return "the database refuses the login: check the user and the password"
 	case pgerrcode.InvalidCatalogName:
@@ -104,8 +107,8 @@ func (s *Store) logReadiness(why *notReady) {
 		sentence = why.sentence
 	}
 	s.state.mu.Lock()
-	changed := s.state.last != sentence
-	s.state.last = sentence
+	changed := !s.state.asked || s.state.why != sentence
+	s.state.asked, s.state.why = true, sentence
 	s.state.mu.Unlock()
 	switch {
 	case !changed:

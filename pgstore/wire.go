@@ -12,26 +12,30 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// wire is one connection to PostgreSQL, below pgx. It does two things that pgx
+// wire is one connection to PostgreSQL, below pgx. It does three things that pgx
 // cannot be asked for:
 //
 // It never lets a cancel request out. When a context ends or a connection breaks,
 // pgx dials the server again and asks it to cancel what the connection was doing
 // (pgconn.asyncClose). A claim that waits for a synchronous standby would then be
 // answered "claimed" although only the local disk has it. Dialling goes through
-// the wire, which, once connected, closes the connection instead. That also gives
-// the place in the pool back at once: pgx would keep it for up to 15 s if the
-// server does not answer.
+// the wire, which closes the connection instead. That also gives the place in the
+// pool back at once: pgx would keep it for up to 15 s if the server does not answer.
 //
 // It hears the warning with which PostgreSQL says that it gave up that wait for
 // another reason (an administrator's cancel, say).
+//
+// It knows whether a call that failed had got beyond the preparing of its statement,
+// which on a new connection is a round trip of its own.
+//
+// It is what pgx calls a tracer of this one connection. But for dial, its methods
+// are called by the goroutine that makes the connection or the call.
 type wire struct {
 	mu   sync.Mutex
-	conn net.Conn // the connection once it is made; nil while it is being made
+	conn net.Conn // nil until the connection is made
 
-	// inDoubt: the call under way was answered, but its commit is not what it should
-	// be. Notices are handled by the goroutine that makes the call.
-	inDoubt bool
+	unprepared bool // the call under way did not get beyond preparing
+	inDoubt    bool // the call under way was answered, but its commit is not what it should be
 }
 
 // errClosedNotCancelled is what pgx hears instead of the connection it wanted for
@@ -44,6 +48,9 @@ var dialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
 }
 
+// connecting marks the contexts in which connections are made.
+type connecting struct{}
+
 // wireKey is where a connection's custom data hold its wire.
 const wireKey = "pgstore.wire"
 
@@ -51,42 +58,30 @@ const wireKey = "pgstore.wire"
 // alone, is about to make.
 func newWire(cfg *pgx.ConnConfig) {
 	w := new(wire)
+	cfg.Tracer = w
 	cfg.DialFunc = w.dial
 	cfg.OnNotice = w.notice
-	cfg.AfterConnect = w.connected
 }
 
-// wireOf returns the wire under conn.
+// wireOf returns the wire under conn, ready for the next call.
 func wireOf(conn *pgx.Conn) *wire {
-	return conn.PgConn().CustomData()[wireKey].(*wire)
+	w := conn.PgConn().CustomData()[wireKey].(*wire)
+	w.unprepared, w.inDoubt = false, false
+	return w
 }
 
-// dial connects, several times if need be (sslmode=prefer, many hosts), until
-// there is a connection. Asked again after that, it can only be for a cancel
-// request. One that is asked for earlier, for a connection that broke while it was
-// being made, does no harm: no claim is on it.
+// dial makes a connection, or one of several attempts at it (sslmode=prefer, many
+// hosts). If it is not for that, it is for a cancel request.
 func (w *wire) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	w.mu.Lock()
-	conn := w.conn
-	w.mu.Unlock()
-	if conn != nil {
-		_ = conn.Close() // nothing is left to be done about a connection that does not close
-		return nil, errClosedNotCancelled
-	}
-	return dialer.DialContext(ctx, network, address)
-}
-
-// connected is called once the connection is made.
-func (w *wire) connected(_ context.Context, pgConn *pgconn.PgConn) error {
-	conn := pgConn.Conn()
-	if encrypted, ok := conn.(*tls.Conn); ok {
-		conn = encrypted.NetConn() // closing the TLS layer would wait up to 5 s to say goodbye
+	if ctx.Value(connecting{}) != nil {
+		return dialer.DialContext(ctx, network, address)
 	}
 	w.mu.Lock()
-	w.conn = conn
-	w.mu.Unlock()
-	pgConn.CustomData()[wireKey] = w
-	return nil
+	defer w.mu.Unlock()
+	if w.conn != nil { // else pgx closes the attempt itself
+		_ = w.conn.Close() // nothing is left to be done about a connection that does not close
+	}
+	return nil, errClosedNotCancelled
 }
 
 // notice marks the call under way when PostgreSQL warns that its commit did not
@@ -106,3 +101,42 @@ func (w *wire) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
 		}
 	}
 }
+
+// TraceConnectStart lets dial know what it dials for.
+func (w *wire) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+	return context.WithValue(ctx, connecting{}, true)
+}
+
+// TraceConnectEnd takes hold of the connection.
+func (w *wire) TraceConnectEnd(_ context.Context, data pgx.TraceConnectEndData) {
+	if data.Err != nil {
+		return
+	}
+	pgConn := data.Conn.PgConn()
+	conn := pgConn.Conn()
+	if encrypted, ok := conn.(*tls.Conn); ok {
+		conn = encrypted.NetConn() // closing the TLS layer would wait up to 5 s to say goodbye
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.conn = conn
+	pgConn.CustomData()[wireKey] = w
+}
+
+// TracePrepareStart does nothing; pgx wants it beside TracePrepareEnd.
+func (w *wire) TracePrepareStart(ctx context.Context, _ *pgx.Conn, _ pgx.TracePrepareStartData) context.Context {
+	return ctx
+}
+
+// TracePrepareEnd notes whether the call under way goes on to be executed.
+func (w *wire) TracePrepareEnd(_ context.Context, _ *pgx.Conn, data pgx.TracePrepareEndData) {
+	w.unprepared = data.Err != nil
+}
+
+// TraceQueryStart does nothing; pgx wants it of every tracer.
+func (w *wire) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+// TraceQueryEnd does nothing; pgx wants it of every tracer.
+func (w *wire) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
