@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -105,7 +106,7 @@ func plain(ctx context.Context, err error) error {
 	return err
 }
 
-// reason is why, out of the body of an unhealthy answer, or the body when it is something else.
+// reason is why, out of the body of an unhealthy answer, or the beginning of a body that is not ours.
 func reason(body []byte) string {
 	var answer struct {
 		Error string `json:"error"`
@@ -113,5 +114,6 @@ func reason(body []byte) string {
 	if err := json.Unmarshal(body, &answer); err == nil && answer.Error != "" {
 		return answer.Error
 	}
-	return string(body)
+	line, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
+	return shorten(line)
 }
