@@ -78,8 +78,8 @@ func (g *guest) send(t *testing.T, text string) {
 	}
 }
 
-// answer reads one answer; closes says that it was the connection's last.
-func (g *guest) answer() (closes bool, err error) {
+// answer reads one answer, which must have this status; closes says that it was the connection's last.
+func (g *guest) answer(status int) (closes bool, err error) {
 	response, err := http.ReadResponse(g.r, nil)
 	if err != nil {
 		return false, err
@@ -87,7 +87,7 @@ func (g *guest) answer() (closes bool, err error) {
 	if _, err := io.Copy(io.Discard, response.Body); err != nil {
 		return false, err
 	}
-	if response.StatusCode != http.StatusOK {
+	if response.StatusCode != status {
 		return false, fmt.Errorf("status %s", response.Status)
 	}
 	return response.Close, response.Body.Close()
@@ -126,7 +126,7 @@ func TestDoorAnswersEveryRequestWhileItCloses(t *testing.T) {
 				}
 				for g, closes := newGuest(conn), false; !closes; {
 					if _, err = io.WriteString(g, request); err == nil {
-						closes, err = g.answer()
+						closes, err = g.answer(http.StatusOK)
 					}
 					if err != nil {
 						lost.Add(1)
@@ -173,7 +173,7 @@ func TestDoorAnswersThoseInTheQueue(t *testing.T) {
 	}
 	d.serve()
 	for i, g := range guests {
-		if _, err := g.answer(); err != nil {
+		if _, err := g.answer(http.StatusOK); err != nil {
 			t.Fatalf("guest %d: %v", i, err)
 		}
 	}
@@ -193,7 +193,7 @@ func TestDoorClosesOnThoseWhoWait(t *testing.T) {
 	silent := dial(t, d.Addr()) // has never sent a byte
 	served := dial(t, d.Addr()) // has had an answer and keeps the connection
 	served.send(t, wholeRequest)
-	if closes, err := served.answer(); err != nil || closes {
+	if closes, err := served.answer(http.StatusOK); err != nil || closes {
 		t.Fatalf("the first answer: closes %v, %v", closes, err)
 	}
 	waitFor(t, "both connections", func() bool { return len(d.connections()) == 2 })
@@ -221,7 +221,7 @@ func TestDoorWaitsForARequestThatHasBegun(t *testing.T) {
 	fresh := dial(t, d.Addr())
 	used := dial(t, d.Addr())
 	used.send(t, wholeRequest)
-	if _, err := used.answer(); err != nil {
+	if _, err := used.answer(http.StatusOK); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range []*guest{fresh, used} {
@@ -248,7 +248,7 @@ func TestDoorWaitsForARequestThatHasBegun(t *testing.T) {
 		}
 	}
 	for name, g := range map[string]*guest{"fresh": fresh, "used": used} {
-		if closes, err := g.answer(); err != nil || !closes {
+		if closes, err := g.answer(http.StatusOK); err != nil || !closes {
 			t.Errorf("%s connection: closes %v, %v", name, closes, err)
 		}
 	}
@@ -277,7 +277,7 @@ func TestDoorGivesUpAtTheDeadline(t *testing.T) {
 }
 
 // waitFor waits until condition holds; what says what is waited for.
-func waitFor(t *testing.T, what string, condition func() bool) {
+func waitFor(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -77,7 +77,7 @@ func (s *service) run(ctx context.Context) error {
 
 	stopping := time.Now()
 	s.log.Info().AnErr("cause", context.Cause(ctx)).Stringer("at_most", s.config.ShutdownTimeout).
-		Msg("stopping: every request is answered first; a second signal ends it at once")
+		Msg(stoppingMessage)
 	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
 	defer cancel()
 
@@ -100,7 +100,11 @@ func (s *service) run(ctx context.Context) error {
 		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): the connections to PostgreSQL", s.config.ShutdownTimeout)
 	}
 	if cut > 0 {
-		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): %d requests without a whole answer", s.config.ShutdownTimeout, cut)
+		requests := "requests"
+		if cut == 1 {
+			requests = "request"
+		}
+		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): %d %s without a whole answer", s.config.ShutdownTimeout, cut, requests)
 	}
 	s.log.Info().
 		Dur("up_ms", stopping.Sub(started)).
@@ -110,6 +114,9 @@ func (s *service) run(ctx context.Context) error {
 		Msg("stopped")
 	return err
 }
+
+// stoppingMessage is logged at the first signal.
+const stoppingMessage = "stopping: every request is answered first; a second signal ends it at once"
 
 // readinessPause is how often a start looks whether claims can be made.
 const readinessPause = 200 * time.Millisecond

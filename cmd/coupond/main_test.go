@@ -1,0 +1,421 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"scalable-coupon-system/api/apitest"
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/db/dbtest"
+)
+
+// beCoupond in the environment makes the test binary the program itself, for tests that send it signals.
+const beCoupond = "COUPOND_TEST_BINARY_IS_COUPOND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(beCoupond) != "" {
+		main()
+	}
+	dbtest.Main(m)
+}
+
+// program is a coupond that runs, in this process or in one of its own.
+type program struct {
+	stdout, stderr journal
+	url            string // of the service, once it listens
+	pid            int    // 0 in this process
+	signal         func(os.Signal)
+	exited         chan struct{}
+	code           int // the exit code, when exited is closed; -1: a signal ended it
+}
+
+// start runs coupond in this process until the test ends. environ is a list of NAME=value.
+func start(t testing.TB, environ []string, args ...string) *program {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &program{signal: func(os.Signal) { cancel() }, exited: make(chan struct{})}
+	go func() {
+		defer close(p.exited)
+		p.code = run(ctx, args, environ, &p.stdout, &p.stderr)
+	}()
+	t.Cleanup(func() { p.end(t, environ) })
+	return p
+}
+
+// startProcess runs the test binary as coupond, in a process of its own, until the test ends.
+func startProcess(t testing.TB, environ []string, args ...string) *program {
+	t.Helper()
+	binary, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startBinary(t, binary, append(environ, beCoupond+"=1"), args...)
+}
+
+func startBinary(t testing.TB, binary string, environ []string, args ...string) *program {
+	t.Helper()
+	p := &program{exited: make(chan struct{})}
+	cmd := exec.Command(binary, args...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environ...)
+	cmd.Stdout, cmd.Stderr = &p.stdout, &p.stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.pid = cmd.Process.Pid
+	p.signal = func(s os.Signal) { _ = cmd.Process.Signal(s) }
+	go func() {
+		defer close(p.exited)
+		_ = cmd.Wait() // the exit code tells
+		p.code = cmd.ProcessState.ExitCode()
+	}()
+	t.Cleanup(func() { p.end(t, environ) })
+	return p
+}
+
+// end stops the program if it still runs, and holds all that it has ever said against the password in its environment.
+func (p *program) end(t testing.TB, environ []string) {
+	t.Helper()
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(time.Minute):
+		p.signal(syscall.SIGKILL)
+		t.Error("the program did not end within a minute")
+	}
+	said := p.stdout.String() + p.stderr.String()
+	if t.Failed() {
+		t.Logf("coupond said:\n%s", shortened(said))
+	}
+	for _, variable := range environ {
+		connString, ok := strings.CutPrefix(variable, "DATABASE_URL=")
+		if !ok {
+			continue
+		}
+		config, err := pgxpool.ParseConfig(connString)
+		if err == nil && config.ConnConfig.Password != "" && strings.Contains(said, config.ConnConfig.Password) {
+			t.Error("the password is in what coupond said")
+		}
+	}
+}
+
+// wait waits for the program's end and returns its exit code.
+func (p *program) wait(t testing.TB) int {
+	t.Helper()
+	select {
+	case <-p.exited:
+	case <-time.After(time.Minute):
+		t.Fatalf("it did not end within a minute:\n%s", shortened(p.stderr.String()))
+	}
+	return p.code
+}
+
+// listening waits until the service listens, and sets its url.
+func (p *program) listening(t testing.TB) *program {
+	t.Helper()
+	line := p.logged(t, "listening")
+	p.url = "http://" + line["address"].(string)
+	return p
+}
+
+// ready waits until the service is ready for claims.
+func (p *program) ready(t testing.TB) *program {
+	t.Helper()
+	p.listening(t)
+	p.logged(t, "ready for claims")
+	return p
+}
+
+// logged waits for a line of the log with this message.
+func (p *program) logged(t testing.TB, message string) map[string]any {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		ended := false
+		select {
+		case <-p.exited:
+			ended = true
+		default:
+		}
+		for line := range strings.Lines(p.stderr.String()) {
+			var fields map[string]any
+			if !strings.Contains(line, message) {
+				continue
+			}
+			if json.Unmarshal([]byte(line), &fields) == nil && fields["message"] == message {
+				return fields
+			}
+		}
+		if ended || time.Now().After(deadline) {
+			t.Fatalf("no line %q in the log (ended: %t):\n%s", message, ended, shortened(p.stderr.String()))
+		}
+	}
+}
+
+// journal keeps what is written to it, for readers at any time.
+type journal struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+// shortened keeps the beginning and the end of a text that is long.
+func shortened(text string) string {
+	const most = 4000
+	if len(text) <= 2*most {
+		return text
+	}
+	return text[:most] + "\n…\n" + text[len(text)-most:]
+}
+
+// environ is the environment of a service on a free port.
+func environ(databaseURL string, more ...string) []string {
+	return append([]string{"DATABASE_URL=" + databaseURL, "LISTEN_ADDR=127.0.0.1:0"}, more...)
+}
+
+// client is an HTTP client of one service, whose answers are all held against openapi.yaml.
+type client struct {
+	http.Client
+	base string
+}
+
+// newClient makes a client with at most connections keep-alive connections.
+func newClient(t testing.TB, base string, connections int) *client {
+	t.Helper()
+	transport := &http.Transport{
+		MaxConnsPerHost:     connections,
+		MaxIdleConns:        connections,
+		MaxIdleConnsPerHost: connections,
+		DisableCompression:  true,
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &client{http.Client{Transport: apitest.Checked(t, transport), Timeout: time.Minute}, base}
+}
+
+// answer is what an API call came to.
+type answer struct {
+	status int
+	code   string // of an error body
+	body   string
+}
+
+func (c *client) do(method, path, body string) (answer, error) {
+	request, err := http.NewRequestWithContext(context.Background(), method, c.base+path, strings.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
+	if body != "" {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := c.Do(request)
+	if err != nil {
+		return answer{}, err
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return answer{}, err
+	}
+	a := answer{status: response.StatusCode, body: string(text)}
+	if a.status >= http.StatusBadRequest {
+		var fault struct{ Code string }
+		if err := json.Unmarshal(text, &fault); err != nil {
+			return a, fmt.Errorf("an error body that is no JSON: %s: %w", text, err)
+		}
+		a.code = fault.Code
+	}
+	return a, nil
+}
+
+// must is do for requests that have an answer.
+func (c *client) must(t testing.TB, method, path, body string) answer {
+	t.Helper()
+	a, err := c.do(method, path, body)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return a
+}
+
+func (c *client) create(t testing.TB, coupon string, amount int) {
+	t.Helper()
+	if a := c.must(t, http.MethodPost, "/api/coupons", fmt.Sprintf(`{"name":%q,"amount":%d}`, coupon, amount)); a.status != http.StatusCreated {
+		t.Fatalf("create %s: %d %s", coupon, a.status, a.body)
+	}
+}
+
+func claimBody(user, coupon string) string {
+	return fmt.Sprintf(`{"user_id":%q,"coupon_name":%q}`, user, coupon)
+}
+
+func (c *client) claim(user, coupon string) (answer, error) {
+	return c.do(http.MethodPost, "/api/coupons/claim", claimBody(user, coupon))
+}
+
+// state is a coupon as GET shows it.
+type state struct {
+	Name            string
+	Amount          int
+	RemainingAmount int      `json:"remaining_amount"`
+	ClaimedBy       []string `json:"claimed_by"`
+}
+
+func (c *client) get(t testing.TB, coupon string) state {
+	t.Helper()
+	a := c.must(t, http.MethodGet, "/api/coupons/"+url.PathEscape(coupon), "")
+	if a.status != http.StatusOK {
+		t.Fatalf("get %s: %d %s", coupon, a.status, a.body)
+	}
+	var s state
+	if err := json.Unmarshal([]byte(a.body), &s); err != nil {
+		t.Fatalf("get %s: %v", coupon, err)
+	}
+	if len(s.ClaimedBy)+s.RemainingAmount != s.Amount {
+		t.Errorf("get %s: %d claims and %d remaining of %d", coupon, len(s.ClaimedBy), s.RemainingAmount, s.Amount)
+	}
+	return s
+}
+
+// expect runs coupond with args, and expects its exit code and that stdout or stderr, whichever is fit for it, says says in one
+// line.
+func expect(t testing.TB, code int, says string, environ []string, args ...string) {
+	t.Helper()
+	p := start(t, environ, args...)
+	if got := p.wait(t); got != code {
+		t.Errorf("coupond %s: exit code %d, want %d; stderr: %s", args, got, code, p.stderr.String())
+	}
+	said, other := p.stdout.String(), p.stderr.String()
+	if code != 0 {
+		said, other = other, said
+	}
+	if !strings.Contains(said, says) || strings.Count(said, "\n") != 1 || other != "" {
+		t.Errorf("coupond %s said %q and %q, want one line with %q", args, said, other, says)
+	}
+}
+
+func TestServeASale(t *testing.T) {
+	t.Parallel()
+	database := dbtest.New(t)
+	p := start(t, environ(database.URL), "serve").ready(t)
+	c := newClient(t, p.url, 1)
+
+	c.create(t, "SALE", 2)
+	for _, step := range []struct {
+		user, coupon string
+		status       int
+		code         string
+	}{
+		{"ann", "SALE", http.StatusCreated, ""},
+		{"ann", "SALE", http.StatusConflict, "ALREADY_CLAIMED"},
+		{"bob", "SALE", http.StatusCreated, ""},
+		{"eve", "SALE", http.StatusBadRequest, "OUT_OF_STOCK"},
+		{"ann", "SALE", http.StatusConflict, "ALREADY_CLAIMED"},
+		{"ann", "none", http.StatusNotFound, "COUPON_NOT_FOUND"},
+	} {
+		a, err := c.claim(step.user, step.coupon)
+		if err != nil || a.status != step.status || a.code != step.code {
+			t.Errorf("%s claims %s: %d %s %v, want %d %s", step.user, step.coupon, a.status, a.code, err, step.status, step.code)
+		}
+	}
+	if s := c.get(t, "SALE"); s.RemainingAmount != 0 || strings.Join(s.ClaimedBy, " ") != "ann bob" {
+		t.Errorf("the end is %+v", s)
+	}
+	expect(t, 0, "healthy: ", []string{"LISTEN_ADDR=" + strings.TrimPrefix(p.url, "http://")}, "healthcheck")
+
+	p.signal(os.Interrupt)
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	claims := p.logged(t, "stopped")["claims"]
+	want := map[string]any{"claimed": 2.0, "already_claimed": 2.0, "out_of_stock": 1.0, "coupon_not_found": 1.0, "failed": 0.0}
+	if fmt.Sprint(claims) != fmt.Sprint(want) {
+		t.Errorf("the summary counts %v, want %v", claims, want)
+	}
+	started := p.logged(t, "starting")
+	if config, ok := started["config"].(map[string]any); !ok || config["DB_MAX_CONNS"] != "16" || config["LOG_FORMAT"] != "json" ||
+		config["LISTEN_ADDR"] != "127.0.0.1:0" || started["database"] == "" {
+		t.Errorf("the start-up line is %v", started)
+	}
+}
+
+func TestServeNeedsADatabase(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"serve", "migrate"} {
+		expect(t, exitUsage, "coupond dev\n", nil, command)
+		expect(t, exitUsage, "coupond: DATABASE_URL is not set", []string{"DATABASE_URL="}, command)
+	}
+}
+
+func TestServeOnATakenPort(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	address := listener.Addr().String()
+	expect(t, exitFailure, "cannot listen on "+address+": another program does already",
+		[]string{"DATABASE_URL=postgres://nowhere", "LISTEN_ADDR=" + address}, "serve")
+	expect(t, exitFailure, "cannot listen on 192.0.2.1:80 (LISTEN_ADDR): ",
+		[]string{"DATABASE_URL=postgres://nowhere", "LISTEN_ADDR=192.0.2.1:80"}, "serve")
+}
+
+func TestWrongUsage(t *testing.T) {
+	t.Parallel()
+	expect(t, exitUsage, `unknown command "srve"; did you mean serve?`, nil, "srve")
+	expect(t, exitUsage, `unknown command "x" (see: coupond --help)`, nil, "x")
+	expect(t, exitUsage, `unknown flag: --port (see: coupond serve --help)`, nil, "serve", "--port", "80")
+	expect(t, exitUsage, `coupond serve takes no arguments, got ["now"] (see: coupond serve --help)`, nil, "serve", "now")
+
+	p := start(t, nil)
+	if code := p.wait(t); code != exitUsage || p.stdout.String() != "" || !strings.Contains(p.stderr.String(), "Commands:") ||
+		!strings.HasSuffix(p.stderr.String(), "coupond: no command given\n") {
+		t.Errorf("without a command: exit code %d, %s", code, p.stderr.String())
+	}
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil, "version")
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, want := range []string{"coupond ", "\ncommit  ", fmt.Sprintf("\nschema  %d\n", db.Version()), "\ngo      go1."} {
+		if !strings.Contains(p.stdout.String(), want) {
+			t.Errorf("%q is not in %s", want, p.stdout.String())
+		}
+	}
+}
+
+// A shell that completes commands is what cobra gives; that it names ours is what we see to.
+func TestCompletion(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil, "__complete", "h")
+	if code := p.wait(t); code != 0 || !strings.HasPrefix(p.stdout.String(), "healthcheck\t") {
+		t.Errorf("exit code %d, %s", code, p.stdout.String())
+	}
+}
