@@ -1,0 +1,66 @@
+package load
+
+import (
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Request is what one arrival wants: to claim Coupon for User or, with Read, to read Coupon.
+type Request struct {
+	User   string
+	Coupon string
+	Read   bool
+}
+
+// writer makes the bytes of requests to one service, one after the other in the same memory.
+type writer struct {
+	read, claim string // each up to where the requests differ
+	body, out   []byte
+}
+
+func newWriter(address string) *writer {
+	return &writer{
+		read: " HTTP/1.1\r\nHost: " + address + "\r\n\r\n",
+		claim: "POST /api/coupons/claim HTTP/1.1\r\nHost: " + address +
+			"\r\nContent-Type: application/json\r\nContent-Length: ",
+	}
+}
+
+// write returns the whole request; it is good until the next one. Names that are no valid UTF-8 are refused.
+func (w *writer) write(r Request) ([]byte, error) {
+	if r.Read {
+		w.out = append(w.out[:0], "GET "...)
+		w.out = append(w.out, CouponPath(r.Coupon)...)
+		w.out = append(w.out, w.read...)
+		return w.out, nil
+	}
+	var err error
+	w.body = append(w.body[:0], `{"user_id":`...)
+	if w.body, err = jsontext.AppendQuote(w.body, r.User); err != nil {
+		return nil, err
+	}
+	w.body = append(w.body, `,"coupon_name":`...)
+	if w.body, err = jsontext.AppendQuote(w.body, r.Coupon); err != nil {
+		return nil, err
+	}
+	w.body = append(w.body, '}')
+
+	w.out = append(w.out[:0], w.claim...)
+	w.out = strconv.AppendInt(w.out, int64(len(w.body)), 10)
+	w.out = append(w.out, "\r\n\r\n"...)
+	w.out = append(w.out, w.body...)
+	return w.out, nil
+}
+
+// CouponPath is where the service reports a coupon. "." and ".." are names like any other, so that their dots have to be
+// escaped: clients and proxies would take them for steps in the path.
+func CouponPath(name string) string {
+	escaped := url.PathEscape(name)
+	if name == "." || name == ".." {
+		escaped = strings.ReplaceAll(name, ".", "%2E")
+	}
+	return "/api/coupons/" + escaped
+}

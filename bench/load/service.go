@@ -1,0 +1,104 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/go-json-experiment/json"
+)
+
+// ErrCouponExists says that the service has a coupon of this name already.
+var ErrCouponExists = errors.New("the service has a coupon of this name already")
+
+// Coupon is a coupon as the service reports it.
+type Coupon struct {
+	Name      string
+	Amount    int
+	Remaining int
+	ClaimedBy []string
+}
+
+// Service asks for what is not part of the load: creating a coupon before it and reading it after. It uses net/http,
+// which is slow and knows everything.
+type Service struct {
+	// Address is "host:port".
+	Address string
+	// Timeout bounds one request; reading a coupon with 1,000,000 claims takes a second or two.
+	Timeout time.Duration
+}
+
+// Create creates a coupon with amount pieces. The error wraps [ErrCouponExists] when the name is taken.
+func (s Service) Create(ctx context.Context, name string, amount int) error {
+	body, err := json.Marshal(map[string]any{"name": name, "amount": amount})
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, http.MethodPost, "/api/coupons", body, func(r *http.Response) error {
+		switch r.StatusCode {
+		case http.StatusCreated:
+			return nil
+		case http.StatusConflict:
+			return fmt.Errorf("%w: %q", ErrCouponExists, name)
+		default:
+			return unexpected(r)
+		}
+	})
+}
+
+// Coupon reads a coupon with everybody who has it. A report that breaks the contract (a field that is missing, unknown
+// or said twice) is an error.
+func (s Service) Coupon(ctx context.Context, name string) (Coupon, error) {
+	var c Coupon
+	err := s.do(ctx, http.MethodGet, CouponPath(name), nil, func(r *http.Response) error {
+		if r.StatusCode != http.StatusOK {
+			return unexpected(r)
+		}
+		var reported struct {
+			Name      *string   `json:"name"`
+			Amount    *int      `json:"amount"`
+			Remaining *int      `json:"remaining_amount"`
+			ClaimedBy *[]string `json:"claimed_by"`
+		}
+		if err := json.UnmarshalRead(r.Body, &reported, json.RejectUnknownMembers(true)); err != nil {
+			return err
+		}
+		if reported.Name == nil || reported.Amount == nil || reported.Remaining == nil || reported.ClaimedBy == nil {
+			return errors.New("a field is missing or null")
+		}
+		c = Coupon{*reported.Name, *reported.Amount, *reported.Remaining, *reported.ClaimedBy}
+		return nil
+	})
+	return c, err
+}
+
+func (s Service) do(ctx context.Context, method, path string, body []byte, read func(*http.Response) error) error {
+	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.Address+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	if method == http.MethodPost {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close() //nolint:errcheck // all that mattered was read
+	if err := read(response); err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+func unexpected(r *http.Response) error {
+	body, _ := io.ReadAll(io.LimitReader(r.Body, 300)) // as much as there is, to show
+	return fmt.Errorf("answered %s %q", r.Status, body)
+}

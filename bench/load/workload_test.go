@@ -1,0 +1,74 @@
+package load
+
+import (
+	"slices"
+	"testing"
+)
+
+func TestUsers(t *testing.T) {
+	users := Users(1234)
+	if len(users) != 1234 || users[0] != "user-0000001" || users[1233] != "user-0001234" {
+		t.Errorf("%d users from %q to %q", len(users), users[0], users[len(users)-1])
+	}
+	if len(Users(0)) != 0 {
+		t.Error("nobody is somebody")
+	}
+}
+
+func TestOrder(t *testing.T) {
+	const users = 1000
+	order := Order(users, 5.04, 7)
+	if len(order) != 1050 {
+		t.Fatalf("%d requests, want 1000 and 5 %% again", len(order))
+	}
+	times := make([]int, users)
+	for _, u := range order {
+		times[u]++
+	}
+	slices.Sort(times)
+	if times[0] != 1 || times[949] != 1 || times[950] != 2 || times[999] != 2 {
+		t.Errorf("not everybody once and 50 twice: %v", times)
+	}
+	if slices.IsSorted(order) {
+		t.Error("not shuffled")
+	}
+	if !slices.Equal(order, Order(users, 5.04, 7)) {
+		t.Error("the same seed gave another order")
+	}
+	if slices.Equal(order, Order(users, 5.04, 8)) {
+		t.Error("another seed gave the same order")
+	}
+	if all := Order(users, 100, 7); len(all) != 2*users {
+		t.Errorf("%d requests, want everybody twice", len(all))
+	}
+}
+
+func TestEvenly(t *testing.T) {
+	which := Evenly(1001, 100, 7)
+	times := make([]int, 100)
+	for _, c := range which {
+		times[c]++
+	}
+	slices.Sort(times)
+	if times[0] != 10 || times[98] != 10 || times[99] != 11 {
+		t.Errorf("uneven: %v", times)
+	}
+	if !slices.Equal(which, Evenly(1001, 100, 7)) || slices.Equal(which, Evenly(1001, 100, 8)) {
+		t.Error("not by seed")
+	}
+}
+
+func TestZipf(t *testing.T) {
+	which := Zipf(10_000, 100, 1.1, 7)
+	times := make([]int, 100)
+	for _, c := range which {
+		times[c]++
+	}
+	// The law: with exponent 1.1 and 100 coupons, the first gets 1/4.28 of all, the second 2^-1.1 of that.
+	if times[0] < 2136 || times[0] > 2536 || times[1] < 990 || times[1] > 1190 {
+		t.Errorf("the most popular got %d and %d", times[0], times[1])
+	}
+	if !slices.Equal(which, Zipf(10_000, 100, 1.1, 7)) || slices.Equal(which, Zipf(10_000, 100, 1.1, 8)) {
+		t.Error("not by seed")
+	}
+}
