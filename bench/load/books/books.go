@@ -12,8 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/text/language"
-	"golang.org/x/text/message"
+	"github.com/dustin/go-humanize"
 
 	"scalable-coupon-system/bench/load"
 )
@@ -132,11 +131,10 @@ func (b *Book) Compare(reported load.Coupon) Verdict {
 	defer b.mu.Unlock()
 
 	var v Verdict
-	number := message.NewPrinter(language.English)
 	expected := min(b.stock, len(b.users))
-	exactly := Promise{Text: number.Sprintf("exactly %d won", expected)}
+	exactly := Promise{Text: "exactly " + humanize.Comma(int64(expected)) + " won"}
 	twice := Promise{Text: "nobody won twice"}
-	everybody := Promise{Text: number.Sprintf("all %d users were told", len(b.users))}
+	everybody := Promise{Text: "all " + humanize.Comma(int64(len(b.users))) + " users were told"}
 	contradiction := b.odd
 	contradiction.Text = "no answer contradicts another"
 
@@ -163,7 +161,7 @@ func (b *Book) Compare(reported load.Coupon) Verdict {
 		b.contradictions(&contradiction, name, u)
 	}
 	if v.Winners != expected {
-		exactly.broke("%s did", number.Sprint(v.Winners))
+		exactly.broke("%s did", humanize.Comma(int64(v.Winners)))
 	}
 	same := b.report(reported, &twice)
 	v.Promises = []Promise{exactly, twice, everybody, contradiction, same}
