@@ -18,7 +18,7 @@ type exchange struct {
 	http.ResponseWriter
 	h       *Handler
 	request *http.Request
-	id      []string // the request id, in the form of a header's values
+	id      [1]string // the request id, in the form of a header's values
 	started time.Time
 
 	// unread: the request has a body that nobody has read to its end.
@@ -37,11 +37,11 @@ func (h *Handler) observe(next http.Handler) http.Handler {
 			ResponseWriter: w,
 			h:              h,
 			request:        r,
-			id:             requestID(r),
+			id:             [1]string{requestID(r)},
 			started:        time.Now(),
 			unread:         r.ContentLength != 0,
 		}
-		w.Header()[headerRequestID] = x.id
+		w.Header()[headerRequestID] = x.id[:]
 		defer x.finish()
 		next.ServeHTTP(x, r)
 	})
@@ -156,11 +156,11 @@ const (
 
 // requestID takes the request's X-Request-ID when there is one and it is sane,
 // and makes one otherwise.
-func requestID(r *http.Request) []string {
+func requestID(r *http.Request) string {
 	if given := r.Header[headerRequestID]; len(given) == 1 && saneRequestID(given[0]) {
-		return given
+		return given[0]
 	}
-	return []string{rand.Text()}
+	return rand.Text()
 }
 
 // saneRequestID allows what the usual makers of request ids use (UUIDs, ULIDs,

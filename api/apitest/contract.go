@@ -112,7 +112,7 @@ func Check(doc *openapi3.T, request *http.Request, sent io.ReadCloser, response 
 		}
 	}
 	input := &openapi3filter.RequestValidationInput{Request: forValidation(request, method, sent)}
-	input.Route, input.PathParams = findRoute(doc, method, request.URL)
+	input.Route, input.PathParams = findRoute(doc, method, sentPath(request))
 	unrouted := input.Route.Operation == nil
 	if unrouted {
 		input.Route.Operation = unroutedOperation(doc, input.Route.PathItem != nil)
@@ -175,22 +175,29 @@ func forValidation(request *http.Request, method string, sent io.ReadCloser) *ht
 // and a path spelled out goes before one with a parameter, as OpenAPI says. The
 // route has no PathItem when the path is unknown, and no Operation when the path
 // or the method is.
-func findRoute(doc *openapi3.T, method string, u *url.URL) (*routers.Route, map[string]string) {
-	route := &routers.Route{Spec: doc, Method: method, Path: u.EscapedPath()}
-	route.PathItem = doc.Paths.Value(route.Path)
+func findRoute(doc *openapi3.T, method, path string) (*routers.Route, map[string]string) {
+	route := &routers.Route{Spec: doc, Method: method, Path: path}
 	var params map[string]string
-	if route.PathItem == nil {
-		for _, pattern := range doc.Paths.InMatchingOrder() {
-			if params = matchPath(pattern, u.EscapedPath()); params != nil {
-				route.Path, route.PathItem = pattern, doc.Paths.Value(pattern)
-				break
-			}
+	for _, pattern := range doc.Paths.InMatchingOrder() { // spelled out before templates
+		if params = matchPath(pattern, path); params != nil {
+			route.Path, route.PathItem = pattern, doc.Paths.Value(pattern)
+			break
 		}
 	}
 	if route.PathItem != nil {
 		route.Operation = route.PathItem.GetOperation(method)
 	}
 	return route, params
+}
+
+// sentPath is the path as it went over the wire. On a request that a server has
+// read, EscapedPath is not always that: where RawPath holds a character that ought
+// to be encoded, like ", it encodes Path anew.
+func sentPath(request *http.Request) string {
+	if request.RequestURI != "" && request.URL.RawPath != "" {
+		return request.URL.RawPath
+	}
+	return request.URL.EscapedPath()
 }
 
 // matchPath matches an escaped path segment by segment, and returns the decoded

@@ -1,0 +1,277 @@
+package api_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"unicode"
+	"unicode/utf8"
+
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/api/apitest"
+)
+
+// What no request may bring about, whatever it is: a 5xx, a panic, an answer
+// against openapi.yaml, a trace of what was refused. The fake Store has no faults.
+
+// fuzzed is an API with an empty Store.
+type fuzzed struct {
+	t     *testing.T
+	store *apitest.Store
+	api   *api.Handler
+}
+
+func newFuzzed(t *testing.T) *fuzzed {
+	store := apitest.NewStore()
+	return &fuzzed{t, store, api.New(store, api.Options{})}
+}
+
+// do lets the handler answer a request, as net/http would have read it.
+func (f *fuzzed) do(request *http.Request) (status int, header http.Header, body []byte) {
+	f.t.Helper()
+	var sent []byte
+	if request.Body != nil {
+		sent, _ = io.ReadAll(request.Body)
+		request.Body = io.NopCloser(bytes.NewReader(sent))
+	}
+	calls := f.store.Calls()
+	recorder := httptest.NewRecorder()
+	f.api.ServeHTTP(recorder, request)
+	response := recorder.Result()
+
+	if response.StatusCode >= 500 {
+		f.t.Fatalf("%s %q with %q is answered %d: %s", request.Method, request.URL, sent, response.StatusCode, recorder.Body)
+	}
+	refused := response.StatusCode == 400 && !strings.Contains(recorder.Body.String(), `"OUT_OF_STOCK"`) ||
+		response.StatusCode == 405 || response.StatusCode == 413 || response.StatusCode == 415
+	if refused && f.store.Calls() != calls {
+		f.t.Fatalf("%s %q with %q is refused, but the Store was asked", request.Method, request.URL, sent)
+	}
+	if request.Method == http.MethodHead {
+		response.Body = http.NoBody // net/http would not have sent it
+	}
+	if err := apitest.Check(apitest.Contract(f.t), request, io.NopCloser(bytes.NewReader(sent)), response); err != nil {
+		f.t.Fatalf("%s %q with %q is answered %d, against the contract: %v", request.Method, request.URL, sent, response.StatusCode, err)
+	}
+	return response.StatusCode, response.Header, recorder.Body.Bytes()
+}
+
+func (f *fuzzed) post(path string, body []byte) (status int, header http.Header) {
+	f.t.Helper()
+	status, header, _ = f.do(httptest.NewRequest("POST", path, bytes.NewReader(body)))
+	return status, header
+}
+
+// read reads the coupon at a path.
+func (f *fuzzed) read(path string) (name string, amount int, claimedBy []string) {
+	f.t.Helper()
+	status, _, body := f.do(get(f.t, path))
+	if status != 200 {
+		f.t.Fatalf("GET %s is answered %d: %s", path, status, body)
+	}
+	var coupon struct {
+		Name      string   `json:"name"`
+		Amount    int      `json:"amount"`
+		ClaimedBy []string `json:"claimed_by"`
+	}
+	if err := json.Unmarshal(body, &coupon); err != nil {
+		f.t.Fatalf("GET %s is answered %q: %v", path, body, err)
+	}
+	return coupon.Name, coupon.Amount, coupon.ClaimedBy
+}
+
+// get is a GET as net/http reads it from the wire, or nil when it refuses it.
+func get(t *testing.T, target string) *http.Request {
+	t.Helper()
+	request, err := http.ReadRequest(bufio.NewReader(strings.NewReader("GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n")))
+	if err != nil {
+		return nil
+	}
+	return request
+}
+
+// isName is the rule for names in other words.
+func isName(s string) bool {
+	characters, visible := 0, 0
+	for i, r := range s {
+		if r == utf8.RuneError && !strings.HasPrefix(s[i:], "\ufffd") || r == 0 {
+			return false
+		}
+		characters++
+		if !unicode.In(r, unicode.White_Space) {
+			visible++
+		}
+	}
+	return characters <= 255 && visible > 0
+}
+
+func FuzzCreateBody(f *testing.F) {
+	for _, seed := range []string{
+		sale, `{}`, `[]`, `null`, ` { "amount" : 1 , "name" : "\ud83c\udf9f" } `, `{"name":"a","amount":1,"name":"b"}`,
+		`{"name":"a","amount":1e3}`, `{"name":"a","amount":2147483647}`, `{"name":"a","amount":2147483648}`, `{"name":"\u0000","amount":1}`,
+		`{"name":"\ud800","amount":1}`, "{\"name\":\"\xff\",\"amount\":1}", `{"Name":"a","amount":1}`, `{"name":"a","amount":1}}`,
+		`{"name":{"name":{}},"amount":[[[]]]}`, `{"n\u0061me":"a\/b","amount":7}`, `{"name":"a","amount":-0}`, "\ufeff{}", `{"name":"\u2028","amount":1}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		s := newFuzzed(t)
+		status, header := s.post("/api/coupons", body)
+		if status != 201 {
+			return
+		}
+		var sent struct {
+			Name   string
+			Amount int
+		}
+		if err := json.Unmarshal(body, &sent); err != nil {
+			t.Fatalf("%q is accepted, and to encoding/json it is %v", body, err)
+		}
+		name, amount, claimers := s.read(header.Get("Location"))
+		if name != sent.Name || amount != sent.Amount || len(claimers) != 0 || !isName(name) {
+			t.Fatalf("%q is read as %q, %d, %q", body, name, amount, claimers)
+		}
+	})
+}
+
+func FuzzClaimBody(f *testing.F) {
+	for _, seed := range []string{
+		adaClaims, `{"coupon_name":"sale","user_id":"\"\\\/\b\f\n\r\t\u00e9"}`, `{"user_id":"ada","coupon_name":"sale","x":0}`,
+		`{"user_id":"ada"}`, `{"user_id":null,"coupon_name":"sale"}`, `{"user_id":"ada","coupon_name":["sale"]}`, `{"user_id":"ada","coupon_name":"sale"} x`,
+		`{"user_id":"ada","coupon_name":"sale"`, `{"user_id":"","coupon_name":"sale"}`, `{"user_id":" ","coupon_name":"sale"}`, `{"user\u005fid":"ada","coupon_name":"sale"}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		s := newFuzzed(t)
+		status, _ := s.post("/api/coupons/claim", body)
+		if status != 404 {
+			return
+		}
+		// It is correct, and names a coupon that there is not: now let it be.
+		var sent struct {
+			User   string `json:"user_id"`
+			Coupon string `json:"coupon_name"`
+		}
+		if err := json.Unmarshal(body, &sent); err != nil {
+			t.Fatalf("%q is accepted, and to encoding/json it is %v", body, err)
+		}
+		status, header := s.post("/api/coupons", []byte(object("name", sent.Coupon, "amount", 1)))
+		if status != 201 {
+			t.Fatalf("coupon %q can be claimed, but not created: %d", sent.Coupon, status)
+		}
+		for _, want := range []int{201, 409} {
+			if status, _ = s.post("/api/coupons/claim", body); status != want {
+				t.Fatalf("%q is answered %d, want %d", body, status, want)
+			}
+		}
+		if _, _, claimers := s.read(header.Get("Location")); len(claimers) != 1 || claimers[0] != sent.User || !isName(sent.User) {
+			t.Fatalf("%q is read as %q", body, claimers)
+		}
+	})
+}
+
+func FuzzName(f *testing.F) {
+	for _, name := range keptNames {
+		f.Add(name)
+	}
+	for _, name := range []string{"", " ", whiteSpace, "\x00", "\xff", "\xed\xa0\x80", strings.Repeat("é", 256)} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		s := newFuzzed(t)
+		if utf8.ValidString(name) { // else JSON cannot say it
+			status, _ := s.post("/api/coupons", []byte(object("name", name, "amount", 1)))
+			if (status == 201) != isName(name) {
+				t.Fatalf("creating %q is answered %d", name, status)
+			}
+		}
+		if name == "" { // a path of its own
+			return
+		}
+		for _, path := range []string{couponPath(name), "/api/coupons/" + percentEncoded(name)} {
+			if isName(name) {
+				if read, _, _ := s.read(path); read != name {
+					t.Fatalf("%q is read as %q", name, read)
+				}
+				continue
+			}
+			if status, _, body := s.do(get(t, path)); status != 400 {
+				t.Fatalf("GET %s is answered %d: %s", path, status, body)
+			}
+		}
+	})
+}
+
+func FuzzPath(f *testing.F) {
+	for _, path := range []string{
+		"/", "*", "/api/coupons", "/api/coupons/", "/api/coupons/a", "/api/coupons/claim", "/api/coupons/a/b", "/api/coupons/a%2Fb",
+		"/api/coupons/%2E%2E", "/api/coupons/..", "//api/coupons/a", "/api/coupons/%00", "/api/coupons/%zz", "/api/coupons/%FF", "/api/coupons/{name}",
+		"/health", "/health/live", "/health/live/", "http://x/api/coupons/a", "/api/coupons/a?b#c", "/api/coupons/%E3%80%80", "/api/coupons/a%252Fb",
+		"/api/coupons/;a=b", "/api%2Fcoupons/a", "/api/coupons%2Fa", "/%61pi/coupons/a",
+	} {
+		for _, method := range []string{"GET", "HEAD", "POST", "DELETE"} {
+			f.Add(method, path)
+		}
+	}
+	f.Fuzz(func(t *testing.T, method, target string) {
+		request := get(t, target)
+		if request == nil || strings.ContainsFunc(method, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return
+		}
+		request.Method = method
+		status, _, _ := newFuzzed(t).do(request)
+		// A path with a good name in it is found, whatever else it holds.
+		path := request.URL.RawPath
+		if path == "" {
+			path = request.URL.EscapedPath()
+		}
+		last, ok := strings.CutPrefix(path, "/api/coupons/")
+		if !ok || method != "GET" || strings.Contains(last, "/") {
+			return
+		}
+		name, err := url.PathUnescape(last)
+		if err != nil {
+			t.Fatalf("net/http has let %q pass", target)
+		}
+		s := newFuzzed(t)
+		if isName(name) {
+			s.post("/api/coupons", []byte(object("name", name, "amount", 1)))
+			if read, _, _ := s.read(target); read != name {
+				t.Fatalf("GET %q reads %q, want %q", target, read, name)
+			}
+		} else if want := map[bool]int{true: 404, false: 400}[name == ""]; status != want {
+			t.Fatalf("GET %q is answered %d, want %d", target, status, want)
+		}
+	})
+}
+
+func FuzzHeaders(f *testing.F) {
+	for _, seed := range []struct {
+		contentType, requestID string
+		length                 int64
+	}{
+		{"application/json", "4bf92f3577b34da6", 44}, {"application/json; charset=utf-8", "", 44}, {"APPLICATION/JSON", "a b", -1}, {"", "a\nb", 0},
+		{"text/plain", strings.Repeat("x", 129), 65537}, {"application/json;;;", "\x00", 1 << 40}, {"application/json; a=\"", "é", 10}, {";", "a", 65536},
+	} {
+		f.Add(seed.contentType, seed.requestID, seed.length)
+	}
+	f.Fuzz(func(t *testing.T, contentType, requestID string, length int64) {
+		s := newFuzzed(t)
+		request := httptest.NewRequest("POST", "/api/coupons/claim", strings.NewReader(adaClaims))
+		request.Header["Content-Type"] = []string{contentType}
+		request.Header["X-Request-Id"] = []string{requestID}
+		request.ContentLength = max(length, -1)
+		_, header, _ := s.do(request)
+		echoed := header.Get("X-Request-ID")
+		if echoed != requestID && len(echoed) != 26 {
+			t.Fatalf("X-Request-ID %q is answered %q", requestID, echoed)
+		}
+	})
+}
