@@ -17,18 +17,19 @@ import (
 // functions and nothing else (db/migrations).
 const serviceRole = "coupon_service"
 
-// How ClaimTimeout (T) is divided:
+// How ClaimTimeout (T) is divided. A claim may queue for half of it (lanes.go), so that
+// at least T/2 is left for its two calls, and T/4 for each:
 //
-//	0.2 T  lock_timeout: longer than the crowds of several instances that take
-//	       turns at a hot coupon (some 50 ms each), short enough that a coupon
-//	       locked by somebody's open transaction holds up its lane for 0.4 T: the
-//	       crowd, then that coupon alone.
-//	0.3 T  statement_timeout: a crowd may meet several such locks.
-//	0.5 T  the first call is given up by us, for a server or a network that is
-//	       silent. It is above the server's own time-outs, whose answer says
-//	       surely that nothing happened, and leaves as much for asking again.
-func lockTimeout(claim time.Duration) time.Duration      { return claim / 5 }
-func statementTimeout(claim time.Duration) time.Duration { return 3 * claim / 10 }
+//	0.15 T  lock_timeout: longer than it takes the crowds of several instances to
+//	        have their turns at a hot coupon (some 50 ms each), short enough that a
+//	        coupon locked by somebody's open transaction holds up its lane for 0.3 T
+//	        only: the crowd, then that coupon alone.
+//	0.20 T  statement_timeout: a crowd may meet several such locks, one by one.
+//	0.25 T  or more: the first call is given up by us, for a server or a network that
+//	        is silent. The server's own time-outs come before that, because their
+//	        answer says surely that nothing happened, and keeps the connection.
+func lockTimeout(claim time.Duration) time.Duration      { return 3 * claim / 20 }
+func statementTimeout(claim time.Duration) time.Duration { return claim / 5 }
 
 // firstTry bounds the first of two calls: half of the time that ctx leaves.
 func firstTry(ctx context.Context) (context.Context, context.CancelFunc) {

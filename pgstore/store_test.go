@@ -76,8 +76,8 @@ func TestParse(t *testing.T) {
 	for param, want := range map[string]string{
 		"role":                                "coupon_service",
 		"search_path":                         "pg_catalog, pg_temp",
-		"lock_timeout":                        "1000",
-		"statement_timeout":                   "1500",
+		"lock_timeout":                        "750",
+		"statement_timeout":                   "1000",
 		"idle_in_transaction_session_timeout": "5000",
 		"application_name":                    "coupond",
 	} {
@@ -106,7 +106,7 @@ func TestParse(t *testing.T) {
 func TestTimeoutsFit(t *testing.T) {
 	for _, claim := range []time.Duration{minClaimTimeout, time.Second, 5 * time.Second, time.Minute} {
 		lock, statement := lockTimeout(claim), statementTimeout(claim)
-		if lock < time.Millisecond || lock >= statement || statement >= claim/2 {
+		if lock < time.Millisecond || lock >= statement || statement >= claim/4 {
 			t.Errorf("ClaimTimeout %v: lock_timeout %v, statement_timeout %v", claim, lock, statement)
 		}
 	}
