@@ -154,14 +154,13 @@ func healthy(t testing.TB, c *client) {
 // unhealthy waits until the service says that it is not, because of why.
 func unhealthy(t testing.TB, c *client, why string) {
 	t.Helper()
-	var a answer
-	waitFor(t, "an unhealthy service", func() bool {
-		a = c.must(t, http.MethodGet, "/health", "")
-		return a.status == http.StatusServiceUnavailable
+	waitFor(t, "/health to say "+why, func() bool {
+		a := c.must(t, http.MethodGet, "/health", "")
+		if a.status == http.StatusServiceUnavailable && (a.code != "UNAVAILABLE" || !strings.Contains(a.body, `"status":"unhealthy"`)) {
+			t.Fatalf("/health says %s", a.body)
+		}
+		return a.status == http.StatusServiceUnavailable && strings.Contains(a.body, why)
 	})
-	if a.code != "UNAVAILABLE" || !strings.Contains(a.body, why) || !strings.Contains(a.body, `"status":"unhealthy"`) {
-		t.Errorf("/health says %s, want %q", a.body, why)
-	}
 }
 
 // role makes a login role without rights, whose password is marker, and grants it the roles of granted. It is dropped at the end.
