@@ -169,8 +169,8 @@ func appendString(body []byte, s string) []byte {
 	return body
 }
 
-// send is the one writer of whole answers. The client sees the header alone when
-// it asked with HEAD, but with the length that the body has.
+// send is the one writer of whole answers. To HEAD it sends the header alone, with
+// the length that the body has.
 func (x *exchange) send(status int, body []byte) {
 	length := valueZero
 	if len(body) > 0 {
@@ -178,11 +178,24 @@ func (x *exchange) send(status int, body []byte) {
 	}
 	x.Header()["Content-Length"] = length
 	x.sendHeader(status)
-	if len(body) > 0 {
-		// An error means that the client has gone; nobody is left to be told.
-		_, _ = x.Write(body)
+	for part := range slices.Chunk(body, chunkSize) {
+		x.sendPart(part)
 	}
 }
+
+// sendPart sends a part of the body. When the client takes no more of it, the
+// exchange ends here.
+func (x *exchange) sendPart(part []byte) {
+	if len(part) > netHTTPBuffer {
+		x.renewWriteDeadline() // net/http will not keep it for later
+	}
+	if _, err := x.Write(part); err != nil {
+		x.abort(fmt.Errorf("the client took no more: %w", err))
+	}
+}
+
+// netHTTPBuffer is how much net/http gathers before it sends, in bytes.
+const netHTTPBuffer = 2 << 10
 
 // sendHeader sends what all answers have in common.
 func (x *exchange) sendHeader(status int) {

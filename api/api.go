@@ -34,10 +34,10 @@ type Store interface {
 	// CreateCoupon creates a coupon of amount pieces, or tells why not.
 	CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error)
 	// Coupon reads one consistent state of a coupon; found is false when there is
-	// none of that name.
+	// none of that name. Concurrent callers may get the same *Coupon.
 	Coupon(ctx context.Context, name string) (coupon *pgstore.Coupon, found bool, err error)
 	// Ready returns nil when claims can be made, else one sentence that may be
-	// shown to anybody.
+	// shown to anybody, also when ctx ends while it asks.
 	Ready(ctx context.Context) error
 }
 

@@ -10,9 +10,8 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// chunkSize is how much of an answer is encoded before it is sent, in bytes. It
-// bounds the memory a reader costs; beyond a few KiB its size hardly matters for
-// the speed.
+// chunkSize is how much of a big answer is encoded before it is sent, and how much
+// the client has to take within stallTimeout, in bytes.
 const chunkSize = 32 << 10
 
 // chunks are buffers that hold a chunk and the user id that made it full.
@@ -30,36 +29,51 @@ func (h *Handler) coupon(x *exchange) {
 	}
 	ctx := x.request.Context()
 	c, found, err := h.store.Coupon(ctx, name)
-	switch {
-	case err != nil:
+	if err != nil {
 		x.fail(err)
-	case !found:
+		return
+	}
+	if !found {
 		x.answer(CodeCouponNotFound)
-	case x.request.Method == http.MethodHead:
+		return
+	}
+	if x.request.Method == http.MethodHead {
 		// No Content-Length: to know it, a million claims would have to be read.
 		x.sendHeader(http.StatusOK)
-	default:
-		x.sendCoupon(ctx, c)
+		return
 	}
+	if _, whole := c.Whole(); whole {
+		// All who share this read share its encoding.
+		x.send(http.StatusOK, c.EncodeOnce(encodeCoupon))
+		return
+	}
+	x.streamCoupon(ctx, c)
 }
 
-// sendCoupon sends a coupon with its claimers: whole when that fits into a chunk,
-// else chunk by chunk while the pages are read. Nothing is sent before the first
-// page is there; what goes wrong later can only be told by cutting the answer off.
-func (x *exchange) sendCoupon(ctx context.Context, c *pgstore.Coupon) {
-	pooled := chunks.Get().(*[]byte)
-	body := append((*pooled)[:0], `{"name":`...)
-	defer func() {
-		*pooled = body[:0]
-		chunks.Put(pooled)
-	}()
-	body = appendString(body, c.Name)
-	body = append(body, `,"amount":`...)
-	body = strconv.AppendInt(body, int64(c.Amount), 10)
-	body = append(body, `,"remaining_amount":`...)
-	body = strconv.AppendInt(body, int64(c.RemainingAmount), 10)
-	body = append(body, `,"claimed_by":[`...)
+// encodeCoupon encodes a coupon whose claimers are all at hand.
+func encodeCoupon(c *pgstore.Coupon) []byte {
+	users, _ := c.Whole()
+	size := 128 + len(c.Name)
+	for _, user := range users {
+		size += len(user) + len(`"",`)
+	}
+	body := appendCouponHead(make([]byte, 0, size), c)
+	for i, user := range users {
+		body = appendUser(body, i, user)
+	}
+	return append(body, couponTail...)
+}
 
+// streamCoupon sends a coupon chunk by chunk while the pages of its claimers are
+// read, in memory that does not grow with it. Nothing is sent before the first
+// page is there; what goes wrong later can only be told by cutting the answer off.
+func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) {
+	buffer := chunks.Get().(*[]byte)
+	body := appendCouponHead((*buffer)[:0], c)
+	defer func() {
+		*buffer = body[:0]
+		chunks.Put(buffer)
+	}()
 	claimers := 0
 	for page, err := range c.Claimers(ctx) {
 		if err != nil {
@@ -67,42 +81,28 @@ func (x *exchange) sendCoupon(ctx context.Context, c *pgstore.Coupon) {
 			return
 		}
 		for _, user := range page {
-			if claimers > 0 {
-				body = append(body, ',')
-			}
+			body = appendUser(body, claimers, user)
 			claimers++
-			body = appendString(body, user)
 			if len(body) >= chunkSize {
-				if err := x.sendChunk(body); err != nil {
-					x.abort(fmt.Errorf("the client took no more: %w", err))
-				}
+				x.sendChunk(body)
 				body = body[:0]
 			}
 		}
 	}
 	if claimers != c.Amount-c.RemainingAmount {
-		x.failCoupon(fmt.Errorf("coupon %q: %d claimers, but %d of %d remain", c.Name, claimers, c.RemainingAmount, c.Amount))
+		x.failCoupon(fmt.Errorf("coupon %q has %d claimers, but %d of %d remain", c.Name, claimers, c.RemainingAmount, c.Amount))
 		return
 	}
-	body = append(body, "]}\n"...)
-	if x.status == 0 {
-		x.send(http.StatusOK, body)
-		return
-	}
-	if err := x.sendChunk(body); err != nil {
-		x.abort(fmt.Errorf("the client took no more: %w", err))
-	}
+	x.sendChunk(append(body, couponTail...))
 }
 
-// sendChunk sends a part of a coupon, the header first. It does not flush: a
-// chunk is larger than net/http's buffers, and goes through them.
-func (x *exchange) sendChunk(part []byte) error {
+// sendChunk sends a part of a coupon, the header first. It does not flush: a chunk
+// is larger than net/http's buffers and goes through them.
+func (x *exchange) sendChunk(part []byte) {
 	if x.status == 0 {
 		x.sendHeader(http.StatusOK)
 	}
-	x.renewWriteDeadline()
-	_, err := x.Write(part)
-	return err
+	x.sendPart(part)
 }
 
 // failCoupon tells what went wrong, or cuts the answer off when it has begun.
@@ -113,3 +113,24 @@ func (x *exchange) failCoupon(err error) {
 	}
 	x.abort(err)
 }
+
+// The body of a coupon: the head, the users with commas between them, the tail.
+
+func appendCouponHead(body []byte, c *pgstore.Coupon) []byte {
+	body = append(body, `{"name":`...)
+	body = appendString(body, c.Name)
+	body = append(body, `,"amount":`...)
+	body = strconv.AppendInt(body, int64(c.Amount), 10)
+	body = append(body, `,"remaining_amount":`...)
+	body = strconv.AppendInt(body, int64(c.RemainingAmount), 10)
+	return append(body, `,"claimed_by":[`...)
+}
+
+func appendUser(body []byte, i int, user string) []byte {
+	if i > 0 {
+		body = append(body, ',')
+	}
+	return appendString(body, user)
+}
+
+const couponTail = "]}\n"

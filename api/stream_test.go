@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -123,9 +125,45 @@ func TestPagesBecomeOneList(t *testing.T) {
 				t.Fatalf("pages of %v: user %d is %q, want %q", sizes, i, claimers[i], want[i])
 			}
 		}
-		if small := len(got.body) < 32<<10; small != (got.header.Get("Content-Length") != "") {
-			t.Errorf("an answer of %d bytes has Content-Length %q", len(got.body), got.header.Get("Content-Length"))
+	}
+}
+
+// A coupon that is all at hand is one answer with its length, and is encoded once
+// for all who share it.
+func TestSharedCoupon(t *testing.T) {
+	s := serve(t)
+	for _, claims := range []int{0, 1, 100, 10_000} {
+		users := page(claims)
+		shared := pgstore.WholeCoupon("big", claims+7, users)
+		s.store.coupon = func(context.Context, string) (*pgstore.Coupon, bool, error) { return shared, true, nil }
+		first := s.do("GET", "/api/coupons/big", "")
+		first.want(t, 200, "")
+		if length := first.header.Get("Content-Length"); length != strconv.Itoa(len(first.body)) {
+			t.Errorf("an answer of %d bytes has Content-Length %q", len(first.body), length)
 		}
+		coupon := parsed(t, first.body).(map[string]any)
+		claimers := coupon["claimed_by"].([]any)
+		if coupon["amount"] != float64(claims+7) || coupon["remaining_amount"] != 7.0 || len(claimers) != claims {
+			t.Fatalf("%d claims are read as %.100s", claims, first.body)
+		}
+		for i, user := range users {
+			if claimers[i] != user {
+				t.Fatalf("user %d of %d is %q, want %q", i, claims, claimers[i], user)
+			}
+		}
+		shared.EncodeOnce(func(*pgstore.Coupon) []byte {
+			t.Error("the coupon is encoded again")
+			return nil
+		})
+		var readers sync.WaitGroup
+		for range 4 {
+			readers.Go(func() {
+				if again := s.do("GET", "/api/coupons/big", ""); again.body != first.body {
+					t.Errorf("another reader gets %.100s", again.body)
+				}
+			})
+		}
+		readers.Wait()
 	}
 }
 

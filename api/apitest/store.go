@@ -87,6 +87,9 @@ func (s *Store) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, e
 		return nil, false, s.fault
 	}
 	claimers := c.claimers
+	if len(claimers) <= PageSize {
+		return pgstore.WholeCoupon(name, c.amount, claimers), true, nil
+	}
 	return &pgstore.Coupon{
 		Name:            name,
 		Amount:          c.amount,
