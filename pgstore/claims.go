@@ -35,15 +35,7 @@ type claim struct {
 // A caller who leaves (ctx ends) before his claim was sent takes it with him; after
 // that the claim stands, and Claim waits for its outcome, for ClaimTimeout at most.
 func (s *Store) Claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
-	if ctx.Err() != nil {
-		return "", gaveUp(ctx)
-	}
-	// This is the place of the lanes: send takes a crowd.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
-	defer cancel()
-	c := claim{user: user, coupon: coupon}
-	s.send(ctx, []*claim{&c})
-	return c.status, c.err
+	return s.lanes.claim(ctx, user, coupon)
 }
 
 // send asks PostgreSQL for a crowd, in one call and one commit. When it returns,

@@ -60,6 +60,7 @@ type Store struct {
 	readers chan struct{} // a place in it is the right to read
 	askers  int           // connections that one lane may use to ask again
 
+	lanes *lanes
 	reads reads[*Coupon]
 	state readiness
 }
@@ -86,6 +87,7 @@ func Open(cfg Config) (*Store, error) {
 		timeout:       cfg.ClaimTimeout,
 		schemaVersion: cfg.SchemaVersion,
 	}
+	s.lanes = newLanes(cfg.ClaimLanes, cfg.ClaimQueue, cfg.ClaimTimeout, s.send)
 	s.reads.read = s.readCoupon
 	s.reads.timeout = cfg.ClaimTimeout
 
@@ -134,6 +136,7 @@ func (cfg Config) check() error {
 // Close answers everything that waits, then closes the connections. Calls that
 // begin later find the database unavailable.
 func (s *Store) Close() {
+	s.lanes.close()
 	s.pool.Close()
 	s.watch.Close()
 }

@@ -1,0 +1,274 @@
+package pgstore
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+// How claims travel together.
+//
+// A coupon on sale is one row, and its lock is held until the commit: claims that go
+// one by one are capped at one a commit, however many connections carry them. So
+// claims that arrive while a call is in flight wait for it, and then go together: one
+// call, one lock, one commit for all of them. There is no timer: an idle service adds
+// no delay, and a busy one grows its crowds by itself.
+//
+// The way of a claim:
+//
+//  1. A coupon always maps to the same lane. A lane has at most one call in flight.
+//  2. A caller who finds his lane idle takes its turn and carries his own claim, on his
+//     own goroutine. (A goroutine standing by for it would cost him two switches.)
+//  3. A caller who finds it busy queues. If the queue is full he hears ErrOverloaded at
+//     once; if he leaves while he waits, his claim leaves with him.
+//  4. Whoever ends a call hands the turn on: to a goroutine that carries all who have
+//     gathered meanwhile, and those who gather while it does, until nobody waits.
+//  5. Boarding a call is the point of no return: from then on the claim stands, its
+//     caller stays for the answer, and gets it when the call has returned, which is
+//     after the commit.
+//
+// Who owns what: a lane's fields belong to its mutex. A waiter belongs to the mutex as
+// long as he queues, to the carrier from boarding until done is signalled, to his
+// caller after that.
+//
+// Bounds: a claim that has queued for half of the time-out is not boarded any more, so
+// each crowd has the other half left, and send is bound by its oldest claim's deadline.
+// That way everybody is answered within the time-out and no claim needs a timer.
+type lanes struct {
+	send    func(ctx context.Context, claims []*claim) // sets each claim's status or err
+	limit   int                                        // claims that may queue in a lane
+	timeout time.Duration                              // longest a claim waits for its answer
+	seed    maphash.Seed
+	lanes   []lane
+	running sync.WaitGroup // lanes that are not idle
+
+	// waiters spares a claim the allocation of its waiter and channel. One whose caller
+	// left is not put back: the queue has it still.
+	waiters sync.Pool
+}
+
+// mostInCall is the most claims that one call carries. The row lock is held for the
+// whole call, so what one instance gains by larger crowds the others wait for.
+const mostInCall = 1024
+
+type lane struct {
+	*lanes
+	mu     sync.Mutex
+	busy   bool // somebody has the turn
+	closed bool
+	queue  []*waiter // in order of arrival
+	left   int       // those in the queue whose callers have left
+}
+
+// waiter is a claim on its way through a lane.
+type waiter struct {
+	claim
+	since   time.Time
+	boarded bool          // taken from the queue: it is too late to leave
+	left    bool          // his caller has left: he is not boarded
+	done    chan struct{} // signalled once: the claim is answered
+}
+
+func newLanes(count, limit int, timeout time.Duration, send func(context.Context, []*claim)) *lanes {
+	ls := &lanes{send: send, limit: limit, timeout: timeout, seed: maphash.MakeSeed(), lanes: make([]lane, count)}
+	ls.waiters.New = func() any { return &waiter{done: make(chan struct{}, 1)} }
+	for i := range ls.lanes {
+		ls.lanes[i].lanes = ls
+	}
+	return ls
+}
+
+// claim carries user's claim for coupon to its outcome. It returns within the time-out
+// (as far as send keeps its deadline), whatever becomes of ctx after boarding.
+func (ls *lanes) claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
+	if ctx.Err() != nil {
+		return "", gaveUp(ctx)
+	}
+	w := ls.waiters.Get().(*waiter)
+	w.claim = claim{user: user, coupon: coupon}
+	w.since, w.boarded = time.Now(), false
+
+	l := ls.of(coupon)
+	carry, err := l.enter(w)
+	switch {
+	case err != nil:
+	case carry:
+		l.carryOwn(ctx, w)
+	default:
+		if !l.await(ctx, w) {
+			return "", gaveUp(ctx)
+		}
+	}
+
+	status := w.status
+	if err == nil {
+		err = w.err
+	}
+	w.claim = claim{}
+	ls.waiters.Put(w)
+	return status, err
+}
+
+// of is the coupon's lane.
+func (ls *lanes) of(coupon string) *lane {
+	return &ls.lanes[maphash.String(ls.seed, coupon)%uint64(len(ls.lanes))]
+}
+
+// enter gives w the turn of an idle lane (carry), or a place in the queue of a busy one.
+func (l *lane) enter(w *waiter) (carry bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed:
+		return false, fmt.Errorf("%w: the service is stopping", ErrUnavailable)
+	case !l.busy:
+		l.busy = true
+		l.running.Add(1)
+		return true, nil
+	}
+	if len(l.queue) >= l.limit && l.left > 0 {
+		l.forgetLeft()
+	}
+	if len(l.queue) >= l.limit {
+		return false, fmt.Errorf("%w: %d claims wait in the lane already", ErrOverloaded, len(l.queue))
+	}
+	l.queue = append(l.queue, w)
+	return false, nil
+}
+
+// carryOwn sends w alone, on its caller's goroutine, and hands the turn on.
+func (l *lane) carryOwn(ctx context.Context, w *waiter) {
+	// Deferred, so that a panic, which the HTTP layer survives, does not leave the lane
+	// without anybody who has its turn.
+	defer l.handOn()
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), w.since.Add(l.timeout))
+	defer cancel()
+	l.send(ctx, []*claim{&w.claim})
+}
+
+// await waits until w is answered, or until its caller leaves before it was boarded:
+// then it returns false, and w stays with the queue.
+func (l *lane) await(ctx context.Context, w *waiter) (answered bool) {
+	select {
+	case <-w.done:
+		return true
+	case <-ctx.Done():
+	}
+	if l.leave(w) {
+		return false
+	}
+	<-w.done
+	return true
+}
+
+// leave marks w as gone from the queue; false: it has boarded already.
+func (l *lane) leave(w *waiter) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if w.boarded {
+		return false
+	}
+	w.left = true
+	l.left++
+	return true
+}
+
+// handOn ends a turn: the lane is idle again, or those who gathered get a carrier.
+func (l *lane) handOn() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		l.idle()
+		return
+	}
+	go l.carry()
+}
+
+// carry has the lane's turn and carries crowd after crowd until nobody waits.
+func (l *lane) carry() {
+	var crowd []*waiter
+	var claims []*claim
+	for {
+		if crowd = l.board(crowd[:0]); len(crowd) == 0 {
+			return
+		}
+		claims = claims[:0]
+		for _, w := range crowd {
+			claims = append(claims, &w.claim)
+		}
+
+		ctx, cancel := context.WithDeadline(context.Background(), crowd[0].since.Add(l.timeout))
+		l.send(ctx, claims)
+		cancel()
+
+		for _, w := range crowd {
+			w.done <- struct{}{}
+		}
+	}
+}
+
+// board takes the next crowd from the queue. Those who have waited too long are
+// answered instead. With nobody left it ends the turn and returns an empty crowd.
+func (l *lane) board(crowd []*waiter) []*waiter {
+	latest := time.Now().Add(-l.timeout / 2)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	taken := 0
+	for _, w := range l.queue {
+		if len(crowd) == mostInCall {
+			break
+		}
+		taken++
+		switch {
+		case w.left:
+			l.left--
+		case w.since.Before(latest):
+			w.boarded = true
+			w.err = fmt.Errorf("%w: the claim queued for half of the time-out", ErrOverloaded)
+			w.done <- struct{}{}
+		default:
+			w.boarded = true
+			crowd = append(crowd, w)
+		}
+	}
+	rest := copy(l.queue, l.queue[taken:])
+	clear(l.queue[rest:])
+	l.queue = l.queue[:rest]
+
+	if len(crowd) == 0 {
+		l.idle()
+	}
+	return crowd
+}
+
+// idle ends the last turn. The caller holds the mutex.
+func (l *lane) idle() {
+	l.busy = false
+	l.running.Done()
+}
+
+// forgetLeft gives the places of those who left to others. The caller holds the mutex.
+func (l *lane) forgetLeft() {
+	staying := l.queue[:0]
+	for _, w := range l.queue {
+		if !w.left {
+			staying = append(staying, w)
+		}
+	}
+	clear(l.queue[len(staying):])
+	l.queue, l.left = staying, 0
+}
+
+// close refuses new claims and returns when all who wait have been answered.
+func (ls *lanes) close() {
+	for i := range ls.lanes {
+		l := &ls.lanes[i]
+		l.mu.Lock()
+		l.closed = true
+		l.mu.Unlock()
+	}
+	ls.running.Wait()
+}
