@@ -60,6 +60,11 @@ docker-down: ## Stop the containers; their data stay (remove them: make docker-d
 test: race ## Run every test under the race detector: unit, database, HTTP, stress
 	$(GO) test $(RACE) -count=1 -timeout 20m ./...
 
+.PHONY: stress
+stress: race ## Run the sales alone and show their numbers: 50 for 5, 50,000 for 1,000, 50 coupons, two services
+	@$(GO) test -list '^TestSale' ./cmd/coupond | grep -q '^TestSale' || { echo 'There are no sales to run.' >&2; exit 1; }
+	$(GO) test $(RACE) -count=1 -v -run '^TestSale' ./cmd/coupond
+
 .PHONY: cover
 cover: ## Measure the coverage of api, pgstore and db; each must reach 80 % of its statements
 	@mkdir -p coverage
