@@ -95,10 +95,14 @@ func (h *Handler) get(pattern string, answer func(*exchange)) {
 	h.mux.Head(pattern, on(answer))
 }
 
-// on lets chi call what answers an exchange. The type assertion cannot fail:
-// observe stands before every route.
+// on lets chi call what answers an exchange.
 func on(answer func(*exchange)) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { answer(w.(*exchange)) }
+	return func(w http.ResponseWriter, _ *http.Request) { answer(exchangeOf(w)) }
+}
+
+// exchangeOf is the exchange behind what chi hands to a handler.
+func exchangeOf(w http.ResponseWriter) *exchange {
+	return w.(*exchange) //nolint:forcetypeassert // observe stands before every handler
 }
 
 // unrouted answers what no route takes: 405 when another method would be
@@ -106,7 +110,7 @@ func on(answer func(*exchange)) http.HandlerFunc {
 // it says 405 to an unknown method at an unknown path, and tells its list of
 // methods to nobody but its own handler.
 func (h *Handler) unrouted(w http.ResponseWriter, r *http.Request) {
-	x := w.(*exchange)
+	x := exchangeOf(w)
 	path := r.URL.RawPath
 	if path == "" {
 		path = r.URL.Path

@@ -70,7 +70,7 @@ func BenchmarkClaim(b *testing.B) {
 					log = zerolog.Nop()
 				}
 				h := New(oneAnswer{status: status}, Options{Log: log})
-				request := httptest.NewRequest("POST", "/api/coupons/claim", nil)
+				request := httptest.NewRequestWithContext(b.Context(), http.MethodPost, "/api/coupons/claim", nil)
 				request.Header.Set("Content-Type", "application/json")
 				request.ContentLength = int64(len(claimJSON))
 				sent, body := []byte(claimJSON), bytes.NewReader(nil)
@@ -116,7 +116,7 @@ func BenchmarkCoupon(b *testing.B) {
 				return &pgstore.Coupon{Name: "summer sale", Amount: claims + 1, RemainingAmount: 1, Claimers: pages}
 			}}
 			h := New(store, Options{})
-			request := httptest.NewRequest(http.MethodGet, "/api/coupons/summer%20sale", nil)
+			request := httptest.NewRequestWithContext(b.Context(), http.MethodGet, "/api/coupons/summer%20sale", nil)
 			w := &discard{header: make(http.Header)}
 			b.ReportAllocs()
 			for b.Loop() {

@@ -16,6 +16,7 @@ import (
 // handlers, so that whatever they send is counted and logged.
 type exchange struct {
 	http.ResponseWriter
+
 	h       *Handler
 	request *http.Request
 	id      [1]string // the request id, in the form of a header's values
@@ -42,7 +43,7 @@ func (h *Handler) observe(next http.Handler) http.Handler {
 			unread:         r.ContentLength != 0,
 		}
 		w.Header()[headerRequestID] = x.id[:]
-		defer x.finish()
+		defer func() { x.finish(recover()) }()
 		next.ServeHTTP(x, r)
 	})
 }
@@ -86,15 +87,14 @@ func (x *exchange) abortIfGone(err error) {
 	}
 }
 
-// finish ends the exchange, whatever has happened: a panic becomes a 500, or the
-// end of the connection when a part of the answer is out already; and one line
-// goes to the log.
-func (x *exchange) finish() {
-	failure := recover()
+// finish ends the exchange, whatever has happened: a panic with a value other than
+// nil becomes a 500, or the end of the connection when a part of the answer is out
+// already; and one line goes to the log.
+func (x *exchange) finish(failure any) {
 	var stack []byte
 	switch failure {
 	case nil:
-	case http.ErrAbortHandler: //nolint:errorlint // a panic's value, which net/http compares in the same way
+	case http.ErrAbortHandler:
 		x.aborted = true
 	default:
 		x.err = fmt.Errorf("panic: %v", failure)

@@ -154,7 +154,7 @@ func TestLogLevel(t *testing.T) {
 	silent := api.New(apitest.NewStore(), api.Options{})
 	for _, path := range []string{"/health", "/health/live", "/nothing"} {
 		for _, handler := range []http.Handler{h, silent} {
-			handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", path, nil))
+			handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
 		}
 	}
 	if lines := log.take(t, 1); len(lines) != 1 || lines[0]["status"] != 404.0 {
@@ -206,7 +206,7 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 	s := serve(t, func(s *service) { s.server.IdleTimeout = 50 * time.Millisecond })
 	w := s.dial()
 	w.send("GET /health HTTP/1.1", "Host: x", "", "")
-	if _, response := w.answer("GET", "/health"); response.Close {
+	if got := w.answer("GET", "/health"); got.closes {
 		t.Error("closed at once")
 	}
 	w.closed()
@@ -222,7 +222,7 @@ func TestHealthIsBounded(t *testing.T) {
 		}
 		answer := httptest.NewRecorder()
 		began := time.Now()
-		api.New(store, api.Options{}).ServeHTTP(answer, httptest.NewRequest("GET", "/health", nil))
+		api.New(store, api.Options{}).ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/health", nil))
 		if took := time.Since(began); took > 2*time.Second || answer.Code != 503 ||
 			!strings.Contains(answer.Body.String(), `"status":"unhealthy","error":"the database does not answer"`) {
 			t.Errorf("answered %d after %v: %s", answer.Code, took, answer.Body)
@@ -257,15 +257,15 @@ func TestDrain(t *testing.T) {
 	before.want(t, 200, "")
 	w := s.dial()
 	w.send("GET /health/live HTTP/1.1", "Host: x", "", "")
-	if _, response := w.answer("GET", "/health/live"); response.Close {
+	if got := w.answer("GET", "/health/live"); got.closes {
 		t.Error("closed before Drain")
 	}
 
 	s.handler.Drain()
 	w.write(postClaim + measured(object("user_id", "ada", "coupon_name", "summer sale")))
-	got, response := w.answer("POST", "/api/coupons/claim")
+	got := w.answer("POST", "/api/coupons/claim")
 	got.want(t, 201, "")
-	if !response.Close {
+	if !got.closes {
 		t.Error("a connection from before Drain goes on")
 	}
 	w.closed()
@@ -280,9 +280,9 @@ func TestDrain(t *testing.T) {
 		method, path, _ := strings.Cut(c.request, " ")
 		w := s.dial()
 		w.send(c.request+" HTTP/1.1", "Host: x", "", "")
-		got, response := w.answer(method, path)
-		if got.status != c.status || !response.Close {
-			t.Errorf("%s is answered %d, close %v", c.request, got.status, response.Close)
+		got := w.answer(method, path)
+		if got.status != c.status || !got.closes {
+			t.Errorf("%s is answered %d, close %v", c.request, got.status, got.closes)
 		}
 		w.closed()
 	}
@@ -299,17 +299,12 @@ func TestConcurrentRequests(t *testing.T) {
 			for i := range users {
 				user := fmt.Sprintf("%d/%d %s", worker, i, strings.Repeat("x", i%200))
 				body := object("user_id", user, "coupon_name", "sale")
-				request, _ := http.NewRequest("POST", "http://"+s.addr+"/api/coupons/claim", strings.NewReader(body))
 				id := fmt.Sprintf("%d/%d", worker, i)
-				request.Header.Set("X-Request-ID", id)
-				response, err := s.client.Do(request)
-				if err != nil || response.Header.Get("X-Request-ID") != id {
-					t.Errorf("request %s is answered %v, %v", id, response, err)
-					statuses <- 0
-					continue
+				got, err := s.try("POST", "/api/coupons/claim", body, "X-Request-ID", id)
+				if err != nil || got.header.Get("X-Request-ID") != id {
+					t.Errorf("request %s is answered %v, %v", id, got, err)
 				}
-				_ = response.Body.Close()
-				statuses <- response.StatusCode
+				statuses <- got.status
 			}
 		}()
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -28,6 +29,7 @@ type fuzzed struct {
 }
 
 func newFuzzed(t *testing.T) *fuzzed {
+	t.Helper()
 	store := apitest.NewStore()
 	return &fuzzed{t, store, api.New(store, api.Options{})}
 }
@@ -48,8 +50,9 @@ func (f *fuzzed) do(request *http.Request) (status int, header http.Header, body
 	if response.StatusCode >= 500 {
 		f.t.Fatalf("%s %q with %q is answered %d: %s", request.Method, request.URL, sent, response.StatusCode, recorder.Body)
 	}
-	refused := response.StatusCode == 400 && !strings.Contains(recorder.Body.String(), `"OUT_OF_STOCK"`) ||
-		response.StatusCode == 405 || response.StatusCode == 413 || response.StatusCode == 415
+	refused := response.StatusCode == http.StatusBadRequest && !strings.Contains(recorder.Body.String(), `"OUT_OF_STOCK"`) ||
+		response.StatusCode == http.StatusMethodNotAllowed || response.StatusCode == http.StatusRequestEntityTooLarge ||
+		response.StatusCode == http.StatusUnsupportedMediaType
 	if refused && f.store.Calls() != calls {
 		f.t.Fatalf("%s %q with %q is refused, but the Store was asked", request.Method, request.URL, sent)
 	}
@@ -64,26 +67,15 @@ func (f *fuzzed) do(request *http.Request) (status int, header http.Header, body
 
 func (f *fuzzed) post(path string, body []byte) (status int, header http.Header) {
 	f.t.Helper()
-	status, header, _ = f.do(httptest.NewRequest("POST", path, bytes.NewReader(body)))
+	status, header, _ = f.do(httptest.NewRequestWithContext(f.t.Context(), http.MethodPost, path, bytes.NewReader(body)))
 	return status, header
 }
 
 // read reads the coupon at a path.
-func (f *fuzzed) read(path string) (name string, amount int, claimedBy []string) {
+func (f *fuzzed) read(path string) couponBody {
 	f.t.Helper()
 	status, _, body := f.do(get(f.t, path))
-	if status != 200 {
-		f.t.Fatalf("GET %s is answered %d: %s", path, status, body)
-	}
-	var coupon struct {
-		Name      string   `json:"name"`
-		Amount    int      `json:"amount"`
-		ClaimedBy []string `json:"claimed_by"`
-	}
-	if err := json.Unmarshal(body, &coupon); err != nil {
-		f.t.Fatalf("GET %s is answered %q: %v", path, body, err)
-	}
-	return coupon.Name, coupon.Amount, coupon.ClaimedBy
+	return result{status: status, body: string(body)}.coupon(f.t)
 }
 
 // get is a GET as net/http reads it from the wire, or nil when it refuses it.
@@ -127,15 +119,15 @@ func FuzzCreateBody(f *testing.F) {
 			return
 		}
 		var sent struct {
-			Name   string
-			Amount int
+			Name   string `json:"name"`
+			Amount int    `json:"amount"`
 		}
 		if err := json.Unmarshal(body, &sent); err != nil {
 			t.Fatalf("%q is accepted, and to encoding/json it is %v", body, err)
 		}
-		name, amount, claimers := s.read(header.Get("Location"))
-		if name != sent.Name || amount != sent.Amount || len(claimers) != 0 || !isName(name) {
-			t.Fatalf("%q is read as %q, %d, %q", body, name, amount, claimers)
+		got := s.read(header.Get("Location"))
+		if got.Name != sent.Name || got.Amount != sent.Amount || len(got.ClaimedBy) != 0 || !isName(got.Name) {
+			t.Fatalf("%q is read as %+v", body, got)
 		}
 	})
 }
@@ -171,8 +163,8 @@ func FuzzClaimBody(f *testing.F) {
 				t.Fatalf("%q is answered %d, want %d", body, status, want)
 			}
 		}
-		if _, _, claimers := s.read(header.Get("Location")); len(claimers) != 1 || claimers[0] != sent.User || !isName(sent.User) {
-			t.Fatalf("%q is read as %q", body, claimers)
+		if got := s.read(header.Get("Location")); !slices.Equal(got.ClaimedBy, []string{sent.User}) || !isName(sent.User) {
+			t.Fatalf("%q is read as %+v", body, got)
 		}
 	})
 }
@@ -197,7 +189,7 @@ func FuzzName(f *testing.F) {
 		}
 		for _, path := range []string{couponPath(name), "/api/coupons/" + percentEncoded(name)} {
 			if isName(name) {
-				if read, _, _ := s.read(path); read != name {
+				if read := s.read(path).Name; read != name {
 					t.Fatalf("%q is read as %q", name, read)
 				}
 				continue
@@ -243,7 +235,7 @@ func FuzzPath(f *testing.F) {
 		s := newFuzzed(t)
 		if isName(name) {
 			s.post("/api/coupons", []byte(object("name", name, "amount", 1)))
-			if read, _, _ := s.read(target); read != name {
+			if read := s.read(target).Name; read != name {
 				t.Fatalf("GET %q reads %q, want %q", target, read, name)
 			}
 		} else if want := map[bool]int{true: 404, false: 400}[name == ""]; status != want {
@@ -264,7 +256,7 @@ func FuzzHeaders(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, contentType, requestID string, length int64) {
 		s := newFuzzed(t)
-		request := httptest.NewRequest("POST", "/api/coupons/claim", strings.NewReader(adaClaims))
+		request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/coupons/claim", strings.NewReader(adaClaims))
 		request.Header["Content-Type"] = []string{contentType}
 		request.Header["X-Request-Id"] = []string{requestID}
 		request.ContentLength = max(length, -1)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -25,6 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // stub is the fake Store with some of its methods replaced.
 type stub struct {
 	*apitest.Store
+
 	claim  func(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error)
 	create func(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error)
 	coupon func(ctx context.Context, name string) (*pgstore.Coupon, bool, error)
@@ -61,7 +63,7 @@ func (s *stub) Ready(ctx context.Context) error {
 
 // service is the API on a real listener, with the Store in memory.
 type service struct {
-	t       testing.TB
+	tb      testing.TB
 	addr    string
 	store   *stub
 	handler *api.Handler
@@ -72,18 +74,18 @@ type service struct {
 
 // serve starts a service that ends with the test. The tune functions change the
 // server or the handler before the first connection.
-func serve(t testing.TB, tune ...func(*service)) *service {
-	t.Helper()
-	s := &service{t: t, store: &stub{Store: apitest.NewStore()}, log: &logBuffer{}}
+func serve(tb testing.TB, tune ...func(*service)) *service {
+	tb.Helper()
+	s := &service{tb: tb, store: &stub{Store: apitest.NewStore()}, log: &logBuffer{}}
 	logger := zerolog.New(s.log)
 	s.handler = api.New(s.store, api.Options{Log: logger})
 	s.server = api.NewServer(s.handler, logger)
 	for _, f := range tune {
 		f(s)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	s.addr = listener.Addr().String()
 	served := make(chan error, 1)
@@ -91,15 +93,15 @@ func serve(t testing.TB, tune ...func(*service)) *service {
 
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	s.client = &http.Client{
-		Transport:     apitest.Checked(t, transport),
+		Transport:     apitest.Checked(tb, transport),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Timeout:       time.Minute,
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		transport.CloseIdleConnections()
 		_ = s.server.Close()
-		if err := <-served; err != http.ErrServerClosed {
-			t.Errorf("Serve: %v", err)
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			tb.Errorf("Serve: %v", err)
 		}
 	})
 	return s
@@ -110,58 +112,84 @@ type result struct {
 	status int
 	header http.Header
 	body   string
+	closes bool // the connection
 }
 
-// do sends a request and reads the answer.
+// do sends a request and reads the answer; header has pairs of name and value.
 func (s *service) do(method, path, body string, header ...string) result {
-	s.t.Helper()
+	s.tb.Helper()
+	got, err := s.try(method, path, body, header...)
+	if err != nil {
+		s.tb.Fatalf("%s %s: %v", method, path, err)
+	}
+	return got
+}
+
+// try is do for other goroutines than the test's.
+func (s *service) try(method, path, body string, header ...string) (result, error) {
 	var reader io.Reader
 	if body != "" {
 		reader = strings.NewReader(body)
 	}
-	request, err := http.NewRequest(method, "http://"+s.addr+path, reader)
+	request, err := http.NewRequestWithContext(context.Background(), method, "http://"+s.addr+path, reader)
 	if err != nil {
-		s.t.Fatal(err)
+		return result{}, err
 	}
 	for i := 0; i < len(header); i += 2 {
 		request.Header.Add(header[i], header[i+1])
 	}
 	response, err := s.client.Do(request)
 	if err != nil {
-		s.t.Fatalf("%s %s: %v", method, path, err)
+		return result{}, err
 	}
 	defer func() { _ = response.Body.Close() }()
 	content, err := io.ReadAll(response.Body)
-	if err != nil {
-		s.t.Fatalf("%s %s: %v", method, path, err)
-	}
-	return result{response.StatusCode, response.Header, string(content)}
+	return result{response.StatusCode, response.Header, string(content), response.Close}, err
 }
 
 // claim and create send what these two requests are; their arguments may be
 // anything that JSON can hold.
 func (s *service) claim(user, coupon string) result {
-	s.t.Helper()
+	s.tb.Helper()
 	return s.do("POST", "/api/coupons/claim", object("user_id", user, "coupon_name", coupon))
 }
 
 func (s *service) create(name string, amount int) result {
-	s.t.Helper()
+	s.tb.Helper()
 	return s.do("POST", "/api/coupons", object("name", name, "amount", amount))
 }
 
-// object writes a JSON object of name and value pairs, in their order.
-func object(pairs ...any) string {
-	var b strings.Builder
-	for i := 0; i < len(pairs); i += 2 {
-		name, _ := json.Marshal(pairs[i])
-		value, _ := json.Marshal(pairs[i+1])
-		b.WriteString(",")
-		b.Write(name)
-		b.WriteString(":")
-		b.Write(value)
+// object writes a JSON object of two fields, in this order.
+func object(name1 string, value1 any, name2 string, value2 any) string {
+	encode := func(v any) string {
+		text, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // a mistake of the test
+		}
+		return string(text)
 	}
-	return "{" + strings.TrimPrefix(b.String(), ",") + "}"
+	return "{" + encode(name1) + ":" + encode(value1) + "," + encode(name2) + ":" + encode(value2) + "}"
+}
+
+// couponBody is the body of a coupon that is found.
+type couponBody struct {
+	Name            string   `json:"name"`
+	Amount          int      `json:"amount"`
+	RemainingAmount int      `json:"remaining_amount"`
+	ClaimedBy       []string `json:"claimed_by"`
+}
+
+// coupon is the coupon in an answer, which must be a 200.
+func (r result) coupon(tb testing.TB) couponBody {
+	tb.Helper()
+	r.want(tb, http.StatusOK, "")
+	var body couponBody
+	decoder := json.NewDecoder(strings.NewReader(r.body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&body); err != nil {
+		tb.Fatalf("%q: %v", r.body, err)
+	}
+	return body
 }
 
 // errorBody is the body of every answer that is no success.
@@ -171,29 +199,29 @@ type errorBody struct {
 	RequestID string `json:"request_id"`
 }
 
-func (r result) error(t testing.TB) errorBody {
-	t.Helper()
+func (r result) error(tb testing.TB) errorBody {
+	tb.Helper()
 	var body errorBody
 	decoder := json.NewDecoder(strings.NewReader(r.body))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&body); err != nil {
-		t.Fatalf("%d %q: %v", r.status, r.body, err)
+		tb.Fatalf("%d %q: %v", r.status, r.body, err)
 	}
 	return body
 }
 
 // want fails unless the answer has this status, and this code when it is no
 // success.
-func (r result) want(t testing.TB, status int, code api.Code) {
-	t.Helper()
+func (r result) want(tb testing.TB, status int, code api.Code) {
+	tb.Helper()
 	if r.status != status {
-		t.Fatalf("answered %d, want %d: %s", r.status, status, r.body)
+		tb.Fatalf("answered %d, want %d: %s", r.status, status, r.body)
 	}
 	if code == "" {
 		return
 	}
-	if got := r.error(t); got.Code != string(code) {
-		t.Fatalf("answered %s, want %s: %s", got.Code, code, r.body)
+	if got := r.error(tb); got.Code != string(code) {
+		tb.Fatalf("answered %s, want %s: %s", got.Code, code, r.body)
 	}
 }
 
@@ -211,8 +239,8 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 
 // take returns the lines so far, decoded, and forgets them. The line of a request
 // is written after its answer, so it waits until there are n.
-func (b *logBuffer) take(t testing.TB, n int) []map[string]any {
-	t.Helper()
+func (b *logBuffer) take(tb testing.TB, n int) []map[string]any {
+	tb.Helper()
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		b.mu.Lock()
@@ -224,7 +252,7 @@ func (b *logBuffer) take(t testing.TB, n int) []map[string]any {
 			for line := range strings.Lines(text) {
 				var fields map[string]any
 				if err := json.Unmarshal([]byte(line), &fields); err != nil {
-					t.Fatalf("log line %q: %v", line, err)
+					tb.Fatalf("log line %q: %v", line, err)
 				}
 				lines = append(lines, fields)
 			}
@@ -232,7 +260,7 @@ func (b *logBuffer) take(t testing.TB, n int) []map[string]any {
 		}
 		b.mu.Unlock()
 		if time.Now().After(deadline) {
-			t.Fatalf("want %d log lines, got %q", n, text)
+			tb.Fatalf("want %d log lines, got %q", n, text)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -154,20 +154,14 @@ func TestNamesAreKept(t *testing.T) {
 	for i, name := range keptNames {
 		s.create(name, 3).want(t, 201, "")
 		s.create(name, 3).want(t, 409, api.CodeCouponExists)
-		users := slices.Compact([]string{name, keptNames[(i+1)%len(keptNames)]})
+		users := []string{name, keptNames[(i+1)%len(keptNames)]}
 		for _, user := range users {
 			s.claim(user, name).want(t, 201, "")
 			s.claim(user, name).want(t, 409, api.CodeAlreadyClaimed)
 		}
-		got := s.do("GET", couponPath(name), "")
-		got.want(t, 200, "")
-		coupon := parsed(t, got.body).(map[string]any)
-		if coupon["name"] != name {
-			t.Errorf("coupon %q is read as %q", name, coupon["name"])
-		}
-		claimers := coupon["claimed_by"].([]any)
-		if len(claimers) != 2 || claimers[0] != users[0] || claimers[1] != users[1] {
-			t.Errorf("users %q are read as %q", users, claimers)
+		coupon := s.do("GET", couponPath(name), "").coupon(t)
+		if coupon.Name != name || !slices.Equal(coupon.ClaimedBy, users) {
+			t.Errorf("coupon %q and users %q are read as %q and %q", name, users, coupon.Name, coupon.ClaimedBy)
 		}
 	}
 }
@@ -177,9 +171,7 @@ func TestPathIsDecodedOnce(t *testing.T) {
 	s := serve(t)
 	for _, name := range keptNames {
 		s.create(name, 1).want(t, 201, "")
-		got := s.do("GET", "/api/coupons/"+percentEncoded(name), "")
-		got.want(t, 200, "")
-		if read := parsed(t, got.body).(map[string]any)["name"]; read != name {
+		if read := s.do("GET", "/api/coupons/"+percentEncoded(name), "").coupon(t).Name; read != name {
 			t.Errorf("coupon %q is read as %q", name, read)
 		}
 	}
@@ -238,7 +230,7 @@ func TestContentType(t *testing.T) {
 		{false, []string{"application/json5"}},
 		{false, []string{"application/problem+json"}},
 		{false, []string{"application/json, text/plain"}},
-		{false, []string{"application/json application/json"}},
+		{false, []string{"application/json json"}},
 		{false, []string{"*/*"}},
 		{false, []string{"json"}},
 		{false, []string{";"}},

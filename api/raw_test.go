@@ -20,69 +20,73 @@ import (
 // wire is a connection on which a test says exactly what it means; http.Client
 // would tidy it up.
 type wire struct {
-	t      testing.TB
-	conn   net.Conn
+	tb     testing.TB
+	conn   *net.TCPConn
 	reader *bufio.Reader
 }
 
 func (s *service) dial() *wire {
-	s.t.Helper()
-	conn, err := net.Dial("tcp", s.addr)
+	s.tb.Helper()
+	dialed, err := new(net.Dialer).DialContext(s.tb.Context(), "tcp", s.addr)
 	if err != nil {
-		s.t.Fatal(err)
+		s.tb.Fatal(err)
 	}
-	s.t.Cleanup(func() { _ = conn.Close() })
+	conn, ok := dialed.(*net.TCPConn)
+	if !ok {
+		s.tb.Fatalf("dialed a %T", dialed)
+	}
+	s.tb.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
-	return &wire{s.t, conn, bufio.NewReader(conn)}
+	return &wire{s.tb, conn, bufio.NewReader(conn)}
 }
 
 // send writes lines as they are, with CRLF at their ends.
-func (w *wire) send(lines ...string) *wire {
-	w.t.Helper()
+func (w *wire) send(lines ...string) {
+	w.tb.Helper()
 	w.write(strings.Join(lines, "\r\n"))
-	return w
 }
 
 func (w *wire) write(text string) {
-	w.t.Helper()
+	w.tb.Helper()
 	if _, err := io.WriteString(w.conn, text); err != nil {
-		w.t.Fatal(err)
+		w.tb.Fatal(err)
 	}
 }
 
 // answer reads one answer, to a request with this method and path, and holds it
 // against openapi.yaml.
-func (w *wire) answer(method, path string) (result, *http.Response) {
-	w.t.Helper()
-	request, err := http.NewRequest(method, "http://test"+path, io.NopCloser(strings.NewReader("unknown here")))
+func (w *wire) answer(method, path string) result {
+	w.tb.Helper()
+	request, err := http.NewRequestWithContext(w.tb.Context(), method, "http://test"+path, io.NopCloser(strings.NewReader("unknown here")))
 	if err != nil {
-		w.t.Fatal(err)
+		w.tb.Fatal(err)
 	}
 	response, err := http.ReadResponse(w.reader, request)
 	if err != nil {
-		w.t.Fatalf("no answer to %s %s: %v", method, path, err)
+		w.tb.Fatalf("no answer to %s %s: %v", method, path, err)
 	}
 	if response.StatusCode == http.StatusContinue {
-		return result{status: response.StatusCode}, response
+		return result{status: response.StatusCode}
 	}
-	if err := apitest.Check(apitest.Contract(w.t), request, nil, response); err != nil {
-		w.t.Errorf("%s %s was answered %d, against the contract: %v", method, path, response.StatusCode, err)
+	defer func() { _ = response.Body.Close() }()
+	if err := apitest.Check(apitest.Contract(w.tb), request, nil, response); err != nil {
+		w.tb.Errorf("%s %s was answered %d, against the contract: %v", method, path, response.StatusCode, err)
 	}
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		w.t.Fatalf("the answer to %s %s: %v", method, path, err)
+		w.tb.Fatalf("the answer to %s %s: %v", method, path, err)
 	}
-	return result{response.StatusCode, response.Header, string(body)}, response
+	return result{response.StatusCode, response.Header, string(body), response.Close}
 }
 
 // closed waits until the service has closed the connection, and returns what it
 // still sent.
 func (w *wire) closed() string {
-	w.t.Helper()
+	w.tb.Helper()
 	rest, err := io.ReadAll(w.reader)
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		w.t.Fatal("the connection is still open")
+		w.tb.Fatal("the connection is still open")
 	}
 	return string(rest)
 }
@@ -128,10 +132,10 @@ func TestBodySize(t *testing.T) {
 			before := s.store.Calls()
 			w := s.dial()
 			w.write(postClaim + c.request)
-			got, response := w.answer("POST", "/api/coupons/claim")
+			got := w.answer("POST", "/api/coupons/claim")
 			got.want(t, c.status, c.code)
-			if unread := c.status == 413; response.Close != unread {
-				t.Errorf("Connection: close is %v, want %v", response.Close, unread)
+			if unread := c.status == 413; got.closes != unread {
+				t.Errorf("Connection: close is %v, want %v", got.closes, unread)
 			}
 			if calls := s.store.Calls() - before; calls != c.calls {
 				t.Errorf("the Store was called %d times, want %d", calls, c.calls)
@@ -151,8 +155,8 @@ func TestBodyThatLies(t *testing.T) {
 	t.Run("ends too early", func(t *testing.T) {
 		w := s.dial()
 		w.write(postClaim + "Content-Length: 51\r\n\r\n" + body)
-		_ = w.conn.(*net.TCPConn).CloseWrite()
-		got, _ := w.answer("POST", "/api/coupons/claim")
+		_ = w.conn.CloseWrite()
+		got := w.answer("POST", "/api/coupons/claim")
 		got.want(t, 400, api.CodeInvalidRequest)
 		if got.error(t).Error != sentence {
 			t.Error(got.body)
@@ -162,7 +166,7 @@ func TestBodyThatLies(t *testing.T) {
 	t.Run("broken chunk", func(t *testing.T) {
 		w := s.dial()
 		w.write(postClaim + "Transfer-Encoding: chunked\r\n\r\nzz\r\n" + body)
-		got, _ := w.answer("POST", "/api/coupons/claim")
+		got := w.answer("POST", "/api/coupons/claim")
 		got.want(t, 400, api.CodeInvalidRequest)
 		if got.error(t).Error != sentence {
 			t.Error(got.body)
@@ -172,7 +176,7 @@ func TestBodyThatLies(t *testing.T) {
 	t.Run("goes on after its end", func(t *testing.T) {
 		w := s.dial()
 		w.write(postClaim + "Content-Length: 20\r\n\r\n" + body + "\r\n\r\n")
-		got, _ := w.answer("POST", "/api/coupons/claim")
+		got := w.answer("POST", "/api/coupons/claim")
 		got.want(t, 400, api.CodeInvalidRequest)
 		if rest := w.closed(); !strings.HasPrefix(rest, "HTTP/1.1 400 Bad Request") {
 			t.Errorf("what is no request was answered %q", rest)
@@ -207,7 +211,7 @@ func TestRequestsThatAreNotHTTP(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := s.dial()
 			w.write(c.request)
-			got, _ := w.answer("GET", "/health")
+			got := w.answer("GET", "/health")
 			if got.status != c.status {
 				t.Errorf("answered %d, want %d: %s", got.status, c.status, got.body)
 			}
@@ -239,21 +243,21 @@ func TestPathsAsSent(t *testing.T) {
 	} {
 		w := s.dial()
 		w.send("GET "+target+" HTTP/1.1", "Host: x", "", "")
-		got, _ := w.answer("GET", strings.TrimPrefix(target, "http://elsewhere"))
+		got := w.answer("GET", strings.TrimPrefix(target, "http://elsewhere"))
 		if want == "" {
 			if got.status == 200 {
 				t.Errorf("GET %s is answered %s", target, got.body)
 			}
 			continue
 		}
-		if got.status != 200 || parsed(t, got.body).(map[string]any)["name"] != want {
+		if got.status != 200 || got.coupon(t).Name != want {
 			t.Errorf("GET %s is answered %d %s, want the coupon %q", target, got.status, got.body, want)
 		}
 	}
 	for _, line := range []string{"OPTIONS * HTTP/1.1", "CONNECT x:443 HTTP/1.1", "GET / HTTP/1.1", "BREW /pot HTTP/1.1"} {
 		w := s.dial()
 		w.send(line, "Host: x", "", "")
-		got, _ := w.answer("GET", "/nothing")
+		got := w.answer("GET", "/nothing")
 		got.want(t, 404, api.CodeNotFound)
 	}
 }
@@ -274,7 +278,7 @@ func TestHeadersAsSent(t *testing.T) {
 	} {
 		w := s.dial()
 		w.write(postClaim + c.header + body)
-		if got, _ := w.answer("POST", "/api/coupons/claim"); got.status != c.status {
+		if got := w.answer("POST", "/api/coupons/claim"); got.status != c.status {
 			t.Errorf("%s: answered %d, want %d: %s", c.name, got.status, c.status, got.body)
 		}
 	}
@@ -289,23 +293,23 @@ func TestExpectContinue(t *testing.T) {
 
 	w := s.dial()
 	w.write(postClaim + expect + "\r\n")
-	got, _ := w.answer("POST", "/api/coupons/claim")
+	got := w.answer("POST", "/api/coupons/claim")
 	got.want(t, 100, "")
 	w.write(body)
-	got, _ = w.answer("POST", "/api/coupons/claim")
+	got = w.answer("POST", "/api/coupons/claim")
 	got.want(t, 201, "")
 
 	w = s.dial()
 	w.write(postClaim + expect + "Content-Type: text/plain\r\n\r\n")
-	got, response := w.answer("POST", "/api/coupons/claim")
+	got = w.answer("POST", "/api/coupons/claim")
 	got.want(t, 415, api.CodeUnsupportedMediaType)
-	if !response.Close {
+	if !got.closes {
 		t.Error("the connection goes on, though nobody knows whether the body will come")
 	}
 
 	w = s.dial()
 	w.write(postClaim + "Expect: 100-continue\r\nContent-Length: 65537\r\n\r\n")
-	got, _ = w.answer("POST", "/api/coupons/claim")
+	got = w.answer("POST", "/api/coupons/claim")
 	got.want(t, 413, api.CodeBodyTooLarge)
 }
 
@@ -322,21 +326,21 @@ func TestConnectionGoesOn(t *testing.T) {
 		if status == 404 {
 			method, path = "GET", "/nothing"
 		}
-		got, response := w.answer(method, path)
-		if got.status != status || response.Close {
-			t.Errorf("answer %d is %d, close %v; want %d", i, got.status, response.Close, status)
+		got := w.answer(method, path)
+		if got.status != status || got.closes {
+			t.Errorf("answer %d is %d, close %v; want %d", i, got.status, got.closes, status)
 		}
 	}
 
 	w = s.dial()
 	w.write("POST /api/coupons/claim HTTP/1.0\r\nConnection: keep-alive\r\n" + measured(claimBody(60)))
-	got, response := w.answer("POST", "/api/coupons/claim")
+	got := w.answer("POST", "/api/coupons/claim")
 	got.want(t, 409, api.CodeAlreadyClaimed)
-	if response.Close {
+	if got.closes {
 		t.Error("a connection of HTTP/1.0 that asks to go on is closed")
 	}
 	w.write("GET /api/coupons/sale HTTP/1.0\r\n\r\n")
-	got, _ = w.answer("GET", "/api/coupons/sale")
+	got = w.answer("GET", "/api/coupons/sale")
 	got.want(t, 200, "")
 	w.closed()
 }
@@ -353,10 +357,10 @@ func TestSlowBody(t *testing.T) {
 		w := s.dial()
 		began := time.Now()
 		w.write(postClaim + "Content-Length: 60\r\n\r\n{")
-		got, response := w.answer("POST", "/api/coupons/claim")
+		got := w.answer("POST", "/api/coupons/claim")
 		got.want(t, 400, api.CodeInvalidRequest)
-		if want := "the body must arrive within 300ms"; got.error(t).Error != want || !response.Close {
-			t.Errorf("answered %s, close %v", got.body, response.Close)
+		if want := "the body must arrive within 300ms"; got.error(t).Error != want || !got.closes {
+			t.Errorf("answered %s, close %v", got.body, got.closes)
 		}
 		w.closed()
 		if took := time.Since(began); took < deadline || took > 10*deadline {
@@ -378,11 +382,11 @@ func TestSlowBody(t *testing.T) {
 			w := s.dial()
 			began := time.Now()
 			w.write(request + "Host: x\r\nContent-Length: 60\r\n\r\n{")
-			_, response := w.answer(method, path)
+			got := w.answer(method, path)
 			if took := time.Since(began); took > deadline {
 				t.Errorf("answered after %v", took)
 			}
-			if !response.Close {
+			if !got.closes {
 				t.Error("the connection goes on in the middle of a body")
 			}
 			w.closed()
@@ -398,7 +402,7 @@ func TestSlowBody(t *testing.T) {
 			w.write(string(c))
 			time.Sleep(deadline / 200)
 		}
-		got, _ := w.answer("POST", "/api/coupons/claim")
+		got := w.answer("POST", "/api/coupons/claim")
 		got.want(t, 201, "")
 	})
 }
@@ -420,7 +424,7 @@ func TestDeadlineOfTheBodyEnds(t *testing.T) {
 	w := s.dial()
 	for range 2 {
 		w.write(postClaim + measured(claimBody(60)))
-		got, _ := w.answer("POST", "/api/coupons/claim")
+		got := w.answer("POST", "/api/coupons/claim")
 		got.want(t, 201, "")
 		time.Sleep(2 * deadline)
 	}

@@ -1,7 +1,7 @@
 package api
 
 import (
-	"log"
+	"log" // http.Server takes no other logger; serverLog carries it into zerolog
 	"net/http"
 	"strings"
 	"time"

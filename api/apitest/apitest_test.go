@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +19,7 @@ import (
 // reports is a testing.TB that remembers what fails it.
 type reports struct {
 	testing.TB
+
 	mu     sync.Mutex
 	errors []string
 }
@@ -48,10 +50,10 @@ func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 // value, where the value "" deletes.
 func header(pairs ...string) http.Header {
 	h := http.Header{"Content-Type": {"application/json"}, "X-Request-Id": {"id"}}
-	for i := 0; i < len(pairs); i += 2 {
-		h.Set(pairs[i], pairs[i+1])
-		if pairs[i+1] == "" {
-			h.Del(pairs[i])
+	for pair := range slices.Chunk(pairs, 2) {
+		h.Set(pair[0], pair[1])
+		if pair[1] == "" {
+			h.Del(pair[0])
 		}
 	}
 	return h
@@ -120,7 +122,7 @@ func TestChecked(t *testing.T) {
 		{wrong: true, name: "bad name in the path accepted", method: "GET", path: "/api/coupons/%00", answer: answers{200, header("Cache-Control", "no-store"), goodCoupon}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			request, err := http.NewRequest(c.method, "http://test"+c.path, strings.NewReader(c.body))
+			request, err := http.NewRequestWithContext(t.Context(), c.method, "http://test"+c.path, strings.NewReader(c.body))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,19 +150,25 @@ func TestChecked(t *testing.T) {
 // No answer at all is for the test to judge.
 func TestCheckedPassesErrorsOn(t *testing.T) {
 	broken := errors.New("broken pipe")
-	request, _ := http.NewRequest("GET", "http://test/health", nil)
-	if _, err := apitest.Checked(t, roundTripper(func(*http.Request) (*http.Response, error) { return nil, broken })).RoundTrip(request); err != broken {
-		t.Error(err)
-	}
-	// So is an answer that is cut off.
-	response, err := apitest.Checked(t, roundTripper(func(*http.Request) (*http.Response, error) {
-		body := io.MultiReader(strings.NewReader(`{"name":`), failing{broken})
-		return &http.Response{StatusCode: 200, Header: header("Cache-Control", "no-store"), Body: io.NopCloser(body)}, nil
-	})).RoundTrip(request)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://test/health", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if body, err := io.ReadAll(response.Body); string(body) != `{"name":` || err != broken {
+	silent := roundTripper(func(*http.Request) (*http.Response, error) { return nil, broken })
+	if _, err := apitest.Checked(t, silent).RoundTrip(request); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	// So is an answer that is cut off.
+	cut := roundTripper(func(*http.Request) (*http.Response, error) {
+		body := io.MultiReader(strings.NewReader(`{"name":`), failing{broken})
+		return &http.Response{StatusCode: http.StatusOK, Header: header("Cache-Control", "no-store"), Body: io.NopCloser(body)}, nil
+	})
+	response, err := apitest.Checked(t, cut).RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	if body, err := io.ReadAll(response.Body); string(body) != `{"name":` || !errors.Is(err, broken) {
 		t.Errorf("passed on %q, %v", body, err)
 	}
 }
@@ -219,16 +227,16 @@ func TestStore(t *testing.T) {
 	}
 	calls := s.Calls()
 	s.Fail(pgstore.ErrUnavailable)
-	if _, err := s.Claim(ctx, "alan", "sale"); err != pgstore.ErrUnavailable {
+	if _, err := s.Claim(ctx, "alan", "sale"); !errors.Is(err, pgstore.ErrUnavailable) {
 		t.Error(err)
 	}
-	if _, err := s.CreateCoupon(ctx, "other", 1); err != pgstore.ErrUnavailable {
+	if _, err := s.CreateCoupon(ctx, "other", 1); !errors.Is(err, pgstore.ErrUnavailable) {
 		t.Error(err)
 	}
-	if _, _, err := s.Coupon(ctx, "sale"); err != pgstore.ErrUnavailable {
+	if _, _, err := s.Coupon(ctx, "sale"); !errors.Is(err, pgstore.ErrUnavailable) {
 		t.Error(err)
 	}
-	if err := s.Ready(ctx); err != pgstore.ErrUnavailable {
+	if err := s.Ready(ctx); !errors.Is(err, pgstore.ErrUnavailable) {
 		t.Error(err)
 	}
 	s.Fail(nil)
@@ -247,23 +255,29 @@ func TestStorePages(t *testing.T) {
 	const claims = apitest.PageSize + 1
 	_, _ = s.CreateCoupon(ctx, "sale", claims)
 	for i := range claims {
-		_, _ = s.Claim(ctx, fmt.Sprint(i), "sale")
+		_, _ = s.Claim(ctx, strconv.Itoa(i), "sale")
 	}
 	coupon, _, _ := s.Coupon(ctx, "sale")
 	var sizes []int
-	for page := range coupon.Claimers(ctx) {
+	for page, err := range coupon.Claimers(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		sizes = append(sizes, len(page))
 	}
 	if !slices.Equal(sizes, []int{apitest.PageSize, 1}) {
 		t.Errorf("pages of %v", sizes)
 	}
-	for range coupon.Claimers(ctx) {
+	for _, err := range coupon.Claimers(ctx) {
+		if err != nil {
+			t.Error(err)
+		}
 		break
 	}
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
 	for page, err := range coupon.Claimers(gone) {
-		if page != nil || err != context.Canceled {
+		if page != nil || !errors.Is(err, context.Canceled) {
 			t.Errorf("%d claimers for a reader who has gone, %v", len(page), err)
 		}
 	}
@@ -272,9 +286,14 @@ func TestStorePages(t *testing.T) {
 func BenchmarkChecked(b *testing.B) {
 	client := apitest.Checked(b, answers{409, header(), failure("ALREADY_CLAIMED")})
 	for b.Loop() {
-		request, _ := http.NewRequest("POST", "http://test/api/coupons/claim", strings.NewReader(goodClaim))
-		if _, err := client.RoundTrip(request); err != nil {
+		request, err := http.NewRequestWithContext(b.Context(), http.MethodPost, "http://test/api/coupons/claim", strings.NewReader(goodClaim))
+		if err != nil {
 			b.Fatal(err)
 		}
+		response, err := client.RoundTrip(request)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = response.Body.Close()
 	}
 }

@@ -24,11 +24,11 @@ import (
 
 // Contract returns openapi.yaml, parsed, resolved and found to be a correct
 // document whose examples keep its schemas. It is shared: do not change it.
-func Contract(t testing.TB) *openapi3.T {
-	t.Helper()
+func Contract(tb testing.TB) *openapi3.T {
+	tb.Helper()
 	doc, err := contract()
 	if err != nil {
-		t.Fatalf("openapi.yaml: %v", err)
+		tb.Fatalf("openapi.yaml: %v", err)
 	}
 	return doc
 }
@@ -47,7 +47,7 @@ var contract = sync.OnceValues(func() (*openapi3.T, error) {
 const maxChecked = 1 << 20
 
 // Checked returns a RoundTripper that sends requests through next (nil:
-// http.DefaultTransport), and fails t when an answer breaks the contract:
+// http.DefaultTransport), and fails tb when an answer breaks the contract:
 //
 //   - its status, its headers or its body are not what openapi.yaml documents for
 //     the operation, or for paths and methods that it does not have;
@@ -55,15 +55,16 @@ const maxChecked = 1 << 20
 //
 // It passes all answers on, also those it finds fault with. It may be used by many
 // goroutines, and costs some 50 µs a request.
-func Checked(t testing.TB, next http.RoundTripper) http.RoundTripper {
+func Checked(tb testing.TB, next http.RoundTripper) http.RoundTripper {
+	tb.Helper()
 	if next == nil {
 		next = http.DefaultTransport
 	}
-	return &checked{t: t, doc: Contract(t), next: next}
+	return &checked{tb: tb, doc: Contract(tb), next: next}
 }
 
 type checked struct {
-	t    testing.TB
+	tb   testing.TB
 	doc  *openapi3.T
 	next http.RoundTripper
 }
@@ -83,7 +84,7 @@ func (c *checked) RoundTrip(request *http.Request) (*http.Response, error) {
 		return response, err
 	}
 	if err := Check(c.doc, request, sent, response); err != nil {
-		c.t.Errorf("%s %s was answered %d, against the contract: %v",
+		c.tb.Errorf("%s %s was answered %d, against the contract: %v",
 			request.Method, request.URL.RequestURI(), response.StatusCode, err)
 	}
 	return response, nil
@@ -96,7 +97,7 @@ func Check(doc *openapi3.T, request *http.Request, sent io.ReadCloser, response 
 	head, err := io.ReadAll(io.LimitReader(response.Body, maxChecked+1))
 	response.Body = &rest{io.MultiReader(bytes.NewReader(head), afterError{err, response.Body}), response.Body}
 	if err != nil {
-		return nil // cut off: whoever reads it gets the error
+		return nil //nolint:nilerr // cut off: whoever reads it gets the error, from afterError
 	}
 	if madeByNetHTTP(response, head) {
 		return nil
