@@ -110,7 +110,9 @@ func (t *Tally) reset() {
 	}
 }
 
-func (r *Report) add(other *Report) {
+// Add adds the part of a run that followed this one.
+func (r *Report) Add(other Report) {
+	r.Elapsed += other.Elapsed
 	r.Claims.add(other.Claims)
 	r.Reads.add(other.Reads)
 	for _, f := range other.Faults {
@@ -171,7 +173,7 @@ func (r *recorder) take() Report {
 	now := r.drain()
 	recent := r.pending
 	recent.Elapsed, r.taken, r.pending = now.Sub(r.taken), now, Report{}
-	r.total.add(&recent)
+	r.total.Add(recent)
 	return recent
 }
 
@@ -179,9 +181,11 @@ func (r *recorder) take() Report {
 func (r *recorder) whole() Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := Report{Elapsed: r.drain().Sub(r.began)}
-	all.add(&r.total)
-	all.add(&r.pending)
+	now := r.drain()
+	var all Report // a copy: what is taken later adds to the total
+	all.Add(r.total)
+	all.Add(r.pending)
+	all.Elapsed = now.Sub(r.began)
 	return all
 }
 
@@ -192,7 +196,7 @@ func (r *recorder) drain() time.Time {
 		s.mu.Lock()
 		s.now, s.spare = s.spare, s.now
 		s.mu.Unlock()
-		r.pending.add(s.spare)
+		r.pending.Add(*s.spare)
 		s.spare.Claims.reset()
 		s.spare.Reads.reset()
 		s.spare.Faults = s.spare.Faults[:0]

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// fake is a service that keeps the contract, except for what a test makes it do.
+type fake struct {
+	mu      sync.Mutex
+	coupons map[string]*fakeCoupon
+	claims  int // asked for so far
+
+	// misclaim is called before a claim with its number (from 1), under the lock; true: it has dealt with it.
+	misclaim func(f *fake, w http.ResponseWriter, n int, c *fakeCoupon, user string) bool
+	// misreport changes what GET would have answered.
+	misreport func(report *fakeReport)
+	// refuse answers every request of this method, when it is set.
+	refuse string
+}
+
+type fakeCoupon struct {
+	amount    int
+	claimedBy []string
+}
+
+type fakeReport struct {
+	Name      string   `json:"name"`
+	Amount    int      `json:"amount"`
+	Remaining int      `json:"remaining_amount"`
+	ClaimedBy []string `json:"claimed_by"`
+}
+
+func (f *fake) start(t *testing.T) (url string) {
+	t.Helper()
+	f.coupons = map[string]*fakeCoupon{}
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r.Method == f.refuse {
+		fail(w, 503, "UNAVAILABLE")
+		return
+	}
+	switch r.Method + " " + r.URL.Path {
+	case "POST /api/coupons":
+		var body struct {
+			Name   string `json:"name"`
+			Amount int    `json:"amount"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			fail(w, 400, "INVALID_REQUEST")
+		} else if f.coupons[body.Name] != nil {
+			fail(w, 409, "COUPON_EXISTS")
+		} else {
+			f.coupons[body.Name] = &fakeCoupon{amount: body.Amount, claimedBy: []string{}}
+			w.WriteHeader(201)
+		}
+	case "POST /api/coupons/claim":
+		var body struct {
+			User   string `json:"user_id"`
+			Coupon string `json:"coupon_name"`
+		}
+		err := json.NewDecoder(r.Body).Decode(&body)
+		c := f.coupons[body.Coupon]
+		f.claims++
+		switch {
+		case err != nil:
+			fail(w, 400, "INVALID_REQUEST")
+		case c == nil:
+			fail(w, 404, "COUPON_NOT_FOUND")
+		case f.misclaim != nil && f.misclaim(f, w, f.claims, c, body.User):
+		default:
+			answer(w, c.claim(body.User))
+		}
+	default:
+		name, _ := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), "/api/coupons/"))
+		c := f.coupons[name]
+		if c == nil {
+			fail(w, 404, "COUPON_NOT_FOUND")
+			return
+		}
+		report := fakeReport{name, c.amount, c.amount - len(c.claimedBy), slices.Clone(c.claimedBy)}
+		if f.misreport != nil {
+			f.misreport(&report)
+		}
+		_ = json.NewEncoder(w).Encode(report)
+	}
+}
+
+// claim is a claim as it should be; it returns the code of what came of it, empty for claimed.
+func (c *fakeCoupon) claim(user string) string {
+	switch {
+	case slices.Contains(c.claimedBy, user):
+		return "ALREADY_CLAIMED"
+	case len(c.claimedBy) >= c.amount:
+		return "OUT_OF_STOCK"
+	default:
+		c.claimedBy = append(c.claimedBy, user)
+		return ""
+	}
+}
+
+func answer(w http.ResponseWriter, code string) {
+	switch code {
+	case "":
+		w.WriteHeader(201)
+	case "ALREADY_CLAIMED":
+		fail(w, 409, code)
+	case "OUT_OF_STOCK":
+		fail(w, 400, code)
+	default:
+		panic(code)
+	}
+}
+
+func fail(w http.ResponseWriter, status int, code string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = fmt.Fprintf(w, `{"error":"as the test wants it","code":%q,"request_id":"1"}`, code)
+}
+
+// unlocked lets others go on while this request dawdles.
+func (f *fake) unlocked(d time.Duration) {
+	f.mu.Unlock()
+	time.Sleep(d)
+	f.mu.Lock()
+}
+
+// cut ends the connection without an answer.
+func cut() { panic(http.ErrAbortHandler) }
