@@ -6,7 +6,7 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
--- Plans are kept (see claim_coupons). Look-ups in the tables are subqueries with a limit, which can only be index probes; the
+-- Plans are kept. Look-ups in the tables are subqueries with a limit, which can only be index probes (see claim_coupons); the
 -- joins are between the arrays of one call, where a nested loop would be quadratic. Switching a method off adds to a plan's
 -- cost, which must not be mistaken for work worth compiling.
 set enable_seqscan = off
@@ -23,7 +23,7 @@ begin
   perform public.guard_names('p_coupons', p_coupons);
   perform public.guard_names('p_users', p_users);
 
-  if p_positions is null or array_position(p_positions, null) is not null or array_ndims(p_positions) > 1 then
+  if p_positions is null or array_ndims(p_positions) > 1 or array_position(p_positions, null) is not null then
     raise exception using
       errcode = 'invalid_parameter_value',
       message = 'p_positions must be an array of one dimension without nulls';
@@ -41,8 +41,7 @@ begin
     where (
       select true
       from public.claims as k
-      where k.user_id = w.user_id
-        and k.coupon_name = w.coupon_name
+      where (k.user_id, k.coupon_name) between (w.user_id, w.coupon_name) and (w.user_id, w.coupon_name)
       limit 1
     ) is null
   );
@@ -74,8 +73,7 @@ begin
       (
         select true
         from public.claims as k
-        where k.user_id = w.user_id
-          and k.coupon_name = w.coupon_name
+        where (k.user_id, k.coupon_name) between (w.user_id, w.coupon_name) and (w.user_id, w.coupon_name)
         limit 1
       ) as has_claim
     from unnest(p_users, p_coupons, p_positions) with ordinality as w (user_id, coupon_name, position, place)

@@ -6,8 +6,11 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 -- A session plans these statements once and keeps the plans. Made while the tables were small they would scan a table, and
--- go on scanning it when it holds millions of claims. For the same reason the look at a user's claim is always a subquery
--- with a limit: the planner can turn "exists" into a join that reads all claims of the coupon, but not this.
+-- go on scanning it when it holds millions of claims. For the same reason the look at a user's claim
+--   is always a subquery with a limit: the planner can turn "exists" into a join that reads all claims of the coupon;
+--   compares (user_id, coupon_name) as one row: only the unique index of that pair can answer this. Said as two equalities,
+--   the primary key can, too, by reading all claims of the coupon, and seems as good to a planner that knows only the
+--   statistics of a young system.
 set enable_seqscan = off
 as $$
 declare
@@ -39,8 +42,7 @@ begin
     where (
       select true
       from public.claims as k
-      where k.user_id = u.id
-        and k.coupon_name = p_coupon
+      where (k.user_id, k.coupon_name) between (u.id, p_coupon) and (u.id, p_coupon)
       limit 1
     ) is null
   ) then
@@ -49,6 +51,11 @@ begin
     from public.coupons as c
     where c.name = p_coupon
     for no key update;
+
+    -- Nobody deletes a coupon, but for the owner, by hand, before its first claim.
+    if not found then
+      return array_fill('coupon_not_found'::public.claim_status, array[cardinality(p_users)]);
+    end if;
 
     -- 3. Insert, in the order of the crowd, while stock lasts. With the lock held nobody else claims this coupon: the
     --    number is free, and "on conflict" meets only claims that are committed or our own.
@@ -84,8 +91,7 @@ begin
           when (
             select true
             from public.claims as k
-            where k.user_id = u.id
-              and k.coupon_name = p_coupon
+            where (k.user_id, k.coupon_name) between (u.id, p_coupon) and (u.id, p_coupon)
             limit 1
           ) then 'already_claimed'::public.claim_status
           else 'out_of_stock'::public.claim_status

@@ -1,0 +1,219 @@
+package db_test
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/db/dbtest"
+)
+
+// A session plans each statement of a function a few times, then keeps a plan for good (or until the table is analyzed). What
+// was planned while the tables were small must still do when they hold millions of rows: a look at one claim probes one index,
+// whatever the planner knew, or believed to know, when it chose.
+//
+// Time is no measure here. PostgreSQL counts what each call touches: sequential scans, index entries returned, blocks visited.
+func TestPlansOfOldSessionsHold(t *testing.T) {
+	t.Parallel()
+	// What the planner may see when an old session makes its plans. The statistics of a young system mislead: of the two
+	// indexes of claims, that of the primary key has seemed better for the look at a user's claim, at the price of reading all
+	// claims of the coupon once the sale is on.
+	for _, state := range []struct {
+		name string
+		sql  string
+	}{
+		{"nothing, never analyzed", ""},
+		{"nothing, analyzed", "analyze"},
+		{"one claim, never analyzed", `
+			select public.create_coupon('test', 5), public.claim_coupon('tester', 'test')`},
+		{"one claim, analyzed", `
+			select public.create_coupon('test', 5), public.claim_coupon('tester', 'test');
+			analyze`},
+		{"a user with many coupons, analyzed", `
+			select public.create_coupon('test-' || i, 5), public.claim_coupon('tester', 'test-' || i)
+			from generate_series(1, 300) as i;
+			analyze`},
+		{"a coupon with many users, analyzed", `
+			select public.create_coupon('test', 1000), public.claim_coupons(array(select 'tester-' || i from generate_series(1, 300) as i), 'test');
+			analyze`},
+	} {
+		t.Run(state.name, func(t *testing.T) {
+			t.Parallel()
+			database := dbtest.New(t)
+			admin := owner(t, database)
+			admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
+			admin.exec(state.sql)
+			old := service(t, database)
+			makePlans(old)
+			grow(admin)
+			for _, moment := range []string{"unanalyzed", "analyzed", "analyzed and planned anew"} {
+				for _, c := range costlyCalls(moment) {
+					c.check(t, moment, old, admin)
+				}
+				if moment == "unanalyzed" {
+					admin.exec("analyze public.coupons, public.claims")
+					report(admin)
+				}
+				if moment == "analyzed" {
+					makePlans(old)
+				}
+			}
+		})
+	}
+}
+
+// makePlans calls every function in every way that has statements of its own, more often than the five times after which
+// PostgreSQL may keep a plan, and leaves nothing.
+func makePlans(s *session) {
+	s.t.Helper()
+	s.exec("begin")
+	s.create("old", 100)
+	s.create("old-sold", 1)
+	s.claim("winner", "old-sold")
+	for i := range 12 {
+		user := fmt.Sprintf("old-%d", i)
+		s.create(fmt.Sprintf("old-%d", i), 1)
+		s.claim(user, "old")
+		s.claim(user, "old")
+		s.claim(user, "old-sold")
+		s.claim(user, "old-none")
+		s.claimCoupons([]string{user + "a", user, user + "b"}, "old")
+		s.claimBatch([]string{user + "c", user, user, user}, []string{"old", "old", "old-sold", "old-none"})
+		s.exec("select public.get_coupon('old')")
+		s.exec("select public.coupon_claimers('old', 2, 10)")
+	}
+	s.exec("rollback")
+	report(s)
+}
+
+const (
+	hotClaims  = 120_000 // of the coupon hot
+	manyClaims = 100_000 // of the user many, one of each of the coupons many-1, many-2, …
+)
+
+// grow lets the tables grow from another session, which the old one does not notice. Foreign keys are not checked meanwhile:
+// they are kept here, and would take most of the time.
+func grow(admin *session) {
+	admin.t.Helper()
+	admin.exec(fmt.Sprintf(`
+		set session_replication_role = replica;
+		insert into public.coupons (name, amount, remaining_amount) values ('hot', 2147483647, 2147483647 - %[1]d), ('sold', 1, 0);
+		insert into public.coupons (name, amount, remaining_amount) select 'many-' || i, 5, 4 from generate_series(1, %[2]d) as i;
+		insert into public.claims (coupon_name, claim_number, user_id) select 'hot', i, 'hot-' || i from generate_series(1, %[1]d) as i;
+		insert into public.claims (coupon_name, claim_number, user_id) select 'many-' || i, 1, 'many' from generate_series(1, %[2]d) as i;
+		insert into public.claims (coupon_name, claim_number, user_id) values ('sold', 1, 'winner');
+		reset session_replication_role`, hotClaims, manyClaims))
+	report(admin)
+}
+
+// costlyCall is a call that would be costly with a wrong plan.
+type costlyCall struct {
+	sql    string
+	args   []any
+	want   string // the answer, as text
+	claims int    // how many it asks about
+	page   int    // how many it lists
+}
+
+// costlyCalls ask for the claims that a scan of the wrong index finds last, or never. moment makes users who claim anew.
+func costlyCalls(moment string) []costlyCall {
+	last, page := fmt.Sprintf("hot-%d", hotClaims), 500
+	return []costlyCall{
+		{"select public.claim_coupon($1, 'hot')::text", []any{last}, alreadyClaimed, 1, 0},
+		{"select public.claim_coupon($1, 'sold')::text", []any{last}, outOfStock, 1, 0},
+		{"select public.claim_coupon('many', 'many-99999')::text", nil, alreadyClaimed, 1, 0},
+		{"select public.claim_coupon('many', 'sold')::text", nil, outOfStock, 1, 0},
+		{"select public.claim_coupon('many', 'none')::text", nil, couponNotFound, 1, 0},
+		{"select public.claim_coupon($1, 'hot')::text", []any{"one " + moment}, claimed, 1, 0},
+		{"select public.claim_coupon($1, 'many-77777')::text", []any{"one " + moment}, claimed, 1, 0},
+		{
+			"select public.claim_coupons(array[$1, $2, 'many ' || $2], 'hot')::text", []any{last, "two " + moment},
+			"{already_claimed,claimed,claimed}", 3, 0,
+		},
+		{
+			"select array_agg(status)::text from public.claim_batch($1, $2, array[1, 2, 3, 4, 5, 6])",
+			[]any{
+				[]string{last, last, "many", "many", "three " + moment, "winner"},
+				[]string{"hot", "sold", "many-99999", "none", "hot", "sold"},
+			},
+			"{already_claimed,out_of_stock,already_claimed,coupon_not_found,claimed,already_claimed}", 6, 0,
+		},
+		{"select remaining_amount::text from public.get_coupon('many-88888')", nil, "4", 1, 0},
+		{
+			"select count(*)::text from public.coupon_claimers('hot', $1::integer, $1::integer + $2::integer)",
+			[]any{hotClaims / 2, page}, strconv.Itoa(page), 1, page,
+		},
+		{"select count(*)::text from public.coupon_claimers('many-88888', 0, 10000)", nil, "1", 1, 0},
+		{"select public.create_coupon('many-55555', 1)::text", nil, couponExists, 1, 0},
+		{"select public.create_coupon($1, 1)::text", []any{"four " + moment}, created, 1, 0},
+	}
+}
+
+// Bounds of what a call may touch for each claim it asks about. Right plans stay at a half of them; the wrong index returns a
+// hundred thousand entries, or visits a thousand blocks.
+const (
+	maxEntries = 8
+	maxBlocks  = 80
+)
+
+func (c costlyCall) check(t *testing.T, moment string, old, watcher *session) {
+	t.Helper()
+	before := touched(watcher)
+	if got := get[string](old, c.sql, c.args...); got != c.want {
+		t.Errorf("%s: %s %v: %s, not %s", moment, c.sql, c.args, got, c.want)
+	}
+	report(old)
+	after := touched(watcher)
+
+	entries, blocks := 0, 0
+	for i, a := range after {
+		b := before[i]
+		if a.SeqScans != b.SeqScans {
+			t.Errorf("%s: %s %v scans %s", moment, c.sql, c.args, a.Name)
+		}
+		entries += a.Entries - b.Entries
+		blocks += a.Blocks - b.Blocks
+	}
+	if entries > maxEntries*c.claims+c.page || blocks > maxBlocks*c.claims {
+		t.Errorf("%s: %s %v touches %d index entries and %d blocks, for %d claims and a page of %d",
+			moment, c.sql, c.args, entries, blocks, c.claims, c.page)
+	}
+}
+
+// report makes the session report what it has counted.
+func report(s *session) {
+	s.t.Helper()
+	s.exec("select pg_catalog.pg_stat_force_next_flush()")
+}
+
+// touch is what has been counted of a table or an index.
+type touch struct {
+	Name                      string
+	SeqScans, Entries, Blocks int
+}
+
+func touched(s *session) []touch {
+	s.t.Helper()
+	rows, err := s.Query(bounded(s.t), `
+		select t.relname::text, t.seq_scan, 0, io.heap_blks_read + io.heap_blks_hit
+		from pg_catalog.pg_stat_user_tables as t
+		join pg_catalog.pg_statio_user_tables as io using (relid)
+		where t.relname in ('coupons', 'claims')
+		union all
+		select i.indexrelname::text, 0, i.idx_tup_read, io.idx_blks_read + io.idx_blks_hit
+		from pg_catalog.pg_stat_user_indexes as i
+		join pg_catalog.pg_statio_user_indexes as io using (indexrelid)
+		where i.relname in ('coupons', 'claims')
+		order by 1`)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[touch])
+	if err != nil || len(all) != 5 || !slices.ContainsFunc(all, func(t touch) bool { return t.Entries > 0 || t.Blocks > 0 }) {
+		s.t.Fatalf("what PostgreSQL has counted: %v %v", all, err)
+	}
+	return all
+}
