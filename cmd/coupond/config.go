@@ -31,7 +31,7 @@ import (
 
 // databaseConfig says which PostgreSQL.
 type databaseConfig struct {
-	URL          string `env:"DATABASE_URL" fallback:"required" form:"database" secret:"true" help:"connection string of PostgreSQL"`
+	URL          string `env:"DATABASE_URL"           fallback:"required"  form:"database"                                                      help:"connection string of PostgreSQL" secret:"true"`
 	PasswordFile string `env:"DATABASE_PASSWORD_FILE" form:"password file" help:"file that holds the password, in place of one in DATABASE_URL"`
 }
 
@@ -42,12 +42,12 @@ type listenConfig struct {
 
 // serviceConfig says how to serve.
 type serviceConfig struct {
-	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" min:"1" max:"1000" help:"most connections to PostgreSQL"`
+	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" help:"most connections to PostgreSQL" max:"1000" min:"1"`
 	// On two cores, one lane was the best (design.md: two calls in flight for one coupon 1.05, three 0.95 of the throughput).
-	ClaimLanes      int           `env:"CLAIM_LANES" envDefault:"1" min:"1" max:"1000" help:"calls of claims in flight at once; at most DB_MAX_CONNS"`
-	ClaimQueue      int           `env:"CLAIM_QUEUE" envDefault:"4096" min:"1" max:"1000000" help:"claims that may wait in a lane before the next is answered 503"`
-	ClaimTimeout    time.Duration `env:"CLAIM_TIMEOUT" envDefault:"5s" min:"10ms" max:"10m" help:"longest a claim waits for its answer"`
-	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"30s" min:"10ms" max:"1h" help:"longest a stop waits for requests to be answered"`
+	ClaimLanes      int           `env:"CLAIM_LANES"      envDefault:"1"    help:"calls of claims in flight at once; at most DB_MAX_CONNS"        max:"1000"    min:"1"`
+	ClaimQueue      int           `env:"CLAIM_QUEUE"      envDefault:"4096" help:"claims that may wait in a lane before the next is answered 503" max:"1000000" min:"1"`
+	ClaimTimeout    time.Duration `env:"CLAIM_TIMEOUT"    envDefault:"5s"   help:"longest a claim waits for its answer"                           max:"10m"     min:"10ms"`
+	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"30s"  help:"longest a stop waits for requests to be answered"               max:"1h"      min:"10ms"`
 }
 
 // conflict tells what is wrong with values that are each in range. One that did not parse is zero here.
@@ -60,8 +60,8 @@ func (c *serviceConfig) conflict() string {
 
 // logConfig says what is logged, and how.
 type logConfig struct {
-	Level  string `env:"LOG_LEVEL" envDefault:"info" oneof:"debug info warn error" help:"least severity that is logged"`
-	Format string `env:"LOG_FORMAT" fallback:"console on a terminal, else json" oneof:"json console" help:"how a log line looks"`
+	Level  string `env:"LOG_LEVEL"  envDefault:"info"                           help:"least severity that is logged" oneof:"debug info warn error"`
+	Format string `env:"LOG_FORMAT" fallback:"console on a terminal, else json" help:"how a log line looks"          oneof:"json console"`
 }
 
 // forms are the rules that are no bounds: what is allowed, in words, and the check. A value that is not set is not checked.
@@ -86,6 +86,7 @@ type environment map[string]string
 // variable is one environment variable: a field of a configuration, with the tags that describe it.
 type variable struct {
 	reflect.StructField
+
 	value reflect.Value
 }
 
@@ -215,7 +216,7 @@ func load(vars environment, config any) error {
 		problems = append(problems, problem+"; allowed is "+v.allowed())
 	}
 	for _, group := range groups(config) {
-		if c, ok := group.Addr().Interface().(interface{ conflict() string }); ok {
+		if c, ok := reflect.TypeAssert[interface{ conflict() string }](group.Addr()); ok {
 			if conflict := c.conflict(); conflict != "" {
 				problems = append(problems, conflict)
 			}
@@ -323,8 +324,7 @@ func cutScheme(text string) (scheme, rest string, isURL bool) {
 func readPassword(path string) (string, error) {
 	content, err := os.ReadFile(path) //nolint:gosec // reading the file that the operator names is the point
 	if err != nil {
-		var cause *os.PathError
-		if errors.As(err, &cause) {
+		if cause, ok := errors.AsType[*os.PathError](err); ok {
 			err = cause.Err // the path is shown already
 		}
 		return "", err

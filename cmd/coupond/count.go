@@ -12,6 +12,7 @@ import (
 // countedStore counts the outcomes of claims, for the summary at the end.
 type countedStore struct {
 	*pgstore.Store
+
 	claimed, alreadyClaimed, outOfStock, notFound, failed atomic.Int64
 }
 

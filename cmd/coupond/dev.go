@@ -82,6 +82,16 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
+	// Without its PostgreSQL there is nothing to serve: unlike serve's, nobody brings it back.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-server.Done():
+			cancel(errors.New("the private PostgreSQL has ended"))
+		case <-ctx.Done():
+		}
+	}()
 	if err := createDatabase(ctx, server.URL("postgres"), devDatabase); err != nil {
 		return err
 	}
@@ -157,7 +167,7 @@ The same in psql:
 
   %[3]s
   select claim_coupon('bob', 'SALE');
-  select * from claims;
+  select claim_number, user_id, claimed_at from claims;
 
 `, url, dir, psql)
 }
@@ -192,7 +202,7 @@ func lockDev(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // a descriptor fits
+	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if err == nil {
 		return file, file.Truncate(0)
 	}

@@ -20,7 +20,7 @@ import (
 var devEnviron = []string{"LISTEN_ADDR=127.0.0.1:0", "DATABASE_URL=postgres://me:" + marker + "@nowhere.invalid/db"}
 
 // sh runs a line as a person types it.
-func sh(t testing.TB, line string) string {
+func sh(t *testing.T, line string) string {
 	t.Helper()
 	var stderr strings.Builder
 	cmd := exec.Command("sh", "-c", line)
@@ -33,9 +33,9 @@ func sh(t testing.TB, line string) string {
 }
 
 // typed returns the lines that dev tells people to type, with the commands of the session in psql as its input.
-func typed(t testing.TB, p *program) (curl []string, psql string) {
+func typed(t *testing.T, p *program) (curl []string, psql string) {
 	t.Helper()
-	const last = "select * from claims;"
+	const last = "select claim_number, user_id, claimed_at from claims;"
 	waitFor(t, "what to type", func() bool { return strings.Contains(p.stdout.String(), last) })
 	var input []string
 	for line := range strings.Lines(p.stdout.String()) {
@@ -67,7 +67,7 @@ func TestDev(t *testing.T) {
 			t.Errorf("%s\ngot %s\nwant %s", curl[i], got, want)
 		}
 	}
-	if got := sh(t, psql); !regexp.MustCompile(`(?s)^claimed\nSALE\|1\|ann\|.*\nSALE\|2\|bob\|.*\n$`).MatchString(got) {
+	if got := sh(t, psql); !regexp.MustCompile(`(?s)^claimed\n1\|ann\|.*\n2\|bob\|.*\n$`).MatchString(got) {
 		t.Errorf("%s\ngot %s", psql, got)
 	}
 
@@ -133,6 +133,46 @@ func TestDevLeavesNoProcessBehind(t *testing.T) {
 	}
 }
 
+// When PostgreSQL is ended by somebody else, dev ends too, and says why.
+func TestDevEndsWithItsPostgreSQL(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "dev")
+	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
+	if err := syscall.Kill(runningPG(t, dir).Pid(), syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.wait(t); code != exitFailure {
+		t.Errorf("exit code %d", code)
+	}
+	if cause := p.logged(t, stoppingMessage)["cause"]; cause != "the private PostgreSQL has ended" {
+		t.Errorf("the log gives the cause %q", cause)
+	}
+	if last := p.stderr.String(); !strings.Contains(last[strings.LastIndex(last, `"message":"stopped"`):], "coupond: localpg: ") {
+		t.Errorf("it ends with %s", shortened(last))
+	}
+}
+
+// Ctrl-C before the service runs ends what has been begun.
+func TestDevStopsWhileItStarts(t *testing.T) {
+	t.Parallel()
+	for _, wait := range []time.Duration{50 * time.Millisecond, 500 * time.Millisecond, time.Second} {
+		dir := filepath.Join(t.TempDir(), "dev")
+		p := startProcess(t, devEnviron, "dev", "--dir", dir)
+		time.Sleep(wait)
+		p.signal(syscall.SIGINT)
+		p.wait(t)
+		if _, err := localpg.Running(dir); !errors.Is(err, localpg.ErrNotRunning) {
+			t.Errorf("PostgreSQL was left after %s: %v", wait, err)
+		}
+		// The next start is none the worse for it.
+		p = startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
+		p.signal(syscall.SIGINT)
+		if code := p.wait(t); code != 0 {
+			t.Errorf("the next start, after %s: exit code %d, %s", wait, code, p.stderr.String())
+		}
+	}
+}
+
 // A taken port is found out before PostgreSQL is started.
 func TestDevOnATakenPort(t *testing.T) {
 	t.Parallel()
@@ -149,7 +189,7 @@ func TestDevOnATakenPort(t *testing.T) {
 	}
 }
 
-func runningPG(t testing.TB, dir string) *localpg.Address {
+func runningPG(t *testing.T, dir string) *localpg.Address {
 	t.Helper()
 	running, err := localpg.Running(dir)
 	if err != nil {
@@ -159,7 +199,7 @@ func runningPG(t testing.TB, dir string) *localpg.Address {
 }
 
 // gone fails unless no process of the cluster in dir lives any more, at the latest after patience.
-func gone(t testing.TB, dir string, postmaster int, patience time.Duration) {
+func gone(t *testing.T, dir string, postmaster int, patience time.Duration) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		_, running := localpg.Running(dir)
@@ -173,7 +213,7 @@ func gone(t testing.TB, dir string, postmaster int, patience time.Duration) {
 	}
 }
 
-func fileMode(t testing.TB, path string) os.FileMode {
+func fileMode(t *testing.T, path string) os.FileMode {
 	t.Helper()
 	info, err := os.Stat(path)
 	if err != nil {

@@ -37,6 +37,7 @@ var longAgo = time.Unix(1, 0)
 // bytes of a request, then it is answered, or it has not, then nobody ever reads them.
 type door struct {
 	*net.TCPListener
+
 	idleGrace time.Duration
 
 	waitUntil atomic.Pointer[time.Time] // nil until the door closes: when waiting connections end
@@ -55,7 +56,8 @@ func openDoor(ctx context.Context, address string) (*door, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &door{TCPListener: l.(*net.TCPListener), idleGrace: idleGrace, conns: map[*conn]struct{}{}}, nil
+	tcp := l.(*net.TCPListener) //nolint:forcetypeassert // what net listens with for "tcp"
+	return &door{TCPListener: tcp, idleGrace: idleGrace, conns: map[*conn]struct{}{}}, nil
 }
 
 // Accept waits for the next connection. When the door closes it returns those that were made before, then net.ErrClosed.
@@ -128,6 +130,7 @@ func (d *door) connections() []*conn {
 // conn is a connection that knows whether it waits for a request.
 type conn struct {
 	*net.TCPConn
+
 	door *door
 	gone sync.Once
 

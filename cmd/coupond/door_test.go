@@ -17,6 +17,7 @@ import (
 // testDoor is a door with a server behind it whose handler says Connection: close once the door closes, as api.Handler does.
 type testDoor struct {
 	*door
+
 	server  *http.Server
 	served  chan struct{}
 	handled atomic.Int64 // requests that the handler has begun
@@ -56,6 +57,7 @@ func (d *testDoor) serve() {
 // guest is a client that knows what net/http's hides: whether a request that it has sent was answered.
 type guest struct {
 	net.Conn
+
 	r *bufio.Reader
 }
 
@@ -206,7 +208,7 @@ func TestDoorClosesOnThoseWhoWait(t *testing.T) {
 		t.Errorf("closed after %s: those who wait have %s for a request that is under way", took, grace)
 	}
 	for name, g := range map[string]*guest{"silent": silent, "served": served} {
-		if _, err := g.r.ReadByte(); err != io.EOF { //nolint:errorlint // the end, and neither a reset nor an answer
+		if _, err := g.r.ReadByte(); err != io.EOF {
 			t.Errorf("the %s guest got %v, want the end of the connection", name, err)
 		}
 	}
@@ -268,7 +270,7 @@ func TestDoorGivesUpAtTheDeadline(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if err := d.close(ctx, d.served); err != context.DeadlineExceeded { //nolint:errorlint // it is returned as it is
+	if err := d.close(ctx, d.served); err != context.DeadlineExceeded {
 		t.Errorf("close returned %v", err)
 	}
 	if open := len(d.connections()); open != 1 {
@@ -277,7 +279,7 @@ func TestDoorGivesUpAtTheDeadline(t *testing.T) {
 }
 
 // waitFor waits until condition holds; what says what is waited for.
-func waitFor(t testing.TB, what string, condition func() bool) {
+func waitFor(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -12,6 +12,7 @@ import (
 )
 
 func TestHealthcheck(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		handler http.HandlerFunc
 		code    int
@@ -63,6 +64,7 @@ func TestHealthcheckOfNobody(t *testing.T) {
 
 // A service that takes the connection and says nothing is found out within the bound, and so is one that never ends its answer.
 func TestHealthcheckIsBounded(t *testing.T) {
+	t.Parallel()
 	for name, answer := range map[string]string{"silence": "", "half an answer": "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -81,7 +83,7 @@ func TestHealthcheckIsBounded(t *testing.T) {
 				_ = conn.Close()
 			}()
 			started := time.Now()
-			checkHealth(t, listener.Addr().String(), 1, "no answer within 3s\n")
+			checkHealth(t, listener.Addr().String(), 1, "no answer within 2.5s\n")
 			if took := time.Since(started); took > healthcheckTimeout+2*time.Second {
 				t.Errorf("it took %s", took)
 			}

@@ -34,15 +34,14 @@ const (
 // args are the arguments without the program's name, environ is a list of NAME=value. Results go to stdout, the log and
 // errors to stderr; each may be a terminal.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, stderr)
+	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, stderr) //nolint:contextcheck // cobra carries it: ExecuteContext
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
 	_, _ = fmt.Fprintf(stderr, "coupond: %s\n", err) // there is nobody left to tell that stderr is closed
-	var usage usageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
 	return exitFailure

@@ -45,7 +45,7 @@ type program struct {
 }
 
 // start runs coupond in this process until the test ends. environ is a list of NAME=value.
-func start(t testing.TB, environ []string, args ...string) *program {
+func start(t *testing.T, environ []string, args ...string) *program {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &program{signal: func(os.Signal) { cancel() }, exited: make(chan struct{})}
@@ -58,7 +58,7 @@ func start(t testing.TB, environ []string, args ...string) *program {
 }
 
 // startProcess runs the test binary as coupond, in a process of its own, until the test ends.
-func startProcess(t testing.TB, environ []string, args ...string) *program {
+func startProcess(t *testing.T, environ []string, args ...string) *program {
 	t.Helper()
 	binary, err := os.Executable()
 	if err != nil {
@@ -67,7 +67,7 @@ func startProcess(t testing.TB, environ []string, args ...string) *program {
 	return startBinary(t, binary, append(environ, beCoupond+"=1"), args...)
 }
 
-func startBinary(t testing.TB, binary string, environ []string, args ...string) *program {
+func startBinary(t *testing.T, binary string, environ []string, args ...string) *program {
 	t.Helper()
 	p := &program{exited: make(chan struct{})}
 	cmd := exec.Command(binary, args...)
@@ -88,7 +88,7 @@ func startBinary(t testing.TB, binary string, environ []string, args ...string) 
 }
 
 // end stops the program if it still runs, and holds all that it has ever said against the password in its environment.
-func (p *program) end(t testing.TB, environ []string) {
+func (p *program) end(t *testing.T, environ []string) {
 	t.Helper()
 	p.signal(syscall.SIGTERM)
 	select {
@@ -114,7 +114,7 @@ func (p *program) end(t testing.TB, environ []string) {
 }
 
 // wait waits for the program's end and returns its exit code.
-func (p *program) wait(t testing.TB) int {
+func (p *program) wait(t *testing.T) int {
 	t.Helper()
 	select {
 	case <-p.exited:
@@ -125,7 +125,7 @@ func (p *program) wait(t testing.TB) int {
 }
 
 // listening waits until the service listens, and sets its url.
-func (p *program) listening(t testing.TB) *program {
+func (p *program) listening(t *testing.T) *program {
 	t.Helper()
 	line := p.logged(t, "listening")
 	p.url = "http://" + line["address"].(string)
@@ -133,7 +133,7 @@ func (p *program) listening(t testing.TB) *program {
 }
 
 // ready waits until the service is ready for claims.
-func (p *program) ready(t testing.TB) *program {
+func (p *program) ready(t *testing.T) *program {
 	t.Helper()
 	p.listening(t)
 	p.logged(t, "ready for claims")
@@ -141,7 +141,7 @@ func (p *program) ready(t testing.TB) *program {
 }
 
 // logged waits for a line of the log with this message.
-func (p *program) logged(t testing.TB, message string) map[string]any {
+func (p *program) logged(t *testing.T, message string) map[string]any {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		ended := false
@@ -200,11 +200,12 @@ func environ(databaseURL string, more ...string) []string {
 // client is an HTTP client of one service, whose answers are all held against openapi.yaml.
 type client struct {
 	http.Client
+
 	base string
 }
 
 // newClient makes a client with at most connections keep-alive connections.
-func newClient(t testing.TB, base string, connections int) *client {
+func newClient(t *testing.T, base string, connections int) *client {
 	t.Helper()
 	transport := &http.Transport{
 		MaxConnsPerHost:     connections,
@@ -252,7 +253,7 @@ func (c *client) do(method, path, body string) (answer, error) {
 }
 
 // must is do for requests that have an answer.
-func (c *client) must(t testing.TB, method, path, body string) answer {
+func (c *client) must(t *testing.T, method, path, body string) answer {
 	t.Helper()
 	a, err := c.do(method, path, body)
 	if err != nil {
@@ -261,7 +262,7 @@ func (c *client) must(t testing.TB, method, path, body string) answer {
 	return a
 }
 
-func (c *client) create(t testing.TB, coupon string, amount int) {
+func (c *client) create(t *testing.T, coupon string, amount int) {
 	t.Helper()
 	if a := c.must(t, http.MethodPost, "/api/coupons", fmt.Sprintf(`{"name":%q,"amount":%d}`, coupon, amount)); a.status != http.StatusCreated {
 		t.Fatalf("create %s: %d %s", coupon, a.status, a.body)
@@ -284,7 +285,7 @@ type state struct {
 	ClaimedBy       []string `json:"claimed_by"`
 }
 
-func (c *client) get(t testing.TB, coupon string) state {
+func (c *client) get(t *testing.T, coupon string) state {
 	t.Helper()
 	a := c.must(t, http.MethodGet, "/api/coupons/"+url.PathEscape(coupon), "")
 	if a.status != http.StatusOK {
@@ -300,9 +301,9 @@ func (c *client) get(t testing.TB, coupon string) state {
 	return s
 }
 
-// expect runs coupond with args, and expects its exit code and that stdout or stderr, whichever is fit for it, says says in one
+// expect runs coupond with args, and expects its exit code and that stdout or stderr, whichever is fit for it, says in one
 // line.
-func expect(t testing.TB, code int, says string, environ []string, args ...string) {
+func expect(t *testing.T, code int, says string, environ []string, args ...string) {
 	t.Helper()
 	p := start(t, environ, args...)
 	if got := p.wait(t); got != code {

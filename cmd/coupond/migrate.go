@@ -86,8 +86,7 @@ func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 
 // whyNot is why a connection failed, in one line: what the server said, or else what happened at each address that was tried.
 func whyNot(err error) error {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return fmt.Errorf("%s (SQLSTATE %s)", pgErr.Message, pgErr.Code)
 	}
 	if inner := errors.Unwrap(err); inner != nil {

@@ -136,7 +136,7 @@ func TestServeOnOtherSchemas(t *testing.T) {
 }
 
 // relations counts what stands in schema public.
-func relations(t testing.TB, conn *pgx.Conn) int {
+func relations(t *testing.T, conn *pgx.Conn) int {
 	t.Helper()
 	var n int
 	if err := conn.QueryRow(t.Context(), `select count(*) from pg_class where relnamespace = 'public'::regnamespace`).Scan(&n); err != nil {
@@ -146,13 +146,13 @@ func relations(t testing.TB, conn *pgx.Conn) int {
 }
 
 // healthy waits until the service says that it is.
-func healthy(t testing.TB, c *client) {
+func healthy(t *testing.T, c *client) {
 	t.Helper()
 	waitFor(t, "a healthy service", func() bool { return c.must(t, http.MethodGet, "/health", "").status == http.StatusOK })
 }
 
 // unhealthy waits until the service says that it is not, because of why.
-func unhealthy(t testing.TB, c *client, why string) {
+func unhealthy(t *testing.T, c *client, why string) {
 	t.Helper()
 	waitFor(t, "/health to say "+why, func() bool {
 		a := c.must(t, http.MethodGet, "/health", "")
@@ -164,7 +164,7 @@ func unhealthy(t testing.TB, c *client, why string) {
 }
 
 // role makes a login role without rights, whose password is marker, and grants it the roles of granted. It is dropped at the end.
-func role(t testing.TB, database *dbtest.Database, granted string) string {
+func role(t *testing.T, database *dbtest.Database, granted string) string {
 	t.Helper()
 	conn := database.Connect(t)
 	name := "coupond_test_" + strings.ToLower(rand.Text())
@@ -179,7 +179,7 @@ func role(t testing.TB, database *dbtest.Database, granted string) string {
 	return name
 }
 
-func parseURL(t testing.TB, text string) *url.URL {
+func parseURL(t *testing.T, text string) *url.URL {
 	t.Helper()
 	u, err := url.Parse(text)
 	if err != nil {

@@ -30,7 +30,7 @@ const (
 )
 
 // bigCoupon puts the coupon BIG with a million claims of 1,000,200 into the database, as the claims would have left it.
-func bigCoupon(t testing.TB, database *dbtest.Database) {
+func bigCoupon(t *testing.T, database *dbtest.Database) {
 	t.Helper()
 	conn := database.Connect(t)
 	for _, sql := range []string{
@@ -48,7 +48,7 @@ func bigCoupon(t testing.TB, database *dbtest.Database) {
 }
 
 // plainBinary builds coupond as it is run: the race detector of the test binary would need many times the memory.
-func plainBinary(t testing.TB) string {
+func plainBinary(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "coupond")
 	if output, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
@@ -140,7 +140,7 @@ func TestMillionClaims(t *testing.T) {
 }
 
 // readBig reads the big coupon as a stream, so that this process is no bigger than the service, and returns its length in bytes.
-func readBig(t testing.TB, c *client) (state, int64) {
+func readBig(t *testing.T, c *client) (state, int64) {
 	t.Helper()
 	response, err := c.Get(c.base + "/api/coupons/BIG")
 	if err != nil {
@@ -163,7 +163,7 @@ func readBig(t testing.TB, c *client) (state, int64) {
 }
 
 // pagesRead counts the statements that the service's sessions begin within the time.
-func pagesRead(t testing.TB, database *dbtest.Database, within time.Duration) int {
+func pagesRead(t *testing.T, database *dbtest.Database, within time.Duration) int {
 	t.Helper()
 	conn := database.Connect(t)
 	n := 0
@@ -193,7 +193,7 @@ func pagesRead(t testing.TB, database *dbtest.Database, within time.Duration) in
 }
 
 // requestLine waits for the log's line of the request with this id.
-func requestLine(t testing.TB, p *program, id string) map[string]any {
+func requestLine(t *testing.T, p *program, id string) map[string]any {
 	t.Helper()
 	var fields map[string]any
 	waitFor(t, "the line of request "+id, func() bool {
@@ -209,7 +209,7 @@ func requestLine(t testing.TB, p *program, id string) map[string]any {
 }
 
 // memory is what the process takes now, in bytes: its resident set.
-func memory(t testing.TB, pid int) int64 {
+func memory(t *testing.T, pid int) int64 {
 	t.Helper()
 	output, err := exec.Command("ps", "-o", "rss=", "-p", strconv.Itoa(pid)).Output()
 	if err != nil {
@@ -224,7 +224,7 @@ func memory(t testing.TB, pid int) int64 {
 
 // watchMemory begins to measure; the function that it returns ends that, and returns the most that the process has taken
 // meanwhile. Linux counts for itself, exactly; elsewhere ps is asked again and again.
-func watchMemory(t testing.TB, pid int) (highest func() int64) {
+func watchMemory(t *testing.T, pid int) (highest func() int64) {
 	t.Helper()
 	if runtime.GOOS == "linux" {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0o600); err != nil {

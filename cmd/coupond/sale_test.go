@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func (t tally) total() int {
 
 func outcome(a answer) string {
 	if a.code == "" {
-		return fmt.Sprint(a.status)
+		return strconv.Itoa(a.status)
 	}
 	return fmt.Sprintf("%d %s", a.status, a.code)
 }
@@ -38,7 +39,7 @@ type order struct {
 
 // rush lets clients claim orders, all at once: each client takes the next order when it has the answer to its last one.
 // Which client asks which of the services is for the order's number to decide.
-func rush(t testing.TB, orders []order, clients int, services ...*client) tally {
+func rush(t *testing.T, orders []order, clients int, services ...*client) tally {
 	t.Helper()
 	var wg sync.WaitGroup
 	next := make(chan int)
@@ -92,7 +93,7 @@ func winners(orders []order, coupon string) []string {
 }
 
 // checkCoupon holds what GET says of a coupon against what the users were told.
-func checkCoupon(t testing.TB, c *client, coupon string, remaining int, claimedBy []string) {
+func checkCoupon(t *testing.T, c *client, coupon string, remaining int, claimedBy []string) {
 	t.Helper()
 	s := c.get(t, coupon)
 	slices.Sort(s.ClaimedBy)
@@ -102,7 +103,7 @@ func checkCoupon(t testing.TB, c *client, coupon string, remaining int, claimedB
 }
 
 // sale starts a service on a database of its own, with clients keep-alive connections to it.
-func sale(t testing.TB, clients int) *client {
+func sale(t *testing.T, clients int) *client {
 	t.Helper()
 	p := start(t, environ(dbtest.New(t).URL), "serve").listening(t)
 	return newClient(t, p.url, clients)
@@ -179,7 +180,7 @@ func TestSaleOfManyCouponsInRandomOrder(t *testing.T) {
 	for n := range coupons {
 		c.create(t, fmt.Sprintf("coupon %d", n), amount)
 	}
-	var orders []order
+	orders := make([]order, 0, clients*coupons)
 	for i := range clients {
 		for _, n := range rand.Perm(coupons) {
 			orders = append(orders, order{user: fmt.Sprintf("user %d", i), coupon: fmt.Sprintf("coupon %d", n)})
@@ -204,14 +205,14 @@ func TestSaleByTwoServices(t *testing.T) {
 	t.Parallel()
 	const clients, users, amount = 64, 1_000, 300
 	database := dbtest.New(t)
-	var services []*client
-	for range 2 {
+	services := make([]*client, 2)
+	for i := range services {
 		p := start(t, environ(database.URL), "serve").listening(t)
-		services = append(services, newClient(t, p.url, clients))
+		services[i] = newClient(t, p.url, clients)
 	}
 	services[0].create(t, "SALE", amount)
 	// Everybody asks both, at about the same time.
-	var orders []order
+	orders := make([]order, 0, 2*users)
 	for i := range users {
 		o := order{user: fmt.Sprintf("user %d", i), coupon: "SALE"}
 		orders = append(orders, o, o)

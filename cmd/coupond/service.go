@@ -39,7 +39,7 @@ func listenAt(ctx context.Context, address string) (*door, error) {
 // run serves until ctx is done, then ends in this order: /health says no, nobody new is let in, every request is answered, the
 // store is closed. It returns nil when all of it was done within SHUTDOWN_TIMEOUT.
 func (s *service) run(ctx context.Context) error {
-	store, err := pgstore.Open(pgstore.Config{
+	store, err := pgstore.Open(pgstore.Config{ //nolint:contextcheck // Open asks nobody anything
 		URL:           s.database,
 		MaxConns:      s.config.MaxConns,
 		ClaimLanes:    s.config.ClaimLanes,
@@ -107,8 +107,8 @@ func (s *service) run(ctx context.Context) error {
 		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): %d %s without a whole answer", s.config.ShutdownTimeout, cut, requests)
 	}
 	s.log.Info().
-		Dur("up_ms", stopping.Sub(started)).
-		Dur("stop_ms", time.Since(stopping)).
+		Int64("up_ms", stopping.Sub(started).Milliseconds()).
+		Int64("stop_ms", time.Since(stopping).Milliseconds()).
 		Dict("claims", counted.summary()).
 		Int("requests_cut", cut).
 		Msg("stopped")

@@ -6,12 +6,15 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"scalable-coupon-system/db/dbtest"
 )
@@ -227,8 +230,27 @@ func TestStopWithoutADatabase(t *testing.T) {
 	}
 }
 
+// Not parallel: goroutines belong to nobody, so nobody else's may be running.
+func TestStopLeavesNoGoroutine(t *testing.T) {
+	database := dbtest.New(t)
+	before := goleak.IgnoreCurrent()
+	p := start(t, environ(database.URL), "serve").ready(t)
+	c := newClient(t, p.url, 4)
+	c.create(t, "SALE", 5)
+	rush(t, slices.Repeat([]order{{user: "ann", coupon: "SALE"}}, 20), 4, c)
+	c.get(t, "SALE")
+	p.signal(syscall.SIGTERM)
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	c.CloseIdleConnections()
+	if err := goleak.Find(before); err != nil {
+		t.Error(err)
+	}
+}
+
 // sessions counts the service's sessions, once those that are about to end have ended.
-func sessions(t testing.TB, database *dbtest.Database) int {
+func sessions(t *testing.T, database *dbtest.Database) int {
 	t.Helper()
 	conn := database.Connect(t)
 	n := 0
