@@ -1,0 +1,272 @@
+// Package docs_test holds the documents against what they speak about: files, tests, settings and codes that they name are
+// there, under these names and in these words.
+package docs_test
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+
+	"scalable-coupon-system/api/apitest"
+)
+
+// root is the repository, seen from here.
+const root = ".."
+
+// documents are the Markdown files of the repository by their path from its root.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	for path := range files(t) {
+		if strings.HasSuffix(path, ".md") {
+			found[path] = read(t, path)
+		}
+	}
+	for _, wanted := range []string{"README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/guarantees.md", "docs/api.md"} {
+		if found[wanted] == "" {
+			t.Fatalf("there is no %s", wanted)
+		}
+	}
+	return found
+}
+
+// files lists the files and folders of the repository by their path from its root, without hidden ones (but .github and .ci).
+func files(t *testing.T) map[string]bool {
+	t.Helper()
+	found := map[string]bool{}
+	err := fs.WalkDir(os.DirFS(root), ".", func(path string, entry fs.DirEntry, err error) error {
+		name := entry.Name()
+		if err == nil && entry.IsDir() && strings.HasPrefix(name, ".") && !slices.Contains([]string{".", ".ci", ".github"}, name) {
+			return fs.SkipDir
+		}
+		found[path] = true
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(path)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Every link leads to a file of the repository, and to a heading in it when it names one.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	link := regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	there := files(t)
+	texts := documents(t)
+	links := 0
+	for from, text := range texts {
+		for _, match := range link.FindAllStringSubmatch(text, -1) {
+			target, heading, _ := strings.Cut(match[1], "#")
+			if strings.Contains(target, "://") || strings.HasPrefix(target, "../../actions/") { // the forge's own pages
+				continue
+			}
+			links++
+			path := from
+			if target != "" {
+				path = filepath.ToSlash(filepath.Join(filepath.Dir(from), target))
+			}
+			if !there[path] {
+				t.Errorf("%s links to %s, which is not there", from, match[1])
+				continue
+			}
+			if heading != "" && !slices.Contains(headings(texts[path]), heading) {
+				t.Errorf("%s links to %s, which has no such heading", from, match[1])
+			}
+		}
+	}
+	if links < 50 {
+		t.Errorf("only %d links were found", links)
+	}
+}
+
+// headings are the anchors that a forge makes of a document's headings.
+func headings(text string) []string {
+	var anchors []string
+	for _, match := range regexp.MustCompile(`(?m)^#+ +(.+)$`).FindAllStringSubmatch(text, -1) {
+		anchor := strings.Map(func(r rune) rune {
+			switch {
+			case r == ' ':
+				return '-'
+			case r == '-', r == '_', unicode.IsLetter(r), unicode.IsDigit(r):
+				return unicode.ToLower(r)
+			default:
+				return -1
+			}
+		}, match[1])
+		anchors = append(anchors, anchor)
+	}
+	return anchors
+}
+
+// Every test that a document names is there, and so is every Go or SQL file, named in full or by the end of its path.
+func TestNamesOfTestsAndFiles(t *testing.T) {
+	t.Parallel()
+	there := files(t)
+	tests := map[string]bool{}
+	definition := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)\(`)
+	for path := range there {
+		if !strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		for _, match := range definition.FindAllStringSubmatch(read(t, path), -1) {
+			tests[match[1]] = true
+		}
+	}
+
+	testName := regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z]\w+`)
+	fileName := regexp.MustCompile("`([\\w./-]+\\.(?:go|sql|yaml|yml|awk))`")
+	named := 0
+	for from, text := range documents(t) {
+		for _, name := range testName.FindAllString(text, -1) {
+			named++
+			if !tests[name] {
+				t.Errorf("%s names %s, which is no test", from, name)
+			}
+		}
+		for _, match := range fileName.FindAllStringSubmatch(text, -1) {
+			named++
+			if !slices.ContainsFunc(keys(there), func(path string) bool {
+				return path == match[1] || strings.HasSuffix(path, "/"+match[1])
+			}) {
+				t.Errorf("%s names the file %s, which is not there", from, match[1])
+			}
+		}
+	}
+	if named < 50 {
+		t.Errorf("only %d names were found", named)
+	}
+}
+
+func keys(set map[string]bool) []string {
+	list := make([]string, 0, len(set))
+	for key := range set {
+		list = append(list, key)
+	}
+	return list
+}
+
+// The tables of docs/architecture.md name functions beside the files that have them.
+func TestFunctionsOfTheArchitecture(t *testing.T) {
+	t.Parallel()
+	cell := regexp.MustCompile("\\]\\(\\.\\./([\\w/.]+\\.go)\\)((?:,? `[\\w.]+`)+)")
+	checked := 0
+	for _, match := range cell.FindAllStringSubmatch(read(t, "docs/architecture.md"), -1) {
+		source := read(t, match[1])
+		for _, name := range regexp.MustCompile("`([\\w.]+)`").FindAllStringSubmatch(match[2], -1) {
+			checked++
+			last := name[1][strings.LastIndex(name[1], ".")+1:]
+			defined := regexp.MustCompile(`(?m)^(?:func (?:\([^)]*\) )?|var |\t)` + last + `\b`)
+			if !defined.MatchString(source) {
+				t.Errorf("docs/architecture.md: %s has no %s", match[1], name[1])
+			}
+		}
+	}
+	if checked < 15 {
+		t.Errorf("only %d functions were found", checked)
+	}
+}
+
+// The decisions are numbered without gaps, and all of them are in the index.
+func TestDecisions(t *testing.T) {
+	t.Parallel()
+	index := read(t, "docs/adr/README.md")
+	paths, err := filepath.Glob("adr/[0-9]*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(paths)
+	for i, path := range paths {
+		name := filepath.Base(path)
+		number := fmt.Sprintf("%04d", i+1)
+		if !strings.HasPrefix(name, number+"-") {
+			t.Errorf("%s stands where %s is due", name, number)
+		}
+		if !strings.Contains(index, "["+number+"]("+name+")") {
+			t.Errorf("docs/adr/README.md has no %s", name)
+		}
+		if !strings.HasPrefix(read(t, "docs/adr/"+name), "# "+number+" ") {
+			t.Errorf("%s does not begin with its number", name)
+		}
+	}
+	if len(paths) < 14 {
+		t.Errorf("only %d decisions were found", len(paths))
+	}
+}
+
+// docs/api.md explains each code in the words of openapi.yaml.
+func TestCodesAreExplainedInTheSameWords(t *testing.T) {
+	t.Parallel()
+	inContract := paragraphs(apitest.Contract(t).Info.Description)
+	inDocs := paragraphs(read(t, "docs/api.md"))
+	for code, text := range inContract {
+		if inDocs[code] != text {
+			t.Errorf("%s\nopenapi.yaml: %s\ndocs/api.md:  %s", code, text, inDocs[code])
+		}
+	}
+	if len(inContract) == 0 || len(inDocs) != len(inContract) {
+		t.Errorf("openapi.yaml explains %d codes, docs/api.md %d", len(inContract), len(inDocs))
+	}
+}
+
+// paragraphs are what stands under the headings that are codes, with single spaces for white space.
+func paragraphs(text string) map[string]string {
+	found := map[string]string{}
+	for _, section := range regexp.MustCompile(`(?m)^#+ `).Split(text, -1) {
+		title, body, _ := strings.Cut(section, "\n")
+		if regexp.MustCompile(`^[A-Z_]+$`).MatchString(title) {
+			found[title] = strings.Join(strings.Fields(body), " ")
+		}
+	}
+	return found
+}
+
+// The README's table of settings says what coupond serve --help says.
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	help, err := exec.CommandContext(t.Context(), "go", "run", root+"/cmd/coupond", "serve", "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, environment, _ := strings.Cut(string(help), "Environment:\n")
+	setting := regexp.MustCompile(`(?m)^  ([A-Z_]+)(?:=(\S+))?(?:  \((.+)\))?\n +(.+)\n +(.+)$`)
+	var inHelp []string
+	for _, match := range setting.FindAllStringSubmatch(environment, -1) {
+		inHelp = append(inHelp, strings.Join([]string{match[1], match[2] + match[3], match[4], match[5]}, " | "))
+	}
+
+	row := regexp.MustCompile("(?m)^\\| (`[A-Z_]+` \\| .*) \\|$")
+	var inReadme []string
+	for _, match := range row.FindAllStringSubmatch(read(t, "README.md"), -1) {
+		inReadme = append(inReadme, strings.ReplaceAll(strings.ReplaceAll(match[1], "`", ""), "| |", "|  |"))
+	}
+
+	if len(inHelp) == 0 || !slices.Equal(unquoted(inHelp), unquoted(inReadme)) {
+		t.Errorf("coupond serve --help:\n%s\nREADME.md:\n%s", strings.Join(inHelp, "\n"), strings.Join(inReadme, "\n"))
+	}
+}
+
+// unquoted strips the quotes that code has on the command line and not in Markdown, where it is set as code.
+func unquoted(lines []string) []string {
+	plain := make([]string, len(lines))
+	for i, line := range lines {
+		plain[i] = strings.ReplaceAll(line, "'", "")
+	}
+	return plain
+}
