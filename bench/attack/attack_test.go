@@ -233,7 +233,7 @@ func TestTable(t *testing.T) {
            K  409 already claimed
            K  400 sold out
            0  503 asked again
-         315  claims in TIME: N a second  ▅
+         315  claims answered in TIME: N a second  ▅
 
   latency  p50 TIME   p99 TIME   p99.9 TIME   longest TIME
 

@@ -96,7 +96,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if f.misreport != nil {
 			f.misreport(&report)
 		}
-		_ = json.NewEncoder(w).Encode(report)
+		if err := json.NewEncoder(w).Encode(report); err != nil {
+			panic(err)
+		}
 	}
 }
 

@@ -37,8 +37,8 @@ func draw(o *options, s *series, file string) error {
 		c.Legend.Offset, c.Legend.Symbol = charts.OffsetRight, charts.SymbolSquare
 		c.XAxis.Labels = s.seconds()
 		c.XAxis.LabelCount = min(len(s.points), 7)
-		c.XAxis.BoundaryGap = charts.Ptr(false)
-		c.YAxis = []charts.YAxisOption{{Min: charts.Ptr(0.0), LabelFontStyle: small}}
+		c.XAxis.BoundaryGap = new(false)
+		c.YAxis = []charts.YAxisOption{{Min: new(0.0), LabelFontStyle: small}}
 		if err := painter.Child(charts.PainterBoxOption(part.box)).LineChart(*c); err != nil {
 			return err
 		}
@@ -76,11 +76,12 @@ func answersChart(s *series) charts.LineChartOption {
 		}
 	}
 	c := charts.NewLineChartOptionWithData(shown)
-	c.Title.Text = "claims answered a second"
+	c.Title.Text = "claims a second, by answer"
 	c.Legend.SeriesNames = names
 	c.Theme = theme(colours)
-	c.StackSeries = charts.Ptr(true)
+	c.StackSeries = new(true)
 	c.FillOpacity = 230
+	c.LineStrokeWidth = 0.5 // more would draw the last answer over all others where it never came
 	c.ValueFormatter = func(v float64) string { return number(int(v)) }
 	return c
 }
@@ -91,7 +92,11 @@ func latencyChart(s *series) charts.LineChartOption {
 	for _, q := range quantiles {
 		var line []float64
 		for _, p := range s.points {
-			line = append(line, float64(p.Claims.Quantile(q.percent))/float64(time.Millisecond))
+			v := charts.GetNullValue() // a gap: nobody was answered
+			if p.Claims.Answered() > 0 {
+				v = float64(p.Claims.Quantile(q.percent)) / float64(time.Millisecond)
+			}
+			line = append(line, v)
 		}
 		values, names, colours = append(values, line), append(names, q.name), append(colours, q.ink)
 	}

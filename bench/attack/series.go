@@ -86,7 +86,7 @@ func (s *series) rates(width int) []float64 {
 	for i := 0; i < len(s.points); i += group {
 		n, elapsed := 0, time.Duration(0)
 		for _, p := range s.points[i:min(i+group, len(s.points))] {
-			n += p.Claims.Total()
+			n += p.Claims.Answered()
 			elapsed += p.Elapsed
 		}
 		rates = append(rates, rate(n, elapsed))

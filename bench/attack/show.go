@@ -20,7 +20,7 @@ var errKilled = errors.New("stopped without waiting for the last answers")
 // frame in their log.
 func live(out io.Writer, environ []string) bool {
 	file, ok := out.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd())) && !slices.ContainsFunc(environ, func(v string) bool { //nolint:gosec // a descriptor is a small number
+	return ok && term.IsTerminal(int(file.Fd())) && !slices.ContainsFunc(environ, func(v string) bool {
 		return v == "TERM=dumb" || len(v) > 3 && v[:3] == "CI=" && v != "CI=false"
 	})
 }

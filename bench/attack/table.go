@@ -24,10 +24,10 @@ func table(o *options, r load.Report, seen *series, v *books.Verdict) string {
 			line("%10s  %s%s", number(n[k]), paint(k, k.name()), faint(parts(r.Claims, k)))
 		}
 	}
-	line("%10s  claims in %.2f s: %s  %s", number(r.Claims.Total()), r.Elapsed.Seconds(),
-		bold(number(int(rate(r.Claims.Total(), r.Elapsed)))+" a second"), paint(won, sparkline(seen.rates(24))))
+	line("%10s  claims answered in %.2f s: %s  %s", number(r.Claims.Answered()), r.Elapsed.Seconds(),
+		bold(number(int(rate(r.Claims.Answered(), r.Elapsed)))+" a second"), paint(won, sparkline(seen.rates(24))))
 	b.WriteByte('\n')
-	line("latency  %s   longest %s", latencies(r.Claims), latency(r.Claims.Quantile(100)))
+	line("latency  %s   longest %s", latencies(r.Claims), quantile(r.Claims, 100))
 	for _, f := range r.Faults {
 		line("%s", faint("fault: "+f))
 	}

@@ -26,7 +26,7 @@ func (p progress) view(o *options, width int) string {
 	lines := []string{bold(o.describe()), "", p.bar(width), ""}
 
 	second := p.series.second()
-	now := rate(second.Claims.Total(), second.Elapsed)
+	now := rate(second.Claims.Answered(), second.Elapsed)
 	lines = append(lines,
 		fmt.Sprintf("%s %s  %s", faint("claims/s"), bold(fmt.Sprintf("%8s", number(int(now)))), paint(won, sparkline(p.series.rates(width-20)))),
 		fmt.Sprintf("%s  %s", faint("latency "), latencies(second.Claims)),
@@ -83,6 +83,6 @@ func (p progress) line() string {
 	second := p.series.second()
 	t := p.series.total
 	return fmt.Sprintf("%6.1f s %4d %%  %7s/s   201 %s   409 %s   400 %s   503 %s   none %s   %s",
-		p.series.elapsed.Seconds(), 100*p.settled/p.requests, number(int(rate(second.Claims.Total(), second.Elapsed))),
+		p.series.elapsed.Seconds(), 100*p.settled/p.requests, number(int(rate(second.Claims.Answered(), second.Elapsed))),
 		number(t[won]), number(t[already]), number(t[soldOut]), number(t[refused]), number(t[lost]+t[odd]), latencies(second.Claims))
 }

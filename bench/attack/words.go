@@ -30,7 +30,14 @@ func latency(d time.Duration) string {
 
 // latencies writes the quantiles that people ask for.
 func latencies(t load.Tally) string {
-	return fmt.Sprintf("p50 %s   p99 %s   p99.9 %s", latency(t.Quantile(50)), latency(t.Quantile(99)), latency(t.Quantile(99.9)))
+	return fmt.Sprintf("p50 %s   p99 %s   p99.9 %s", quantile(t, 50), quantile(t, 99), quantile(t, 99.9))
+}
+
+func quantile(t load.Tally, percent float64) string {
+	if t.Latency == nil || t.Latency.TotalCount() == 0 {
+		return "–"
+	}
+	return latency(t.Quantile(percent))
 }
 
 // times writes "1 user", "2 users".

@@ -26,63 +26,14 @@ import (
 func BenchmarkClient(b *testing.B) {
 	address := startAnswerer(b)
 	const connections = 128
-	body := []byte(`{"user_id":"user-000001","coupon_name":"sale"}`)
-
-	clients := map[string]func(b *testing.B) func() error{
-		"own": func(b *testing.B) func() error {
-			c := NewConn(address, 10*time.Second)
-			b.Cleanup(c.Close)
-			request := []byte("POST /api/coupons/claim HTTP/1.1\r\nHost: " + address +
-				"\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + string(body))
-			return func() error {
-				r, err := c.Do(context.Background(), request)
-				if err == nil && r.Status != 201 {
-					return fmt.Errorf("status %d", r.Status)
-				}
-				return err
-			}
-		},
-		"fasthttp": func(b *testing.B) func() error {
-			// A HostClient for each connection is its cheapest use: no pool to fight over.
-			c := &fasthttp.HostClient{Addr: address, MaxConns: 1, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-				NoDefaultUserAgentHeader: true, DisablePathNormalizing: true}
-			b.Cleanup(c.CloseIdleConnections)
-			request, response := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
-			request.SetRequestURI("http://" + address + "/api/coupons/claim")
-			request.Header.SetMethod("POST")
-			request.Header.SetContentType("application/json")
-			return func() error {
-				request.SetBodyRaw(body)
-				err := c.Do(request, response)
-				if err == nil && response.StatusCode() != 201 {
-					return fmt.Errorf("status %d", response.StatusCode())
-				}
-				return err
-			}
-		},
-		"net-http": func(b *testing.B) func() error {
-			t := &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true}
-			b.Cleanup(t.CloseIdleConnections)
-			c := &http.Client{Transport: t, Timeout: 10 * time.Second}
-			return func() error {
-				response, err := c.Post("http://"+address+"/api/coupons/claim", "application/json", bytes.NewReader(body))
-				if err != nil {
-					return err
-				}
-				_, _ = io.Copy(io.Discard, response.Body)
-				_ = response.Body.Close()
-				if response.StatusCode != 201 {
-					return fmt.Errorf("status %d", response.StatusCode)
-				}
-				return nil
-			}
-		},
-	}
-	for _, name := range []string{"own", "fasthttp", "net-http"} {
-		b.Run(name, func(b *testing.B) {
+	for _, client := range []struct {
+		name string
+		make func(b *testing.B, address string) func() error
+	}{{"own", own}, {"fasthttp", fast}, {"net-http", standard}} {
+		b.Run(client.name, func(b *testing.B) {
 			var workers []func() error
 			for range connections {
-				do := clients[name](b)
+				do := client.make(b, address)
 				if err := do(); err != nil {
 					b.Fatal(err)
 				}
@@ -109,6 +60,114 @@ func BenchmarkClient(b *testing.B) {
 	}
 }
 
+// BenchmarkRun is what a request costs in all: made, sent, read, judged and counted.
+func BenchmarkRun(b *testing.B) {
+	address := startAnswerer(b)
+	users := Users(10_000)
+	b.ReportAllocs()
+	b.ResetTimer()
+	before := cpu()
+	run, err := Start(b.Context(), Plan{
+		Address: address, Connections: 128, Requests: b.N,
+		Request: func(i int) Request { return Request{User: users[i%len(users)], Coupon: "sale"} },
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if report := run.Wait(); report.Claims.Count(Claimed) != b.N {
+		b.Errorf("%+v", report.Claims.Answers)
+	}
+	b.ReportMetric(float64((cpu()-before).Nanoseconds())/1e3/float64(b.N), "cpu-µs/op")
+}
+
+// BenchmarkReadResponse is the parser alone.
+func BenchmarkReadResponse(b *testing.B) {
+	for name, answer := range map[string]string{
+		"201": createdAnswer,
+		"400": "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nX-Request-Id: 0123456789abcdef\r\n" +
+			"Date: Sun, 22 Nov 2026 20:00:00 GMT\r\nContent-Length: 100\r\n\r\n" + strings.Repeat("x", 100),
+	} {
+		b.Run(name, func(b *testing.B) {
+			source := strings.NewReader(answer)
+			in, kept := bufio.NewReaderSize(source, bufferSize), make([]byte, 0, KeptBody)
+			b.ReportAllocs()
+			for b.Loop() {
+				source.Reset(answer)
+				if _, err := readResponse(in, kept); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+var claimBody = []byte(`{"user_id":"user-000001","coupon_name":"sale"}`)
+
+// wrongStatus is an error unless status is the answer's.
+func wrongStatus(status int) error {
+	if status != http.StatusCreated {
+		return fmt.Errorf("status %d", status)
+	}
+	return nil
+}
+
+func own(b *testing.B, address string) func() error {
+	b.Helper()
+	c := NewConn(address, 10*time.Second)
+	b.Cleanup(c.Close)
+	request := []byte("POST /api/coupons/claim HTTP/1.1\r\nHost: " + address +
+		"\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(claimBody)) + "\r\n\r\n" + string(claimBody))
+	return func() error {
+		r, err := c.Do(context.Background(), request)
+		if err != nil {
+			return err
+		}
+		return wrongStatus(r.Status)
+	}
+}
+
+// fast has a HostClient for each connection, which is its cheapest use: no pool to fight over.
+func fast(b *testing.B, address string) func() error {
+	b.Helper()
+	c := &fasthttp.HostClient{
+		Addr: address, MaxConns: 1, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+		NoDefaultUserAgentHeader: true, DisablePathNormalizing: true,
+	}
+	b.Cleanup(c.CloseIdleConnections)
+	request, response := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
+	request.SetRequestURI("http://" + address + "/api/coupons/claim")
+	request.Header.SetMethod(http.MethodPost)
+	request.Header.SetContentType("application/json")
+	return func() error {
+		request.SetBodyRaw(claimBody)
+		if err := c.Do(request, response); err != nil {
+			return err
+		}
+		return wrongStatus(response.StatusCode())
+	}
+}
+
+func standard(b *testing.B, address string) func() error {
+	b.Helper()
+	t := &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true}
+	b.Cleanup(t.CloseIdleConnections)
+	c := &http.Client{Transport: t, Timeout: 10 * time.Second}
+	return func() error {
+		request, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+address+"/api/coupons/claim", bytes.NewReader(claimBody))
+		if err != nil {
+			return err
+		}
+		request.Header.Set("Content-Type", "application/json")
+		response, err := c.Do(request)
+		if err != nil {
+			return err
+		}
+		_, _ = io.Copy(io.Discard, response.Body)
+		_ = response.Body.Close()
+		return wrongStatus(response.StatusCode)
+	}
+}
+
 // cpu is what this process has used, in user and system together.
 func cpu() time.Duration {
 	var u syscall.Rusage
@@ -118,11 +177,16 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-const answererEnv = "LOAD_TEST_ANSWERER"
+const (
+	answererEnv   = "LOAD_TEST_ANSWERER"
+	createdAnswer = "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nX-Request-Id: 0123456789abcdef\r\n" +
+		"Date: Sun, 22 Nov 2026 20:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
+)
 
 // startAnswerer runs this test binary again as a server that answers every request with an empty 201.
 func startAnswerer(b *testing.B) string {
-	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	b.Helper()
+	cmd := exec.CommandContext(context.Background(), os.Args[0], "-test.run=^$") //nolint:gosec // itself
 	cmd.Env = append(os.Environ(), answererEnv+"=1")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -153,18 +217,20 @@ func TestMain(m *testing.M) {
 }
 
 func answer() {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
 	}
-	fmt.Println(listener.Addr())
-	go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
-	created := []byte("HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nX-Request-Id: 0123456789abcdef\r\n" +
-		"Date: Sun, 22 Nov 2026 20:00:00 GMT\r\nContent-Length: 0\r\n\r\n")
+	_, _ = fmt.Fprintln(os.Stdout, listener.Addr())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		_ = listener.Close()
+	}()
+	created := []byte(createdAnswer)
 	for {
 		conn, err := listener.Accept()
 		if err != nil {
-			panic(err)
+			return
 		}
 		go func() {
 			buffer := make([]byte, 4096)

@@ -14,6 +14,13 @@ import (
 // Conn is one keep-alive HTTP/1.1 connection that carries one request at a time. It dials when it is first needed and
 // again after it was closed, by either side; it never sends a request twice by itself. It is not safe for concurrent
 // use.
+//
+// Why not one of the well-kept clients: generator, service and PostgreSQL share the cores of every measurement. With 128
+// connections a request costs 18.9 µs of CPU with this one, 22.2 with fasthttp 1.77 and 64.8 with net/http (61
+// allocations); medians of five interleaved rounds of BenchmarkClient, busy machine, two cores. Four fifths of the 18.9
+// are the kernel's, for one write, two reads (the first finds nothing) and the poller, so there is little left to win.
+// And the books need what a client for everyday use hides: nothing is ever sent twice, "surely not sent" and "maybe
+// served" are told apart, and an answer that is not exactly HTTP is a failure.
 type Conn struct {
 	address string
 	timeout time.Duration
@@ -110,6 +117,10 @@ func named(err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return ErrCut
 	default:
+		// Without the addresses: the same fault on another port is no other fault.
+		if operation := (*net.OpError)(nil); errors.As(err, &operation) {
+			err = operation.Err
+		}
 		return fmt.Errorf("%w: %w", ErrCut, err)
 	}
 }

@@ -110,7 +110,7 @@ func TestConnTellsWhyThereIsNoAnswer(t *testing.T) {
 		"closed inside an answer": {func(conn net.Conn) { request(conn); _, _ = io.WriteString(conn, created[:20]) }, ErrCut},
 		"reset": {func(conn net.Conn) {
 			request(conn)
-			_ = conn.(*net.TCPConn).SetLinger(0) //nolint:forcetypeassert // scripted listens on TCP
+			_ = conn.(*net.TCPConn).SetLinger(0)
 		}, ErrCut},
 		"silence":   {func(net.Conn) { <-hold }, ErrTimeout},
 		"half told": {func(conn net.Conn) { _, _ = io.WriteString(conn, created[:20]); <-hold }, ErrTimeout},

@@ -49,6 +49,17 @@ func (t Tally) Total() int {
 	return n
 }
 
+// Answered is how many requests had an answer, whatever it was.
+func (t Tally) Answered() int {
+	n := 0
+	for _, c := range t.Answers {
+		if c.Answer.Status != 0 {
+			n += c.Times
+		}
+	}
+	return n
+}
+
 // Count is how often answer came.
 func (t Tally) Count(answer Answer) int {
 	for _, c := range t.Answers {

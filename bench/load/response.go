@@ -131,7 +131,7 @@ func parseStatus(line []byte) (int, error) {
 		return 0, malformed("interim answer %d, which no request asked for", status)
 	}
 	for _, c := range line[len(version)+4:] {
-		if isControl(c) {
+		if controls[c] {
 			return 0, malformed("status line %q", line)
 		}
 	}
@@ -151,7 +151,7 @@ func parseHeader(line []byte) (name, value []byte, err error) {
 		}
 	}
 	for _, c := range value {
-		if isControl(c) {
+		if controls[c] {
 			return nil, nil, malformed("header %q", line)
 		}
 	}
@@ -310,7 +310,14 @@ func equalFold(s []byte, lower string) bool {
 	return true
 }
 
-func isControl(c byte) bool { return c < ' ' && c != '\t' || c == 0x7f }
+// controls are the characters that no header or status line may have.
+var controls = func() (t [256]bool) {
+	for c := range byte(' ') {
+		t[c] = c != '\t'
+	}
+	t[0x7f] = true
+	return t
+}()
 
 // tokenChars are the characters of a header's name (RFC 9110, 5.6.2).
 var tokenChars = func() (t [256]bool) {

@@ -32,7 +32,7 @@ func Order(users int, percent float64, seed uint64) []int32 {
 	repeating := int(math.Round(float64(users) * percent / 100))
 	order := make([]int32, users, users+repeating)
 	for i := range order {
-		order[i] = int32(i) //nolint:gosec // 2,147,483,647 users are more than memory holds
+		order[i] = int32(i)
 	}
 	shuffle(random, order)
 	order = append(order, order[:repeating]...)
