@@ -151,7 +151,7 @@ func expiry() uint {
 func (c *container) hold() error {
 	program, err := exec.LookPath("docker")
 	if err != nil {
-		return nil //nolint:nilerr // see lifeline
+		return nil // see lifeline
 	}
 	reader, writer, err := os.Pipe()
 	if err != nil {

@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -129,6 +130,30 @@ func say(format string, args ...any) {
 func nobodyLooks() bool {
 	ci, err := strconv.ParseBool(os.Getenv("CI"))
 	return err == nil && ci
+}
+
+// stays tells, in a cleanup, whether what the test has left is worth a look.
+//
+// A panicking test's cleanups are run while it does not count as failed yet, and recover works in deferred functions only; but
+// the panic is on the stack.
+func stays(t testing.TB) bool {
+	t.Helper()
+	if nobodyLooks() {
+		return false
+	}
+	if t.Failed() {
+		return true
+	}
+	callers := make([]uintptr, 64)
+	frames := runtime.CallersFrames(callers[:runtime.Callers(0, callers)])
+	for frame, more := frames.Next(); ; frame, more = frames.Next() {
+		if frame.Function == "runtime.gopanic" {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }
 
 var noNamePart = regexp.MustCompile(`[^a-z0-9]+`)

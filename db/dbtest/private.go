@@ -118,18 +118,18 @@ func (s *Server) start(ctx context.Context) error {
 // finish is for the end of the test.
 func (s *Server) finish(t testing.TB) {
 	t.Helper()
-	if t.Failed() && !nobodyLooks() && s.server != nil {
+	if s.server != nil && stays(t) {
 		if err := s.Start(); err != nil {
-			t.Logf("dbtest: the server of this failed test does not start again, its data stays in %s: %v", s.home, err)
+			say("%s failed: its server does not start again, its data stays in %s: %v", t.Name(), s.home, err)
 			return
 		}
 		remove, err := s.keep()
 		if err != nil {
-			t.Logf("dbtest: %v", err)
+			say("%v", err)
 			return
 		}
-		t.Logf("dbtest: the server of this failed test stays until the tests of this package run again: %s\n"+
-			"to remove it now: %s", s.server.admin, remove)
+		say("%s failed: its server stays until the tests of this package run again: %s", t.Name(), s.server.admin)
+		say("to remove it now: %s", remove)
 		return
 	}
 	if err := s.close(s.server); err != nil {

@@ -53,7 +53,7 @@ func newServer(admin string, host host) *server {
 		case err != nil:
 			say("%v", err)
 		case remove != "":
-			say("the server of the failed test stays until the tests of this package run again; to remove it now: %s", remove)
+			say("and so does its server; to remove it now: %s", remove)
 		}
 	})
 	return s
@@ -133,11 +133,11 @@ func (s *server) register(t testing.TB, d *Database, commands ...string) *Databa
 		return d // ends with its server
 	}
 	t.Cleanup(func() {
-		if t.Failed() && !nobodyLooks() {
-			t.Logf("dbtest: the database of this failed test stays until the tests of this package run again: %s",
-				withDatabase(s.show, d.Name))
+		if stays(t) {
+			// Not by t.Logf, whose lines are lost when a test panics.
+			say("%s failed: its database stays until the tests of this package run again: %s", t.Name(), withDatabase(s.show, d.Name))
 			if err := s.exec("comment on database " + quote(d.Name) + " is '" + keptFor(thisPackage()) + "'"); err != nil {
-				t.Logf("dbtest: %v", err)
+				say("%v", err)
 			}
 			s.kept()
 			return

@@ -249,9 +249,12 @@ func workingDirByLsof(ctx context.Context, pid string) string {
 	return ""
 }
 
-// makeSocketDir makes the folder of the unix socket, for the account alone. Not under $TMPDIR, whose path may be too long.
+// socketPrefix is how the paths of sockets' folders begin. They are not under $TMPDIR, whose path may be too long.
+const socketPrefix = "/tmp/localpg-"
+
+// makeSocketDir makes the folder of the unix socket, for the account alone.
 func (c *cluster) makeSocketDir() (string, error) {
-	dir, err := os.MkdirTemp("/tmp", "localpg-")
+	dir, err := os.MkdirTemp(filepath.Split(socketPrefix))
 	if err != nil {
 		return "", err
 	}
@@ -283,6 +286,7 @@ func remove(ctx context.Context, dir string) error {
 		return err
 	}
 	defer held.close()
+	held.dropStaleSockets()
 
 	path := filepath.Join(dir, "data")
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSymlink {

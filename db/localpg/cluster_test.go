@@ -96,7 +96,7 @@ func TestStalePostmasterPid(t *testing.T) {
 	dir := newCluster(t)
 	server := startIn(t, dir)
 	data := filepath.Join(server.Dir(), "data")
-	stale, err := os.ReadFile(filepath.Join(data, "postmaster.pid")) //nolint:gosec // the test's own
+	stale, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	must(t, err)
 	must(t, server.Kill())
 
@@ -126,7 +126,7 @@ func TestServerStartedByHandIsLeftAlone(t *testing.T) {
 		"-c", "port="+strconv.Itoa(server.Port()), "-c", "unix_socket_directories=")
 	must(t, byHand.Start())
 	eventually(t, "it runs", func() bool {
-		text, _ := os.ReadFile(filepath.Join(data, "postmaster.pid")) //nolint:gosec // the test's own
+		text, _ := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 		return strings.Contains(string(text), "ready")
 	})
 
@@ -269,7 +269,7 @@ func TestAsAnUnprivilegedUser(t *testing.T) {
 }
 
 func copyFile(to, from string) error {
-	source, err := os.Open(from) //nolint:gosec // the test's own
+	source, err := os.Open(from)
 	if err != nil {
 		return err
 	}

@@ -38,11 +38,11 @@ func TestMain(m *testing.M) {
 		os.Exit(code)
 	case "hold":
 		err := startInChild(func(*Server) error { select {} })
-		fmt.Println(err) //nolint:forbidigo // the parent reads it
+		fmt.Println(err)
 		os.Exit(1)
 	case "detach":
 		if err := startInChild((*Server).Detach); err != nil {
-			fmt.Println(err) //nolint:forbidigo // the parent reads it
+			fmt.Println(err)
 			os.Exit(1)
 		}
 	}
@@ -55,7 +55,7 @@ func startInChild(then func(*Server) error) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("ready", server.Pid()) //nolint:forbidigo // the parent reads it
+	fmt.Println("ready", server.Pid())
 	return then(server)
 }
 
@@ -69,7 +69,7 @@ func startChild(t *testing.T, does, dir, bin string) *child {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
-	c := &child{cmd: exec.CommandContext(context.Background(), executable)} //nolint:gosec // ourselves
+	c := &child{cmd: exec.CommandContext(context.Background(), executable)}
 	c.cmd.Env = append(os.Environ(), childDoes+"="+does, childDir+"="+dir, childBin+"="+bin)
 	c.cmd.Stderr = os.Stderr
 	output, err := c.cmd.StdoutPipe()
@@ -128,7 +128,7 @@ func newCluster(t *testing.T) string {
 	must(t, err)
 	dir := newDir(t)
 	for _, name := range []string{"data", passwordFile} {
-		must(t, exec.CommandContext(t.Context(), "cp", "-Rp", filepath.Join(made, name), dir).Run()) //nolint:gosec // a test
+		must(t, exec.CommandContext(t.Context(), "cp", "-Rp", filepath.Join(made, name), dir).Run())
 	}
 	return dir
 }
@@ -213,7 +213,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 // isGone is true as soon as nothing holds the lock of dir: initdb, watchdog and every process of the server have ended.
 func isGone(t *testing.T, dir string) bool {
 	t.Helper()
-	file, err := os.Open(filepath.Join(dir, lockFile)) //nolint:gosec // the test's own
+	file, err := os.Open(filepath.Join(dir, lockFile))
 	must(t, err)
 	defer file.Close() //nolint:errcheck // only read
 	err = flock(file, syscall.LOCK_SH)

@@ -104,6 +104,7 @@ func start(ctx context.Context, o Options) (*Server, error) {
 	}
 	defer held.close() // the running server has a share of its own by then
 
+	held.dropStaleSockets()
 	ports, err := candidatePorts(o.Port, held.last.Port)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -61,7 +62,7 @@ func TestKilledServerRecoversWhatWasCommitted(t *testing.T) {
 
 	server = startWith(t, o)
 	wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1000")
-	log, err := os.ReadFile(filepath.Join(dir, "server.log")) //nolint:gosec // the test's own
+	log, err := os.ReadFile(filepath.Join(dir, "server.log"))
 	must(t, err)
 	if !strings.Contains(string(log), "automatic recovery in progress") {
 		t.Error("the server did not recover, so Kill was no crash")
@@ -148,7 +149,7 @@ func TestTakenPortOfTheLastTimeIsGivenUp(t *testing.T) {
 	dir := newCluster(t)
 	server := startIn(t, dir)
 	must(t, server.Stop())
-	other, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(server.Port()))) //nolint:noctx // a test
+	other, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(server.Port())))
 	must(t, err)
 	defer other.Close() //nolint:errcheck // only a test
 
@@ -171,7 +172,7 @@ func TestOnlyThePasswordOpensTheServer(t *testing.T) {
 		for _, password := range []string{"", "postgres"} {
 			config, err := pgx.ParseConfig("user=postgres dbname=postgres sslmode=disable passfile=/dev/null")
 			must(t, err)
-			config.Host, config.Port, config.Password = host, uint16(server.Port()), password //nolint:gosec // a port
+			config.Host, config.Port, config.Password = host, uint16(server.Port()), password
 			conn, err := pgx.ConnectConfig(t.Context(), config)
 			var pgErr *pgconn.PgError
 			if !errors.As(err, &pgErr) || pgErr.Code != "28P01" {
@@ -297,6 +298,16 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 			must(t, c.cmd.Process.Signal(syscall.SIGTERM))
 			_ = c.cmd.Wait()
 		},
+		"SIGKILL, its watchdog's too": func(t *testing.T, c *child, postmaster int) {
+			t.Helper()
+			output, err := exec.CommandContext(t.Context(), "ps", "-o", "ppid=", "-p", strconv.Itoa(postmaster)).Output()
+			must(t, err)
+			watchdog, err := strconv.Atoi(strings.TrimSpace(string(output)))
+			must(t, err)
+			must(t, c.cmd.Process.Signal(syscall.SIGSTOP)) // or else it would tidy up
+			must(t, syscall.Kill(watchdog, syscall.SIGKILL))
+			c.kill()
+		},
 		"SIGKILL with a frozen server": func(t *testing.T, c *child, postmaster int) {
 			t.Helper()
 			must(t, syscall.Kill(postmaster, syscall.SIGSTOP))
@@ -334,6 +345,9 @@ func TestServerEndsWithItsWatchdog(t *testing.T) {
 	server := startIn(t, dir)
 	must(t, server.run.cmd.Process.Kill())
 	eventually(t, "nothing holds the lock", func() bool { return isGone(t, dir) })
+	if _, err := os.Stat(server.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket's folder stays behind: %v", err)
+	}
 
 	// And told to go, it takes the server along.
 	server = startIn(t, dir)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -87,6 +88,13 @@ func acquire(ctx context.Context, dir string) (*lock, error) {
 			return nil, fmt.Errorf("the last server in %s is still shutting down: %w", dir, context.Cause(ctx))
 		case <-pause():
 		}
+	}
+}
+
+// dropStaleSockets removes the folder of the last server's socket, where its watchdog was killed together with us.
+func (l *lock) dropStaleSockets() {
+	if strings.HasPrefix(l.last.Sockets, socketPrefix) {
+		_ = os.RemoveAll(l.last.Sockets)
 	}
 }
 
