@@ -39,6 +39,12 @@ func (s *series) add(r load.Report) {
 		s.last = append(s.last[:0], s.last[1:]...)
 	}
 
+	// On a busy machine a late tick is followed by an early one; alone, the few milliseconds between them would make a
+	// rate out of nothing.
+	if s.filled > 0 && r.Elapsed < tick/2 {
+		s.points[len(s.points)-1].Add(r)
+		return
+	}
 	if s.filled > 0 && s.filled < s.perTick {
 		s.points[len(s.points)-1].Add(r)
 		s.filled++

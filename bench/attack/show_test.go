@@ -181,6 +181,16 @@ func TestSeries(t *testing.T) {
 	}
 }
 
+func TestSeriesWithAnEarlyTick(t *testing.T) {
+	var s series
+	s.add(tally(195*time.Millisecond, map[load.Answer]int{load.Claimed: 195}))
+	s.add(tally(5*time.Millisecond, map[load.Answer]int{load.Claimed: 105}))
+	s.add(tally(100*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
+	if rates := s.rates(10); len(rates) != 2 || rates[0] != 1500 || rates[1] != 1000 || s.total[won] != 400 {
+		t.Errorf("rates %v, total %v", rates, s.total)
+	}
+}
+
 func TestSparkline(t *testing.T) {
 	for want, values := range map[string][]float64{"": nil, "▁▁": {0, 0}, "▁▅█": {0, 5, 9}} {
 		if got := sparkline(values); got != want {
