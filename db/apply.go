@@ -43,7 +43,9 @@ type Result struct {
 }
 
 // Version returns the schema version that this program brings: the number of its migrations.
-func Version() int32 {
+func Version() int32 { return version(files) }
+
+func version(files fs.FS) int32 {
 	names, err := fs.Glob(files, "migrations/*.sql")
 	if err != nil {
 		panic(err) // the pattern is a constant
@@ -51,25 +53,42 @@ func Version() int32 {
 	return int32(len(names)) //nolint:gosec // a handful
 }
 
+// applyLock is the key of the advisory lock that an Apply holds. Any number nobody else uses would do.
+const applyLock = 2_611_230_107_433_187
+
 // Apply brings the schema of conn's database up to date: it runs the migrations that are missing, each in a transaction of
 // its own, and then installs all functions in one more. Running it again changes nothing, and several at once wait for each
-// other (tern holds an advisory lock, which must be the session's own: not through a transaction-pooling proxy).
+// other (by an advisory lock, which must be the session's own: not through a transaction-pooling proxy).
 //
 // Sessions that are calling the functions meanwhile notice nothing: functions are replaced, never dropped.
 //
 // The login must be a superuser, or own the database and have CREATEROLE (or be a member of coupon_service already).
 func Apply(ctx context.Context, conn *pgx.Conn) (Result, error) {
-	result, err := apply(ctx, conn)
+	return applyFiles(ctx, conn, files)
+}
+
+func applyFiles(ctx context.Context, conn *pgx.Conn, files fs.FS) (Result, error) {
+	result, err := apply(ctx, conn, files)
 	if err != nil {
 		return result, explain(err)
 	}
 	return result, nil
 }
 
-func apply(ctx context.Context, conn *pgx.Conn) (Result, error) {
+func apply(ctx context.Context, conn *pgx.Conn, files fs.FS) (Result, error) {
 	if err := checkServer(ctx, conn); err != nil {
 		return Result{}, err
 	}
+
+	// One Apply at a time, from the first look at the version to the last function. tern locks each of its steps by itself:
+	// between two of them a newer program could bring its migrations and functions, which ours would then replace.
+	if _, err := conn.Exec(ctx, "select pg_catalog.pg_advisory_lock($1)", applyLock); err != nil {
+		return Result{}, fmt.Errorf("wait for other programs that migrate: %w", err)
+	}
+	defer func() {
+		// It can fail only with the connection, and then the lock is gone, too.
+		_, _ = conn.Exec(context.WithoutCancel(ctx), "select pg_catalog.pg_advisory_unlock($1)", applyLock)
+	}()
 
 	migrations, err := fs.Sub(files, "migrations")
 	if err != nil {
@@ -83,7 +102,7 @@ func apply(ctx context.Context, conn *pgx.Conn) (Result, error) {
 		return Result{}, fmt.Errorf("load migrations: %w", err)
 	}
 
-	result := Result{To: Version()}
+	result := Result{To: version(files)}
 	if result.From, err = migrator.GetCurrentVersion(ctx); err != nil {
 		return Result{}, fmt.Errorf("schema version: %w", err)
 	}
@@ -120,6 +139,10 @@ func checkServer(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("look at the server: %w", err)
 	}
+	return judgeServer(number, version, encoding)
+}
+
+func judgeServer(number int, version, encoding string) error {
 	if number < oldestServer {
 		return fmt.Errorf("%w: it is %s, and 15 is the oldest that works", ErrServerTooOld, version)
 	}

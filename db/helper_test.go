@@ -192,12 +192,23 @@ func sqlstate(t testing.TB, err error) string {
 	return pgErr.Code
 }
 
-// equal fails the test unless both are the same list.
+// equal fails the test unless both are the same list. Of long ones it shows where they part.
 func equal[T comparable](t testing.TB, what string, got, want []T) {
 	t.Helper()
-	if !slices.Equal(got, want) {
-		t.Errorf("%s\n got: %v\nwant: %v", what, got, want)
+	if slices.Equal(got, want) {
+		return
 	}
+	i := 0
+	for i < min(len(got), len(want)) && got[i] == want[i] {
+		i++
+	}
+	tail := func(all []T) string {
+		if len(want) <= 20 {
+			return fmt.Sprint(all)
+		}
+		return fmt.Sprintf("%d, from [%d] on: %v", len(all), i, all[i:min(len(all), i+3)])
+	}
+	t.Errorf("%s\n got: %s\nwant: %s", what, tail(got), tail(want))
 }
 
 // names makes n names out of a pattern with one %d, from 1 on.

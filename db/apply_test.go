@@ -1,0 +1,549 @@
+package db_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/db/dbtest"
+)
+
+func TestApplyBringsAnEmptyDatabaseUpToDate(t *testing.T) {
+	t.Parallel()
+	database := dbtest.Empty(t)
+	admin := owner(t, database)
+
+	for _, want := range []db.Result{{From: 0, To: db.Version()}, {From: db.Version(), To: db.Version()}} {
+		result, err := db.Apply(bounded(t), admin.Conn)
+		if err != nil || result != want {
+			t.Fatalf("%+v %v, not %+v", result, err, want)
+		}
+	}
+	if version := get[int32](admin, "select public.coupon_schema_version()"); version != db.Version() {
+		t.Errorf("coupon_schema_version: %d, not %d", version, db.Version())
+	}
+	admin.exec("set role coupon_service")
+	admin.create("first", 1)
+	if status := admin.claim("somebody", "first"); status != claimed {
+		t.Errorf("a claim: %s", status)
+	}
+}
+
+func TestApplyAgainChangesNothing(t *testing.T) {
+	t.Parallel()
+	database := dbtest.New(t)
+	admin := owner(t, database)
+	admin.create("kept", 2)
+	admin.claim("somebody", "kept")
+	before := catalog(admin)
+	if len(before) < 50 { // or else nothing would be compared
+		t.Fatalf("%d lines of catalog:\n%s", len(before), strings.Join(before, "\n"))
+	}
+	for range 2 {
+		if _, err := db.Apply(bounded(t), admin.Conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	equal(t, "the catalog after Apply", catalog(admin), before)
+	equal(t, "who has the coupon", admin.claims("kept"), []string{"somebody"})
+}
+
+func TestApplyThreeAtOnceOnAnEmptyDatabase(t *testing.T) {
+	t.Parallel()
+	database := dbtest.Empty(t)
+	results := together(t, slices.Repeat([]*dbtest.Database{database}, 3), db.Apply)
+
+	migrated := 0
+	for _, result := range results {
+		if result.From == 0 {
+			migrated++
+		}
+	}
+	if migrated != 1 {
+		t.Errorf("one was first, the others found the schema: %+v", results)
+	}
+	equal(t, "the catalog after three at once", catalog(owner(t, database)), catalog(owner(t, dbtest.New(t))))
+}
+
+// A role belongs to the cluster: the databases' advisory locks do not order those who create it.
+func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, who := range []string{"superuser", "plain owner"} {
+		for _, end := range []string{"rollback", "commit"} {
+			t.Run(who+", "+end, func(t *testing.T) {
+				t.Parallel()
+				const n = 5
+				c := newCluster(t)
+				login := ""
+				if who == "plain owner" {
+					login = c.login("createrole")
+				}
+				files, role := c.programWithRoleOfItsOwn()
+				databases := make([]*dbtest.Database, n)
+				for i := range databases {
+					databases[i] = c.database(login)
+				}
+
+				// The race is made certain: all of them wait for a transaction that has created the role, and go on at once
+				// when it ends. One of them must then create it, or find it there; and each looks to its membership.
+				c.exec("begin; create role " + role + " nologin")
+				if login != "" {
+					c.exec("grant " + role + " to " + login + " with admin option")
+				}
+				watcher := owner(t, c.base)
+				released := make(chan error, 1)
+				go func() {
+					err := waitBlocked(watcher, n, databases)
+					_, err2 := c.Exec(context.Background(), end)
+					released <- errors.Join(err, err2)
+				}()
+				for _, result := range together(t, databases, func(ctx context.Context, conn *pgx.Conn) (db.Result, error) {
+					return db.ApplyFiles(ctx, conn, files)
+				}) {
+					if result.From != 0 || result.To != db.Version() {
+						t.Errorf("%+v", result)
+					}
+				}
+				if err := <-released; err != nil {
+					t.Fatal(err)
+				}
+				for _, database := range databases {
+					s := owner(t, database)
+					s.exec("set role " + role)
+					s.create("first", 1)
+				}
+			})
+		}
+	}
+}
+
+// waitBlocked waits until n sessions of these databases wait for a lock.
+func waitBlocked(watcher *session, n int, databases []*dbtest.Database) error {
+	var all []string
+	for _, d := range databases {
+		all = append(all, d.Name)
+	}
+	ctx := bounded(watcher.t)
+	for {
+		blocked, err := ask[int](ctx, watcher.Conn, `
+			select count(*)
+			from pg_catalog.pg_stat_activity
+			where datname = any ($1)
+			  and cardinality(pg_catalog.pg_blocking_pids(pid)) > 0`, all)
+		if err != nil || blocked == n {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestApplyOnEveryServerThereIs(t *testing.T) {
+	t.Parallel()
+	private := dbtest.Private(t, map[string]string{"fsync": "off"})
+	databases := map[string]*dbtest.Database{
+		"the tests' server, a superuser":   dbtest.Empty(t),
+		"the tests' server, a plain owner": dbtest.Owner(t),
+		"a private server, a superuser":    private.Empty(t),
+		"a private server, a plain owner":  private.Owner(t),
+	}
+	for name, database := range databases {
+		s := owner(t, database)
+		for range 2 {
+			if _, err := db.Apply(bounded(t), s.Conn); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		t.Logf("%s: PostgreSQL %s", name, get[string](s, "select current_setting('server_version')"))
+		// The owner's login is the service's, too: it must be able to put its rights down.
+		s.exec("set role coupon_service")
+		s.create("first", 2)
+		equal(t, name, s.claimBatch([]string{"a", "b", "a"}, same("first", 3)), []string{claimed, claimed, alreadyClaimed})
+		if err := onlyError(s.Exec(bounded(t), "select from public.claims")); sqlstate(t, err) != "42501" {
+			t.Errorf("%s: coupon_service looks into a table: %v", name, err)
+		}
+	}
+}
+
+func TestApplyWithoutTheRightsSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	apply := func(conn *pgx.Conn) error { return onlyError(db.Apply(bounded(t), conn)) }
+	refused := func(t *testing.T, err error) {
+		t.Helper()
+		if !errors.Is(err, db.ErrMissingPrivilege) {
+			t.Fatalf("not ErrMissingPrivilege: %v", err)
+		}
+		text := err.Error()
+		for _, part := range []string{"the login lacks a privilege", "CREATEROLE", "grant coupon_service to"} {
+			if !strings.Contains(text, part) || strings.Contains(text, "\n") {
+				t.Errorf("one sentence that names %q: %s", part, text)
+			}
+		}
+	}
+
+	t.Run("a login that owns nothing, on an empty database", func(t *testing.T) {
+		t.Parallel()
+		c := newCluster(t)
+		refused(t, apply(c.as(c.login(), c.base)))
+	})
+	t.Run("a login that owns nothing, on a database that is up to date", func(t *testing.T) {
+		t.Parallel()
+		c := newCluster(t)
+		if err := apply(c.Conn); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, apply(c.as(c.login(), c.base)))
+	})
+	t.Run("an owner without CREATEROLE", func(t *testing.T) {
+		t.Parallel()
+		c := newCluster(t)
+		login := c.login()
+		files, role := c.programWithRoleOfItsOwn()
+		conn := owner(t, c.database(login)).Conn
+		refused(t, onlyError(db.ApplyFiles(bounded(t), conn, files)))
+		// What the sentence says is what helps.
+		c.exec("create role " + role + " nologin; grant " + role + " to " + login)
+		if err := onlyError(db.ApplyFiles(bounded(t), conn, files)); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("an owner with CREATEROLE, where the role is somebody else's", func(t *testing.T) {
+		t.Parallel()
+		c := newCluster(t)
+		login := c.login("createrole")
+		files, role := c.programWithRoleOfItsOwn()
+		c.exec("create role " + role + " nologin")
+		err := onlyError(db.ApplyFiles(bounded(t), owner(t, c.database(login)).Conn, files))
+		if get[int](c.session, "select current_setting('server_version_num')::int") >= 160000 {
+			refused(t, err)
+		} else if err != nil { // there every CREATEROLE may grant every role
+			t.Error(err)
+		}
+	})
+}
+
+func TestApplyAsAPlainOwnerOfAClusterWithoutTheRole(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	login := c.login("createrole")
+	files, role := c.programWithRoleOfItsOwn()
+	s := owner(t, c.database(login))
+	for range 2 {
+		if _, err := db.ApplyFiles(bounded(t), s.Conn, files); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.exec("set role " + role)
+	s.create("first", 1)
+	if status := s.claim("somebody", "first"); status != claimed {
+		t.Errorf("a claim: %s", status)
+	}
+}
+
+func TestApplyRefusesANewerSchema(t *testing.T) {
+	t.Parallel()
+	database := dbtest.New(t)
+	admin := owner(t, database)
+	newer := newerProgram(t)
+	result, err := db.ApplyFiles(bounded(t), admin.Conn, newer)
+	if want := (db.Result{From: db.Version(), To: db.Version() + 1}); err != nil || result != want {
+		t.Fatalf("the upgrade: %+v %v, not %+v", result, err, want)
+	}
+	before := catalog(admin)
+
+	_, err = db.Apply(bounded(t), admin.Conn)
+	if !errors.Is(err, db.ErrSchemaIsNewer) {
+		t.Fatalf("not ErrSchemaIsNewer: %v", err)
+	}
+	for _, part := range []string{fmt.Sprintf("version %d", db.Version()+1), fmt.Sprintf("brings %d", db.Version())} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("it names %q: %v", part, err)
+		}
+	}
+	equal(t, "the catalog, untouched", catalog(admin), before)
+}
+
+// An older program that has found an old schema must not install its functions after a newer program has come in between.
+func TestApplyOfAnOlderProgramNeverReplacesNewerFunctions(t *testing.T) {
+	t.Parallel()
+	database := dbtest.New(t)
+	admin, newer := owner(t, database), newerProgram(t)
+	const older = 4
+	for range 5 {
+		admin.exec(fmt.Sprintf("update public.schema_version set version = %d", db.Version()))
+		var first atomic.Bool
+		refused := together(t, slices.Repeat([]*dbtest.Database{database}, older+1), func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+			if !first.Swap(true) {
+				return false, onlyError(db.ApplyFiles(ctx, conn, newer))
+			}
+			err := onlyError(db.Apply(ctx, conn))
+			if errors.Is(err, db.ErrSchemaIsNewer) {
+				return true, nil
+			}
+			return false, err
+		})
+		if comment := get[string](admin, "select obj_description('public.claim_coupon(text, text)'::regprocedure)"); comment != "newer" {
+			t.Fatalf("an older program's functions on a newer schema (who was refused: %v): %s", refused, comment)
+		}
+	}
+}
+
+func TestApplyRefusesADatabaseThatIsNotUTF8(t *testing.T) {
+	t.Parallel()
+	s := owner(t, newCluster(t).database("", "encoding 'LATIN1' locale 'C'"))
+	_, err := db.Apply(bounded(t), s.Conn)
+	if !errors.Is(err, db.ErrNotUTF8) || !strings.Contains(err.Error(), "LATIN1") {
+		t.Errorf("not ErrNotUTF8: %v", err)
+	}
+	if n := get[int](s, "select count(*) from pg_catalog.pg_class where relnamespace = 'public'::regnamespace"); n != 0 {
+		t.Errorf("%d tables in a database that was refused", n)
+	}
+}
+
+func TestJudgeServer(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		number            int
+		version, encoding string
+		want              error
+	}{
+		{140022, "14.22 (Debian 14.22-1)", "UTF8", db.ErrServerTooOld},
+		{90624, "9.6.24", "SQL_ASCII", db.ErrServerTooOld},
+		{150000, "15.0", "UTF8", nil},
+		{180001, "18.1", "UTF8", nil},
+		{150000, "15.0", "SQL_ASCII", db.ErrNotUTF8},
+	} {
+		err := db.JudgeServer(c.number, c.version, c.encoding)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if errors.Is(c.want, db.ErrServerTooOld) && (!strings.Contains(err.Error(), c.version) || !strings.Contains(err.Error(), "15")) {
+			t.Errorf("it names both versions: %v", err)
+		}
+	}
+}
+
+func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
+	t.Parallel()
+	database := dbtest.New(t)
+	admin := owner(t, database)
+	before := catalog(admin)
+	broken := func(name, sql string) fs.FS {
+		files := program(t)
+		files[name] = &fstest.MapFile{Data: []byte(sql)}
+		return files
+	}
+	for want, files := range map[string]fs.FS{
+		"migrate: ":           broken("migrations/003_broken.sql", "create table public.half (); select 1 / 0"),
+		"load migrations: ":   broken("migrations/003_broken.sql", "select '{{1,2}}'"),
+		"load functions: ":    broken("functions/claim_coupon.sql", "select '{{1,2}}'"),
+		"install functions: ": broken("functions/claim_batch.sql", "create function public.half() returns int language sql as 'nonsense'"),
+	} {
+		_, err := db.ApplyFiles(bounded(t), admin.Conn, files)
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%q: %v", want, err)
+		}
+		equal(t, "the catalog after "+want, catalog(admin), before)
+	}
+	if _, err := db.Apply(bounded(t), admin.Conn); err != nil {
+		t.Errorf("and the right files go in afterwards: %v", err)
+	}
+
+	// A lost connection is a fault, not one of the errors that tell what to do.
+	if err := admin.Close(bounded(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Apply(bounded(t), admin.Conn); err == nil || errors.Is(err, db.ErrMissingPrivilege) {
+		t.Errorf("without a connection: %v", err)
+	}
+}
+
+// program are the files that Apply installs.
+func program(t testing.TB) fstest.MapFS {
+	t.Helper()
+	files := fstest.MapFS{}
+	err := fs.WalkDir(db.Files, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := fs.ReadFile(db.Files, path)
+		files[path] = &fstest.MapFile{Data: text}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// newerProgram has one migration more, and another claim_coupon.
+func newerProgram(t testing.TB) fstest.MapFS {
+	t.Helper()
+	files := program(t)
+	next := fmt.Sprintf("migrations/%03d_newer.sql", db.Version()+1)
+	files[next] = &fstest.MapFile{Data: []byte("alter table public.coupons add column if not exists note text")}
+	function := files["functions/claim_coupon.sql"]
+	function.Data = append(function.Data, "\ncomment on function public.claim_coupon(text, text) is 'newer';"...)
+	return files
+}
+
+// together runs once for each database, at once, each on a connection of its own, and wants no error.
+func together[T any](t testing.TB, databases []*dbtest.Database, run func(context.Context, *pgx.Conn) (T, error)) []T {
+	t.Helper()
+	conns := make([]*pgx.Conn, len(databases))
+	for i, database := range databases {
+		conns[i] = database.Connect(t)
+	}
+	ctx := bounded(t)
+	results, failures := make([]T, len(conns)), make([]error, len(conns))
+	var all sync.WaitGroup
+	for i, conn := range conns {
+		all.Go(func() { results[i], failures[i] = run(ctx, conn) })
+	}
+	all.Wait()
+	if err := errors.Join(failures...); err != nil {
+		t.Fatal(err)
+	}
+	return results
+}
+
+func onlyError[T any](_ T, err error) error { return err }
+
+// cluster is a superuser's session on an empty database, to make logins and more databases with.
+type cluster struct {
+	*session
+	base *dbtest.Database
+}
+
+func newCluster(t testing.TB) *cluster {
+	t.Helper()
+	base := dbtest.Empty(t)
+	return &cluster{owner(t, base), base}
+}
+
+// atTheEnd runs when the test is over, the last one first.
+func (c *cluster) atTheEnd(sql string) {
+	c.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if _, err := c.Exec(ctx, sql); err != nil {
+			c.t.Errorf("%v\n%s", err, sql)
+		}
+	})
+}
+
+// login makes a login without rights, but for these attributes. Its password is its name.
+func (c *cluster) login(attributes ...string) string {
+	c.t.Helper()
+	name := uniqueName()
+	c.exec("create role " + name + " login nosuperuser password '" + name + "' " + strings.Join(attributes, " "))
+	c.atTheEnd("drop role " + name)
+	return name
+}
+
+// database makes an empty one that belongs to login, or to the superuser.
+func (c *cluster) database(login string, options ...string) *dbtest.Database {
+	c.t.Helper()
+	name := uniqueName()
+	if login != "" {
+		options = append(options, "owner "+login)
+	}
+	c.exec("create database " + name + " template template0 " + strings.Join(options, " "))
+	c.atTheEnd("drop database " + name + " with (force)")
+	return &dbtest.Database{Name: name, URL: c.url(login, name)}
+}
+
+// as connects to a database as login.
+func (c *cluster) as(login string, d *dbtest.Database) *pgx.Conn {
+	c.t.Helper()
+	return (&dbtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.t)
+}
+
+func (c *cluster) url(login, database string) string {
+	c.t.Helper()
+	u, err := url.Parse(c.base.URL)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	u.Path = "/" + database
+	if login != "" {
+		u.User = url.UserPassword(login, login)
+	}
+	return u.String()
+}
+
+// programWithRoleOfItsOwn are files with another role in the place of coupon_service, which the cluster does not have. It is
+// dropped in the end: after the databases that are made from here on, and before the logins that were made before.
+func (c *cluster) programWithRoleOfItsOwn() (files fs.FS, role string) {
+	c.t.Helper()
+	role = uniqueName()
+	c.atTheEnd("drop role if exists " + role)
+	mapped := program(c.t)
+	for _, file := range mapped {
+		file.Data = []byte(strings.ReplaceAll(string(file.Data), "coupon_service", role))
+	}
+	return mapped, role
+}
+
+func uniqueName() string { return "coupon_test_" + strings.ToLower(rand.Text()[:12]) }
+
+// catalog is what PostgreSQL knows of our schema, a line for each thing.
+func catalog(s *session) []string {
+	s.t.Helper()
+	s.exec("set search_path = ''")
+	return list[string](s, `
+		select format('function %s %s owner %s acl %s set %s volatile %s definer %s: %s %s', p.oid::regprocedure,
+		  p.prorettype::regtype, p.proowner::regrole, p.proacl, p.proconfig, p.provolatile, p.prosecdef,
+		  md5(p.prosrc), obj_description(p.oid))
+		from pg_catalog.pg_proc as p
+		where p.pronamespace = 'public'::regnamespace
+		union all
+		select format('relation %s %s owner %s acl %s options %s: %s', r.oid::regclass, r.relkind, r.relowner::regrole,
+		  r.relacl, r.reloptions, obj_description(r.oid))
+		from pg_catalog.pg_class as r
+		where r.relnamespace = 'public'::regnamespace
+		union all
+		select format('column %s.%s %s collation %s not null %s default %s: %s', a.attrelid::regclass, a.attname,
+		  format_type(a.atttypid, a.atttypmod), a.attcollation::regcollation, a.attnotnull,
+		  (select pg_get_expr(d.adbin, d.adrelid) from pg_catalog.pg_attrdef as d where (d.adrelid, d.adnum) = (a.attrelid, a.attnum)),
+		  col_description(a.attrelid, a.attnum))
+		from pg_catalog.pg_attribute as a
+		join pg_catalog.pg_class as r on r.oid = a.attrelid
+		where r.relnamespace = 'public'::regnamespace
+		  and a.attnum > 0
+		union all
+		select format('constraint %s %s %s', c.conrelid::regclass, c.conname, pg_get_constraintdef(c.oid))
+		from pg_catalog.pg_constraint as c
+		where c.connamespace = 'public'::regnamespace
+		union all
+		select format('type %s owner %s acl %s labels %s: %s', t.oid::regtype, t.typowner::regrole, t.typacl,
+		  array(select e.enumlabel from pg_catalog.pg_enum as e where e.enumtypid = t.oid order by e.enumsortorder),
+		  obj_description(t.oid))
+		from pg_catalog.pg_type as t
+		where t.typnamespace = 'public'::regnamespace
+		union all
+		select format('schema %s owner %s acl %s', n.nspname, n.nspowner::regrole, n.nspacl)
+		from pg_catalog.pg_namespace as n
+		where n.nspname = 'public'
+		union all
+		select format('role %s login %s super %s, the owner is a member: %s', r.rolname, r.rolcanlogin, r.rolsuper,
+		  array(select m.member::regrole from pg_catalog.pg_auth_members as m where m.roleid = r.oid and m.member = current_user::regrole))
+		from pg_catalog.pg_roles as r
+		where r.rolname = 'coupon_service'
+		union all
+		select format('version %s', v.version)
+		from public.schema_version as v
+		order by 1`)
+}
