@@ -5,8 +5,9 @@
 //	postgres.go  an interactive transaction, optimistic retry, SERIALIZABLE with retry, claim_coupon once a request
 //	redis.go     a Lua script
 //	ceiling.go   no claim at all: what HTTP alone costs
+//	ours.go      pgstore, as coupond serves it
 //
-// Ours is pgstore. All of them answer the same statuses in the same precedence, and the race checks the books of each.
+// All of them answer the same statuses in the same precedence, and the race checks the books of each.
 package rivals
 
 import (
@@ -27,6 +28,8 @@ type Config struct {
 	RedisAddress string
 	// MaxConns bounds the connections to the database.
 	MaxConns int32
+	// Lanes is CLAIM_LANES for ours.
+	Lanes int
 }
 
 // Rival is one way to hand out coupons.
@@ -39,9 +42,13 @@ type Rival struct {
 	Open func(ctx context.Context, cfg Config) (store api.Store, stop func(), err error)
 }
 
+// Ours is the name of pgstore among its rivals.
+const Ours = "coupond"
+
 // All lists the rivals, in the order of the tables.
 func All() []Rival {
 	return []Rival{
+		{Ours, "claims that wait together go together in one call and one commit (pgstore)", openOurs},
 		{"interactive", "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go", openInteractive},
 		{"optimistic", "one statement, UPDATE … WHERE remaining_amount > 0, again when it collides", openOptimistic},
 		{"serializable", "BEGIN ISOLATION LEVEL SERIALIZABLE, again when it cannot serialize", openSerializable},

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/bench/rivals"
+)
+
+// serveFlag makes this program the service of one rival, in a process of its own, so that its CPU time can be told from
+// the load generator's.
+const serveFlag = "-serve-rival"
+
+// serve answers for the rival of that name until standard input closes, which it does when the race ends however it ends.
+// It prints the address it listens on.
+func serve(ctx context.Context, name string) error {
+	rival, err := rivals.Find(name)
+	if err != nil {
+		return err
+	}
+	maxConns, err := strconv.Atoi(os.Getenv("RACE_MAX_CONNS"))
+	if err != nil {
+		return err
+	}
+	lanes, err := strconv.Atoi(os.Getenv("RACE_LANES"))
+	if err != nil {
+		return err
+	}
+	store, stop, err := rival.Open(ctx, rivals.Config{
+		PostgresURL:  os.Getenv("RACE_POSTGRES"),
+		RedisAddress: os.Getenv("RACE_REDIS"),
+		MaxConns:     int32(maxConns), //nolint:gosec // from our own parent
+		Lanes:        lanes,
+	})
+	if err != nil {
+		return err
+	}
+	defer stop()
+
+	// The access log is written as in the real service, to a file that costs nothing.
+	sink, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer sink.Close()
+	log := zerolog.New(sink).With().Timestamp().Logger()
+	server := api.NewServer(api.New(store, api.Options{Log: log}), log)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	go func() { _ = server.Serve(listener) }() // ends by Close
+	fmt.Println(listener.Addr())
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return server.Close()
+}
+
+// contestant is a rival's service under way.
+type contestant struct {
+	name    string
+	service load.Service
+	cmd     *exec.Cmd
+	stdin   io.Closer
+	redis   *redisServer // nil unless it is one of the two that need it
+}
+
+// start starts the service of a rival on the machine.
+func (m *machine) start(ctx context.Context, name string) (*contestant, error) {
+	c := &contestant{name: name}
+	rival := name
+	if fsync, is := strings.CutPrefix(name, redisPrefix); is {
+		rival = "Redis"
+		server, err := startRedis(ctx, m.dir, fsync)
+		if err != nil {
+			return nil, err
+		}
+		c.redis = server
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	c.cmd = exec.CommandContext(ctx, self, serveFlag, rival) //nolint:gosec // ourselves
+	c.cmd.Stderr = os.Stderr
+	c.cmd.Env = append(os.Environ(),
+		"RACE_POSTGRES="+m.postgres.URL(database),
+		"RACE_MAX_CONNS="+strconv.Itoa(maxConns),
+		"RACE_LANES="+strconv.Itoa(m.lanes),
+	)
+	if c.redis != nil {
+		c.cmd.Env = append(c.cmd.Env, "RACE_REDIS="+c.redis.address)
+	}
+	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.cmd.Start(); err != nil {
+		return nil, err
+	}
+	address, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		c.stop()
+		return nil, fmt.Errorf("the service of %s did not start", name)
+	}
+	c.service = load.Service{Address: strings.TrimSpace(address), Timeout: serviceTimeout}
+	return c, nil
+}
+
+func (c *contestant) stop() {
+	_ = c.stdin.Close()
+	_ = c.cmd.Wait() // its standard error has said what there is to say
+	if c.redis != nil {
+		c.redis.stop()
+	}
+}

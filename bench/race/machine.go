@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/db/localpg"
+)
+
+const (
+	database       = "race"
+	maxConns       = 16 // DB_MAX_CONNS's default, for every rival
+	serviceTimeout = time.Minute
+	redisPrefix    = "Redis "
+)
+
+// machine is what the race runs on: a private PostgreSQL with fsync on, made for this race and removed after it.
+type machine struct {
+	dir      string
+	lanes    int
+	postgres *localpg.Server
+	conn     *pgx.Conn
+}
+
+func prepare(ctx context.Context, lanes int) (*machine, error) {
+	dir, err := os.MkdirTemp("", "race-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // PostgreSQL runs as another user when we are root
+		return nil, err
+	}
+	m := &machine{dir: dir, lanes: lanes}
+	m.postgres, err = localpg.Start(ctx, localpg.Options{
+		Dir: filepath.Join(dir, "postgres"),
+		Log: os.Stderr,
+		Settings: map[string]string{
+			"shared_buffers": "512MB", "max_wal_size": "8GB", "max_connections": "200", "track_io_timing": "off",
+		},
+	})
+	if err != nil {
+		m.close()
+		return nil, err
+	}
+	if m.conn, err = m.connect(ctx); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *machine) connect(ctx context.Context) (*pgx.Conn, error) {
+	first, err := pgx.Connect(ctx, m.postgres.URL("postgres"))
+	if err != nil {
+		return nil, err
+	}
+	_, err = first.Exec(ctx, "create database "+database+" encoding 'UTF8' template template0")
+	if err = errors.Join(err, first.Close(ctx)); err != nil {
+		return nil, err
+	}
+	conn, err := pgx.Connect(ctx, m.postgres.URL(database))
+	if err != nil {
+		return nil, err
+	}
+	_, err = db.Apply(ctx, conn)
+	return conn, err
+}
+
+func (m *machine) close() {
+	if m.conn != nil {
+		_ = m.conn.Close(context.Background())
+	}
+	if m.postgres != nil {
+		_ = m.postgres.Stop()
+	}
+	_ = os.RemoveAll(m.dir) // in the system's folder for temporary files
+}
+
+// slowDisk makes every commit of PostgreSQL take 2 ms more, or no longer so. It is what commit_delay does when nobody
+// else commits, and stands in for a disk whose fsync takes as long.
+func (m *machine) slowDisk(ctx context.Context, slow bool) error {
+	for _, set := range map[bool][]string{
+		true:  {"alter system set commit_delay = 2000", "alter system set commit_siblings = 0"},
+		false: {"alter system reset commit_delay", "alter system reset commit_siblings"},
+	}[slow] {
+		if _, err := m.conn.Exec(ctx, set); err != nil {
+			return err
+		}
+	}
+	if _, err := m.conn.Exec(ctx, "select pg_reload_conf()"); err != nil {
+		return err
+	}
+	time.Sleep(200 * time.Millisecond) // a backend reads the new settings before its next command
+	return nil
+}
+
+// commits counts the transactions that wrote something so far: each of them took a number. (pg_stat_database counts
+// commits, too, but a backend that is idle reports its own only after 10 s.)
+func (m *machine) commits(ctx context.Context) (int64, error) {
+	var n int64
+	err := m.conn.QueryRow(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&n)
+	return n, err
+}
+
+// redisServer is a redis-server of this machine, with an append-only file.
+type redisServer struct {
+	cmd     *exec.Cmd
+	address string
+}
+
+func hasRedis() bool {
+	_, err := exec.LookPath("redis-server")
+	return err == nil
+}
+
+func startRedis(ctx context.Context, dir, fsync string) (*redisServer, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	address := listener.Addr().String()
+	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port) //nolint:forcetypeassert // a TCP listener has one
+	if err := listener.Close(); err != nil {
+		return nil, err
+	}
+	home := filepath.Join(dir, "redis-"+fsync)
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "redis-server", //nolint:gosec // fixed arguments
+		"--port", port, "--bind", "127.0.0.1", "--dir", home, "--save", "", "--appendonly", "yes", "--appendfsync", fsync)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			return &redisServer{cmd, address}, conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("redis-server: %w", err)
+		}
+	}
+}
+
+func (r *redisServer) stop() {
+	_ = r.cmd.Process.Signal(os.Interrupt)
+	_ = r.cmd.Wait()
+}
+
+// cpu is the CPU time, user and system, that a process and those of its children that have ended used so far. It is 0
+// where there is no /proc (macOS): the tables then have no such column.
+func cpu(pid int) time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// Behind the name, which may have blanks and brackets of its own, come the state and 49 numbers.
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 15 {
+		return 0
+	}
+	ticks := 0
+	for _, field := range fields[11:15] { // utime, stime, cutime, cstime
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return 0
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100 on every Linux
+}
+
+// databaseCPU is cpu of the contestant's database: of PostgreSQL's processes, or of Redis.
+func (m *machine) databaseCPU(c *contestant) time.Duration {
+	if c.redis != nil {
+		return cpu(c.redis.cmd.Process.Pid)
+	}
+	total := cpu(m.postgres.Pid())
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.postgres.Pid(), m.postgres.Pid()))
+	if err != nil {
+		return total
+	}
+	for _, child := range strings.Fields(string(children)) {
+		pid, err := strconv.Atoi(child)
+		if err == nil {
+			total += cpu(pid)
+		}
+	}
+	return total
+}
+
+// about describes the machine for the results.
+func (m *machine) about() map[string]string {
+	about := map[string]string{
+		"cpus":       strconv.Itoa(runtime.NumCPU()),
+		"os":         runtime.GOOS + "/" + runtime.GOARCH,
+		"go":         runtime.Version(),
+		"postgresql": m.postgres.Version(),
+	}
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
+				about["cpu"] = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	if out, err := exec.Command("redis-server", "--version").Output(); err == nil {
+		about["redis"] = strings.TrimSpace(string(out))
+	}
+	if out, err := exec.Command("git", "rev-parse", "--short=12", "HEAD").Output(); err == nil {
+		about["commit"] = strings.TrimSpace(string(out))
+	}
+	return about
+}

@@ -1,0 +1,168 @@
+// Race runs the ways to hand out coupons against each other (package rivals): the same HTTP layer, the same load, one
+// machine, on a private PostgreSQL with fsync on that is made for the race. Rivals take turns in rounds, so that whatever
+// else the machine does meanwhile hits all of them; what counts are the ratios. After each run the books of the rival are
+// checked, ours first of all.
+//
+//	go run ./bench/race            all workloads (make bench)
+//	go run ./bench/race -quick     the most telling ones (make bench-quick)
+//	go run ./bench/race -h
+//
+// The results go to -out as JSON, with the machine, the versions and the commit, and are drawn as SVG charts beside it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/bench/rivals"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) == 3 && os.Args[1] == serveFlag {
+		// The signal of a Ctrl-C reaches the whole process group; the parent ends us by closing our standard input.
+		signal.Ignore(os.Interrupt)
+		exit(serve(context.Background(), os.Args[2]))
+	}
+	exit(run(ctx, os.Args[1:]))
+}
+
+func exit(err error) {
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		os.Exit(0)
+	}
+	fmt.Fprintln(os.Stderr, "race:", err)
+	os.Exit(1)
+}
+
+// race is one race under way.
+type race struct {
+	machine  *machine
+	duration time.Duration
+	seed     uint64
+	users    []string
+	next     atomic.Int64
+}
+
+func run(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("race", flag.ContinueOnError)
+	quick := flags.Bool("quick", false, "only the most telling workloads, one round")
+	rounds := flags.Int("rounds", 5, "`rounds` in which the rivals take turns")
+	duration := flags.Duration("duration", 3*time.Second, "`how long` each run of a workload takes")
+	only := flags.String("workloads", "", "a regular `expression` of the workloads to run")
+	who := flags.String("rivals", "", "a regular `expression` of the rivals to run")
+	lanes := flags.Int("lanes", 1, "CLAIM_LANES of ours")
+	out := flags.String("out", "bench/results", "`folder` for results.json and the charts; empty: none")
+	seed := flags.Uint64("seed", 1, "makes the order of the users")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *quick {
+		*rounds, *duration = min(*rounds, 1), min(*duration, 2*time.Second)
+	}
+	selected, err := selectWorkloads(*quick, *only)
+	if err != nil {
+		return err
+	}
+	names, err := selectRivals(*who)
+	if err != nil {
+		return err
+	}
+
+	m, err := prepare(ctx, *lanes)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	r := &race{machine: m, duration: *duration, seed: *seed, users: load.Users(claimers)}
+	results := newResults(m.about(), *rounds, *duration)
+
+	for _, w := range selected {
+		if err := r.compete(ctx, w, names, *rounds, results); err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		results.print(os.Stdout, w)
+	}
+	if *out == "" {
+		return nil
+	}
+	return results.keep(*out)
+}
+
+// compete runs a workload, round by round, every contestant in every round.
+func (r *race) compete(ctx context.Context, w workload, names []string, rounds int, results *results) error {
+	var contestants []*contestant
+	defer func() {
+		for _, c := range contestants {
+			c.stop()
+		}
+	}()
+	for _, name := range names {
+		if w.rivals != nil && !slices.Contains(w.rivals, name) {
+			continue
+		}
+		c, err := r.machine.start(ctx, name)
+		if err != nil {
+			return err
+		}
+		contestants = append(contestants, c)
+	}
+	for round := range rounds {
+		for i := range contestants {
+			// Another one begins each round, so that nobody always comes after the same.
+			c := contestants[(i+round)%len(contestants)]
+			f, err := w.run(ctx, r, c)
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			results.add(w.name, c.name, f)
+			fmt.Fprintf(os.Stderr, "  round %d/%d  %-18s %-22s %9.0f/s  p99 %8.1f ms  %s\n",
+				round+1, rounds, w.name, c.name, f.Rate, f.P99, f.Unexpected)
+		}
+	}
+	return nil
+}
+
+func selectWorkloads(quick bool, only string) ([]workload, error) {
+	expression, err := regexp.Compile(only)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(workloads(), func(w workload) bool {
+		return quick && !w.quick || !expression.MatchString(w.name)
+	}), nil
+}
+
+// selectRivals returns the names of the contestants, Redis as two of them.
+func selectRivals(who string) ([]string, error) {
+	expression, err := regexp.Compile(who)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, rival := range rivals.All() {
+		switch {
+		case rival.Name != "Redis":
+			names = append(names, rival.Name)
+		case hasRedis():
+			names = append(names, redisPrefix+"everysec", redisPrefix+"always")
+		default:
+			fmt.Fprintln(os.Stderr, "race: no redis-server on this machine: Redis does not run")
+		}
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return !expression.MatchString(name) }), nil
+}
