@@ -31,21 +31,20 @@ type reader struct {
 
 var readers = sync.Pool{New: func() any { return new(reader) }}
 
-// readObject reads the body of a request, which must be one JSON object with
-// exactly the given fields, into values, one for each field.
-func (x *exchange) readObject(fields []field, values []value) error {
+// readObject reads the body of a request, which must be the wanted object.
+func (x *exchange) readObject(want *object) (values, error) {
 	if !isJSON(x.request.Header["Content-Type"]) {
-		return errUnsupportedMediaType
+		return values{}, errUnsupportedMediaType
 	}
 	if x.request.ContentLength > maxBody {
-		return errBodyTooLarge
+		return values{}, errBodyTooLarge
 	}
 	r := readers.Get().(*reader)
 	defer r.release()
 	if err := r.read(x); err != nil {
-		return err
+		return values{}, err
 	}
-	return r.decode(fields, values)
+	return r.decode(want)
 }
 
 func (r *reader) release() {

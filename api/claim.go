@@ -8,12 +8,13 @@ import (
 
 // claim answers POST /api/coupons/claim.
 func (h *Handler) claim(x *exchange) {
-	var values [2]value
-	if err := x.readObject(claimFields, values[:]); err != nil {
+	given, err := x.readObject(claimObject)
+	if err != nil {
 		x.fail(err)
 		return
 	}
-	status, err := h.store.Claim(x.request.Context(), values[0].text, values[1].text)
+	user, coupon := given[0].text, given[1].text
+	status, err := h.store.Claim(x.request.Context(), user, coupon)
 	if err != nil {
 		x.fail(err)
 		return
@@ -32,12 +33,12 @@ func (h *Handler) claim(x *exchange) {
 
 // createCoupon answers POST /api/coupons.
 func (h *Handler) createCoupon(x *exchange) {
-	var values [2]value
-	if err := x.readObject(createFields, values[:]); err != nil {
+	given, err := x.readObject(createObject)
+	if err != nil {
 		x.fail(err)
 		return
 	}
-	name, amount := values[0].text, values[1].number
+	name, amount := given[0].text, given[1].number
 	status, err := h.store.CreateCoupon(x.request.Context(), name, amount)
 	if err != nil {
 		x.fail(err)

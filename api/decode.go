@@ -11,7 +11,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// field is a field that the JSON object of a request must have, once.
+// object is the JSON object that the body of a request must be: each of the
+// fields once, and no other.
+type object struct {
+	fields []field
+	rule   string // what is allowed, for a message
+}
+
 type field struct {
 	name string
 	kind jsontext.Kind // a string or a number
@@ -21,18 +27,30 @@ type field struct {
 const (
 	maxAmount  = 1<<31 - 1 // PostgreSQL's integer
 	amountRule = "must be a whole number from 1 to 2147483647, written in digits only"
+
+	// maxDepth bounds the nesting of values, which are refused in any case: without
+	// it, 64 KiB of {"a": took 4.3 ms of a core instead of 0.03 ms.
+	maxDepth = 100
 )
 
 var (
-	claimFields = []field{
-		{"user_id", jsontext.KindString, nameRule},
-		{"coupon_name", jsontext.KindString, nameRule},
-	}
-	createFields = []field{
-		{"name", jsontext.KindString, nameRule},
-		{"amount", jsontext.KindNumber, amountRule},
-	}
+	claimObject = newObject(
+		field{"user_id", jsontext.KindString, nameRule},
+		field{"coupon_name", jsontext.KindString, nameRule},
+	)
+	createObject = newObject(
+		field{"name", jsontext.KindString, nameRule},
+		field{"amount", jsontext.KindNumber, amountRule},
+	)
 )
+
+func newObject(fields ...field) *object {
+	names := make([]string, len(fields))
+	for i, f := range fields {
+		names[i] = f.name
+	}
+	return &object{fields, "the body must be one JSON object with the fields " + strings.Join(names, " and ") + " and no other"}
+}
 
 // value is what a request has in a field.
 type value struct {
@@ -41,88 +59,135 @@ type value struct {
 	given  bool
 }
 
-// decode reads the body into values, one for each of fields. It is strict, since
-// what a lenient reader makes of a claim would be a guess: names and kinds match
-// exactly, nothing is there twice, nothing else is there. The JSON is judged
-// first, to its end, then the fields; the first problem is told.
+// values are those of an object's fields, in their order.
+type values [2]value
+
+// decode reads the body, which must be the wanted object. It is strict, since what
+// a lenient reader makes of a claim would be a guess: names and kinds match
+// exactly, nothing is there twice, nothing else is there. The JSON is judged first,
+// to its end, then the fields; the first problem is told.
 //
 // It goes by tokens because json.Unmarshal, strict as its options may be, has
 // messages about Go types and not about what is allowed.
-func (r *reader) decode(fields []field, values []value) error {
+func (r *reader) decode(want *object) (values, error) {
 	body := r.body.Bytes()
 	if !utf8.Valid(body) {
-		return invalidf("the body must be valid UTF-8")
+		return values{}, invalidf("the body must be valid UTF-8")
 	}
 	r.json.Reset(&r.body)
-	problem, err := r.object(fields, values)
+	d := decoding{json: &r.json, want: want}
+	err := d.body()
 	switch {
-	case err == io.EOF: //nolint:errorlint // as jsontext says it: there is nothing at all
-		return invalidf("%s; it is empty", bodyRule(fields))
+	case errors.Is(err, io.EOF): // before the first token
+		return values{}, invalidf("%s; it is empty", want.rule)
+	case errors.Is(err, errTooDeep):
+		return values{}, invalidf("%s; it is nested too deeply", want.rule)
 	case err != nil:
-		return syntaxError(err, body)
+		return values{}, syntaxError(err, body)
 	}
-	if _, err := r.json.ReadToken(); err != io.EOF { //nolint:errorlint // as above
-		return invalidf("%s; something follows it", bodyRule(fields))
+	if _, err := d.json.ReadToken(); !errors.Is(err, io.EOF) {
+		return values{}, invalidf("%s; something follows it", want.rule)
 	}
-	return problem
+	return d.values, d.problem
 }
 
-// object reads one JSON value, whatever it is, to its end. It returns the first
-// problem of an object's fields, or the error that makes it no JSON.
-func (r *reader) object(fields []field, values []value) (problem, err error) {
-	if kind := r.json.PeekKind(); kind != jsontext.KindBeginObject {
-		return invalidf("%s; it is %s", bodyRule(fields), nameOf(kind)), r.json.SkipValue()
+// decoding is the state of one decode. Its methods return an error when the text
+// cannot be judged to its end; what else is wrong they keep as the problem.
+type decoding struct {
+	json    *jsontext.Decoder
+	want    *object
+	values  values
+	problem error // the first
+}
+
+var errTooDeep = errors.New("nested too deeply")
+
+// body reads one JSON value, which should be the object.
+func (d *decoding) body() error {
+	if kind := d.json.PeekKind(); kind != jsontext.KindBeginObject {
+		d.note("%s; it is %s", d.want.rule, nameOf(kind))
+		return d.skip()
 	}
-	if _, err := r.json.ReadToken(); err != nil {
-		return nil, err
+	if _, err := d.json.ReadToken(); err != nil {
+		return err
 	}
 	for {
-		name, err := r.json.ReadToken()
+		name, err := d.json.ReadToken()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if name.Kind() == jsontext.KindEndObject {
 			break
 		}
-		wrong, err := r.member(name.String(), fields, values)
-		if err != nil {
-			return nil, err
-		}
-		if problem == nil {
-			problem = wrong
+		if err := d.member(name.String()); err != nil {
+			return err
 		}
 	}
-	for i, f := range fields {
-		if problem == nil && !values[i].given {
-			problem = invalidf("%s %s; it is missing", f.name, f.rule)
+	for i, f := range d.want.fields {
+		if !d.values[i].given {
+			d.note("%s %s; it is missing", f.name, f.rule)
 		}
 	}
-	return problem, nil
+	return nil
 }
 
-// member reads what follows the name of a member into the value of its field.
-func (r *reader) member(name string, fields []field, values []value) (problem, err error) {
-	for i, f := range fields {
-		if f.name != name {
-			continue
+// member reads what follows the name of a member.
+func (d *decoding) member(name string) error {
+	for i, f := range d.want.fields {
+		if f.name == name {
+			return d.field(f, &d.values[i])
 		}
-		values[i].given = true
-		if kind := r.json.PeekKind(); kind != f.kind {
-			return invalidf("%s %s; it is %s", f.name, f.rule, nameOf(kind)), r.json.SkipValue()
-		}
-		token, err := r.json.ReadToken()
-		if err != nil {
-			return nil, err
-		}
-		text := token.String()
-		if f.kind == jsontext.KindString {
-			values[i].text = text
-			return checkName(f.name, text), nil
-		}
-		values[i].number, problem = amount(f, text)
-		return problem, nil
 	}
-	return invalidf("%s; it has %s", bodyRule(fields), quoted(name)), r.json.SkipValue()
+	if d.problem == nil { // quoted is not for nothing
+		d.note("%s; it has %s", d.want.rule, quoted(name))
+	}
+	return d.skip()
+}
+
+// field reads the value of a field.
+func (d *decoding) field(f field, v *value) error {
+	v.given = true
+	if kind := d.json.PeekKind(); kind != f.kind {
+		d.note("%s %s; it is %s", f.name, f.rule, nameOf(kind))
+		return d.skip()
+	}
+	token, err := d.json.ReadToken()
+	if err != nil {
+		return err
+	}
+	var problem error
+	if text := token.String(); f.kind == jsontext.KindString {
+		v.text, problem = text, checkName(f.name, text)
+	} else {
+		v.number, problem = amount(f, text)
+	}
+	if d.problem == nil {
+		d.problem = problem
+	}
+	return nil
+}
+
+// note keeps a problem, if it is the first.
+func (d *decoding) note(format string, args ...any) {
+	if d.problem == nil {
+		d.problem = invalidf(format, args...)
+	}
+}
+
+// skip reads a value that is not wanted.
+func (d *decoding) skip() error {
+	outside := d.json.StackDepth()
+	for {
+		if _, err := d.json.ReadToken(); err != nil {
+			return err
+		}
+		switch depth := d.json.StackDepth(); {
+		case depth <= outside:
+			return nil
+		case depth > maxDepth:
+			return errTooDeep
+		}
+	}
 }
 
 // amount reads a JSON number that must be a whole one, digits only: 1.0 and 1e3
@@ -139,7 +204,7 @@ func amount(f field, text string) (int32, error) {
 }
 
 // syntaxError says why the body is no JSON. jsontext's own message would be of
-// no use to a client: it quotes, and it changes from version to version.
+// little use to a client, and changes from version to version.
 func syntaxError(err error, body []byte) error {
 	var syntax *jsontext.SyntacticError
 	if !errors.As(err, &syntax) {
@@ -162,15 +227,6 @@ func isSurrogate(text []byte) bool {
 	}
 	n, err := strconv.ParseUint(string(text[2:6]), 16, 16)
 	return err == nil && n>>11 == 0xd800>>11
-}
-
-// bodyRule is what is allowed as the body.
-func bodyRule(fields []field) string {
-	names := make([]string, len(fields))
-	for i, f := range fields {
-		names[i] = f.name
-	}
-	return "the body must be one JSON object with the fields " + strings.Join(names, " and ") + " and no other"
 }
 
 // nameOf calls a kind of JSON value by a name that stands after "it is".
