@@ -29,14 +29,15 @@ func live(out io.Writer, environ []string) bool {
 func (s *sale) watchLines(out io.Writer) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	for n := 1; ; n++ {
+	for due := time.Second; ; {
 		select {
 		case <-s.run.Done():
 			_, _ = fmt.Fprintln(out, s.look().line())
 			return
 		case <-ticker.C:
-			if p := s.look(); n%int(time.Second/tick) == 0 {
+			if p := s.look(); p.series.elapsed >= due {
 				_, _ = fmt.Fprintln(out, p.line())
+				due = p.series.elapsed.Truncate(time.Second) + time.Second
 			}
 		}
 	}
