@@ -82,9 +82,9 @@ func (p *pkg) start(t *testing.T, name string) *testProcess {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
-	child := &testProcess{cmd: exec.CommandContext(context.Background(), executable, "-test.run=^TestChild$/^"+name+"$", "-test.v")}
+	child := &testProcess{cmd: exec.CommandContext(context.Background(), executable, "-test.run=^TestChild$/^"+name+"($|/)", "-test.v")}
 	child.cmd.Dir = p.dir
-	child.cmd.Env = append(append(os.Environ(), p.environment...), childVariable+"="+name)
+	child.cmd.Env = append(append(os.Environ(), p.environment...), childVariable+"=1")
 	child.cmd.Stdout, child.cmd.Stderr = &child.output, &child.output
 	must(t, child.cmd.Start())
 	t.Cleanup(func() { child.kill() })

@@ -257,7 +257,7 @@ esac`,
 			defer server.Close()
 			savedFrom, savedConf := downloadFrom, createCluster
 			defer func() { downloadFrom, createCluster = savedFrom, savedConf }()
-			downloadFrom, createCluster = server.URL, filepath.Join(base, "coupond.conf")
+			downloadFrom, createCluster = server.URL, filepath.Join(base, "createcluster.d", "coupond.conf")
 
 			calls := filepath.Join(base, "calls")
 			variables := "base='" + base + "' calls='" + calls + "' conf='" + createCluster + "' real='" + machine.dir + "'\n"

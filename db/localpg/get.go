@@ -110,6 +110,9 @@ func (f finder) installPackage(ctx context.Context) error {
 		if err := apt(ctx, "install", "postgresql-common"); err != nil {
 			return err
 		}
+		if err := os.MkdirAll(filepath.Dir(createCluster), 0o755); err != nil { //nolint:gosec // as its neighbours
+			return err
+		}
 		if err := os.WriteFile(createCluster, []byte("create_main_cluster = false\n"), 0o644); err != nil { //nolint:gosec // as its neighbours
 			return err
 		}
