@@ -260,7 +260,7 @@ func TestReaderWhoLeaves(t *testing.T) {
 // A slow reader who takes something is served to the end, however long it takes.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
-	const stall = 600 * time.Millisecond // less would meet TCP's own pauses
+	const stall = time.Second // less would meet TCP's own pauses
 	s := serve(t, func(s *service) {
 		s.handler.Hurry(time.Minute, stall)
 		s.server.WriteTimeout = stall
