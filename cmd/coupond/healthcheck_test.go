@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"io"
 	"net"
@@ -78,7 +79,9 @@ func TestHealthcheckIsBounded(t *testing.T) {
 				if err != nil {
 					return
 				}
-				_, _ = io.WriteString(conn, answer)
+				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					_, _ = io.WriteString(conn, answer)
+				}
 				_, _ = io.Copy(io.Discard, conn)
 				_ = conn.Close()
 			}()

@@ -146,7 +146,8 @@ func away(t *testing.T, c *client, claimTimeout time.Duration) {
 	} {
 		asked := time.Now()
 		a := c.must(t, request.method, request.path, request.body)
-		if a.status != request.status || a.status == http.StatusServiceUnavailable && a.code != "UNAVAILABLE" {
+		// A claim that waited behind others is told that there were too many: as surely, nothing happened.
+		if a.status != request.status || a.status == http.StatusServiceUnavailable && a.code != "UNAVAILABLE" && a.code != "OVERLOADED" {
 			t.Errorf("%s %s without a database: %d %s", request.method, request.path, a.status, a.body)
 		}
 		if took := time.Since(asked); took > request.within+time.Second { // a second for a busy machine

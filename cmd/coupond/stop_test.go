@@ -243,7 +243,6 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 	if code := p.wait(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	c.CloseIdleConnections()
 	if err := goleak.Find(before); err != nil {
 		t.Error(err)
 	}
