@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"net/http"
 	"os"
@@ -188,7 +189,7 @@ func TestNotExact(t *testing.T) {
 				return true
 			}
 			return false
-		}), []string{"-users", "20", "-duration", "1s"}, []string{"✗ all 20 users were told\n      user-0000007 never had a clear answer"}},
+		}), []string{"-users", "20", "-duration", "1s"}, []string{"✗ all 20 users were told\n      user-0000007 never had a clear answer", "  stopped after 1s (-duration)\n"}},
 		"cuts every connection": {claims(func(*fake, http.ResponseWriter, int, *fakeCoupon, string) bool {
 			cut()
 			return true
@@ -248,6 +249,27 @@ func TestTable(t *testing.T) {
 	table = regexp.MustCompile(`(?m)^ *[0-9]+(  4\d\d )`).ReplaceAllString(table, "           K$1")
 	if table != want {
 		t.Errorf("got\n%s\nwant\n%s", table, want)
+	}
+}
+
+// Ctrl-C ends the sale; the verdict on what there was is still told.
+func TestStoppedByHand(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	url := (&fake{misclaim: func(_ *fake, _ http.ResponseWriter, n int, _ *fakeCoupon, _ string) bool {
+		if n == 100 {
+			stop()
+		}
+		return false
+	}}).start(t)
+	var out, errs bytes.Buffer
+	code := run(ctx, []string{"-users", "10000", "-stock", "20", "-connections", "4", url}, &out, &errs, nil)
+	for _, s := range []string{"  stopped by hand\n", "✓ exactly 20 won", "✗ all 10,000 users were told", "✓ no answer contradicts another", "✓ the service reports the same"} {
+		if !strings.Contains(out.String(), s) {
+			t.Errorf("does not say %q:\n%s", s, out.String())
+		}
+	}
+	if code != notExact || errs.Len() > 0 {
+		t.Errorf("exit %d: %s", code, errs.String())
 	}
 }
 

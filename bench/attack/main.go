@@ -5,7 +5,47 @@
 //	make attack ARGS='-users 50000 -stock 1000'
 //	go run ./bench/attack -rate 5000 -plot sale.svg http://127.0.0.1:8080
 //
-// # EXAMPLE-SESSION
+// # A session
+//
+// In a terminal it draws the sale while it runs; elsewhere (a file, a pipe, CI) it prints a line a second. This one went
+// on while the service and its PostgreSQL were killed with SIGKILL after two seconds, and started again a second later:
+//
+//	$ go run ./bench/attack -users 5000 -stock 1000 -rate 500
+//	5,000 users (5 % twice) for 1,000 coupons · 128 connections · 500 a second
+//	   1.0 s    5 %      288/s   201 289   409 1   400 0   503 0   none 0   p50 248 ms   p99 462 ms   p99.9 551 ms
+//	   2.0 s   10 %      271/s   201 560   409 2   400 0   503 0   none 0   p50 564 ms   p99 871 ms   p99.9 1.02 s
+//	   3.0 s   11 %       32/s   201 592   409 2   400 0   503 0   none 1,043   p50 839 ms   p99 954 ms   p99.9 1.03 s
+//	   4.0 s   24 %      516/s   201 991   409 16   400 113   503 0   none 1,043   p50 1.51 s   p99 1.56 s   p99.9 1.56 s
+//	   …
+//	  10.5 s  100 %      541/s   201 991   409 95   400 4,164   503 0   none 1,043   p50 1.20 ms   p99 57.8 ms   p99.9 62.8 ms
+//
+//	  5,000 users (5 % twice) for 1,000 coupons · 128 connections · 500 a second
+//	  coupon attack-20261123-013256.152 · seed 1
+//
+//	         991  201 claimed
+//	          95  409 already claimed
+//	       4,164  400 sold out
+//	           0  503 asked again
+//	       1,043  no answer: 896 NOT_SENT, 147 CUT
+//	       5,250  claims answered in 10.48 s: 500 a second  ▂▂▂▂▁▁▁█▇▃▃▃▃▃▃▃▃▃▃▃▃
+//
+//	  latency  p50 7.40 ms   p99 1.54 s   p99.9 1.56 s   longest 1.56 s
+//	  fault: connection ended before the answer
+//	  fault: not sent: dial tcp 127.0.0.1:8080: connect: connection refused
+//
+//	  ✓ exactly 1,000 won
+//	  ✓ nobody won twice
+//	  ✓ all 5,000 users were told
+//	  ✓ no answer contradicts another
+//	  ✓ the service reports the same
+//	    147 users left without knowing at first: 9 had won, 138 had not, 0 never found out
+//
+//	  EXACT
+//
+// Look at how it ends, not at how fast it was: two cores, shared with other work. Nine of the winners were told only when
+// they asked again, by a 409: 991 and 9 are the 1,000.
+//
+// # The verdict
 //
 // The promises are checked user by user, see package books. Whoever is left without a clear answer (503, a connection
 // cut or silent) asks again, as the contract advises; what his lost request came to is found out that way. So a service
@@ -97,15 +137,22 @@ func hold(ctx context.Context, o options, stdout io.Writer, environ []string) (b
 		s.watchLines(out)
 	}
 	report := s.run.Wait()
+	stopped := ""
+	switch {
+	case ctx.Err() != nil || errors.Is(selling.Err(), context.Canceled):
+		stopped = "stopped by hand"
+	case selling.Err() != nil:
+		stopped = "stopped after " + o.duration.String() + " (-duration)"
+	}
 
 	// Not ctx: a sale stopped by Ctrl-C gets its verdict as well.
 	reported, err := service.Coupon(context.WithoutCancel(ctx), o.coupon)
 	if err != nil {
-		_, _ = fmt.Fprint(out, table(&o, report, &s.seen, nil))
+		_, _ = fmt.Fprint(out, table(&o, report, &s.seen, stopped, nil))
 		return books.Verdict{}, fmt.Errorf("no verdict, the coupon cannot be read: %w", err)
 	}
 	verdict := s.book.Compare(reported)
-	_, _ = fmt.Fprint(out, table(&o, report, &s.seen, &verdict))
+	_, _ = fmt.Fprint(out, table(&o, report, &s.seen, stopped, &verdict))
 	if o.plot != "" {
 		if err := draw(&o, &s.seen, o.plot); err != nil {
 			return verdict, fmt.Errorf("no picture: %w", err)

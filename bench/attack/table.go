@@ -9,8 +9,9 @@ import (
 )
 
 // table is what remains of a sale: its answers, and what became of each promise. Apart from the numbers its text is
-// always the same while all goes well.
-func table(o *options, r load.Report, seen *series, v *books.Verdict) string {
+// always the same while all goes well. stopped says why the sale did not go on to its end, if so; v is nil when there is
+// no verdict.
+func table(o *options, r load.Report, seen *series, stopped string, v *books.Verdict) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "  "+format+"\n", args...) }
 
@@ -28,6 +29,9 @@ func table(o *options, r load.Report, seen *series, v *books.Verdict) string {
 		bold(number(int(rate(r.Claims.Answered(), r.Elapsed)))+" a second"), paint(won, sparkline(seen.rates(24))))
 	b.WriteByte('\n')
 	line("latency  %s   longest %s", latencies(r.Claims), quantile(r.Claims, 100))
+	if stopped != "" {
+		line("%s", paint(refused, stopped))
+	}
 	for _, f := range r.Faults {
 		line("%s", faint("fault: "+f))
 	}
