@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
-	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -64,7 +61,9 @@ func TestApplyAgainChangesNothing(t *testing.T) {
 func TestApplyThreeAtOnceOnAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	database := dbtest.Empty(t)
-	results := together(t, slices.Repeat([]*dbtest.Database{database}, 3), db.Apply)
+	results := together(t, several(t, 3, database, owner), func(ctx context.Context, _ int, s *session) (db.Result, error) {
+		return db.Apply(ctx, s.Conn)
+	})
 
 	migrated := 0
 	for _, result := range results {
@@ -92,9 +91,10 @@ func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
 					login = c.login("createrole")
 				}
 				files, role := c.programWithRoleOfItsOwn()
-				databases := make([]*dbtest.Database, n)
+				databases, sessions := make([]string, n), make([]*session, n)
 				for i := range databases {
-					databases[i] = c.database(login)
+					database := c.database(login)
+					databases[i], sessions[i] = database.Name, owner(t, database)
 				}
 
 				// The race is made certain: all of them wait for a transaction that has created the role, and go on at once
@@ -110,8 +110,8 @@ func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
 					_, err2 := c.Exec(context.Background(), end)
 					released <- errors.Join(err, err2)
 				}()
-				for _, result := range together(t, databases, func(ctx context.Context, conn *pgx.Conn) (db.Result, error) {
-					return db.ApplyFiles(ctx, conn, files)
+				for _, result := range together(t, sessions, func(ctx context.Context, _ int, s *session) (db.Result, error) {
+					return db.ApplyFiles(ctx, s.Conn, files)
 				}) {
 					if result.From != 0 || result.To != db.Version() {
 						t.Errorf("%+v", result)
@@ -120,8 +120,7 @@ func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
 				if err := <-released; err != nil {
 					t.Fatal(err)
 				}
-				for _, database := range databases {
-					s := owner(t, database)
+				for _, s := range sessions {
 					s.exec("set role " + role)
 					s.create("first", 1)
 				}
@@ -131,18 +130,14 @@ func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
 }
 
 // waitBlocked waits until n sessions of these databases wait for a lock.
-func waitBlocked(watcher *session, n int, databases []*dbtest.Database) error {
-	var all []string
-	for _, d := range databases {
-		all = append(all, d.Name)
-	}
+func waitBlocked(watcher *session, n int, databases []string) error {
 	ctx := bounded(watcher.t)
 	for {
 		blocked, err := ask[int](ctx, watcher.Conn, `
 			select count(*)
 			from pg_catalog.pg_stat_activity
 			where datname = any ($1)
-			  and cardinality(pg_catalog.pg_blocking_pids(pid)) > 0`, all)
+			  and cardinality(pg_catalog.pg_blocking_pids(pid)) > 0`, databases)
 		if err != nil || blocked == n {
 			return err
 		}
@@ -280,15 +275,14 @@ func TestApplyOfAnOlderProgramNeverReplacesNewerFunctions(t *testing.T) {
 	t.Parallel()
 	database := dbtest.New(t)
 	admin, newer := owner(t, database), newerProgram(t)
-	const older = 4
+	sessions := several(t, 5, database, owner)
 	for range 5 {
 		admin.exec(fmt.Sprintf("update public.schema_version set version = %d", db.Version()))
-		var first atomic.Bool
-		refused := together(t, slices.Repeat([]*dbtest.Database{database}, older+1), func(ctx context.Context, conn *pgx.Conn) (bool, error) {
-			if !first.Swap(true) {
-				return false, onlyError(db.ApplyFiles(ctx, conn, newer))
+		refused := together(t, sessions, func(ctx context.Context, i int, s *session) (bool, error) {
+			if i == 0 {
+				return false, onlyError(db.ApplyFiles(ctx, s.Conn, newer))
 			}
-			err := onlyError(db.Apply(ctx, conn))
+			err := onlyError(db.Apply(ctx, s.Conn))
 			if errors.Is(err, db.ErrSchemaIsNewer) {
 				return true, nil
 			}
@@ -397,26 +391,6 @@ func newerProgram(t testing.TB) fstest.MapFS {
 	function := files["functions/claim_coupon.sql"]
 	function.Data = append(function.Data, "\ncomment on function public.claim_coupon(text, text) is 'newer';"...)
 	return files
-}
-
-// together runs once for each database, at once, each on a connection of its own, and wants no error.
-func together[T any](t testing.TB, databases []*dbtest.Database, run func(context.Context, *pgx.Conn) (T, error)) []T {
-	t.Helper()
-	conns := make([]*pgx.Conn, len(databases))
-	for i, database := range databases {
-		conns[i] = database.Connect(t)
-	}
-	ctx := bounded(t)
-	results, failures := make([]T, len(conns)), make([]error, len(conns))
-	var all sync.WaitGroup
-	for i, conn := range conns {
-		all.Go(func() { results[i], failures[i] = run(ctx, conn) })
-	}
-	all.Wait()
-	if err := errors.Join(failures...); err != nil {
-		t.Fatal(err)
-	}
-	return results
 }
 
 func onlyError[T any](_ T, err error) error { return err }

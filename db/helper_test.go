@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,6 +50,32 @@ func service(t testing.TB, d *dbtest.Database) *session {
 	s := owner(t, d)
 	s.exec("set role coupon_service")
 	return s
+}
+
+// several are n sessions of a kind.
+func several(t testing.TB, n int, d *dbtest.Database, kind func(testing.TB, *dbtest.Database) *session) []*session {
+	t.Helper()
+	all := make([]*session, n)
+	for i := range all {
+		all[i] = kind(t, d)
+	}
+	return all
+}
+
+// together lets all sessions do something at once, and wants no error. It returns what each has brought.
+func together[T any](t testing.TB, sessions []*session, run func(ctx context.Context, i int, s *session) (T, error)) []T {
+	t.Helper()
+	ctx := bounded(t)
+	results, failures := make([]T, len(sessions)), make([]error, len(sessions))
+	var all sync.WaitGroup
+	for i, s := range sessions {
+		all.Go(func() { results[i], failures[i] = run(ctx, i, s) })
+	}
+	all.Wait()
+	if err := errors.Join(failures...); err != nil {
+		t.Fatal(err)
+	}
+	return results
 }
 
 func bounded(t testing.TB) context.Context {
