@@ -365,7 +365,7 @@ func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 }
 
 // program are the files that Apply installs.
-func program(t testing.TB) fstest.MapFS {
+func program(t tester) fstest.MapFS {
 	t.Helper()
 	files := fstest.MapFS{}
 	err := fs.WalkDir(db.Files, ".", func(path string, entry fs.DirEntry, err error) error {
@@ -383,7 +383,7 @@ func program(t testing.TB) fstest.MapFS {
 }
 
 // newerProgram has one migration more, and another claim_coupon.
-func newerProgram(t testing.TB) fstest.MapFS {
+func newerProgram(t tester) fstest.MapFS {
 	t.Helper()
 	files := program(t)
 	next := fmt.Sprintf("migrations/%03d_newer.sql", db.Version()+1)
@@ -399,12 +399,13 @@ func onlyError[T any](_ T, err error) error { return err }
 type cluster struct {
 	*session
 	base *dbtest.Database
+	tb   testing.TB
 }
 
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	base := dbtest.Empty(t)
-	return &cluster{owner(t, base), base}
+	return &cluster{owner(t, base), base, t}
 }
 
 // atTheEnd runs when the test is over, the last one first.
@@ -442,7 +443,7 @@ func (c *cluster) database(login string, options ...string) *dbtest.Database {
 // as connects to a database as login.
 func (c *cluster) as(login string, d *dbtest.Database) *pgx.Conn {
 	c.t.Helper()
-	return (&dbtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.t)
+	return (&dbtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.tb)
 }
 
 func (c *cluster) url(login, database string) string {

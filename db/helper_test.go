@@ -32,10 +32,20 @@ const (
 // patience bounds what a test waits for. It is long: a laden machine is no reason for a test to fail.
 const patience = 2 * time.Minute
 
+// tester is what the helpers need of a *testing.T, or of a *rapid.T.
+type tester interface {
+	Helper()
+	Context() context.Context
+	Cleanup(func())
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Errorf(format string, args ...any)
+}
+
 // session is one connection to the database of a test.
 type session struct {
 	*pgx.Conn
-	t testing.TB
+	t tester
 }
 
 // owner connects as the database's owner, who may look into the tables.
@@ -63,7 +73,7 @@ func several(t testing.TB, n int, d *dbtest.Database, kind func(testing.TB, *dbt
 }
 
 // together lets all sessions do something at once, and wants no error. It returns what each has brought.
-func together[T any](t testing.TB, sessions []*session, run func(ctx context.Context, i int, s *session) (T, error)) []T {
+func together[T any](t tester, sessions []*session, run func(ctx context.Context, i int, s *session) (T, error)) []T {
 	t.Helper()
 	ctx := bounded(t)
 	results, failures := make([]T, len(sessions)), make([]error, len(sessions))
@@ -78,7 +88,7 @@ func together[T any](t testing.TB, sessions []*session, run func(ctx context.Con
 	return results
 }
 
-func bounded(t testing.TB) context.Context {
+func bounded(t tester) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
@@ -207,7 +217,7 @@ func (s *session) claims(coupon string) []string {
 }
 
 // sqlstate is the code of a server's error, "" for none.
-func sqlstate(t testing.TB, err error) string {
+func sqlstate(t tester, err error) string {
 	t.Helper()
 	if err == nil {
 		return ""
@@ -220,7 +230,7 @@ func sqlstate(t testing.TB, err error) string {
 }
 
 // equal fails the test unless both are the same list. Of long ones it shows where they part.
-func equal[T comparable](t testing.TB, what string, got, want []T) {
+func equal[T comparable](t tester, what string, got, want []T) {
 	t.Helper()
 	if slices.Equal(got, want) {
 		return

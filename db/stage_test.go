@@ -19,7 +19,7 @@ import (
 // isolation tests do. It knows when a step waits for another session: PostgreSQL says so (pg_blocking_pids). No sleep proves
 // anything here.
 type stage struct {
-	t       testing.TB
+	t       tester
 	watcher *session
 	actors  map[string]*actor
 	waiting []*actor // in the order in which they began to wait
