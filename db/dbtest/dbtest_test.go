@@ -9,7 +9,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -302,13 +301,9 @@ func TestPrivateServerOfAFailedTestStays(t *testing.T) {
 
 func TestWrongAddressIsNamed(t *testing.T) {
 	t.Parallel()
-	begin := time.Now()
 	output := newPackage(t, urlVariable+"=postgres://nobody:secret@127.0.0.1:1/none").run(t, "passing", false)
 	if !strings.Contains(output, "no PostgreSQL to test with: "+urlVariable) || strings.Contains(output, "secret") {
 		t.Errorf("the output is\n%s", output)
-	}
-	if took := time.Since(begin); took > 30*time.Second {
-		t.Errorf("it took %s", took)
 	}
 }
 

@@ -255,7 +255,7 @@ func TestAsAnUnprivilegedUser(t *testing.T) {
 	binary := filepath.Join(home, "localpg.test")
 	must(t, copyFile(binary, executable))
 
-	arguments := []string{"-test.timeout=5m", "-test.count=1"}
+	arguments := []string{"-test.timeout=9m", "-test.count=1"}
 	if testing.Verbose() {
 		arguments = append(arguments, "-test.v")
 	}

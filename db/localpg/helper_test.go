@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,14 +54,15 @@ func startInChild(then func(*Server) error) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("ready", server.Pid())
+	fmt.Println("ready", server.Pid(), server.run.cmd.Process.Pid)
 	return then(server)
 }
 
 // child is a process of this test binary that works on a cluster.
 type child struct {
-	cmd    *exec.Cmd
-	output *bufio.Reader
+	cmd      *exec.Cmd
+	output   *bufio.Reader
+	watchdog int // known when it is ready
 }
 
 func startChild(t *testing.T, does, dir, bin string) *child {
@@ -81,17 +81,14 @@ func startChild(t *testing.T, does, dir, bin string) *child {
 }
 
 // ready waits for the child's server and returns its postmaster.
-func (c *child) ready(t *testing.T) int {
+func (c *child) ready(t *testing.T) (postmaster int) {
 	t.Helper()
 	line, _ := c.output.ReadString('\n')
-	number, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
-	if !ok {
+	if _, err := fmt.Sscanf(line, "ready %d %d\n", &postmaster, &c.watchdog); err != nil {
 		rest, _ := io.ReadAll(c.output)
 		t.Fatalf("the child says: %s%s", line, rest)
 	}
-	pid, err := strconv.Atoi(number)
-	must(t, err)
-	return pid
+	return postmaster
 }
 
 // kill ends the child with SIGKILL and waits until it is gone.
@@ -200,12 +197,12 @@ func wantError(t *testing.T, err error, parts ...string) {
 	}
 }
 
-// eventually waits up to 10 seconds.
+// eventually waits up to a minute.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !holds(); <-pause() {
+	for deadline := time.Now().Add(time.Minute); !holds(); <-pause() {
 		if time.Now().After(deadline) {
-			t.Fatalf("still not true after 10 s: %s", what)
+			t.Fatalf("still not true after a minute: %s", what)
 		}
 	}
 }
