@@ -75,6 +75,7 @@ type answer struct {
 // claimers start claims in the background, each queued before the next begins, and
 // collect their answers.
 type claimers struct {
+	t       *testing.T // that of the bubble
 	lanes   *lanes
 	answers map[string]chan answer
 }
@@ -137,12 +138,12 @@ const testTimeout = 5 * time.Second
 
 // withLane runs a test in a bubble of fake time, on one lane whose calls the test
 // holds in its hand.
-func withLane(t *testing.T, queue int, test func(t *testing.T, c *claimers, b *bus)) {
+func withLane(t *testing.T, queue int, test func(c *claimers, b *bus)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus()
-		c := &claimers{lanes: newLanes(1, queue, testTimeout, b.send), answers: map[string]chan answer{}}
-		test(t, c, b)
+		c := &claimers{t: t, lanes: newLanes(1, queue, testTimeout, b.send), answers: map[string]chan answer{}}
+		test(c, b)
 		c.lanes.close() // deadlocks, and so fails, when somebody has been forgotten
 	})
 }
@@ -155,7 +156,8 @@ func wantUsers(t *testing.T, call busCall, users ...string) {
 }
 
 func TestLanesCarryTogetherWhatGathersDuringACall(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		ctx := t.Context()
 		c.claim(ctx, "ann", "bob", "cyd", "dan")
 		first := b.next(t)
@@ -188,7 +190,8 @@ func TestLanesCarryTogetherWhatGathersDuringACall(t *testing.T) {
 }
 
 func TestLanesAnswerOnlyAfterTheCallReturned(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		c.claim(t.Context(), "ann", "bob")
 		first := b.next(t)
 		time.Sleep(testTimeout / 4)
@@ -203,7 +206,8 @@ func TestLanesAnswerOnlyAfterTheCallReturned(t *testing.T) {
 }
 
 func TestLanesCallerWhoLeavesInTheQueueTakesHisClaimWithHim(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		leaving, leave := context.WithCancel(t.Context())
 		c.claim(t.Context(), "ann")
 		c.claim(leaving, "bob")
@@ -220,7 +224,8 @@ func TestLanesCallerWhoLeavesInTheQueueTakesHisClaimWithHim(t *testing.T) {
 }
 
 func TestLanesClaimStandsOnceItBoarded(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		leaving, leave := context.WithCancel(t.Context())
 		c.claim(leaving, "ann", "bob") // ann carries herself, bob queues
 		first := b.next(t)
@@ -235,7 +240,8 @@ func TestLanesClaimStandsOnceItBoarded(t *testing.T) {
 }
 
 func TestLanesCarrierWhoLeavesIsAnsweredAndHandsOn(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		leaving, leave := context.WithCancel(t.Context())
 		c.claim(leaving, "ann")
 		c.claim(t.Context(), "bob")
@@ -250,7 +256,8 @@ func TestLanesCarrierWhoLeavesIsAnsweredAndHandsOn(t *testing.T) {
 }
 
 func TestLanesRefuseACallerWhoHasLeftAlready(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		left, leave := context.WithCancel(t.Context())
 		leave()
 		c.claim(left, "ann")
@@ -260,7 +267,8 @@ func TestLanesRefuseACallerWhoHasLeftAlready(t *testing.T) {
 }
 
 func TestLanesFullQueueRefusesAtOnce(t *testing.T) {
-	withLane(t, 2, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 2, func(c *claimers, b *bus) {
+		t := c.t
 		leaving, leave := context.WithCancel(t.Context())
 		c.claim(t.Context(), "ann", "bob")
 		c.claim(leaving, "cyd")
@@ -282,7 +290,8 @@ func TestLanesFullQueueRefusesAtOnce(t *testing.T) {
 }
 
 func TestLanesDoNotBoardWhoQueuedForHalfOfTheTimeout(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		c.claim(t.Context(), "ann", "bob")
 		first := b.next(t)
 		if first.deadline != testTimeout {
@@ -307,7 +316,8 @@ func TestLanesDoNotBoardWhoQueuedForHalfOfTheTimeout(t *testing.T) {
 }
 
 func TestLanesAreIdleAfterNobodyBoarded(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		c.claim(t.Context(), "ann", "bob")
 		time.Sleep(testTimeout)
 		close(b.next(t).answer)
@@ -320,7 +330,8 @@ func TestLanesAreIdleAfterNobodyBoarded(t *testing.T) {
 }
 
 func TestLanesCallCarriesAtMostMostInCall(t *testing.T) {
-	withLane(t, 3*mostInCall, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 3*mostInCall, func(c *claimers, b *bus) {
+		t := c.t
 		c.claim(t.Context(), "first")
 		first := b.next(t)
 		for range 2*mostInCall + 1 {
@@ -388,7 +399,8 @@ func TestLanesAreIndependentAndACouponKeepsItsLane(t *testing.T) {
 }
 
 func TestLanesCloseAnswersAllWhoWaitAndRefusesTheRest(t *testing.T) {
-	withLane(t, 100, func(t *testing.T, c *claimers, b *bus) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
 		c.claim(t.Context(), "ann", "bob", "cyd")
 		var closed atomic.Bool
 		go func() {

@@ -28,22 +28,21 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if len(os.Args) == 3 && os.Args[1] == serveFlag {
-		// The signal of a Ctrl-C reaches the whole process group; the parent ends us by closing our standard input.
-		signal.Ignore(os.Interrupt)
-		exit(serve(context.Background(), os.Args[2]))
+	if err := start(); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "race:", err)
+		os.Exit(1)
 	}
-	exit(run(ctx, os.Args[1:]))
 }
 
-func exit(err error) {
-	if err == nil || errors.Is(err, flag.ErrHelp) {
-		os.Exit(0)
+func start() error {
+	if len(os.Args) == 3 && os.Args[1] == serveFlag {
+		// A Ctrl-C reaches the whole process group; our parent ends us by closing our standard input.
+		signal.Ignore(os.Interrupt)
+		return serve(context.Background(), os.Args[2])
 	}
-	fmt.Fprintln(os.Stderr, "race:", err)
-	os.Exit(1)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, os.Args[1:])
 }
 
 // race is one race under way.
