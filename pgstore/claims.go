@@ -198,7 +198,7 @@ func askBatch(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	coupons := make([]string, len(claims))
 	positions := make([]int32, len(claims))
 	for i, c := range claims {
-		users[i], coupons[i], positions[i] = c.user, c.coupon, int32(i) //nolint:gosec // a crowd is thousands at most
+		users[i], coupons[i], positions[i] = c.user, c.coupon, int32(i)
 	}
 	rows, err := conn.Query(ctx, claimBatchSQL, users, coupons, positions)
 	if err != nil {

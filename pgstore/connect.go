@@ -67,10 +67,11 @@ func parse(cfg Config) (*pgxpool.Config, error) {
 		params["application_name"] = "coupond"
 	}
 
-	// For each of the hosts. Making a connection goes on when the caller who wanted it
-	// has given up, so that a distant server can be reached under a short
-	// ClaimTimeout as well.
-	connectTimeout := max(time.Second, cfg.ClaimTimeout/5)
+	// For each of the hosts: a dead one must not keep us from the next, and a busy one
+	// needs its time for TLS and the password. It may be longer than ClaimTimeout:
+	// making a connection goes on when the caller who wanted it has given up, and the
+	// next caller has it.
+	connectTimeout := max(2*time.Second, 2*cfg.ClaimTimeout/5)
 	if conn.ConnectTimeout <= 0 || conn.ConnectTimeout > connectTimeout {
 		conn.ConnectTimeout = connectTimeout
 	}
@@ -110,12 +111,10 @@ func keepConnection(_ *pgconn.PgConn, err *pgconn.PgError) bool {
 func explainParseError(err error) error {
 	const advice = "; wanted is postgres://user:password@host:5432/database?sslmode=… or keyword=value pairs" +
 		" (it is not shown here because it may hold a password)"
-	var file *fs.PathError
-	var number *strconv.NumError
-	switch {
-	case errors.As(err, &file):
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return errors.New("the connection string names a file that cannot be read (a certificate, a key, a service file)" + advice)
-	case errors.As(err, &number):
+	}
+	if _, ok := errors.AsType[*strconv.NumError](err); ok {
 		return errors.New("the connection string has something else where a number belongs (a port, a time-out, a size)" + advice)
 	}
 	return errors.New("the connection string is malformed, or has a value that is not allowed" + advice)

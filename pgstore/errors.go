@@ -35,13 +35,11 @@ func failed(err error, executed bool) *failure {
 		cause:  err,
 		surely: !executed || pgconn.SafeToRetry(err), // the latter was never written to the connection
 	}
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		f.surely = f.surely || provesRollback(pgErr)
 		f.fault = isFault(pgErr.Code)
 	}
-	var scan pgx.ScanArgError
-	if errors.As(err, &scan) || errors.Is(err, errContradiction) {
+	if _, ok := errors.AsType[pgx.ScanArgError](err); ok || errors.Is(err, errContradiction) {
 		f.fault = true
 	}
 	return f

@@ -73,7 +73,7 @@ func TestFailed(t *testing.T) {
 		if f.surely != test.surely || f.fault != test.fault {
 			t.Errorf("%s: surely %v, fault %v; want %v, %v", test.name, f.surely, f.fault, test.surely, test.fault)
 		}
-		if f.cause != test.err { //nolint:errorlint // the very same one
+		if f.cause != test.err {
 			t.Errorf("%s: the cause is lost", test.name)
 		}
 		if f := failed(test.err, false); !f.surely || f.fault != test.fault {

@@ -17,15 +17,15 @@ const schemaVersionSQL = `select public.coupon_schema_version()`
 // caller who wants his answer within 2 s.
 const readyTimeout = 1500 * time.Millisecond
 
-// notReady is why claims cannot be made: one sentence for everybody, and the cause
+// notReadyError is why claims cannot be made: one sentence for everybody, and the cause
 // for the log.
-type notReady struct {
+type notReadyError struct {
 	sentence string
 	cause    error
 }
 
-func (e *notReady) Error() string { return e.sentence }
-func (e *notReady) Unwrap() error { return e.cause }
+func (e *notReadyError) Error() string { return e.sentence }
+func (e *notReadyError) Unwrap() error { return e.cause }
 
 // readiness is what Ready found last, so that the log tells changes only.
 type readiness struct {
@@ -51,10 +51,10 @@ func (s *Store) Ready(ctx context.Context) error {
 	return why
 }
 
-func (s *Store) whyNotReady(ctx context.Context) *notReady {
+func (s *Store) whyNotReady(ctx context.Context) *notReadyError {
 	conn, err := s.watch.Acquire(ctx)
 	if err != nil {
-		return &notReady{whyNoConnection(err), err}
+		return &notReadyError{whyNoConnection(err), err}
 	}
 	defer conn.Release()
 
@@ -62,11 +62,11 @@ func (s *Store) whyNotReady(ctx context.Context) *notReady {
 	err = conn.QueryRow(ctx, schemaVersionSQL).Scan(&version)
 	switch {
 	case err != nil && !isNotInstalled(sqlState(err)):
-		return &notReady{"the database does not answer", err}
+		return &notReadyError{"the database does not answer", err}
 	case err != nil || version == nil:
-		return &notReady{"the database does not have the coupon schema: run coupond migrate", err}
+		return &notReadyError{"the database does not have the coupon schema: run coupond migrate", err}
 	case *version < s.schemaVersion:
-		return &notReady{sentence: fmt.Sprintf(
+		return &notReadyError{sentence: fmt.Sprintf(
 			"the database's schema has version %d, and this program needs %d: run coupond migrate", *version, s.schemaVersion)}
 	}
 	return nil
@@ -94,14 +94,13 @@ func whyNoConnection(err error) string {
 
 // sqlState is the SQLSTATE of an error of PostgreSQL, "" for any other.
 func sqlState(err error) string {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr.Code
 	}
 	return ""
 }
 
-func (s *Store) logReadiness(why *notReady) {
+func (s *Store) logReadiness(why *notReadyError) {
 	sentence := ""
 	if why != nil {
 		sentence = why.sentence

@@ -85,7 +85,7 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s is %q, want %q", param, got, want)
 		}
 	}
-	if pool.ConnConfig.ConnectTimeout != time.Second {
+	if pool.ConnConfig.ConnectTimeout != 2*time.Second {
 		t.Errorf("connecting may take %v", pool.ConnConfig.ConnectTimeout)
 	}
 

@@ -65,7 +65,7 @@ func newWire(cfg *pgx.ConnConfig) {
 
 // wireOf returns the wire under conn, ready for the next call.
 func wireOf(conn *pgx.Conn) *wire {
-	w := conn.PgConn().CustomData()[wireKey].(*wire)
+	w, _ := conn.PgConn().CustomData()[wireKey].(*wire) // each connection of ours has one
 	w.unprepared, w.inDoubt = false, false
 	return w
 }
@@ -115,7 +115,7 @@ func (w *wire) TraceConnectEnd(_ context.Context, data pgx.TraceConnectEndData) 
 	pgConn := data.Conn.PgConn()
 	conn := pgConn.Conn()
 	if encrypted, ok := conn.(*tls.Conn); ok {
-		conn = encrypted.NetConn() // closing the TLS layer would wait up to 5 s to say goodbye
+		conn = encrypted.NetConn() // the TLS layer may wait up to 5 s to say goodbye
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -21,8 +21,8 @@ import (
 // Fault is what the proxy does to one call.
 type Fault int
 
-// The faults, in the order of a call's life. After each but Pass both connections
-// are gone, as after a cable was cut: nobody says goodbye.
+// The faults, in the order of a call's life. After each that cuts both connections are
+// gone, as after a cable was cut: nobody says goodbye.
 const (
 	// Pass forwards the call and its answer.
 	Pass Fault = iota
@@ -42,6 +42,9 @@ const (
 	// CutAnsweredAfterCommit: the server has committed; the client gets all of the
 	// answer but the word that it is committed.
 	CutAnsweredAfterCommit
+	// Stall: the server never sees the call, and the connection stands, in silence, until
+	// the client closes it.
+	Stall
 )
 
 // Proxy forwards connections to one PostgreSQL server. Its methods may be called
@@ -57,6 +60,7 @@ type Proxy struct {
 	listener net.Listener
 	plan     func(sql string) Fault
 	frozen   bool
+	away     bool
 	closed   bool
 	pairs    map[*pair]struct{}
 	running  sync.WaitGroup
@@ -74,8 +78,7 @@ func New(connectionURL string) (*Proxy, error) {
 	if p.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, err
 	}
-	p.running.Add(1)
-	go p.accept(p.listener)
+	p.running.Go(p.accept)
 	return p, nil
 }
 
@@ -113,6 +116,17 @@ func (p *Proxy) Thaw() {
 	p.thawed.Broadcast()
 }
 
+// Away says whether the server is to seem away: then every connection is cut, and new
+// ones are cut as soon as they are made.
+func (p *Proxy) Away(away bool) {
+	p.mu.Lock()
+	p.away = away
+	p.mu.Unlock()
+	if away {
+		p.CutAll()
+	}
+}
+
 // CutAll cuts every connection there is.
 func (p *Proxy) CutAll() {
 	p.mu.Lock()
@@ -148,19 +162,14 @@ func (p *Proxy) Close() {
 	p.running.Wait()
 }
 
-func (p *Proxy) accept(listener net.Listener) {
-	defer p.running.Done()
+func (p *Proxy) accept() {
 	for {
-		client, err := listener.Accept()
+		client, err := p.listener.Accept()
 		if err != nil {
 			return
 		}
 		p.connections.Add(1)
-		p.running.Add(1)
-		go func() {
-			defer p.running.Done()
-			p.serve(client)
-		}()
+		p.running.Go(func() { p.serve(client) })
 	}
 }
 
@@ -174,7 +183,7 @@ func (p *Proxy) serve(client net.Conn) {
 	}
 	c := &pair{proxy: p, client: client, server: server}
 	p.mu.Lock()
-	if p.closed {
+	if p.closed || p.away {
 		c.cut()
 	}
 	p.pairs[c] = struct{}{}
@@ -341,7 +350,11 @@ func (c *pair) forwardCalls() {
 			if message[0] == 'Q' && (f == CutBeforeCommit || f == CutAnsweredBeforeCommit) {
 				f = CutBeforeCall // a simple query brings its commit along
 			}
-			if f == CutBeforeCall {
+			switch f {
+			case CutBeforeCall:
+				return
+			case Stall:
+				_, _ = io.Copy(io.Discard, from)
 				return
 			}
 			c.set(f)
