@@ -158,7 +158,7 @@ func (s *session) claimCoupons(users []string, coupon string) []string {
 
 func (s *session) claimCouponsErr(ctx context.Context, users []string, coupon string) ([]string, error) {
 	// As text[]: pgx knows nothing of our enum's array.
-	statuses, err := ask[[]string](ctx, s.Conn, "select public.claim_coupons($1, $2)::text[]", users, coupon)
+	statuses, err := ask[[]string](ctx, s.Conn, "select public.claim_coupons($1, $2)::pg_catalog.text[]", users, coupon)
 	if err == nil && len(statuses) != len(users) {
 		err = fmt.Errorf("%d answers to %d users", len(statuses), len(users))
 	}

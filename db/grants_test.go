@@ -1,0 +1,165 @@
+package db_test
+
+import (
+	"strings"
+	"testing"
+
+	"scalable-coupon-system/db/dbtest"
+)
+
+// What the service may call. All else in the schema is the owner's.
+var public = []string{
+	"claim_batch(text[],text[],integer[])",
+	"claim_coupon(text,text)",
+	"claim_coupons(text[],text)",
+	"coupon_claimers(text,integer,integer)",
+	"coupon_schema_version()",
+	"create_coupon(text,bigint)",
+	"get_coupon(text)",
+}
+
+var internal = []string{
+	"guard_name(text,text)",
+	"guard_names(text,text[])",
+	"is_valid_name(text)",
+}
+
+func TestGrants(t *testing.T) {
+	t.Parallel()
+	s := owner(t, dbtest.New(t))
+	s.exec("set search_path = public, pg_catalog")
+
+	for who, want := range map[string][]string{"coupon_service": public, "public": nil} {
+		equal(t, "what "+who+" may execute", list[string](s, `
+			select p.oid::regprocedure::text
+			from pg_proc as p
+			where p.pronamespace = 'public'::regnamespace
+			  and has_function_privilege($1, p.oid, 'execute')
+			order by 1`, who), want)
+	}
+	equal(t, "all functions there are", list[string](s, `
+		select p.oid::regprocedure::text
+		from pg_proc as p
+		where p.pronamespace = 'public'::regnamespace
+		order by 1`), append(append([]string{}, public...), internal...))
+
+	// Whatever kinds of rights there are, on whatever PostgreSQL calls a relation, down to its columns.
+	equal(t, "what coupon_service may do with a relation", list[string](s, `
+		select r.oid::regclass || ': ' || x.privilege_type || ' for ' || x.grantee::regrole::text
+		from pg_class as r
+		cross join aclexplode(coalesce(r.relacl, acldefault(case r.relkind when 'S' then 's' else 'r' end::"char", r.relowner))) as x
+		where r.relnamespace = 'public'::regnamespace
+		  and x.grantee <> r.relowner
+		union all
+		select a.attrelid::regclass || '.' || a.attname || ': ' || x.privilege_type
+		from pg_attribute as a
+		cross join aclexplode(a.attacl) as x
+		join pg_class as r on r.oid = a.attrelid and r.relnamespace = 'public'::regnamespace`), nil)
+	equal(t, "what coupon_service may do in the schema", list[string](s, `
+		select r
+		from unnest(array['usage', 'create']) as r
+		where has_schema_privilege('coupon_service', 'public', r)`), []string{"usage"})
+	equal(t, "what the role is", list[string](s, `
+		select unnest(array[
+		  'login ' || r.rolcanlogin, 'superuser ' || r.rolsuper, 'createrole ' || r.rolcreaterole, 'createdb ' || r.rolcreatedb,
+		  'replication ' || r.rolreplication, 'bypass row security ' || r.rolbypassrls,
+		  'member of ' || (select count(*) from pg_auth_members as m where m.member = r.oid)])
+		from pg_roles as r
+		where r.rolname = 'coupon_service'`), []string{
+		"login false", "superuser false", "createrole false", "createdb false", "replication false", "bypass row security false", "member of 0",
+	})
+	equal(t, "functions that do not pin their search_path, or do so in another way", list[string](s, `
+		select p.oid::regprocedure || ' ' || coalesce(p.proconfig::text, 'sets nothing')
+		from pg_proc as p
+		where p.pronamespace = 'public'::regnamespace
+		  and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)`), []string{"is_valid_name(text) sets nothing"})
+	equal(t, "functions that run with the owner's rights", list[string](s, `
+		select p.oid::regprocedure::text
+		from pg_proc as p
+		where p.pronamespace = 'public'::regnamespace
+		  and p.prosecdef
+		order by 1`), public)
+}
+
+// The role tries for itself.
+func TestTheServiceTouchesNothingElse(t *testing.T) {
+	t.Parallel()
+	s := service(t, dbtest.New(t))
+	for _, sql := range []string{
+		"select from public.coupons",
+		"select from public.claims",
+		"select from public.schema_version",
+		"select name from public.coupons for update",
+		"insert into public.coupons (name, amount, remaining_amount) values ('forged', 1, 1)",
+		"insert into public.claims (coupon_name, claim_number, user_id) values ('forged', 1, 'forger')",
+		"update public.coupons set remaining_amount = amount",
+		"delete from public.claims",
+		"truncate public.claims",
+		"do $$ begin lock table public.coupons; end $$",
+		"create table public.mine ()",
+		"create function public.mine() returns integer language sql as 'select 1'",
+		"create trigger mine before insert on public.claims for each row execute function pg_catalog.suppress_redundant_updates_trigger()",
+		"alter function public.claim_coupon(text, text) security invoker",
+		"drop function public.claim_coupon(text, text)",
+		"alter type public.claim_status add value 'mine'",
+		"select public.guard_name('p', 'x')",
+		"select public.guard_names('p', array['x'])",
+		"select public.is_valid_name('x')",
+	} {
+		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+}
+
+// Whoever may call the functions may also make temporary objects, and choose his search_path and settings. Nothing of that
+// reaches into the functions.
+func TestWhatTheCallerMakesChangesNothing(t *testing.T) {
+	t.Parallel()
+	s := service(t, dbtest.New(t))
+	s.exec(`
+		create temporary table coupons (like pg_catalog.pg_class);
+		create temporary table claims as select 'hot'::text as coupon_name, 1 as claim_number, 'a'::text as user_id;
+		create temporary view schema_version as select 99 as version;
+		create type pg_temp.claim_status as enum ('mine');
+		create domain pg_temp.text as integer;
+		create domain pg_temp.integer as boolean;
+		create function pg_temp.claim_coupons(text[], text) returns public.claim_status[] language sql as $$ select '{out_of_stock}'::public.claim_status[] $$;
+		create function pg_temp.guard_name(text, text) returns void language sql as '';
+		create function pg_temp.guard_names(text, text[]) returns void language sql as '';
+		create function pg_temp.is_valid_name(text) returns boolean language sql as 'select true';
+		create function pg_temp.char_length(text) returns integer language sql as 'select 1';
+		create function pg_temp.btrim(text, text) returns text language sql as 'select $1';
+		create function pg_temp.cardinality(anyarray) returns integer language sql as 'select 0';
+		create function pg_temp.never(text, text) returns boolean language sql as 'select false';
+		create operator pg_temp.= (leftarg = text, rightarg = text, function = pg_temp.never);
+		create operator pg_temp.<> (leftarg = text, rightarg = text, function = pg_temp.never);
+		set search_path = pg_temp, public, pg_catalog;
+		set standard_conforming_strings = off;
+		set plpgsql.extra_errors = 'all';
+		set transform_null_equals = on;
+		set array_nulls = off;
+		set enable_indexscan = off;
+		set enable_indexonlyscan = off;
+		set plan_cache_mode = force_generic_plan`)
+
+	s.create("hot", 3)
+	equal(t, "claim_coupon", []string{s.claim("a", "hot"), s.claim("a", "hot"), s.claim("a", "none")}, []string{claimed, alreadyClaimed, couponNotFound})
+	equal(t, "claim_coupons", s.claimCoupons([]string{"a", "b", "b"}, "hot"), []string{alreadyClaimed, claimed, alreadyClaimed})
+	equal(t, "claim_batch", s.claimBatch([]string{"a", "c", "d", "d"}, []string{"hot", "hot", "hot", "none"}),
+		[]string{alreadyClaimed, claimed, outOfStock, couponNotFound})
+	equal(t, "coupon_claimers", list[string](s, "select public.coupon_claimers('hot', 0, 10)"), []string{"a", "b", "c"})
+	if left := get[int](s, "select remaining_amount from public.get_coupon('hot')"); left != 0 {
+		t.Errorf("get_coupon: %d left", left)
+	}
+	if version := get[int](s, "select public.coupon_schema_version()"); version == 99 {
+		t.Error("coupon_schema_version reads the caller's view")
+	}
+	for _, bad := range []string{"", "\u3000", strings.Repeat("x", 256)} {
+		for _, sql := range []string{"select public.claim_coupon('a', $1)", "select public.claim_coupons(array[$1], 'hot')", "select public.create_coupon($1, 1)"} {
+			if err := onlyError(s.Exec(bounded(t), sql, bad)); sqlstate(t, err) != "22023" {
+				t.Errorf("%s %q: %v", sql, bad, err)
+			}
+		}
+	}
+}

@@ -1,0 +1,162 @@
+package db_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"scalable-coupon-system/db/dbtest"
+)
+
+// whiteSpace is every character that Unicode calls White_Space, taken from Go's tables.
+var whiteSpace = func() (all []rune) {
+	for r := rune(1); r <= unicode.MaxRune; r++ {
+		if unicode.Is(unicode.White_Space, r) {
+			all = append(all, r)
+		}
+	}
+	return all
+}()
+
+// A bad argument is SQLSTATE 22023 and a message that begins with its name, from every function; nothing is stored.
+func TestGuards(t *testing.T) {
+	t.Parallel()
+	database := dbtest.New(t)
+	admin, s := owner(t, database), service(t, database)
+	admin.create("good", 5)
+	contents := func() []string {
+		return list[string](admin, "select c::text from public.coupons as c union all select k::text from public.claims as k order by 1")
+	}
+	before := contents()
+
+	refused := func(message, sql string, args ...any) {
+		t.Helper()
+		err := onlyError(s.Exec(bounded(t), sql, args...))
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) || pgErr.Code != "22023" || pgErr.Message != message {
+			t.Errorf("%s %q\n got: %v\nwant: %s (SQLSTATE 22023)", sql, args, err, message)
+		}
+	}
+	const (
+		null = " must not be null"
+		bad  = " must have 1 to 255 characters that are not all white space"
+	)
+
+	// A name or a user id, wherever one is asked for.
+	values := map[string]string{"": bad, strings.Repeat("x", 256): bad, strings.Repeat("🎫", 256): bad, strings.Repeat(" ", 256): bad}
+	for _, r := range whiteSpace {
+		values[string(r)] = bad
+	}
+	values[string(whiteSpace)] = bad
+	for value, message := range values {
+		refused("p_user"+message, "select public.claim_coupon($1, 'good')", value)
+		refused("p_coupon"+message, "select public.claim_coupon('u', $1)", value)
+		refused("p_users[1]"+message, "select public.claim_coupons(array[$1, 'u'], 'good')", value)
+		refused("p_users[3]"+message, "select public.claim_coupons(array['u', 'v', $1, $1], 'good')", value)
+		refused("p_coupon"+message, "select public.claim_coupons(array['u'], $1)", value)
+		refused("p_users[2]"+message, "select public.claim_batch(array['u', $1], array['good', 'good'], array[1, 2])", value)
+		refused("p_coupons[2]"+message, "select public.claim_batch(array['u', 'v'], array['good', $1], array[1, 2])", value)
+		refused("p_coupon"+message, "select public.create_coupon($1, 1)", value)
+		refused("p_coupon"+message, "select public.get_coupon($1)", value)
+		refused("p_coupon"+message, "select public.coupon_claimers($1, 0, 1)", value)
+	}
+
+	for _, c := range []struct{ message, sql string }{
+		{"p_user" + null, "public.claim_coupon(null, 'good')"},
+		{"p_user" + null, "public.claim_coupon(null, null)"},
+		{"p_coupon" + null, "public.claim_coupon('u', null)"},
+		{"p_users" + null, "public.claim_coupons(null, 'good')"},
+		{"p_users[2]" + null, "public.claim_coupons(array['u', null, ''], 'good')"},
+		{"p_coupon" + null, "public.claim_coupons(array['u'], null)"},
+		{"p_coupon" + null, "public.claim_coupons(array[]::text[], null)"},
+		{"p_users" + null, "public.claim_batch(null, array['good'], array[1])"},
+		{"p_coupons" + null, "public.claim_batch(array['u'], null, array[1])"},
+		{"p_users[1]" + null, "public.claim_batch(array[null], array['good'], array[1])"},
+		{"p_coupons[1]" + null, "public.claim_batch(array['u'], array[null], array[1])"},
+		{"p_coupon" + null, "public.create_coupon(null, 1)"},
+		{"p_coupon" + null, "public.get_coupon(null)"},
+		{"p_coupon" + null, "public.coupon_claimers(null, 0, 1)"},
+
+		// The place is counted from the first element, whatever number the array gives it.
+		{"p_users[2]" + null, "public.claim_coupons('[5:6]={u,null}', 'good')"},
+		{"p_users must be an array of one dimension", "public.claim_coupons(array[['u', 'v']], 'good')"},
+		{"p_users must be an array of one dimension", "public.claim_batch(array[['u'], ['v']], array['good', 'good'], array[1, 2])"},
+		{"p_coupons must be an array of one dimension", "public.claim_batch(array['u', 'v'], array[['good', 'good']], array[1, 2])"},
+		{"p_positions must be an array of one dimension without nulls", "public.claim_batch(array['u', 'v'], array['good', 'good'], array[[1, 2]])"},
+		{"p_positions must be an array of one dimension without nulls", "public.claim_batch(array['u', 'v'], array['good', 'good'], array[1, null])"},
+		{"p_positions must be an array of one dimension without nulls", "public.claim_batch(array['u'], array['good'], null)"},
+		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u'], array['good', 'good'], array[1, 2])"},
+		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u', 'v'], array['good'], array[1, 2])"},
+		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u', 'v'], array['good', 'good'], array[1])"},
+		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch('{}', '{}', array[1])"},
+		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u'], array['good'], '{}')"},
+
+		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', null)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', 0)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', -1)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', 2147483648)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', 9223372036854775807)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('good', 0)"},
+
+		{"p_after must be a claim number of 0 or more", "public.coupon_claimers('good', null, 1)"},
+		{"p_after must be a claim number of 0 or more", "public.coupon_claimers('good', -1, 1)"},
+		{"p_upto must be a claim number not below p_after", "public.coupon_claimers('good', 0, null)"},
+		{"p_upto must be a claim number not below p_after", "public.coupon_claimers('good', 3, 2)"},
+	} {
+		refused(c.message, "select "+c.sql)
+	}
+	equal(t, "the tables afterwards", contents(), before)
+}
+
+// What is just within the bounds is kept byte for byte, and fits the indexes.
+func TestWhatTheGuardsLetThrough(t *testing.T) {
+	t.Parallel()
+	s := service(t, dbtest.New(t))
+	for _, name := range []string{
+		"x",
+		strings.Repeat("x", 255),
+		strings.Repeat("🎫", 255), // four bytes each
+		string(whiteSpace) + "x",
+		"x" + string(whiteSpace),
+		string(whiteSpace) + "\u00e4",
+		"\u200b", // "zero width space" is no White_Space
+		"\x01",
+		`a/b%2Fc'"; drop table claims; --{{.}}\`,
+		"e\u0301 is not \u00e9",
+		"\U0010ffff",
+	} {
+		s.create(name, 3)
+		equal(t, fmt.Sprintf("claims of %q", name),
+			slices.Concat([]string{s.claim(name, name)}, s.claimCoupons([]string{name, "second"}, name), s.claimBatch([]string{name, "third"}, same(name, 2))),
+			[]string{claimed, alreadyClaimed, claimed, alreadyClaimed, claimed})
+		equal(t, fmt.Sprintf("who has %q", name), list[string](s, "select public.coupon_claimers($1, 0, 3)", name), []string{name, "second", "third"})
+		equal(t, "what it is called", list[string](s, "select name from public.get_coupon($1)", name), []string{name})
+	}
+}
+
+// Go's White_Space and ours are the same, for every code point.
+func TestBlankIsWhatUnicodeCallsWhiteSpace(t *testing.T) {
+	t.Parallel()
+	s := owner(t, dbtest.New(t))
+	blank := list[int32](s, `
+		select c
+		from generate_series(1, 1114111) as c
+		where c not between 55296 and 57343 -- surrogates, which are no characters
+		  and not public.is_valid_name(chr(c))`)
+	equal(t, "what is blank alone", blank, whiteSpace)
+
+	// And in company: blank only when all of it is.
+	if n := get[int](s, `
+		select count(*)
+		from unnest($1::integer[]) as a
+		cross join unnest($1::integer[]) as b
+		where public.is_valid_name(chr(a) || chr(b))
+		  or not public.is_valid_name(chr(a) || 'x' || chr(b))`, whiteSpace); n != 0 {
+		t.Errorf("%d pairs of white space are judged in another way together than alone", n)
+	}
+}
