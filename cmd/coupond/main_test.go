@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -65,7 +66,8 @@ func startProcess(t *testing.T, environ []string, args ...string) *program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return startBinary(t, binary, append(environ, beCoupond+"=1"), args...)
+	// Under -cover, a test binary that is told no directory complains on stderr.
+	return startBinary(t, binary, append(slices.Clone(environ), beCoupond+"=1", "GOCOVERDIR="+t.TempDir()), args...)
 }
 
 func startBinary(t *testing.T, binary string, environ []string, args ...string) *program {
