@@ -73,20 +73,15 @@ func (r *reader) read(x *exchange) error {
 		return invalidf("the body must be as long as its Content-Length or its chunks say")
 	}
 	x.unread = false
-	x.clearReadDeadline()
 	return nil
 }
 
 // setReadDeadline bounds the time in which the body of the request must arrive.
+// net/http lifts the deadline when the body has ended, before it begins to watch
+// whether the client goes away.
 func (x *exchange) setReadDeadline() {
 	// Only a ResponseWriter without a connection, in a test, has no deadline.
 	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(x.started.Add(x.h.bodyTimeout))
-}
-
-// clearReadDeadline must follow when the body has arrived: from then on net/http
-// reads to notice when the client goes, and takes a deadline for just that.
-func (x *exchange) clearReadDeadline() {
-	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(time.Time{})
 }
 
 // isJSON judges a request's Content-Type header: application/json, with whatever

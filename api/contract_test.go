@@ -355,6 +355,23 @@ func TestLocationLeadsToTheCoupon(t *testing.T) {
 	}
 }
 
+// What a client could take for a step in the path, or for the end of it, is encoded.
+func TestLocationIsEncoded(t *testing.T) {
+	s := serve(t)
+	for name, want := range map[string]string{
+		"summer sale": "/api/coupons/summer%20sale",
+		"a/b?c#d%2F":  "/api/coupons/a%2Fb%3Fc%23d%252F",
+		".":           "/api/coupons/%2E",
+		"..":          "/api/coupons/%2E%2E",
+		"...":         "/api/coupons/...",
+		"é\n":         "/api/coupons/%C3%A9%0A",
+	} {
+		if got := s.create(name, 1).header.Get("Location"); got != want {
+			t.Errorf("coupon %q is at %s, want %s", name, got, want)
+		}
+	}
+}
+
 func TestAllow(t *testing.T) {
 	s := serve(t)
 	for path, allow := range map[string]string{

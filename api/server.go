@@ -25,8 +25,8 @@ func NewServer(h http.Handler, logger zerolog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
-		// No ReadTimeout: it would fire while a big answer streams, and net/http
-		// takes a failed read for a client that has gone. readBody sets its own.
+		// No ReadTimeout: it counts from the beginning of the header. The body has a
+		// deadline of its own (exchange.setReadDeadline).
 		//
 		// WriteTimeout begins with the request; answers that come late or in parts
 		// renew it (exchange.renewWriteDeadline).
