@@ -91,9 +91,10 @@ func (d *door) connState(nc net.Conn, state http.ConnState) {
 	}
 }
 
-// close lets nobody in any more, ends the connections that wait, and returns when the last one has been answered and closed,
-// or with an error when ctx is done before. served is closed when http.Server.Serve has returned.
-func (d *door) close(ctx context.Context, served <-chan struct{}) error {
+// close lets nobody in any more, ends the connections that wait, and returns when the last one has been answered and closed, or
+// when ctx is done: then unanswered is the number of connections in the middle of a request. served is closed when
+// http.Server.Serve has returned.
+func (d *door) close(ctx context.Context, served <-chan struct{}) (unanswered int) {
 	now := time.Now()
 	until := now.Add(d.idleGrace)
 	d.waitUntil.Store(&until)
@@ -110,10 +111,14 @@ func (d *door) close(ctx context.Context, served <-chan struct{}) error {
 	}()
 	select {
 	case <-closed:
-		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		for _, c := range d.connections() {
+			if !c.isWaiting() {
+				unanswered++
+			}
+		}
 	}
+	return unanswered
 }
 
 // connections lists those that are open.
@@ -145,6 +150,12 @@ func (c *conn) wait() {
 	c.waits = true
 	c.mu.Unlock()
 	c.limitRead()
+}
+
+func (c *conn) isWaiting() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.waits
 }
 
 // limitRead sets the read deadline: net/http's, or an earlier one for a waiting connection while the door closes.

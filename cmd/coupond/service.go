@@ -65,12 +65,15 @@ func (s *service) run(ctx context.Context) error {
 	}()
 	s.log.Info().Stringer("address", s.door.Addr()).Msg("listening")
 	var watching sync.WaitGroup
-	watching.Go(func() { s.tellReadiness(ctx, store) })
+	watch, stopWatching := context.WithCancel(ctx)
+	watching.Go(func() { s.tellReadiness(watch, store) })
 	defer watching.Wait() // it writes to the log and to stdout
+	defer stopWatching()
 
 	select {
 	case <-ctx.Done():
 	case <-served: // never without a cause: the listener broke
+		_ = server.Close()
 		store.Close()
 		return fmt.Errorf("cannot listen on %s any more: %w", s.door.Addr(), serveErr)
 	}
@@ -82,10 +85,7 @@ func (s *service) run(ctx context.Context) error {
 	defer cancel()
 
 	handler.Drain()
-	cut := 0
-	if err := s.door.close(deadline, served); err != nil {
-		cut = len(s.door.connections())
-	}
+	cut := s.door.close(deadline, served)
 	_ = server.Close() // what is left is cut; an error would be that of closing a connection
 
 	closed := make(chan struct{})

@@ -213,6 +213,39 @@ func TestStopAtOnceAtTheSecondSignal(t *testing.T) {
 	}
 }
 
+// A listener that breaks ends the service: nobody could reach it any more.
+func TestStopWhenTheListenerBreaks(t *testing.T) {
+	t.Parallel()
+	var config serveConfig
+	if err := load(environment{}, &config); err != nil {
+		t.Fatal(err)
+	}
+	door, err := listenAt(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text journal
+	log, err := newLogger(&text, &config.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := service{config: config.Service, database: "postgres://127.0.0.1:1/db", door: door, log: log}
+	ended := make(chan error)
+	go func() { ended <- s.run(t.Context()) }()
+	waitFor(t, "the service", func() bool { return strings.Contains(text.String(), "listening") })
+	if err := door.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "cannot listen on "+door.Addr().String()+" any more") {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it did not end")
+	}
+}
+
 // A database that has stopped to answer keeps nobody from stopping.
 func TestStopWithoutADatabase(t *testing.T) {
 	t.Parallel()
