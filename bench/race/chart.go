@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -20,8 +21,7 @@ func (r *results) draw(folder, workload string) error {
 	var names []string
 	var ours, others []float64
 	// From the bottom up, so that the first is on top.
-	for i := len(r.order) - 1; i >= 0; i-- {
-		name := r.order[i]
+	for _, name := range slices.Backward(r.order) {
 		runs := r.Runs[workload][name]
 		if len(runs) == 0 {
 			continue

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -53,17 +54,20 @@ func serve(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	defer sink.Close()
+	defer func() { _ = sink.Close() }() // nothing to lose there
 	log := zerolog.New(sink).With().Timestamp().Logger()
 	server := api.NewServer(api.New(store, api.Options{Log: log}), log)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	var listening net.ListenConfig
+	listener, err := listening.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	go func() { _ = server.Serve(listener) }() // ends by Close
-	fmt.Println(listener.Addr())
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	return server.Close()
+	_, err = fmt.Fprintln(os.Stdout, listener.Addr())
+	if err == nil {
+		_, err = io.Copy(io.Discard, os.Stdin)
+	}
+	return errors.Join(err, server.Close())
 }
 
 // contestant is a rival's service under way.

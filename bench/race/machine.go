@@ -126,7 +126,8 @@ func hasRedis() bool {
 }
 
 func startRedis(ctx context.Context, dir, fsync string) (*redisServer, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	var listening net.ListenConfig
+	listener, err := listening.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -144,8 +145,9 @@ func startRedis(ctx context.Context, dir, fsync string) (*redisServer, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	var dialer net.Dialer
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		conn, err := net.Dial("tcp", address)
+		conn, err := dialer.DialContext(ctx, "tcp", address)
 		if err == nil {
 			return &redisServer{cmd, address}, conn.Close()
 		}
@@ -194,7 +196,7 @@ func (m *machine) databaseCPU(c *contestant) time.Duration {
 	if err != nil {
 		return total
 	}
-	for _, child := range strings.Fields(string(children)) {
+	for child := range strings.FieldsSeq(string(children)) {
 		pid, err := strconv.Atoi(child)
 		if err == nil {
 			total += cpu(pid)
@@ -204,7 +206,7 @@ func (m *machine) databaseCPU(c *contestant) time.Duration {
 }
 
 // about describes the machine for the results.
-func (m *machine) about() map[string]string {
+func (m *machine) about(ctx context.Context) map[string]string {
 	about := map[string]string{
 		"cpus":       strconv.Itoa(runtime.NumCPU()),
 		"os":         runtime.GOOS + "/" + runtime.GOARCH,
@@ -219,10 +221,10 @@ func (m *machine) about() map[string]string {
 			}
 		}
 	}
-	if out, err := exec.Command("redis-server", "--version").Output(); err == nil {
+	if out, err := exec.CommandContext(ctx, "redis-server", "--version").Output(); err == nil {
 		about["redis"] = strings.TrimSpace(string(out))
 	}
-	if out, err := exec.Command("git", "rev-parse", "--short=12", "HEAD").Output(); err == nil {
+	if out, err := exec.CommandContext(ctx, "git", "rev-parse", "--short=12", "HEAD").Output(); err == nil {
 		about["commit"] = strings.TrimSpace(string(out))
 	}
 	return about

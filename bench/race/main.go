@@ -85,13 +85,15 @@ func run(ctx context.Context, args []string) error {
 	}
 	defer m.close()
 	r := &race{machine: m, duration: *duration, seed: *seed, users: load.Users(claimers)}
-	results := newResults(m.about(), *rounds, *duration)
+	results := newResults(m.about(ctx), *rounds, *duration)
 
 	for _, w := range selected {
 		if err := r.compete(ctx, w, names, *rounds, results); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
-		results.print(os.Stdout, w)
+		if err := results.print(os.Stdout, w); err != nil {
+			return err
+		}
 	}
 	if *out == "" {
 		return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -82,34 +83,44 @@ var columns = []struct {
 	{"extra", func(f figures) float64 { return f.Extra }, "%.2f"},
 }
 
+// printer writes text and keeps the first error, so that a table is told from top to bottom.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) printf(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format, args...)
+	}
+}
+
 // print writes the table of a workload: medians over the rounds, and how many times as fast ours is.
-func (r *results) print(w io.Writer, of workload) {
+func (r *results) print(w io.Writer, of workload) error {
 	runs := r.Runs[of.name]
 	ours, _ := median(runs[rivals.Ours], rate)
-	fmt.Fprintf(w, "\n%s: %s\n", of.name, of.what)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(table, "\tclaims/s\t±\tours is\t")
+	p := &printer{w: table}
+	p.printf("\n%s: %s\n\tclaims/s\t±\tours is\t", of.name, of.what)
 	for _, c := range columns {
-		fmt.Fprint(table, c.name, "\t")
+		p.printf("%s\t", c.name)
 	}
-	fmt.Fprintln(table)
+	p.printf("\n")
 	for _, name := range r.order {
 		if len(runs[name]) == 0 {
 			continue
 		}
 		middle, spread := median(runs[name], rate)
-		fmt.Fprintf(table, "%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, ours/middle)
+		p.printf("%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, ours/middle)
 		for _, c := range columns {
-			value, _ := median(runs[name], c.of)
-			if value == 0 {
-				fmt.Fprint(table, "\t")
-			} else {
-				fmt.Fprintf(table, c.form+"\t", value)
+			if value, _ := median(runs[name], c.of); value != 0 {
+				p.printf(c.form, value)
 			}
+			p.printf("\t")
 		}
-		fmt.Fprintln(table)
+		p.printf("\n")
 	}
-	_ = table.Flush() // to a terminal; there is nobody to tell
+	return errors.Join(p.err, table.Flush())
 }
 
 // keep writes results.json and the charts into folder.

@@ -326,13 +326,8 @@ func million(ctx context.Context, r *race, c *contestant) (figures, error) {
 
 	get := func() (time.Duration, error) {
 		began := time.Now()
-		response, err := http.Get("http://" + c.service.Address + load.CouponPath(coupon)) //nolint:noctx // our own service, once
-		if err != nil {
-			return 0, err
-		}
-		defer response.Body.Close()
-		size, err := io.Copy(io.Discard, response.Body)
-		if err == nil && size < n*len64("user-0000001") {
+		size, err := download(ctx, "http://"+c.service.Address+load.CouponPath(coupon))
+		if err == nil && size < n*int64(len("user-0000001")) {
 			err = fmt.Errorf("the answer has only %d bytes", size)
 		}
 		return time.Since(began), err
@@ -368,4 +363,22 @@ func million(ctx context.Context, r *race, c *contestant) (figures, error) {
 	return f, errors.Join(err, <-reading)
 }
 
-func len64(s string) int64 { return int64(len(s)) }
+// download reads what is there to its end, keeps nothing of it, and returns how many bytes it was.
+func download(ctx context.Context, url string) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = response.Body.Close() }() // read to the end, or given up
+	if response.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("answered %s", response.Status)
+	}
+	return io.Copy(io.Discard, response.Body)
+}
