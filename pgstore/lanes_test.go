@@ -407,6 +407,7 @@ func TestLanesCloseAnswersAllWhoWaitAndRefusesTheRest(t *testing.T) {
 			c.lanes.close()
 			closed.Store(true)
 		}()
+		synctest.Wait() // close has begun: dan is late
 		c.claim(t.Context(), "dan")
 		c.refused(t, ErrUnavailable, "dan")
 
