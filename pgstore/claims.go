@@ -59,7 +59,7 @@ func (s *Store) send(ctx context.Context, claims []*claim) {
 	}
 
 	crowds := byCoupon(claims)
-	s.log.Warn().Err(first.cause).Int("claims", len(claims)).Int("coupons", len(crowds)).
+	s.failures.Warn().Err(first.cause).Int("claims", len(claims)).Int("coupons", len(crowds)).
 		Bool("surely_not_committed", first.surely).Msg("a call of claims failed; asking again, coupon by coupon")
 
 	var asking errgroup.Group

@@ -210,6 +210,46 @@ func TestClaimThatPostgreSQLRefuses(t *testing.T) {
 	s.wantHolders(t, "c")
 }
 
+// Every exec mode of pgx will do: which one is wanted depends on what stands between
+// us and PostgreSQL (a pooler of transactions, say).
+func TestExecModes(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t, func(cfg *Config) { cfg.URL = withParam(cfg.URL, "default_query_exec_mode", mode) })
+			wantReady(t, s.Store)
+			for _, coupon := range []string{"x", "y"} {
+				if status, err := s.CreateCoupon(t.Context(), coupon, 2); status != Created {
+					t.Errorf("creating: %q, %v", status, err)
+				}
+			}
+			for _, claims := range [][]*claim{
+				crowd("a", "x", `b,"}`, "x", "c", "x"),
+				crowd("a", "y", "c", "x", "a", "x", "a", "no"),
+			} {
+				s.sendWithin(t, patience, claims)
+				want := []ClaimStatus{Claimed, Claimed, OutOfStock}
+				if len(claims) == 4 {
+					want = []ClaimStatus{Claimed, OutOfStock, AlreadyClaimed, CouponNotFound}
+				}
+				for i, c := range claims {
+					if c.status != want[i] {
+						t.Errorf("%s claims %s: %q, %v; want %q", c.user, c.coupon, c.status, c.err, want[i])
+					}
+				}
+			}
+			coupon, _, err := s.Coupon(t.Context(), "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if users, _ := coupon.Whole(); !slices.Equal(users, []string{"a", `b,"}`}) {
+				t.Errorf("claimed by %q", users)
+			}
+		})
+	}
+}
+
 // A function that was re-installed, or answers with too little, does not upset us.
 func TestClaimAnswers(t *testing.T) {
 	t.Parallel()

@@ -39,7 +39,7 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 	first := s.try(try, false, create)
 	cancelTry()
 	if first != nil {
-		s.log.Warn().Err(first.cause).Bool("surely_not_committed", first.surely).
+		s.failures.Warn().Err(first.cause).Bool("surely_not_committed", first.surely).
 			Msg("creating a coupon failed; asking again")
 		if second := s.try(ctx, !first.surely, create); second != nil {
 			return "", verdict(first, second)
@@ -163,7 +163,8 @@ func (s *Store) page(ctx context.Context, name string, after, upto int) (users [
 // readPage is page on a connection. The ids share one piece of memory: a page is
 // kept or dropped as a whole.
 func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int) ([]string, error) {
-	rows, err := conn.Query(ctx, claimersSQL, name, after, upto)
+	// int32, which is what the function takes: not every exec mode of pgx asks PostgreSQL.
+	rows, err := conn.Query(ctx, claimersSQL, name, int32(after), int32(upto)) //nolint:gosec // at most amount, an int4
 	if err != nil {
 		return nil, err
 	}

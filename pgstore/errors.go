@@ -64,7 +64,8 @@ func provesRollback(err *pgconn.PgError) bool {
 		return false
 	case pgerrcode.IsTransactionRollback(err.Code),
 		pgerrcode.IsObjectNotInPrerequisiteState(err.Code), // lock_timeout is one of these
-		err.Code == pgerrcode.QueryCanceled:                // statement_timeout, or somebody's cancel
+		err.Code == pgerrcode.QueryCanceled,                // statement_timeout, or somebody's cancel
+		err.Code == pgerrcode.ReadOnlySQLTransaction:       // a standby, which cannot write
 		return true
 	}
 	return false
@@ -92,12 +93,8 @@ func isNotInstalled(code string) bool {
 	return false
 }
 
-// verdict is the error for the caller of a call that failed twice. Of its two
-// failures the first may be nil: then there was only one.
+// verdict is the error for the caller of a call that failed twice.
 func verdict(first, second *failure) error {
-	if first == nil {
-		first = &failure{cause: second.cause, surely: true}
-	}
 	switch {
 	case second.fault && (first.fault || first.surely):
 		return fmt.Errorf("PostgreSQL refuses the call: %w", second.cause)

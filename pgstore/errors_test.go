@@ -32,6 +32,7 @@ func TestFailed(t *testing.T) {
 		{"deadlock_detected", pgError("ERROR", "40P01"), true, false},
 		{"transaction_rollback", pgError("ERROR", "40000"), true, false},
 		{"statement_timeout", pgError("ERROR", "57014"), true, false},
+		{"read_only_sql_transaction, of a standby", pgError("ERROR", "25006"), true, false},
 		// Class 40 that is none.
 		{"statement_completion_unknown", pgError("ERROR", "40003"), false, false},
 		// The end of the session can come after the commit, whatever its code.
@@ -48,7 +49,6 @@ func TestFailed(t *testing.T) {
 		{"io_error", pgError("ERROR", "58030"), false, false},
 		{"connection_failure, of a proxy", pgError("ERROR", "08006"), false, false},
 		{"internal_error, of a proxy", pgError("ERROR", "XX000"), false, false},
-		{"read_only_sql_transaction, of a standby", pgError("ERROR", "25006"), false, false},
 		{"cached plan must not change result type", pgError("ERROR", "0A000"), false, false},
 		// A database before its migration.
 		{"undefined_function", pgError("ERROR", "42883"), false, false},

@@ -345,7 +345,7 @@ func TestGivingUpClosesInsteadOfCancelling(t *testing.T) {
 		t.Run("sslmode="+encryption, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, func(cfg *Config) {
-				cfg.URL = withSSLMode(cfg.URL, encryption)
+				cfg.URL = withParam(cfg.URL, "sslmode", encryption)
 				cfg.ClaimTimeout = time.Minute // the server waits for locks for 9 s
 			})
 			s.giveUp(t)
@@ -380,14 +380,14 @@ func (s *stand) giveUp(t *testing.T) {
 	s.wantHolders(t, "c", "connected", "u")
 }
 
-// withSSLMode is a connection URL with another sslmode.
-func withSSLMode(connectionURL, mode string) string {
+// withParam is a connection URL with another value for one of its parameters.
+func withParam(connectionURL, param, value string) string {
 	u, err := url.Parse(connectionURL)
 	if err != nil {
 		panic(err)
 	}
 	query := u.Query()
-	query.Set("sslmode", mode)
+	query.Set(param, value)
 	u.RawQuery = query.Encode()
 	return u.String()
 }

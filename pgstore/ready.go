@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-const schemaVersionSQL = `select public.coupon_schema_version()`
+const readySQL = `select public.coupon_schema_version(), pg_catalog.current_setting('transaction_read_only') = 'on'`
 
 // readyTimeout bounds Ready, so that it can still say what it waited for to a
 // caller who wants his answer within 2 s.
@@ -59,12 +59,16 @@ func (s *Store) whyNotReady(ctx context.Context) *notReadyError {
 	defer conn.Release()
 
 	var version *int32 // null while there is no version yet
-	err = conn.QueryRow(ctx, schemaVersionSQL).Scan(&version)
+	var readOnly bool
+	err = conn.QueryRow(ctx, readySQL).Scan(&version, &readOnly)
 	switch {
 	case err != nil && !isNotInstalled(sqlState(err)):
 		return &notReadyError{"the database does not answer", err}
 	case err != nil || version == nil:
 		return &notReadyError{"the database does not have the coupon schema: run coupond migrate", err}
+	case readOnly:
+		_ = conn.Conn().Close(ctx) // the next one may be to another host, which is not
+		return &notReadyError{sentence: "the database is read-only: it is a standby, or was set so"}
 	case *version < s.schemaVersion:
 		return &notReadyError{sentence: fmt.Sprintf(
 			"the database's schema has version %d, and this program needs %d: run coupond migrate", *version, s.schemaVersion)}

@@ -112,6 +112,38 @@ func TestReadyServerAway(t *testing.T) {
 	}
 }
 
+// A database that cannot be written, a standby for one, is told and left, and claims
+// there surely did not happen.
+func TestReadyReadOnly(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.create(t, "c", 5)
+	wantReady(t, s.Store)
+	var database string
+	if err := s.owner.QueryRow(t.Context(), `select current_database()`).Scan(&database); err != nil {
+		t.Fatal(err)
+	}
+	s.exec(t, `alter database "`+database+`" set default_transaction_read_only = on`)
+	s.proxy.CutAll() // sessions that begin from here on are read-only
+	eventually(t, "the sessions end", func() bool { return s.sessions(t) == 0 })
+	eventually(t, "the store notices", func() bool {
+		err := s.Ready(t.Context())
+		return err != nil && strings.Contains(err.Error(), "read-only")
+	})
+	for _, c := range []*claim{{user: "u", coupon: "c"}, {user: "v", coupon: "c"}} {
+		if _, err := s.Claim(t.Context(), c.user, c.coupon); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("a claim: %v; want it unavailable", err)
+		}
+	}
+	eventually(t, "no connection to the read-only server is kept", func() bool { return s.pool.Stat().TotalConns() == 0 })
+
+	s.exec(t, `alter database "`+database+`" reset default_transaction_read_only`)
+	wantReady(t, s.Store)
+	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
+		t.Errorf("afterwards: %q, %v", status, err)
+	}
+}
+
 // Refused sessions are told apart, without the password.
 func TestReadyRefused(t *testing.T) {
 	t.Parallel()

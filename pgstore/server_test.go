@@ -71,7 +71,7 @@ func TestGivingUpEncrypted(t *testing.T) {
 	}
 	encrypt(t, owner)
 	s := standOn(t, url, owner, func(cfg *Config) {
-		cfg.URL = withSSLMode(cfg.URL, "require")
+		cfg.URL = withParam(cfg.URL, "sslmode", "require")
 		cfg.ClaimTimeout = time.Minute
 	})
 	wantReady(t, s.Store)
@@ -119,7 +119,7 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 		}
 	}
 	eventually(t, "the server offers encryption", func() bool {
-		probe, err := pgx.Connect(t.Context(), withSSLMode(owner.Config().ConnString(), "require"))
+		probe, err := pgx.Connect(t.Context(), withParam(owner.Config().ConnString(), "sslmode", "require"))
 		if err != nil {
 			return false
 		}

@@ -48,6 +48,7 @@ type Config struct {
 // of its methods may be called concurrently.
 type Store struct {
 	log           zerolog.Logger
+	failures      zerolog.Logger // of calls: a few a second tell as much as thousands
 	timeout       time.Duration
 	schemaVersion int32
 
@@ -84,6 +85,7 @@ func Open(cfg Config) (*Store, error) {
 
 	s := &Store{
 		log:           cfg.Log,
+		failures:      cfg.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Second}),
 		timeout:       cfg.ClaimTimeout,
 		schemaVersion: cfg.SchemaVersion,
 	}
