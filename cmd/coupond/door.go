@@ -9,18 +9,18 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// How long a closing door listens on, so that nobody who was let in is turned away.
 const (
-	// For connections that the kernel has completed and net/http has not yet accepted: closing the listener would reset them.
-	// The door closes when none has come for acceptGrace, or when as many have as the kernel can have held in its queue when the
-	// closing began; those that came later have no claim to be let in.
-	acceptGrace = 50 * time.Millisecond
-	acceptQueue = 4096 // Linux's net.core.somaxconn
-	// For the next request of a keep-alive connection, which may be on its way while the signal arrives. Its answer says
-	// Connection: close. A busy client sends it within a round trip; who is silent for so long is closed.
+	// idleGrace is how long a closing door waits for the next request of a keep-alive connection, which may be on its way while
+	// the signal arrives. Its answer says Connection: close. A busy client sends it within a round trip; who is silent for so
+	// long is closed.
 	idleGrace = 250 * time.Millisecond
+	// acceptQueue is the most that the kernel can hold of connections that are made and not yet accepted (Linux's default for
+	// net.core.somaxconn).
+	acceptQueue = 4096
 )
 
 // longAgo is a deadline that has passed.
@@ -63,14 +63,8 @@ func openDoor(ctx context.Context, address string) (*door, error) {
 // Accept waits for the next connection. When the door closes it returns those that were made before, then net.ErrClosed.
 func (d *door) Accept() (net.Conn, error) {
 	tcp, err := d.AcceptTCP()
-	if errors.Is(err, os.ErrDeadlineExceeded) && d.lastGuests < acceptQueue {
-		d.lastGuests++
-		_ = d.SetDeadline(time.Now().Add(acceptGrace)) // it fails only on a listener that is closed already
-		tcp, err = d.AcceptTCP()
-		_ = d.SetDeadline(longAgo)
-	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil, net.ErrClosed
+		tcp, err = d.acceptQueued()
 	}
 	if err != nil {
 		return nil, err
@@ -82,6 +76,37 @@ func (d *door) Accept() (net.Conn, error) {
 	d.mu.Unlock()
 	c.wait()
 	return c, nil
+}
+
+// acceptQueued accepts, once the door closes, what the kernel has in its queue: closing the listener would reset it. It ends when
+// the queue is empty, not after some time: on a busy machine no time is long enough, and where somebody comes every moment each
+// time is too long. It also ends when as many have come as can have been there when the door closed.
+func (d *door) acceptQueued() (*net.TCPConn, error) {
+	if d.lastGuests == acceptQueue || !d.hasQueue() {
+		return nil, net.ErrClosed
+	}
+	d.lastGuests++
+	// There is nothing to wait for, unless the one in the queue has gone (not every kernel keeps those).
+	_ = d.SetDeadline(time.Now().Add(time.Second)) // it fails only on a listener that is closed already
+	tcp, err := d.AcceptTCP()
+	_ = d.SetDeadline(longAgo)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = net.ErrClosed
+	}
+	return tcp, err
+}
+
+// hasQueue tells whether Accept would return at once.
+func (d *door) hasQueue() bool {
+	raw, err := d.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ready := 0
+	err = raw.Control(func(fd uintptr) {
+		ready, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) //nolint:gosec // a descriptor fits
+	})
+	return err == nil && ready > 0
 }
 
 // connState is the hook for http.Server.ConnState. It tells a connection that its request has been answered.

@@ -189,6 +189,33 @@ func TestDoorAnswersThoseInTheQueue(t *testing.T) {
 	}
 }
 
+// People who keep coming do not keep the door open.
+func TestDoorClosesInTheFaceOfNewcomers(t *testing.T) {
+	d := newTestDoor(t, time.Millisecond, func(http.ResponseWriter, *http.Request) {})
+	d.serve()
+	closed := make(chan int)
+	go func() { closed <- d.close(t.Context(), d.served) }()
+	started := time.Now()
+	letIn := 0
+	for ; ; letIn++ {
+		conn, err := net.Dial("tcp", d.Addr().String())
+		if err != nil {
+			break
+		}
+		_ = conn.Close()
+		if time.Since(started) > 10*time.Second {
+			t.Fatalf("the door is still open, %d newcomers later", letIn)
+		}
+	}
+	t.Logf("%d newcomers were let in within %s", letIn, time.Since(started))
+	if letIn > acceptQueue {
+		t.Errorf("%d newcomers were let in", letIn)
+	}
+	if unanswered := <-closed; unanswered != 0 {
+		t.Errorf("%d requests have no answer", unanswered)
+	}
+}
+
 func TestDoorClosesOnThoseWhoWait(t *testing.T) {
 	const grace = 200 * time.Millisecond
 	d := newTestDoor(t, grace, func(http.ResponseWriter, *http.Request) {})

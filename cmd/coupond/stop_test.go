@@ -152,6 +152,7 @@ func TestStopInItsOrder(t *testing.T) {
 	if closes, err := idle.answer(http.StatusServiceUnavailable); err != nil || !closes {
 		t.Errorf("/health after the signal: closes %t, %v", closes, err)
 	}
+	stopped := time.Now()
 	waitFor(t, "the door to close", func() bool {
 		conn, err := net.Dial("tcp", held.RemoteAddr().String())
 		if err == nil {
@@ -159,6 +160,9 @@ func TestStopInItsOrder(t *testing.T) {
 		}
 		return err != nil
 	})
+	if took := time.Since(stopped); took > 2*time.Second {
+		t.Errorf("newcomers were let in for %s", took)
+	}
 	select {
 	case <-p.exited:
 		t.Fatal("it ended with a request unanswered")
