@@ -66,12 +66,14 @@ stress: race postgres ## Run the sales alone and show their numbers: 50 for 5, 5
 	$(GO) test $(RACE) -count=1 -v -run '^TestSale' ./cmd/coupond
 
 .PHONY: cover
-cover: postgres ## Measure the coverage of api, pgstore and db; each must reach 80 % of its statements
+cover: postgres ## Measure what the tests of api, pgstore and db run of their own package; at least 80 % each
 	@mkdir -p coverage
-	$(GO) test -short -count=1 -timeout 20m -coverprofile=coverage/profile.out \
-		-coverpkg=./api,./pgstore,./db ./... >coverage/log.txt || { cat coverage/log.txt; exit 1; }
+	@$(GO) test -count=1 -timeout 20m -coverprofile=coverage/profile.out ./api ./pgstore ./db >coverage/log.txt 2>&1 || \
+		{ cat coverage/log.txt; exit 1; }
 	@$(GO) tool cover -html=coverage/profile.out -o coverage/index.html
-	@awk -f .ci/coverage.awk coverage/profile.out
+	@awk '$$1 == "ok" { n++; printf "%-32s %6s of its statements\n", $$2, $$5; if ($$5 + 0 < 80) low = $$2 } \
+		END { if (low) print low " is below 80 %"; exit low != "" || n != 3 }' coverage/log.txt
+	@echo 'line by line: coverage/index.html'
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them), go vet, gofmt, shellcheck, yamllint, actionlint
