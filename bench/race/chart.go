@@ -1,13 +1,13 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/go-analyze/charts"
 
 	"scalable-coupon-system/bench/rivals"
@@ -15,55 +15,75 @@ import (
 
 var notInFileName = regexp.MustCompile(`[^a-z0-9]+`)
 
-// draw makes a bar chart of a workload's medians: a bar for each contestant, ours in another colour.
-func (r *results) draw(folder, workload string) error {
-	const width, bar, around = 760, 34, 70
+// chartFile is what the chart of a workload is called.
+func chartFile(workload string) string {
+	return strings.Trim(notInFileName.ReplaceAllString(strings.ToLower(workload), "-"), "-") + ".svg"
+}
+
+// draw makes the bar chart of a workload as an SVG: a bar for each contestant, ours in another colour, and beside each bar
+// its median and how many times as much ours is.
+func (r *results) draw(w workload) ([]byte, error) {
+	const width, bar, around = 820, 36, 84
+	shown := w.shows
+	if shown.of == nil {
+		shown = measure{"claims a second", "%.0f", rate}
+	}
+	ourMiddle, _ := median(r.Runs[w.name][rivals.Ours], shown.of)
 	var names []string
 	var ours, others []float64
+	largest := 0.0
 	// From the bottom up, so that the first is on top.
 	for _, name := range slices.Backward(r.order) {
-		runs := r.Runs[workload][name]
+		runs := r.Runs[w.name][name]
 		if len(runs) == 0 {
 			continue
 		}
-		middle, _ := median(runs, rate)
+		middle, _ := median(runs, shown.of)
+		largest = max(largest, middle)
 		names = append(names, name)
+		// Two series, stacked, of which each bar has one: so that ours has a colour of its own.
 		if name == rivals.Ours {
 			ours, others = append(ours, middle), append(others, 0)
 		} else {
 			ours, others = append(ours, 0), append(others, middle)
 		}
 	}
-	painter := charts.NewPainter(charts.PainterOptions{
-		OutputFormat: charts.ChartOutputSVG, Width: width, Height: around + bar*len(names),
-	})
-	painter.FilledRect(0, 0, width, around+bar*len(names), charts.ColorWhite, charts.ColorTransparent, 0)
+	height := around + bar*len(names)
+	painter := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputSVG, Width: width, Height: height})
+	painter.FilledRect(0, 0, width, height, charts.ColorWhite, charts.ColorTransparent, 0)
 	chart := charts.NewBarChartOptionWithData([][]float64{ours, others})
 	chart.Horizontal = true
 	chart.StackSeries = new(true)
-	chart.Title.Text = workload + ": claims a second, median of " + humanize.Comma(int64(r.Rounds)) + " rounds, " + r.Machine["cpus"] + " CPUs"
+	chart.Title.Text = fmt.Sprintf("%s: %s", w.name, shown.name)
+	chart.Title.Subtext = fmt.Sprintf("%s; median of %s, %s CPUs", w.what, english.Plural(r.Rounds, "round", ""), r.Machine["cpus"])
 	chart.Theme = charts.GetTheme(charts.ThemeLight).WithSeriesColors([]charts.Color{
 		charts.ParseColor("#2da44e"), charts.ParseColor("#8c959f"),
 	})
 	chart.Legend.Show = new(false)
 	chart.CategoryAxis.Labels = names
-	chart.ValueFormatter = func(v float64) string { return humanize.Comma(int64(v)) }
+	text := func(v float64) string {
+		s := fmt.Sprintf(shown.form, v)
+		if v >= 1000 {
+			s = humanize.Comma(int64(v))
+		}
+		return s
+	}
+	chart.ValueFormatter = text
 	for i := range chart.SeriesList {
 		chart.SeriesList[i].Label.Show = new(true)
 		chart.SeriesList[i].Label.ValueFormatter = func(v float64) string {
-			if v == 0 {
+			switch {
+			case v == 0:
 				return "" // the other series has this bar
+			case i == 0 || ourMiddle == 0:
+				return text(v)
+			default:
+				return fmt.Sprintf("%s   (ours is %.3g ×)", text(v), ourMiddle/v)
 			}
-			return humanize.Comma(int64(v))
 		}
 	}
 	if err := painter.BarChart(chart); err != nil {
-		return err
+		return nil, err
 	}
-	svg, err := painter.Bytes()
-	if err != nil {
-		return err
-	}
-	file := strings.Trim(notInFileName.ReplaceAllString(strings.ToLower(workload), "-"), "-") + ".svg"
-	return os.WriteFile(filepath.Join(folder, file), svg, 0o644) //nolint:gosec // a picture to be shown around
+	return painter.Bytes()
 }

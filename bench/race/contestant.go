@@ -70,26 +70,36 @@ func serve(ctx context.Context, name string) error {
 	return errors.Join(err, server.Close())
 }
 
-// contestant is a rival's service under way.
+// entry is who takes part in a workload: a rival, on a database, doing what run says.
+type entry struct {
+	name     string // what the tables call it
+	rival    string // a name of selectRivals
+	database string
+	run      runner
+}
+
+// contestant is an entry's service under way.
 type contestant struct {
-	name    string
+	entry
 	service load.Service
 	cmd     *exec.Cmd
 	stdin   io.Closer
-	redis   *redisServer // nil unless it is one of the two that need it
+	redis   *rivals.RedisServer // nil unless it is one of the two that need it
 }
 
-// start starts the service of a rival on the machine.
-func (m *machine) start(ctx context.Context, name string) (*contestant, error) {
-	c := &contestant{name: name}
-	rival := name
-	if fsync, is := strings.CutPrefix(name, redisPrefix); is {
+// start starts the service of an entry on the machine.
+func (m *machine) start(ctx context.Context, e entry) (*contestant, error) {
+	c := &contestant{entry: e}
+	rival := e.rival
+	if fsync, is := strings.CutPrefix(rival, redisPrefix); is {
 		rival = "Redis"
-		server, err := startRedis(ctx, m.dir, fsync)
+		dir, err := os.MkdirTemp(m.dir, "redis-")
 		if err != nil {
 			return nil, err
 		}
-		c.redis = server
+		if c.redis, err = rivals.StartRedis(ctx, dir, fsync); err != nil {
+			return nil, err
+		}
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -98,12 +108,12 @@ func (m *machine) start(ctx context.Context, name string) (*contestant, error) {
 	c.cmd = exec.CommandContext(ctx, self, serveFlag, rival) //nolint:gosec // ourselves
 	c.cmd.Stderr = os.Stderr
 	c.cmd.Env = append(os.Environ(),
-		"RACE_POSTGRES="+m.postgres.URL(database),
+		"RACE_POSTGRES="+m.postgres.URL(e.database),
 		"RACE_MAX_CONNS="+strconv.Itoa(maxConns),
 		"RACE_LANES="+strconv.Itoa(m.lanes),
 	)
 	if c.redis != nil {
-		c.cmd.Env = append(c.cmd.Env, "RACE_REDIS="+c.redis.address)
+		c.cmd.Env = append(c.cmd.Env, "RACE_REDIS="+c.redis.Address)
 	}
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -118,7 +128,7 @@ func (m *machine) start(ctx context.Context, name string) (*contestant, error) {
 	address, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		c.stop()
-		return nil, fmt.Errorf("the service of %s did not start", name)
+		return nil, fmt.Errorf("the service of %s did not start", e.name)
 	}
 	c.service = load.Service{Address: strings.TrimSpace(address), Timeout: serviceTimeout}
 	return c, nil
@@ -128,6 +138,6 @@ func (c *contestant) stop() {
 	_ = c.stdin.Close()
 	_ = c.cmd.Wait() // its standard error has said what there is to say
 	if c.redis != nil {
-		c.redis.stop()
+		c.redis.Stop()
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,28 +53,34 @@ func prepare(ctx context.Context, lanes int) (*machine, error) {
 		m.close()
 		return nil, err
 	}
-	if m.conn, err = m.connect(ctx); err != nil {
+	if m.conn, err = m.create(ctx, database); err != nil {
 		m.close()
 		return nil, err
 	}
 	return m, nil
 }
 
-func (m *machine) connect(ctx context.Context) (*pgx.Conn, error) {
-	first, err := pgx.Connect(ctx, m.postgres.URL("postgres"))
-	if err != nil {
+// create makes a database with our schema, and returns a connection to it as its owner.
+func (m *machine) create(ctx context.Context, name string) (*pgx.Conn, error) {
+	if err := m.command(ctx, "create database "+name+" encoding 'UTF8' template template0"); err != nil {
 		return nil, err
 	}
-	_, err = first.Exec(ctx, "create database "+database+" encoding 'UTF8' template template0")
-	if err = errors.Join(err, first.Close(ctx)); err != nil {
-		return nil, err
-	}
-	conn, err := pgx.Connect(ctx, m.postgres.URL(database))
+	conn, err := pgx.Connect(ctx, m.postgres.URL(name))
 	if err != nil {
 		return nil, err
 	}
 	_, err = db.Apply(ctx, conn)
 	return conn, err
+}
+
+// command runs SQL outside of any database of the race.
+func (m *machine) command(ctx context.Context, sql string) error {
+	conn, err := pgx.Connect(ctx, m.postgres.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, sql)
+	return errors.Join(err, conn.Close(ctx))
 }
 
 func (m *machine) close() {
@@ -114,54 +119,6 @@ func (m *machine) commits(ctx context.Context) (int64, error) {
 	return n, err
 }
 
-// redisServer is a redis-server of this machine, with an append-only file.
-type redisServer struct {
-	cmd     *exec.Cmd
-	address string
-}
-
-func hasRedis() bool {
-	_, err := exec.LookPath("redis-server")
-	return err == nil
-}
-
-func startRedis(ctx context.Context, dir, fsync string) (*redisServer, error) {
-	var listening net.ListenConfig
-	listener, err := listening.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	address := listener.Addr().String()
-	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port) //nolint:forcetypeassert // a TCP listener has one
-	if err := listener.Close(); err != nil {
-		return nil, err
-	}
-	home := filepath.Join(dir, "redis-"+fsync)
-	if err := os.MkdirAll(home, 0o700); err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, "redis-server", //nolint:gosec // fixed arguments
-		"--port", port, "--bind", "127.0.0.1", "--dir", home, "--save", "", "--appendonly", "yes", "--appendfsync", fsync)
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	var dialer net.Dialer
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		conn, err := dialer.DialContext(ctx, "tcp", address)
-		if err == nil {
-			return &redisServer{cmd, address}, conn.Close()
-		}
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("redis-server: %w", err)
-		}
-	}
-}
-
-func (r *redisServer) stop() {
-	_ = r.cmd.Process.Signal(os.Interrupt)
-	_ = r.cmd.Wait()
-}
-
 // cpu is the CPU time, user and system, that a process and those of its children that have ended used so far. It is 0
 // where there is no /proc (macOS): the tables then have no such column.
 func cpu(pid int) time.Duration {
@@ -169,9 +126,13 @@ func cpu(pid int) time.Duration {
 	if err != nil {
 		return 0
 	}
+	return cpuIn(string(stat))
+}
+
+// cpuIn reads /proc/*/stat.
+func cpuIn(stat string) time.Duration {
 	// Behind the name, which may have blanks and brackets of its own, come the state and 49 numbers.
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 15 {
 		return 0
 	}
@@ -189,7 +150,7 @@ func cpu(pid int) time.Duration {
 // databaseCPU is cpu of the contestant's database: of PostgreSQL's processes, or of Redis.
 func (m *machine) databaseCPU(c *contestant) time.Duration {
 	if c.redis != nil {
-		return cpu(c.redis.cmd.Process.Pid)
+		return cpu(c.redis.Pid())
 	}
 	total := cpu(m.postgres.Pid())
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.postgres.Pid(), m.postgres.Pid()))
@@ -203,6 +164,36 @@ func (m *machine) databaseCPU(c *contestant) time.Duration {
 		}
 	}
 	return total
+}
+
+// forgetPeak lets a process's peak of memory begin anew at what it has now, which it returns; and peak is the most that it
+// had since then, both in MiB. They are 0 where there is no /proc.
+func forgetPeak(pid int) float64 {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
+		return 0
+	}
+	return peak(pid)
+}
+
+func peak(pid int) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	return peakIn(string(status))
+}
+
+// peakIn reads /proc/*/status.
+func peakIn(status string) float64 {
+	for line := range strings.Lines(status) {
+		if value, found := strings.CutPrefix(line, "VmHWM:"); found {
+			kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
+			if err == nil {
+				return float64(kib) / 1024
+			}
+		}
+	}
+	return 0
 }
 
 // about describes the machine for the results.
@@ -224,7 +215,7 @@ func (m *machine) about(ctx context.Context) map[string]string {
 	if out, err := exec.CommandContext(ctx, "redis-server", "--version").Output(); err == nil {
 		about["redis"] = strings.TrimSpace(string(out))
 	}
-	if out, err := exec.CommandContext(ctx, "git", "rev-parse", "--short=12", "HEAD").Output(); err == nil {
+	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {
 		about["commit"] = strings.TrimSpace(string(out))
 	}
 	return about

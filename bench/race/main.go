@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/bench/rivals"
 )
@@ -52,6 +54,7 @@ type race struct {
 	seed     uint64
 	users    []string
 	next     atomic.Int64
+	old      *pgx.Conn // of "old plans"
 }
 
 func run(ctx context.Context, args []string) error {
@@ -95,25 +98,37 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
+	if err := results.judge(os.Stdout); err != nil {
+		return err
+	}
 	if *out == "" {
 		return nil
 	}
-	return results.keep(*out)
+	return results.keep(*out, selected)
 }
 
 // compete runs a workload, round by round, every contestant in every round.
-func (r *race) compete(ctx context.Context, w workload, names []string, rounds int, results *results) error {
+func (r *race) compete(ctx context.Context, w workload, names []string, rounds int, results *results) (err error) {
+	entries := w.entries(names)
+	if len(entries) == 0 {
+		return nil
+	}
+	if w.prepare != nil {
+		var clear func() error
+		clear, err = w.prepare(ctx, r)
+		defer func() { err = errors.Join(err, clear()) }()
+		if err != nil {
+			return err
+		}
+	}
 	var contestants []*contestant
 	defer func() {
 		for _, c := range contestants {
 			c.stop()
 		}
 	}()
-	for _, name := range names {
-		if w.rivals != nil && !slices.Contains(w.rivals, name) {
-			continue
-		}
-		c, err := r.machine.start(ctx, name)
+	for _, e := range entries {
+		c, err := r.machine.start(ctx, e)
 		if err != nil {
 			return err
 		}
@@ -123,7 +138,7 @@ func (r *race) compete(ctx context.Context, w workload, names []string, rounds i
 		for i := range contestants {
 			// Another one begins each round, so that nobody always comes after the same.
 			c := contestants[(i+round)%len(contestants)]
-			f, err := w.run(ctx, r, c)
+			f, err := c.run(ctx, r, c)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -131,7 +146,7 @@ func (r *race) compete(ctx context.Context, w workload, names []string, rounds i
 				return ctx.Err()
 			}
 			results.add(w.name, c.name, f)
-			fmt.Fprintf(os.Stderr, "  round %d/%d  %-18s %-22s %9.0f/s  p99 %8.1f ms  %s\n",
+			fmt.Fprintf(os.Stderr, "  round %d/%d  %-23s %-25s %9.0f/s  p99 %8.1f ms  %s\n",
 				round+1, rounds, w.name, c.name, f.Rate, f.P99, f.Unexpected)
 		}
 	}
@@ -159,7 +174,7 @@ func selectRivals(who string) ([]string, error) {
 		switch {
 		case rival.Name != "Redis":
 			names = append(names, rival.Name)
-		case hasRedis():
+		case rivals.HasRedis():
 			names = append(names, redisPrefix+"everysec", redisPrefix+"always")
 		default:
 			fmt.Fprintln(os.Stderr, "race: no redis-server on this machine: Redis does not run")

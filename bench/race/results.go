@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +21,8 @@ type results struct {
 	Rounds   int                             `json:"rounds"`
 	Duration string                          `json:"duration"`
 	Runs     map[string]map[string][]figures `json:"runs"` // by workload, by contestant, one a round
+
+	Targets []verdict `json:"targets"`
 
 	order []string // contestants, as they came
 }
@@ -67,20 +68,24 @@ func median(runs []figures, of func(figures) float64) (middle, spread float64) {
 
 func rate(f figures) float64 { return f.Rate }
 
-// columns of the table, with what each takes from the figures.
-var columns = []struct {
+// measure is a figure with its name and how it is written.
+type measure struct {
 	name string
-	of   func(figures) float64
 	form string
-}{
-	{"p50 ms", func(f figures) float64 { return f.P50 }, "%.2f"},
-	{"p99 ms", func(f figures) float64 { return f.P99 }, "%.2f"},
-	{"p99.9 ms", func(f figures) float64 { return f.P999 }, "%.2f"},
-	{"CPU µs service", func(f figures) float64 { return f.ServiceCPU }, "%.0f"},
-	{"CPU µs database", func(f figures) float64 { return f.DataCPU }, "%.0f"},
-	{"commits a claim", func(f figures) float64 { return f.Commits }, "%.3f"},
-	{"reads/s", func(f figures) float64 { return f.ReadRate }, "%.0f"},
-	{"extra", func(f figures) float64 { return f.Extra }, "%.2f"},
+	of   func(figures) float64
+}
+
+// columns of the tables, behind claims/s. A table has those in which anybody has something.
+var columns = []measure{
+	{"p50 ms", "%.2f", func(f figures) float64 { return f.P50 }},
+	{"p99 ms", "%.2f", func(f figures) float64 { return f.P99 }},
+	{"p99.9 ms", "%.2f", func(f figures) float64 { return f.P999 }},
+	{"service CPU µs", "%.0f", func(f figures) float64 { return f.ServiceCPU }},
+	{"database CPU µs", "%.0f", func(f figures) float64 { return f.DataCPU }},
+	{"commits a claim", "%.3f", func(f figures) float64 { return f.Commits }},
+	{"reads/s", "%.0f", readRate},
+	{"× psql's COPY", "%.2f", func(f figures) float64 { return f.CopyTimes }},
+	{"more MiB", "%.1f", func(f figures) float64 { return f.MoreMemory }},
 }
 
 // printer writes text and keeps the first error, so that a table is told from top to bottom.
@@ -102,7 +107,15 @@ func (r *results) print(w io.Writer, of workload) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	p := &printer{w: table}
 	p.printf("\n%s: %s\n\tclaims/s\t±\tours is\t", of.name, of.what)
-	for _, c := range columns {
+	shown := slices.DeleteFunc(slices.Clone(columns), func(c measure) bool {
+		for _, some := range runs {
+			if middle, _ := median(some, c.of); middle != 0 {
+				return false
+			}
+		}
+		return true
+	})
+	for _, c := range shown {
 		p.printf("%s\t", c.name)
 	}
 	p.printf("\n")
@@ -112,7 +125,7 @@ func (r *results) print(w io.Writer, of workload) error {
 		}
 		middle, spread := median(runs[name], rate)
 		p.printf("%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, ours/middle)
-		for _, c := range columns {
+		for _, c := range shown {
 			if value, _ := median(runs[name], c.of); value != 0 {
 				p.printf(c.form, value)
 			}
@@ -123,8 +136,8 @@ func (r *results) print(w io.Writer, of workload) error {
 	return errors.Join(p.err, table.Flush())
 }
 
-// keep writes results.json and the charts into folder.
-func (r *results) keep(folder string) error {
+// keep writes results.json and the charts of workloads into folder.
+func (r *results) keep(folder string, workloads []workload) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // results to be read
 		return err
 	}
@@ -135,9 +148,16 @@ func (r *results) keep(folder string) error {
 	if err := os.WriteFile(filepath.Join(folder, "results.json"), append(body, '\n'), 0o644); err != nil { //nolint:gosec // as above
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(r.Runs)) {
-		if err := r.draw(folder, name); err != nil {
-			return fmt.Errorf("chart of %s: %w", name, err)
+	for _, w := range workloads {
+		if len(r.Runs[w.name]) == 0 {
+			continue
+		}
+		svg, err := r.draw(w)
+		if err != nil {
+			return fmt.Errorf("chart of %s: %w", w.name, err)
+		}
+		if err := os.WriteFile(filepath.Join(folder, chartFile(w.name)), svg, 0o644); err != nil { //nolint:gosec // as above
+			return err
 		}
 	}
 	return nil

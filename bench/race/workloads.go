@@ -1,21 +1,23 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
-	"os/exec"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/bench/rivals"
 )
+
+// runner runs a workload for a contestant once.
+type runner func(ctx context.Context, r *race, c *contestant) (figures, error)
 
 // workload is one kind of crowd.
 type workload struct {
@@ -25,47 +27,120 @@ type workload struct {
 	rivals []string
 	// quick: also part of the short race.
 	quick bool
-	run   func(ctx context.Context, r *race, c *contestant) (figures, error)
+	// shows is the figure in the chart; the zero value: claims a second.
+	shows measure
+	// database is where it runs; "": the race's own.
+	database string
+	// prepare makes what it needs, before its services start; clear, which is never nil, takes it away.
+	prepare func(ctx context.Context, r *race) (clear func() error, err error)
+	run     runner
+	// beside is ours again under the conditions it is compared with: in turn with it, so that the machine is the same.
+	beside variant
+}
+
+// variant is what differs from the workload; what is not set is the same.
+type variant struct {
+	name     string // "": there is none
+	database string
+	run      runner
+}
+
+// entries are those of names who take part.
+func (w workload) entries(names []string) []entry {
+	var entries []entry
+	for _, name := range names {
+		if w.rivals == nil || slices.Contains(w.rivals, name) {
+			entries = append(entries, entry{name: name, rival: name, database: cmp.Or(w.database, database), run: w.run})
+		}
+	}
+	if w.beside.name != "" && slices.Contains(names, rivals.Ours) {
+		other := entry{name: w.beside.name, rival: rivals.Ours, database: cmp.Or(w.beside.database, w.database, database), run: w.run}
+		if w.beside.run != nil {
+			other.run = w.beside.run
+		}
+		entries = append(entries, other)
+	}
+	return entries
 }
 
 // figures are what one run of a workload by one contestant came to.
 type figures struct {
-	Rate       float64 `json:"rate"`                 // requests answered a second
-	P50        float64 `json:"p50_ms"`               // latency
-	P99        float64 `json:"p99_ms"`               //
-	P999       float64 `json:"p999_ms"`              //
-	ServiceCPU float64 `json:"service_cpu_us"`       // of the service, for each request
-	DataCPU    float64 `json:"database_cpu_us"`      // of PostgreSQL or Redis, for each request
-	Commits    float64 `json:"commits,omitempty"`    // transactions that wrote, for each request
-	ReadRate   float64 `json:"read_rate,omitempty"`  // GETs answered a second, beside the claims
-	Extra      float64 `json:"extra,omitempty"`      // what the workload's own line says
-	ExtraIs    string  `json:"extra_is,omitempty"`   // and what that is
-	Unexpected string  `json:"unexpected,omitempty"` // answers that should not have come
+	Rate       float64 `json:"rate"`                      // claims answered a second
+	P50        float64 `json:"p50_ms"`                    // latency of claims
+	P99        float64 `json:"p99_ms"`                    //
+	P999       float64 `json:"p999_ms"`                   //
+	ServiceCPU float64 `json:"service_cpu_us"`            // of the service, for each request
+	DataCPU    float64 `json:"database_cpu_us"`           // of PostgreSQL or Redis, for each request
+	Commits    float64 `json:"commits,omitempty"`         // transactions that wrote, for each claim
+	ReadRate   float64 `json:"read_rate,omitempty"`       // GETs answered a second, beside the claims
+	CopyTimes  float64 `json:"times_psql_copy,omitempty"` // how many times as long as psql's COPY a GET took
+	MoreMemory float64 `json:"more_memory_mib,omitempty"` // of the service while it answered that GET
+	Unexpected string  `json:"unexpected,omitempty"`      // answers that should not have come
 }
 
-const ceiling = "ceiling"
+// What the rivals are called here, where a workload or a target singles one out.
+const (
+	interactive   = "interactive"
+	single        = "one call a claim"
+	ceiling       = "ceiling"
+	redisEverysec = redisPrefix + "everysec"
+)
+
+// The workloads that a target speaks of.
+const (
+	hotCoupon      = "hot coupon"
+	soldOut        = "sell-out"
+	manyEvenly     = "1,000 coupons"
+	onSlowDisk     = "slow disk"
+	idleClient     = "one idle client"
+	manyClients    = "2,000 connections"
+	openSnapshot   = "open snapshot"
+	tenMillion     = "10,000,000 claims stored"
+	oldPlans       = "old plans"
+	readsInSale    = "reads in a sale"
+	oneMillionRead = "1,000,000 claims by GET"
+)
+
+// What ours is called where it runs once more under other conditions.
+const (
+	with128      = "with 128 connections"
+	withoutDump  = "without a dump"
+	emptyTables  = "empty tables"
+	freshSession = "a fresh session"
+	nobodyReads  = "nobody reads"
+)
 
 func workloads() []workload {
 	ours := []string{rivals.Ours}
 	return []workload{
-		{name: "hot coupon", what: "one coupon, all win", quick: true, run: hot},
-		{name: "sell-out", what: "50,000 users for 1,000 coupons", quick: true, run: sellOut},
-		{name: "1,000 coupons", what: "evenly", quick: true, run: func(ctx context.Context, r *race, c *contestant) (figures, error) {
+		{name: hotCoupon, what: "one coupon, all win", quick: true, run: hot},
+		{name: soldOut, what: "50,000 users for 1,000 coupons", quick: true, run: sellOut},
+		{name: manyEvenly, what: "evenly", quick: true, run: func(ctx context.Context, r *race, c *contestant) (figures, error) {
 			return r.many(ctx, c, load.Evenly(manyRequests, manyCoupons, r.seed))
 		}},
 		{name: "Zipf", what: "1,000 coupons, exponent 1.1", run: func(ctx context.Context, r *race, c *contestant) (figures, error) {
 			return r.many(ctx, c, load.Zipf(manyRequests, manyCoupons, 1.1, r.seed))
 		}},
 		{name: "repeats", what: "everybody has the coupon already", run: repeats},
-		{name: "slow disk", what: "a commit takes 2 ms more", run: slowDisk,
-			rivals: []string{rivals.Ours, "interactive", "optimistic", "serializable", "one call a claim"}},
-		{name: "one idle client", what: "one connection; the latency counts", quick: true, run: idle,
-			rivals: []string{rivals.Ours, "one call a claim", "interactive"}},
-		{name: "2,000 connections", what: "one coupon, all win", rivals: ours, run: crowded},
-		{name: "open snapshot", what: "a dump holds its snapshot meanwhile", rivals: ours, run: snapshot},
-		{name: "reads in a sale", what: "16 connections read a coupon of 1,000 claims meanwhile", run: reads,
-			rivals: []string{rivals.Ours, "one call a claim", "interactive"}},
-		{name: "1,000,000 claims by GET", what: "read once, beside claims; extra: times psql's COPY", rivals: ours, run: million},
+		{name: onSlowDisk, what: "a commit takes 2 ms more", run: slowDisk,
+			rivals: []string{rivals.Ours, interactive, "optimistic", "serializable", single}},
+		{name: idleClient, what: "one connection; the latency counts", quick: true, run: idle,
+			shows:  measure{"p50 in ms", "%.2f", func(f figures) float64 { return f.P50 }},
+			rivals: []string{rivals.Ours, single, interactive}},
+		{name: manyClients, what: "one coupon, all win", rivals: ours, run: crowded,
+			beside: variant{name: with128, run: hot}},
+		{name: openSnapshot, what: "a dump holds its snapshot over 150,000 claims", rivals: ours, run: underSnapshot,
+			beside: variant{name: withoutDump, run: withoutSnapshot}},
+		{name: readsInSale, what: "16 connections read a coupon of 1,000 claims meanwhile", run: reads,
+			shows:  measure{"reads a second", "%.0f", readRate},
+			rivals: []string{rivals.Ours, single, interactive}},
+		{name: oneMillionRead, what: "read again and again while others claim", rivals: ours, run: million,
+			database: "million", prepare: prepareMillion, beside: variant{name: nobodyReads, run: hot}},
+		{name: oldPlans, what: "rejections by a session that planned when the tables were empty, 200,000 claims later",
+			rivals: ours, run: rejectByOldSession, database: "plans", prepare: prepareOldPlans,
+			beside: variant{name: freshSession, run: rejectByFreshSession}},
+		{name: tenMillion, what: "one more coupon, all win", rivals: ours, run: hot,
+			database: "stored", prepare: prepareTenMillion, beside: variant{name: emptyTables, database: "empty"}},
 	}
 }
 
@@ -82,6 +157,10 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	if p.Connections == 0 {
 		p.Connections = connections
 	}
+	commits, err := r.commits(ctx, c)
+	if err != nil {
+		return figures{}, load.Report{}, err
+	}
 	service, data := cpu(c.cmd.Process.Pid), r.machine.databaseCPU(c)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -94,7 +173,12 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	if n == 0 {
 		return figures{}, report, errors.New("nothing was answered: " + strings.Join(report.Faults, "; "))
 	}
+	after, err := r.commits(ctx, c)
+	if err != nil {
+		return figures{}, report, err
+	}
 	f := figures{
+		Commits:    float64(after-commits) / n,
 		Rate:       float64(report.Claims.Answered()) / report.Elapsed.Seconds(),
 		ReadRate:   float64(report.Reads.Answered()) / report.Elapsed.Seconds(),
 		P50:        ms(report.Claims.Quantile(50)),
@@ -114,6 +198,14 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	return f, report, nil
 }
 
+// commits is the machine's where the contestant has any.
+func (r *race) commits(ctx context.Context, c *contestant) (int64, error) {
+	if c.redis != nil || c.name == ceiling {
+		return 0, nil
+	}
+	return r.machine.commits(ctx)
+}
+
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
@@ -123,25 +215,29 @@ func (r *race) create(ctx context.Context, c *contestant, stock int) (string, er
 	return name, c.service.Create(ctx, name, stock)
 }
 
-// check compares what the service reports with what it answered.
-func (r *race) check(ctx context.Context, c *contestant, coupon string, stock int, report load.Report) error {
+// check compares what the service reports of coupons, each with so much stock, with what those who claimed them were told.
+func (r *race) check(ctx context.Context, c *contestant, stock int, report load.Report, coupons ...string) error {
 	if c.name == ceiling {
 		return nil
 	}
-	reported, err := c.service.Coupon(ctx, coupon)
-	if err != nil {
-		return err
+	won, have := report.Claims.Count(load.Claimed), 0
+	for _, coupon := range coupons {
+		reported, err := c.service.Coupon(ctx, coupon)
+		if err != nil {
+			return err
+		}
+		users := slices.Clone(reported.ClaimedBy)
+		slices.Sort(users)
+		switch {
+		case reported.Amount != stock || len(users)+reported.Remaining != stock:
+			return fmt.Errorf("%s: %d of %d remain, and %d have one", c.name, reported.Remaining, reported.Amount, len(users))
+		case len(slices.Compact(users)) != len(reported.ClaimedBy):
+			return fmt.Errorf("%s: somebody has the coupon twice", c.name)
+		}
+		have += len(reported.ClaimedBy)
 	}
-	won := report.Claims.Count(load.Claimed)
-	users := slices.Clone(reported.ClaimedBy)
-	slices.Sort(users)
-	switch {
-	case reported.Amount != stock || len(users)+reported.Remaining != stock:
-		return fmt.Errorf("%s: %d of %d remain, and %d have one", c.name, reported.Remaining, reported.Amount, len(users))
-	case len(slices.Compact(users)) != len(reported.ClaimedBy):
-		return fmt.Errorf("%s: somebody has the coupon twice", c.name)
-	case won != len(reported.ClaimedBy):
-		return fmt.Errorf("%s: %d were told that they won, %d have the coupon", c.name, won, len(reported.ClaimedBy))
+	if won != have {
+		return fmt.Errorf("%s: %d were told that they won, %d have the coupon", c.name, won, have)
 	}
 	return nil
 }
@@ -162,25 +258,12 @@ func (r *race) hot(ctx context.Context, c *contestant, p load.Plan) (figures, er
 	if err != nil {
 		return figures{}, err
 	}
-	var before int64
-	if c.redis == nil && c.name != ceiling {
-		if before, err = r.machine.commits(ctx); err != nil {
-			return figures{}, err
-		}
-	}
 	p.Request = r.claims(coupon)
 	f, report, err := r.run(ctx, c, p, r.duration, load.Claimed)
 	if err != nil {
 		return f, err
 	}
-	if c.redis == nil && c.name != ceiling {
-		after, err := r.machine.commits(ctx)
-		if err != nil {
-			return f, err
-		}
-		f.Commits = float64(after-before) / float64(report.Claims.Answered())
-	}
-	return f, r.check(ctx, c, coupon, plenty, report)
+	return f, r.check(ctx, c, plenty, report, coupon)
 }
 
 func sellOut(ctx context.Context, r *race, c *contestant) (figures, error) {
@@ -197,7 +280,7 @@ func sellOut(ctx context.Context, r *race, c *contestant) (figures, error) {
 	if err != nil {
 		return f, err
 	}
-	return f, r.check(ctx, c, coupon, stock, report)
+	return f, r.check(ctx, c, stock, report, coupon)
 }
 
 // many spreads claims over coupons; which[i] is the coupon of request i.
@@ -209,10 +292,13 @@ func (r *race) many(ctx context.Context, c *contestant, which []int32) (figures,
 			return figures{}, err
 		}
 	}
-	f, _, err := r.run(ctx, c, load.Plan{Request: func(i int) load.Request {
+	f, report, err := r.run(ctx, c, load.Plan{Request: func(i int) load.Request {
 		return load.Request{User: r.users[i%claimers], Coupon: coupons[which[i%manyRequests]]}
 	}}, r.duration, load.Claimed)
-	return f, err
+	if err != nil {
+		return f, err
+	}
+	return f, r.check(ctx, c, plenty, report, coupons...)
 }
 
 func repeats(ctx context.Context, r *race, c *contestant) (figures, error) {
@@ -222,11 +308,15 @@ func repeats(ctx context.Context, r *race, c *contestant) (figures, error) {
 		return figures{}, err
 	}
 	again := func(i int) load.Request { return load.Request{User: r.users[i%users], Coupon: coupon} }
-	if _, _, err := r.run(ctx, c, load.Plan{Requests: users, Request: again}, serviceTimeout, load.Claimed); err != nil {
+	_, claimed, err := r.run(ctx, c, load.Plan{Requests: users, Request: again}, serviceTimeout, load.Claimed)
+	if err != nil {
 		return figures{}, err
 	}
 	f, _, err := r.run(ctx, c, load.Plan{Request: again}, r.duration, load.AlreadyClaimed)
-	return f, err
+	if err != nil {
+		return f, err
+	}
+	return f, r.check(ctx, c, plenty, claimed, coupon)
 }
 
 func slowDisk(ctx context.Context, r *race, c *contestant) (figures, error) {
@@ -245,23 +335,31 @@ func crowded(ctx context.Context, r *race, c *contestant) (figures, error) {
 	return r.hot(ctx, c, load.Plan{Connections: 2000})
 }
 
-func snapshot(ctx context.Context, r *race, c *contestant) (figures, error) {
-	tx, err := r.machine.conn.Begin(ctx)
+// underSnapshot claims while a transaction holds the snapshot that a dump would hold.
+func underSnapshot(ctx context.Context, r *race, c *contestant) (figures, error) {
+	// A connection of its own: the machine's must see the commits go on.
+	dump, err := pgx.Connect(ctx, r.machine.postgres.URL(c.database))
 	if err != nil {
 		return figures{}, err
 	}
-	if _, err := tx.Exec(ctx, "set transaction isolation level repeatable read; select count(*) from public.coupons"); err != nil {
-		return figures{}, errors.Join(err, tx.Rollback(ctx))
+	var f figures
+	if _, err = dump.Exec(ctx, "begin isolation level repeatable read; select count(*) from public.coupons"); err == nil {
+		f, err = withoutSnapshot(ctx, r, c)
 	}
+	return f, errors.Join(err, dump.Close(ctx))
+}
+
+func withoutSnapshot(ctx context.Context, r *race, c *contestant) (figures, error) {
+	const n = 150_000
 	coupon, err := r.create(ctx, c, plenty)
 	if err != nil {
-		return figures{}, errors.Join(err, tx.Rollback(ctx))
+		return figures{}, err
 	}
-	f, report, err := r.run(ctx, c, load.Plan{Requests: 150_000, Request: r.claims(coupon)}, serviceTimeout, load.Claimed)
-	if err = errors.Join(err, tx.Rollback(ctx)); err != nil {
+	f, report, err := r.run(ctx, c, load.Plan{Requests: n, Request: r.claims(coupon)}, serviceTimeout, load.Claimed)
+	if err != nil {
 		return f, err
 	}
-	return f, r.check(ctx, c, coupon, plenty, report)
+	return f, r.check(ctx, c, plenty, report, coupon)
 }
 
 // reads claims and reads one coupon that 1,000 have already.
@@ -293,92 +391,13 @@ func reads(ctx context.Context, r *race, c *contestant) (figures, error) {
 		}
 		done <- err
 	}()
-	f, _, err := r.run(ctx, c, load.Plan{Request: r.claims(other)}, r.duration, load.Claimed)
+	f, report, err := r.run(ctx, c, load.Plan{Request: r.claims(other)}, r.duration, load.Claimed)
 	if err = errors.Join(err, <-done); err != nil {
 		return f, err
 	}
+	if good := reading.Reads.Count(load.ReadOK); good < reading.Reads.Total() {
+		f.Unexpected += fmt.Sprintf("%d of %d reads failed", reading.Reads.Total()-good, reading.Reads.Total())
+	}
 	f.ReadRate = float64(reading.Reads.Answered()) / reading.Elapsed.Seconds()
-	return f, nil
-}
-
-// million reads a coupon of 1,000,000 claims once by GET and once by psql's COPY, and claims another meanwhile.
-func million(ctx context.Context, r *race, c *contestant) (figures, error) {
-	const n = 1_000_000
-	coupon, err := r.create(ctx, c, n)
-	if err != nil {
-		return figures{}, err
-	}
-	// As 1,000,000 claims leave them, without the hour it takes to wait for them here.
-	if _, err := r.machine.conn.Exec(ctx, `
-		with sold as (
-		  update public.coupons
-		  set remaining_amount = 0
-		  where name = $1
-		)
-		insert into public.claims (coupon_name, claim_number, user_id)
-		select $1, i, 'user-' || lpad(i::text, 7, '0')
-		from generate_series(1, $2::int) as i`, coupon, n); err != nil {
-		return figures{}, err
-	}
-	if _, err := r.machine.conn.Exec(ctx, "vacuum analyze public.claims"); err != nil {
-		return figures{}, err
-	}
-
-	get := func() (time.Duration, error) {
-		began := time.Now()
-		size, err := download(ctx, "http://"+c.service.Address+load.CouponPath(coupon))
-		if err == nil && size < n*int64(len("user-0000001")) {
-			err = fmt.Errorf("the answer has only %d bytes", size)
-		}
-		return time.Since(began), err
-	}
-	alone, err := get()
-	if err != nil {
-		return figures{}, err
-	}
-	began := time.Now()
-	command := exec.CommandContext(ctx, r.machine.postgres.BinDir()+"/psql", "-q", "-d", r.machine.postgres.URL(database), //nolint:gosec // our own
-		"-c", "copy (select user_id from public.claims where coupon_name = '"+coupon+"' order by claim_number) to stdout")
-	if out, err := command.Output(); err != nil || len(out) < n*len("user-0000001") {
-		return figures{}, fmt.Errorf("psql's COPY: %d bytes, %w", len(out), err)
-	}
-	copied := time.Since(began)
-
-	other, err := r.create(ctx, c, plenty)
-	if err != nil {
-		return figures{}, err
-	}
-	var stop atomic.Bool
-	reading := make(chan error, 1)
-	go func() {
-		var err error
-		for err == nil && !stop.Load() {
-			_, err = get()
-		}
-		reading <- err
-	}()
-	f, _, err := r.run(ctx, c, load.Plan{Request: r.claims(other)}, r.duration, load.Claimed)
-	stop.Store(true)
-	f.Extra, f.ExtraIs = alone.Seconds()/copied.Seconds(), "times psql's COPY"
-	return f, errors.Join(err, <-reading)
-}
-
-// download reads what is there to its end, keeps nothing of it, and returns how many bytes it was.
-func download(ctx context.Context, url string) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return 0, err
-	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = response.Body.Close() }() // read to the end, or given up
-	if response.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("answered %s", response.Status)
-	}
-	return io.Copy(io.Discard, response.Body)
+	return f, r.check(ctx, c, plenty, report, other)
 }

@@ -228,7 +228,8 @@ func collided(err error) bool {
 	return false
 }
 
-// single is our own function, called once for each request: what claims that travel together are compared with.
+// single is our own functions, called once for each request, reads too: what claims and reads that travel together are
+// compared with.
 type single struct {
 	*pgstore.Store
 	pool *pgxpool.Pool
@@ -253,4 +254,22 @@ func (s single) Claim(ctx context.Context, user, name string) (pgstore.ClaimStat
 	var status pgstore.ClaimStatus
 	err := s.pool.QueryRow(ctx, `select public.claim_coupon($1, $2)`, user, name).Scan(&status)
 	return status, err
+}
+
+// singleReadSQL needs no snapshot for its two calls: claims stay, and the first says how many of them the second lists.
+const singleReadSQL = `
+select c.amount, c.remaining_amount, array(select public.coupon_claimers($1, 0, c.amount - c.remaining_amount))
+from public.get_coupon($1) as c`
+
+func (s single) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
+	var amount, remaining int
+	var claimers []string
+	err := s.pool.QueryRow(ctx, singleReadSQL, name).Scan(&amount, &remaining, &claimers)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return coupon(name, amount, remaining, claimers), true, nil
 }
