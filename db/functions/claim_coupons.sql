@@ -14,7 +14,7 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 declare
-  v_statuses public.claim_status[] := '{}';
+  v_statuses public.claim_status[] := '{}'::public.claim_status[];
   v_user text;
   v_amount integer;
   v_remaining integer;

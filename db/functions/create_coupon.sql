@@ -21,9 +21,9 @@ begin
   on conflict (name) do nothing;
 
   if found then
-    return 'created';
+    return 'created'::public.create_status;
   end if;
-  return 'coupon_exists';
+  return 'coupon_exists'::public.create_status;
 end;
 $$;
 

@@ -1,0 +1,41 @@
+-- One row for each claim, in the order of the arrays: every status, over several coupons.
+begin;
+select plan(3);
+
+select public.create_coupon('lamp', 2);
+select public.create_coupon('chair', 1);
+select public.create_coupon('sofa', 1);
+select public.claim_coupon('ann', 'lamp');
+select public.claim_coupon('ann', 'sofa');
+
+select results_eq(
+  $$
+    select *
+    from public.claim_batch(
+      array['ann', 'bob', 'eve', 'ann', 'bob', 'ann', 'bob', 'joe'],
+      array['lamp', 'lamp', 'lamp', 'chair', 'chair', 'sofa', 'sofa', 'table'],
+      array[1, 2, 3, 4, 5, 6, 7, 8])
+  $$,
+  $$
+    values
+      (1, 'already_claimed'::public.claim_status),
+      (2, 'claimed'),
+      (3, 'out_of_stock'),
+      (4, 'claimed'),
+      (5, 'out_of_stock'),
+      (6, 'already_claimed'),
+      (7, 'out_of_stock'),
+      (8, 'coupon_not_found')
+  $$,
+  'each gets the answer he would get alone');
+select results_eq(
+  $$ select coupon_name, claim_number, user_id from public.claims order by coupon_name, claim_number $$,
+  $$ values ('chair' collate "C", 1, 'ann' collate "C"), ('lamp', 1, 'ann'), ('lamp', 2, 'bob'), ('sofa', 1, 'ann') $$,
+  'the claims are stored, each coupon numbered by itself');
+select results_eq(
+  $$ select name, remaining_amount from public.coupons order by name $$,
+  $$ values ('chair' collate "C", 0), ('lamp', 0), ('sofa', 0) $$,
+  'each stock is less by its own claims');
+
+select * from finish();
+rollback;

@@ -1,0 +1,45 @@
+-- A bad argument is a fault of the caller's: SQLSTATE 22023, and a message that begins with the argument's name.
+begin;
+select plan(13);
+
+select public.create_coupon('lamp', 5);
+
+select throws_ok(
+  $$ select public.claim_coupon(null, 'lamp') $$,
+  '22023', 'p_user must not be null', 'no user');
+select throws_ok(
+  $$ select public.claim_coupon('ann', null) $$,
+  '22023', 'p_coupon must not be null', 'no coupon');
+select throws_ok(
+  $$ select public.claim_coupon(null, null) $$,
+  '22023', 'p_user must not be null', 'of two bad arguments the first is told');
+select throws_ok(
+  $$ select public.claim_coupon('', 'lamp') $$,
+  '22023', 'p_user must have 1 to 255 characters that are not all white space', 'an empty user');
+select throws_ok(
+  $$ select public.claim_coupon('ann', '') $$,
+  '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'an empty coupon');
+select throws_ok(
+  $$ select public.claim_coupon(E' \t\n', 'lamp') $$,
+  '22023', 'p_user must have 1 to 255 characters that are not all white space', 'a blank user');
+select throws_ok(
+  $$ select public.claim_coupon('ann', U&'\3000\2003') $$,
+  '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'a coupon that is blank in Unicode');
+select throws_ok(
+  $$ select public.claim_coupon(repeat('x', 256), 'lamp') $$,
+  '22023', 'p_user must have 1 to 255 characters that are not all white space', 'a user of 256 characters');
+select throws_ok(
+  $$ select public.claim_coupon('ann', repeat('x', 256)) $$,
+  '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'a coupon of 256 characters');
+
+select is_empty('select from public.claims', 'a refused call leaves no claim');
+select is((select remaining_amount from public.coupons), 5, 'and takes nothing');
+
+select is(public.claim_coupon(repeat(U&'\+01F3AB', 255), 'lamp'), 'claimed', '255 characters of four bytes are a user');
+select public.create_coupon(repeat(U&'\+01F3AB', 255), 1);
+select is(
+  public.claim_coupon(repeat(U&'\+01F3AB', 255), repeat(U&'\+01F3AB', 255)), 'claimed',
+  'and a coupon: together they fit the indexes');
+
+select * from finish();
+rollback;

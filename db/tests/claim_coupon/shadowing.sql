@@ -1,0 +1,35 @@
+-- A caller's own temporary objects, search_path and settings change nothing: every name in the functions is pinned.
+begin;
+set local role coupon_service;
+select plan(8);
+
+create temporary table coupons (name text, amount integer, remaining_amount integer);
+create temporary table claims (coupon_name text, claim_number integer, user_id text);
+insert into pg_temp.coupons values ('lamp', 9, 9);
+create function pg_temp.guard_name(text, text) returns void language sql as '';
+create function pg_temp.is_valid_name(text) returns boolean language sql as 'select true';
+create function pg_temp.char_length(text) returns integer language sql as 'select 1';
+create function pg_temp.claim_coupons(text[], text) returns public.claim_status[]
+  language sql as $$ select array['out_of_stock'::public.claim_status] $$;
+create function pg_temp.never(text, text) returns boolean language sql as 'select false';
+create operator pg_temp.= (leftarg = text, rightarg = text, function = pg_temp.never);
+set local search_path = pg_temp, tap, pg_catalog;
+set local plpgsql.extra_errors = 'all';
+set local standard_conforming_strings = off;
+
+select is(public.claim_coupon('ann', 'lamp'), 'coupon_not_found', 'the caller''s coupons are not ours');
+select is(public.create_coupon('lamp', 1), 'created', 'nor do they take a name');
+select is(public.claim_coupon('ann', 'lamp'), 'claimed', 'a claim is made');
+select is(public.claim_coupon('ann', 'lamp'), 'already_claimed', 'and found again');
+select is(public.claim_coupon('bob', 'lamp'), 'out_of_stock', 'and counted');
+select results_eq(
+  $$ select public.coupon_claimers('lamp', 0, 10)::pg_catalog.text $$,
+  $$ values ('ann'::pg_catalog.text) $$,
+  'and listed');
+select throws_ok(
+  $$ select public.claim_coupon('', 'lamp') $$,
+  '22023', 'p_user must have 1 to 255 characters that are not all white space', 'the guards are ours, too');
+select ok(not exists (select from pg_temp.claims), 'nothing was written to the caller''s tables');
+
+select * from finish();
+rollback;

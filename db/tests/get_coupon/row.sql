@@ -1,0 +1,23 @@
+-- The coupon as it is at this instant, or no row.
+begin;
+select plan(5);
+
+select is_empty($$ select * from public.get_coupon('lamp') $$, 'no coupon, no row');
+select public.create_coupon('lamp', 3);
+select results_eq(
+  $$ select * from public.get_coupon('lamp') $$,
+  $$ values ('lamp', 3, 3) $$,
+  'name, amount, remaining_amount');
+select public.claim_coupons(array['ann', 'bob'], 'lamp');
+select results_eq(
+  $$ select * from public.get_coupon('lamp') $$,
+  $$ values ('lamp', 3, 1) $$,
+  'what is claimed is missing');
+select is_empty($$ select * from public.get_coupon('LAMP') $$, 'another name is another coupon');
+select is(
+  (select amount - remaining_amount from public.get_coupon('lamp')),
+  (select count(*)::integer from public.coupon_claimers('lamp', 0, 2147483647)),
+  'amount - remaining_amount is the number of claims');
+
+select * from finish();
+rollback;

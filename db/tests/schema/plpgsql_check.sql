@@ -1,0 +1,38 @@
+-- plpgsql_check reads each function as the compiler of another language would: unknown names, wrong types, dead code, unused
+-- variables, hidden casts, wrong volatility.
+begin;
+load 'plpgsql_check'; -- before the session's first PL/pgSQL function
+select plan(2);
+
+create extension if not exists plpgsql_check;
+
+select is_empty(
+  $$
+    select
+      c.functionid::regprocedure,
+      c.level,
+      c.lineno,
+      c.message,
+      c.detail
+    from pg_proc as p
+    cross join lateral plpgsql_check_function_tb(
+      p.oid, fatal_errors => false, other_warnings => true, extra_warnings => true, performance_warnings => true,
+      security_warnings => true, compatibility_warnings => true) as c
+    where p.pronamespace = 'public'::regnamespace
+      and p.prolang = (select oid from pg_language where lanname = 'plpgsql')
+  $$,
+  'it finds nothing');
+select is(
+  (
+    select count(*)
+    from pg_proc as p
+    join pg_language as l
+      on l.oid = p.prolang
+    where p.pronamespace = 'public'::regnamespace
+      and l.lanname = 'plpgsql'
+  ),
+  8::bigint,
+  'in eight functions');
+
+select * from finish();
+rollback;

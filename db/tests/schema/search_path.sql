@@ -1,0 +1,35 @@
+-- The functions run with the owner's rights. So every name in them must mean what it meant when they were written.
+begin;
+select plan(3);
+
+select is_empty(
+  $$
+    select p.proname
+    from pg_proc as p
+    where p.pronamespace = 'public'::regnamespace
+      and p.prosecdef
+      and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
+  $$,
+  'each SECURITY DEFINER function pins its search_path, temporary objects last');
+select results_eq(
+  $$
+    select p.proname::text collate "default"
+    from pg_proc as p
+    where p.pronamespace = 'public'::regnamespace
+      and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
+  $$,
+  $$ values ('is_valid_name') $$,
+  'one does not, so that it can be inlined: it runs under the search_path of its caller, the guards');
+select results_eq(
+  $$
+    select p.proname::text collate "default"
+    from pg_proc as p
+    where p.pronamespace = 'public'::regnamespace
+      and not p.prosecdef
+    order by 1
+  $$,
+  $$ values ('guard_name'), ('guard_names'), ('is_valid_name') $$,
+  'and those for internal use need no rights of their own');
+
+select * from finish();
+rollback;

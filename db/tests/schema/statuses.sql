@@ -1,0 +1,19 @@
+-- Outcomes are values: the labels of two enums, in the order of their precedence.
+begin;
+select plan(4);
+
+select enum_has_labels('public', 'claim_status', array['claimed', 'already_claimed', 'out_of_stock', 'coupon_not_found']);
+select enum_has_labels('public', 'create_status', array['created', 'coupon_exists']);
+select enums_are('public', array['claim_status', 'create_status'], 'there are no others');
+select is_empty(
+  $$
+    select
+      p.oid::regprocedure
+    from pg_proc as p
+    where p.pronamespace = 'public'::regnamespace
+      and obj_description(p.oid, 'pg_proc') is null
+  $$,
+  'every function says in its comment what it does');
+
+select * from finish();
+rollback;
