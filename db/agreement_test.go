@@ -123,7 +123,7 @@ func (s *session) inABatch(t *rapid.T, crowd []wish) []string {
 	t.Helper()
 	users, coupons, positions := []string{}, []string{}, []int32{}
 	for i, w := range crowd {
-		users, coupons, positions = append(users, w.user), append(coupons, w.coupon), append(positions, int32(i)) //nolint:gosec // small
+		users, coupons, positions = append(users, w.user), append(coupons, w.coupon), append(positions, int32(i))
 	}
 	positions = append([]int32{}, rapid.Permutation(positions).Draw(t, "positions")...) // nil would be null
 	rows, err := s.Query(bounded(t), "select * from public.claim_batch($1, $2, $3)", users, coupons, positions)

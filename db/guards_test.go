@@ -37,8 +37,8 @@ func TestGuards(t *testing.T) {
 	refused := func(message, sql string, args ...any) {
 		t.Helper()
 		err := onlyError(s.Exec(bounded(t), sql, args...))
-		var pgErr *pgconn.PgError
-		if !errors.As(err, &pgErr) || pgErr.Code != "22023" || pgErr.Message != message {
+		pgErr, ok := errors.AsType[*pgconn.PgError](err)
+		if !ok || pgErr.Code != "22023" || pgErr.Message != message {
 			t.Errorf("%s %q\n got: %v\nwant: %s (SQLSTATE 22023)", sql, args, err, message)
 		}
 	}

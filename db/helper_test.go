@@ -36,7 +36,7 @@ const patience = 2 * time.Minute
 type tester interface {
 	Helper()
 	Context() context.Context
-	Cleanup(func())
+	Cleanup(f func())
 	Fatal(args ...any)
 	Fatalf(format string, args ...any)
 	Errorf(format string, args ...any)
@@ -177,7 +177,7 @@ func (s *session) claimBatch(users, coupons []string) []string {
 func (s *session) claimBatchErr(ctx context.Context, users, coupons []string) ([]string, error) {
 	positions := make([]int32, len(users))
 	for i := range positions {
-		positions[i] = int32(i) //nolint:gosec // small
+		positions[i] = int32(i)
 	}
 	rows, err := s.Query(ctx, "select * from public.claim_batch($1, $2, $3)", users, coupons, positions)
 	if err != nil {
@@ -222,8 +222,8 @@ func sqlstate(t tester, err error) string {
 	if err == nil {
 		return ""
 	}
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
 		t.Fatalf("no error of the server: %v", err)
 	}
 	return pgErr.Code

@@ -119,7 +119,7 @@ func TestCrowdsOverManyCouponsDoNotDeadlock(t *testing.T) {
 
 	// Each session has users of its own, and some whom all sessions share.
 	results := together(t, several(t, 8, database, service), func(ctx context.Context, me int, s *session) (map[string]int, error) {
-		random := rand.New(rand.NewPCG(uint64(me), 4)) //nolint:gosec // a test that can be repeated
+		random := rand.New(rand.NewPCG(uint64(me), 4)) // drawn anew in the same way each time
 		won := map[string]int{}
 		count := func(statuses, coupons []string) {
 			for i, status := range statuses {

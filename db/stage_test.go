@@ -95,8 +95,7 @@ func perform(ctx context.Context, conn *pgx.Conn, statement string) string {
 			return strings.Join(all, ",")
 		}
 	}
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr.Code
 	}
 	return err.Error()

@@ -65,8 +65,7 @@ func run(ctx context.Context, command []string) (code int, err error) {
 		"PGHOST="+config.Host, "PGPORT="+strconv.Itoa(int(config.Port)), "PGDATABASE="+config.Database,
 		"PGUSER="+config.User, "PGPASSWORD="+config.Password)
 	err = cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return max(exit.ExitCode(), 1), nil // a signal has no code
 	}
 	return 0, err
