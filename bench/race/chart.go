@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,7 +24,7 @@ func chartFile(workload string) string {
 // draw makes the bar chart of a workload as an SVG: a bar for each contestant, ours in another colour, and beside each bar
 // its median and how many times as much ours is.
 func (r *results) draw(w workload) ([]byte, error) {
-	const width, bar, around = 820, 36, 84
+	const width, bar, head, around = 820, 34, 56, 72
 	shown := w.shows
 	if shown.of == nil {
 		shown = measure{"claims a second", "%.0f", rate}
@@ -40,7 +41,8 @@ func (r *results) draw(w workload) ([]byte, error) {
 		}
 		middle, _ := median(runs, shown.of)
 		largest = max(largest, middle)
-		names = append(names, name)
+		// The library measures with its own font and the reader's browser writes in another: room for a wider one.
+		names = append(names, name+"\u00a0\u00a0\u00a0")
 		// Two series, stacked, of which each bar has one: so that ours has a colour of its own.
 		if name == rivals.Ours {
 			ours, others = append(ours, middle), append(others, 0)
@@ -54,8 +56,10 @@ func (r *results) draw(w workload) ([]byte, error) {
 	chart := charts.NewBarChartOptionWithData([][]float64{ours, others})
 	chart.Horizontal = true
 	chart.StackSeries = new(true)
-	chart.Title.Text = fmt.Sprintf("%s: %s", w.name, shown.name)
-	chart.Title.Subtext = fmt.Sprintf("%s; median of %s, %s CPUs", w.what, english.Plural(r.Rounds, "round", ""), r.Machine["cpus"])
+	// Every bar says its value, so there is no axis for it; but right of the longest bar there is room to say so.
+	chart.Padding = charts.NewBox(12, head, 12, 12)
+	chart.ValueAxis[0].Show = new(false)
+	chart.ValueAxis[0].Min, chart.ValueAxis[0].Max = new(0.), new(1.4*largest)
 	chart.Theme = charts.GetTheme(charts.ThemeLight).WithSeriesColors([]charts.Color{
 		charts.ParseColor("#2da44e"), charts.ParseColor("#8c959f"),
 	})
@@ -64,11 +68,10 @@ func (r *results) draw(w workload) ([]byte, error) {
 	text := func(v float64) string {
 		s := fmt.Sprintf(shown.form, v)
 		if v >= 1000 {
-			s = humanize.Comma(int64(v))
+			s = humanize.Comma(int64(math.Round(v)))
 		}
 		return s
 	}
-	chart.ValueFormatter = text
 	for i := range chart.SeriesList {
 		chart.SeriesList[i].Label.Show = new(true)
 		chart.SeriesList[i].Label.ValueFormatter = func(v float64) string {
@@ -78,12 +81,28 @@ func (r *results) draw(w workload) ([]byte, error) {
 			case i == 0 || ourMiddle == 0:
 				return text(v)
 			default:
-				return fmt.Sprintf("%s   (ours is %.3g ×)", text(v), ourMiddle/v)
+				return fmt.Sprintf("%s  (ours: %s ×)", text(v), threeDigits(ourMiddle/v))
 			}
 		}
 	}
 	if err := painter.BarChart(chart); err != nil {
 		return nil, err
 	}
+	// The chart has painted its background: the title comes after it.
+	painter.Text(w.name+": "+shown.name, 16, 26, 0, charts.FontStyle{FontSize: 13, FontColor: charts.ColorBlack})
+	about := fmt.Sprintf("%s; median of %s, %s CPUs", w.what, english.Plural(r.Rounds, "round", ""), r.Machine["cpus"])
+	painter.Text(about, 16, 44, 0, charts.FontStyle{FontSize: 10, FontColor: charts.ParseColor("#57606a")})
 	return painter.Bytes()
+}
+
+// threeDigits writes a ratio so that it tells as much when it is small.
+func threeDigits(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
 }

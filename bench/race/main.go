@@ -114,9 +114,9 @@ func (r *race) compete(ctx context.Context, w workload, names []string, rounds i
 		return nil
 	}
 	if w.prepare != nil {
-		var clear func() error
-		clear, err = w.prepare(ctx, r)
-		defer func() { err = errors.Join(err, clear()) }()
+		var tidy func() error
+		tidy, err = w.prepare(ctx, r)
+		defer func() { err = errors.Join(err, tidy()) }()
 		if err != nil {
 			return err
 		}

@@ -22,8 +22,8 @@ import (
 // take to claim it.
 
 // withDatabases makes databases and lets fill put something into the first of them.
-func (m *machine) withDatabases(ctx context.Context, fill func(*pgx.Conn) error, names ...string) (clear func() error, err error) {
-	clear = func() error {
+func (m *machine) withDatabases(ctx context.Context, fill func(*pgx.Conn) error, names ...string) (tidy func() error, err error) {
+	tidy = func() error {
 		var errs []error
 		for _, name := range names {
 			errs = append(errs, m.command(context.WithoutCancel(ctx), "drop database if exists "+name+" with (force)"))
@@ -39,11 +39,11 @@ func (m *machine) withDatabases(ctx context.Context, fill func(*pgx.Conn) error,
 			err = errors.Join(err, conn.Close(ctx))
 		}
 		if err != nil {
-			return clear, fmt.Errorf("database %s: %w", name, err)
+			return tidy, fmt.Errorf("database %s: %w", name, err)
 		}
 	}
 	// Or the checkpoint would come in the middle of the first runs.
-	return clear, m.command(ctx, "checkpoint")
+	return tidy, m.command(ctx, "checkpoint")
 }
 
 // fill stores claims: of coupons called stored-1 and so on, each claimed by the same users, each with one left.
@@ -180,7 +180,7 @@ const (
 // prepareOldPlans lets a session plan all it will ever ask while there is one claim, and only then stores the others.
 // PostgreSQL plans again when autovacuum has counted a table, so that is switched off: a plan as old as it can be.
 func prepareOldPlans(ctx context.Context, r *race) (func() error, error) {
-	clear, err := r.machine.withDatabases(ctx, func(conn *pgx.Conn) error {
+	tidy, err := r.machine.withDatabases(ctx, func(conn *pgx.Conn) error {
 		for _, sql := range []string{
 			"alter table public.coupons set (autovacuum_enabled = false)",
 			"alter table public.claims set (autovacuum_enabled = false)",
@@ -194,18 +194,18 @@ func prepareOldPlans(ctx context.Context, r *race) (func() error, error) {
 		return nil
 	}, "plans")
 	if err != nil {
-		return clear, err
+		return tidy, err
 	}
 	if r.old, err = r.session(ctx, "first", "first"); err != nil {
-		return clear, err
+		return tidy, err
 	}
-	closeAndClear := func() error { return errors.Join(r.old.Close(context.WithoutCancel(ctx)), clear()) }
+	closeAndTidy := func() error { return errors.Join(r.old.Close(context.WithoutCancel(ctx)), tidy()) }
 
 	conn, err := pgx.Connect(ctx, r.machine.postgres.URL("plans"))
 	if err != nil {
-		return closeAndClear, err
+		return closeAndTidy, err
 	}
-	return closeAndClear, errors.Join(fill(ctx, conn, oldCoupons, oldUsers), conn.Close(ctx))
+	return closeAndTidy, errors.Join(fill(ctx, conn, oldCoupons, oldUsers), conn.Close(ctx))
 }
 
 // session opens a session as the service's role and lets it plan: PostgreSQL settles on a plan after five executions.
@@ -235,7 +235,7 @@ func (r *race) session(ctx context.Context, one, other string) (*pgx.Conn, error
 func reject(ctx context.Context, conn *pgx.Conn, users []string, one, other string) error {
 	coupons, positions := make([]string, len(users)), make([]int32, len(users))
 	for i := range users {
-		coupons[i], positions[i] = [2]string{one, other}[i%2], int32(i) //nolint:gosec // a small crowd
+		coupons[i], positions[i] = [2]string{one, other}[i%2], int32(i)
 	}
 	var rejected int
 	err := conn.QueryRow(ctx, `

@@ -31,8 +31,8 @@ type workload struct {
 	shows measure
 	// database is where it runs; "": the race's own.
 	database string
-	// prepare makes what it needs, before its services start; clear, which is never nil, takes it away.
-	prepare func(ctx context.Context, r *race) (clear func() error, err error)
+	// prepare makes what it needs, before its services start; tidy, which is never nil, takes it away.
+	prepare func(ctx context.Context, r *race) (tidy func() error, err error)
 	run     runner
 	// beside is ours again under the conditions it is compared with: in turn with it, so that the machine is the same.
 	beside variant
