@@ -101,6 +101,16 @@ docker-test: ## Try the README's session on containers, with SIGTERM and a resta
 ci: ## Run all that decides whether a change lands, from a clean Debian machine on
 	bash .ci/run
 
+##@ Race
+
+.PHONY: bench
+bench: ## Race the alternatives on this machine, all workloads (about 40 minutes; keep it quiet); results and charts in bench/results
+	$(GO) run ./bench/race $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: ## Race the alternatives in the four most telling workloads, once (two minutes); keeps nothing
+	$(GO) run ./bench/race -quick -out '' $(ARGS)
+
 # The race detector needs a C compiler (not on macOS), which a new machine may lack.
 RACE ?= -race
 .PHONY: race

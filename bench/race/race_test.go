@@ -375,8 +375,8 @@ func TestCheckCatchesWrongBooks(t *testing.T) {
 }
 
 func TestCheckAddsUpCoupons(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = fmt.Fprintf(w, `{"name":%q,"amount":3,"remaining_amount":2,"claimed_by":["a"]}`, r.URL.Path)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"name":"c","amount":3,"remaining_amount":2,"claimed_by":["a"]}`)
 	}))
 	defer server.Close()
 	who := &contestant{service: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute}}
