@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -205,7 +204,7 @@ func (c *cluster) dropStalePid(ctx context.Context) error {
 		return nil
 	}
 	if err == nil && isAlive(pid) {
-		switch at := workingDir(ctx, pid); at {
+		switch at := c.account.workingDir(ctx, pid); at {
 		case "": // cannot be seen: PostgreSQL's own check decides
 			return nil
 		case c.data: // a postmaster works in its data directory; this one was not started by us
@@ -229,24 +228,14 @@ func postmasterPid(data string) (int, error) {
 	return pid, nil
 }
 
-// workingDir is the folder in which a process works, "" when that cannot be seen.
-func workingDir(ctx context.Context, pid int) string {
-	number := strconv.Itoa(pid)
-	if at, err := os.Readlink(filepath.Join("/proc", number, "cwd")); err == nil {
-		return at
-	}
-	return workingDirByLsof(ctx, number)
-}
-
-// workingDirByLsof is for macOS, which has lsof instead of /proc.
-func workingDirByLsof(ctx context.Context, pid string) string {
-	output, _ := exec.CommandContext(ctx, "lsof", "-a", "-p", pid, "-d", "cwd", "-Fn").Output() //nolint:gosec // a number
-	for line := range strings.Lines(string(output)) {
-		if name, ok := strings.CutPrefix(line, "n"); ok {
-			return strings.TrimSpace(name)
-		}
-	}
-	return ""
+// workingDir is the folder in which a process of the account works, "" when that cannot be seen.
+//
+// It is the account that looks: root without all of its rights (in a container, usually) may not see it of others.
+func (a *account) workingDir(ctx context.Context, pid int) string {
+	// macOS has lsof instead of /proc.
+	look := a.command(ctx, "/bin/sh", "-c", `readlink "/proc/$0/cwd" || lsof -a -p "$0" -d cwd -Fn | sed -n 's/^n//p'`, strconv.Itoa(pid))
+	output, _ := look.Output()
+	return strings.TrimSuffix(string(output), "\n")
 }
 
 // socketPrefix is how the paths of sockets' folders begin. They are not under $TMPDIR, whose path may be too long.
@@ -310,9 +299,9 @@ func evict(ctx context.Context, dir string) (*lock, error) {
 		return nil, err
 	}
 	now := readState(file)
-	data, err := filepath.EvalSymlinks(filepath.Join(dir, "data"))
-	if err == nil && now.Postmaster != 0 && workingDir(ctx, now.Postmaster) == data {
-		_ = syscall.Kill(now.Postmaster, syscall.SIGQUIT)
+	if err := endPostmaster(ctx, filepath.Join(dir, "data"), now.Postmaster); err != nil {
+		_ = file.Close()
+		return nil, err
 	}
 	for {
 		if err := flock(file, syscall.LOCK_EX); err == nil {
@@ -325,6 +314,23 @@ func evict(ctx context.Context, dir string) (*lock, error) {
 		case <-pause():
 		}
 	}
+}
+
+// endPostmaster ends the server of data as Kill does, when pid is surely its postmaster: a postmaster works in its data
+// directory.
+func endPostmaster(ctx context.Context, path string, pid int) error {
+	data, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	account, err := serverAccount(data)
+	if err != nil {
+		return err
+	}
+	if !isAlive(pid) || account.workingDir(ctx, pid) != data {
+		return fmt.Errorf("something works on %s, and it is not seen to be process %d", data, pid)
+	}
+	return syscall.Kill(pid, syscall.SIGQUIT)
 }
 
 // writeFile replaces path by a file with text that only we may read, durably: never half of it, never none of it.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -303,15 +302,5 @@ func TestLogIsPutAsideBeforeItGrowsTooBig(t *testing.T) {
 	}
 	if !isFile(log + ".old") {
 		t.Error("the old log is gone")
-	}
-}
-
-func TestWorkingDirWithoutProc(t *testing.T) {
-	t.Parallel()
-	if _, err := exec.LookPath("lsof"); err != nil {
-		t.Skip("no lsof here; macOS has it always")
-	}
-	if at := workingDirByLsof(t.Context(), strconv.Itoa(os.Getpid())); at == "" {
-		t.Error("lsof did not tell our own working directory")
 	}
 }
