@@ -132,7 +132,7 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 func TestSynchronousStandby(t *testing.T) {
 	t.Parallel()
 	url := startServer(t, t.TempDir()).URL("postgres")
-	s := standOn(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := standOn(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second })
 	if _, err := db.Apply(t.Context(), s.owner); err != nil {
 		t.Fatal(err)
 	}
