@@ -57,13 +57,17 @@ docker-down: ## Stop the containers; their data stay (remove them: make docker-d
 ##@ Prove
 
 .PHONY: test
-test: race postgres ## Run every test under the race detector: unit, database, HTTP, stress
+test: compiler postgres ## Run every test under the race detector: unit, database, HTTP, stress
 	$(GO) test $(RACE) -count=1 -timeout 20m ./...
 
 .PHONY: stress
-stress: race postgres ## Run the sales alone and show their numbers: 50 for 5, 50,000 for 1,000, 50 coupons, two services
+stress: compiler postgres ## Run the sales alone and show their numbers: 50 for 5, 50,000 for 1,000, 50 coupons, two services
 	@$(GO) test -list '^TestSale' ./cmd/coupond | grep -q '^TestSale' || { echo 'There are no sales to run.' >&2; exit 1; }
 	$(GO) test $(RACE) -count=1 -v -run '^TestSale' ./cmd/coupond
+
+.PHONY: test-sql
+test-sql: ## Run the specification of the SQL functions (pgTAP), here or in a container; make test-sql ARGS=claim_coupon
+	@db/tests/run $(ARGS)
 
 .PHONY: cover
 cover: postgres ## Measure what the tests of api, pgstore and db run of their own package; at least 80 % each
@@ -81,7 +85,8 @@ lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them)
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose db/tests/run
+	shellcheck --shell=sh db/localpg/watchdog.sh
 	yamllint --strict .
 	$(ACTIONLINT)
 
@@ -113,8 +118,8 @@ bench-quick: ## Race the alternatives in the four most telling workloads, once (
 
 # The race detector needs a C compiler (not on macOS), which a new machine may lack.
 RACE ?= -race
-.PHONY: race
-race:
+.PHONY: compiler
+compiler:
 	@[ '$(RACE)' != -race ] || [ "$$(uname)" = Darwin ] || command -v "$$($(GO) env CC)" >/dev/null || { \
 		echo 'The race detector needs a C compiler.' >&2; \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
