@@ -2,6 +2,7 @@ package db_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -42,6 +43,37 @@ func TestIsolation(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// What docs/transactions.md shows are lines of the plays.
+func TestTransactionsAreToldAsTheyAre(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/transactions.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, p := range plays {
+		for _, table := range p.tables {
+			all = append(all, lines(table.traces)...)
+		}
+	}
+	shown := 0
+	for part := range strings.SplitSeq(string(page), "```text\n") {
+		traces, _, isBlock := strings.Cut(part, "```")
+		if !isBlock || strings.HasPrefix(part, "#") {
+			continue // what stands before the first one
+		}
+		for _, trace := range lines(traces) {
+			shown++
+			if !slices.Contains(all, trace) {
+				t.Errorf("no play goes like this: %s", trace)
+			}
+		}
+	}
+	if shown < 15 {
+		t.Errorf("found %d traces on the page", shown)
 	}
 }
 
