@@ -207,17 +207,20 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// isGone is true as soon as nothing holds the lock of dir: initdb, watchdog and every process of the server have ended.
-func isGone(t *testing.T, dir string) bool {
+// wantGone waits until nothing holds the lock of dir: initdb, watchdog and every process of the server have ended. (Not at
+// once: what this process starts meanwhile, in parallel tests, has a copy of the lock until it becomes another program.)
+func wantGone(t *testing.T, dir string) {
 	t.Helper()
 	file, err := os.Open(filepath.Join(dir, lockFile))
 	must(t, err)
 	defer file.Close() //nolint:errcheck // only read
-	err = flock(file, syscall.LOCK_SH)
-	if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
-		t.Fatal(err)
-	}
-	return err == nil
+	eventually(t, "nothing of the server lives on", func() bool {
+		err := flock(file, syscall.LOCK_SH)
+		if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // realBins are the binaries that the machine has.

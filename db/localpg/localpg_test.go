@@ -31,9 +31,7 @@ func TestDataAndAddressSurviveARestart(t *testing.T) {
 	query(t, before, "create table kept as select 'yes' as value")
 	must(t, first.Stop())
 	must(t, first.Stop()) // does nothing
-	if !isGone(t, dir) {
-		t.Error("something of the server lives on after Stop")
-	}
+	wantGone(t, dir)
 	if _, err := os.Stat(first.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket's folder stays behind: %v", err)
 	}
@@ -321,10 +319,7 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 			server := startIn(t, dir)
 			wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1")
 			must(t, server.Stop())
-			eventually(t, "nothing holds the lock", func() bool { return isGone(t, dir) })
-			if isAlive(postmaster) {
-				t.Error("the postmaster lives on")
-			}
+			wantGone(t, dir)
 			if _, err := os.Stat(address.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("the socket's folder stays behind: %v", err)
 			}
@@ -338,7 +333,7 @@ func TestServerEndsWithItsWatchdog(t *testing.T) {
 	dir := newCluster(t)
 	server := startIn(t, dir)
 	must(t, server.run.cmd.Process.Kill())
-	eventually(t, "nothing holds the lock", func() bool { return isGone(t, dir) })
+	wantGone(t, dir)
 	if _, err := os.Stat(server.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket's folder stays behind: %v", err)
 	}
@@ -347,9 +342,7 @@ func TestServerEndsWithItsWatchdog(t *testing.T) {
 	server = startIn(t, dir)
 	must(t, server.run.cmd.Process.Signal(syscall.SIGTERM))
 	<-server.Done()
-	if !isGone(t, dir) {
-		t.Error("something of the server lives on after its watchdog")
-	}
+	wantGone(t, dir)
 }
 
 func TestCtrlCDoesNotReachTheServer(t *testing.T) {
@@ -381,9 +374,7 @@ func TestDetachedServerOutlivesItsProcess(t *testing.T) {
 	wantQuery(t, address.URL("postgres"), "select 1", "1")
 
 	must(t, Remove(t.Context(), dir))
-	if isAlive(postmaster) {
-		t.Error("the postmaster lives on")
-	}
+	eventually(t, "the postmaster is gone", func() bool { return !isAlive(postmaster) })
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s is still there: %v", dir, err)
 	}
@@ -412,9 +403,7 @@ func TestContextBoundsTheWaiting(t *testing.T) {
 	_, err = Start(ctx, Options{Dir: dir, BinDir: bin})
 	// That it was heard is what the last lines say; who is not heard must use SIGKILL in the end.
 	wantError(t, err, "did not start", "the user has gone", "received immediate shutdown request")
-	if !isGone(t, dir) {
-		t.Error("something lives on after a Start that was given up")
-	}
+	wantGone(t, dir)
 
 	_, err = Start(ctx, Options{Dir: dir})
 	wantError(t, err, "the user has gone")

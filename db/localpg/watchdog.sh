@@ -33,11 +33,11 @@ send() {
     while [ "$seconds" -lt 20 ]; do
       kill -s 0 "$postmaster" 2>/dev/null || exit 0
       send "$order"
-      sleep 1 3<&- 4<&-
+      sleep 1 3<&-
       seconds=$((seconds + 1))
     done
   done
-) &
+) 4<&- &
 reader=$!
 
 # Told to go ourselves (a system that shuts down), we take the server along. A signal interrupts wait, so it is asked again
@@ -50,5 +50,6 @@ while :; do
 done
 
 kill "$reader" 2>/dev/null
+wait "$reader"
 rm -rf -- "$sockets"
 exit "$status"
