@@ -65,6 +65,22 @@ func TestRejectionsTakeNoLock(t *testing.T) {
 	equal(t, "who has it", s.watcher.claims("stocked"), []string{"owner", "newcomer", "second newcomer", "third newcomer"})
 }
 
+// A foreign key on coupons, also one of somebody else's table, locks the coupon for key share. A claim, which changes no key, goes
+// on meanwhile.
+func TestClaimsDoNotWaitForForeignKeys(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, dbtest.New(t), "order", "claim")
+	s.watcher.create("lamp", 10)
+	s.watcher.exec("create table public.orders (coupon_name text references public.coupons (name))")
+
+	s.play("order:refers", "begin", "insert into public.orders values ('lamp')")
+	s.play("claim:one", "select public.claim_coupon('one', 'lamp')")
+	s.play("claim:crowd", "select public.claim_coupons(array['crowd'], 'lamp')::text")
+	s.play("claim:batch", "select status from public.claim_batch(array['batch'], array['lamp'], array[1])")
+	equal(t, "what happens", s.trace, []string{"order:refers", "claim:one=claimed", "claim:crowd={claimed}", "claim:batch=claimed"})
+	s.clear()
+}
+
 // A call of rejections only leaves PostgreSQL nothing to write down: no transaction id is taken, so there is no commit to wait
 // for.
 func TestRejectionsWriteNothing(t *testing.T) {
