@@ -141,7 +141,7 @@ func expiry() uint {
 	d := 24 * time.Hour
 	if f := flag.Lookup("test.timeout"); f != nil {
 		if timeout, err := time.ParseDuration(f.Value.String()); err == nil && timeout > 0 {
-			d = timeout + 8*time.Hour
+			d = timeout + workingDay
 		}
 	}
 	return uint(d.Seconds())

@@ -21,8 +21,9 @@
 // and not on the server of somebody whose search_path is another.
 //
 // A passing test's database is dropped. A failing test's stays, and its address is printed; so does the server, when it is one
-// of ours. They stay until the tests of the same package run again, so that they do not pile up. Where nobody will come to look
-// (CI=true) nothing stays. A run that is killed leaves nothing either, or what the next run finds and removes.
+// of ours. They stay until the tests of the same package run again (a server 8 hours at most), so that they do not pile up.
+// Where nobody will come to look (CI=true) nothing stays. A run that is killed leaves nothing either, or what the next run finds
+// and removes.
 //
 // Tests that stop, kill or tune a server take one of their own: Private.
 package dbtest
@@ -44,6 +45,9 @@ import (
 
 // patience bounds each thing we ask of a server. It is long: a laden machine is no reason for a test to fail.
 const patience = 2 * time.Minute
+
+// workingDay is the longest that a server of ours stays for somebody to look at.
+const workingDay = 8 * time.Hour
 
 // Database is a database of one test.
 type Database struct {

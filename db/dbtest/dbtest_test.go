@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -211,6 +212,13 @@ func TestLocalServer(t *testing.T) {
 	if evidence := query(t, first, "select value from public.evidence"); len(evidence) != 1 {
 		t.Errorf("what the test has left is %v", evidence)
 	}
+	// Another package leaves it alone.
+	another := newPackage(t, withoutDocker)
+	another.environment[0] = p.environment[0] // the same folder for temporary files
+	another.run(t, "passing", true)
+	if !answers(t, first) {
+		t.Error("another package's run has removed it")
+	}
 	// Its next failure takes its place, a panic is one, too.
 	second := addressIn(t, p.run(t, "panicking", false))
 	if answers(t, first) || !answers(t, second) || len(homes(t, p)) != 1 {
@@ -219,6 +227,16 @@ func TestLocalServer(t *testing.T) {
 	p.with("CI=true").run(t, "failing", false)
 	if stays := homes(t, p); len(stays) != 0 || answers(t, second) {
 		t.Errorf("with CI=true: %v", stays)
+	}
+
+	// After a working day another package's run removes it, too.
+	old := addressIn(t, p.run(t, "failing", false))
+	for _, home := range homes(t, p) {
+		must(t, os.Chtimes(home, time.Time{}, time.Now().Add(-workingDay)))
+	}
+	another.run(t, "passing", true)
+	if stays := homes(t, p); len(stays) != 0 || answers(t, old) {
+		t.Errorf("after a working day: %v", stays)
 	}
 }
 

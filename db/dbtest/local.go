@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"syscall"
+	"time"
 
 	"scalable-coupon-system/db/localpg"
 )
@@ -73,7 +74,7 @@ func newHome(ctx context.Context) (string, error) {
 			continue
 		}
 		dir := filepath.Join(os.TempDir(), entry.Name())
-		if _, err := localpg.Running(dir); err == nil && match[1] != thisPackage() {
+		if _, err := localpg.Running(dir); err == nil && match[1] != thisPackage() && !isOld(entry) {
 			continue // kept for somebody else
 		}
 		if err := localpg.Remove(ctx, dir); err != nil {
@@ -97,6 +98,12 @@ func isOurs(entry fs.DirEntry) bool {
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(stat.Uid) == os.Geteuid()
+}
+
+// isOld is true for what nobody will look at any more: the package of a removed clone never runs again.
+func isOld(entry fs.DirEntry) bool {
+	info, err := entry.Info()
+	return err == nil && time.Since(info.ModTime()) > workingDay
 }
 
 func isAlive(pid int) bool {
