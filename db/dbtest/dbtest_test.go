@@ -3,6 +3,7 @@ package dbtest
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -301,6 +302,23 @@ func TestPrivateServer(t *testing.T) {
 	must(t, s.Stop())
 	if s.Pid() != 0 || answers(t, d.URL) {
 		t.Errorf("it runs after Kill, as %d", s.Pid())
+	}
+}
+
+func TestHomeHoldsWhatIsStartedInIt(t *testing.T) {
+	t.Parallel()
+	var home string
+	t.Run("inner", func(t *testing.T) {
+		home = Home(t)
+		running, err := localpg.Start(t.Context(), localpg.Options{Dir: home, Settings: settings})
+		must(t, err)
+		t.Cleanup(func() { _ = running.Stop() })
+		if data, err := filepath.EvalSymlinks(filepath.Join(home, "data")); err != nil || filepath.Dir(data) != home {
+			t.Errorf("the data is in %s, %v; want it in %s", data, err, home)
+		}
+	})
+	if _, err := os.Stat(home); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s stays behind: %v", home, err)
 	}
 }
 

@@ -43,6 +43,27 @@ func Private(t testing.TB, settings map[string]string) *Server {
 	return s
 }
 
+// Home returns a folder for a cluster that a test starts by other means than Private (localpg.Start, coupond dev), removed with
+// the test. t.TempDir will not do for that: it is closed to the user as whom root's server runs, and so the data would go to
+// /var/lib/coupond and stay there.
+func Home(t testing.TB) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	home, err := newHome(ctx)
+	if err != nil {
+		t.Fatalf("dbtest: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := localpg.Remove(ctx, home); err != nil {
+			t.Errorf("dbtest: %v", err)
+		}
+	})
+	return home
+}
+
 // New returns a fresh database with our schema, as the function New does. The server must run.
 func (s *Server) New(t testing.TB) *Database {
 	t.Helper()
