@@ -14,7 +14,7 @@ import (
 )
 
 // The crowd sizes at which a call is measured; the last is the most that travels in one (mostInCall).
-var crowdSizes = []int{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024}
+var crowdSizes = []int{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
 
 // benchSession is a session of a store, and as many coupons as are asked for.
 func benchSession(b *testing.B, coupons int) (conn *pgx.Conn, names []string) {

@@ -1,5 +1,5 @@
--- The claim, for a crowd that wants many coupons, or is large: the rule of claim_coupons said once more, over sets. Three
--- statements for all of it, where claim_coupons takes one a user.
+-- The claim, for a crowd that wants many coupons: the rule of claim_coupons said once more, over sets of coupons. Three
+-- statements for all of it, where a call of claim_coupons for each coupon would take five each.
 create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
 returns table ("position" integer, status public.claim_status)
 language plpgsql

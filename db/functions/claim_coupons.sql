@@ -1,4 +1,4 @@
--- The claim, for a crowd that wants one coupon: one look, one lock, one loop, one decrement, one commit.
+-- The claim, for a crowd that wants one coupon: one look, one lock, one insert, one decrement, one commit.
 create or replace function public.claim_coupons(p_users text[], p_coupon text)
 returns public.claim_status[]
 language plpgsql
@@ -12,13 +12,16 @@ set search_path = pg_catalog, pg_temp
 --   the primary key can, too, by reading all claims of the coupon, and seems as good to a planner that knows only the
 --   statistics of a young system.
 set enable_seqscan = off
+-- The joins are between arrays of one call, where a nested loop would be quadratic.
+set enable_nestloop = off
+-- What is switched off adds to a plan's cost, which must not be mistaken for work worth compiling.
+set jit = off
 as $$
 declare
-  v_statuses public.claim_status[] := '{}'::public.claim_status[];
-  v_user text;
+  v_statuses public.claim_status[];
   v_amount integer;
   v_remaining integer;
-  v_claimed integer := 0;
+  v_claimed bigint;
 begin
   perform public.guard_name('p_coupon', p_coupon);
   perform public.guard_names('p_users', p_users);
@@ -57,22 +60,50 @@ begin
       return array_fill('coupon_not_found'::public.claim_status, array[cardinality(p_users)]);
     end if;
 
-    -- 3. Insert, in the order of the crowd, while stock lasts. With the lock held nobody else claims this coupon: the
-    --    number is free, and "on conflict" meets only claims that are committed or our own.
-    foreach v_user in array p_users loop
-      exit when v_claimed = v_remaining;
-
+    -- 3. Insert, for all of them at once, in the order of the crowd, while stock lasts. With the lock held nobody else claims
+    --    this coupon: who has a claim now stays so, and the numbers are free. One insert a user, in a loop, takes 1.4 times as
+    --    long for a crowd of 128: each starts the executor and parses the table's CHECKs anew.
+    with asked as materialized (
+      select
+        u.id,
+        u.place,
+        (
+          select true
+          from public.claims as k
+          where (k.user_id, k.coupon_name) between (u.id, p_coupon) and (u.id, p_coupon)
+          limit 1
+        ) as has_claim
+      from unnest(p_users) with ordinality as u (id, place)
+    ),
+    winners as materialized (
+      -- One for each user, however often he asks, in the place of his first request.
+      select a.id, min(a.place) as place
+      from asked as a
+      where a.has_claim is null
+      group by a.id
+      order by min(a.place)
+      limit v_remaining
+    ),
+    granted as (
       insert into public.claims (coupon_name, claim_number, user_id)
-      values (p_coupon, v_amount - v_remaining + v_claimed + 1, v_user)
-      on conflict (user_id, coupon_name) do nothing;
-
-      if found then
-        v_claimed := v_claimed + 1;
-        v_statuses := v_statuses || 'claimed'::public.claim_status;
-      else
-        v_statuses := v_statuses || 'already_claimed'::public.claim_status;
-      end if;
-    end loop;
+      select p_coupon, v_amount - v_remaining + row_number() over (order by w.place), w.id
+      from winners as w
+    )
+    select
+      array_agg(
+        case
+          when a.has_claim then 'already_claimed'
+          when a.place = w.place then 'claimed'
+          when w.place is not null then 'already_claimed'
+          else 'out_of_stock'
+        end::public.claim_status
+        order by a.place
+      ),
+      count(*) filter (where a.place = w.place)
+    into v_statuses, v_claimed
+    from asked as a
+    left join winners as w
+      on w.id = a.id;
 
     -- 4. Decrement, once a call: each update leaves a dead version of the row, and inside one transaction every later
     --    look has to walk them all.
@@ -81,28 +112,25 @@ begin
       set remaining_amount = c.remaining_amount - v_claimed
       where c.name = p_coupon;
     end if;
+
+    return v_statuses;
   end if;
 
-  -- 5. Whoever has no answer yet gets nothing: because he has it already, or because nothing is left.
-  if cardinality(v_statuses) < cardinality(p_users) then
-    v_statuses := v_statuses || array(
-      select
-        case
-          when (
-            select true
-            from public.claims as k
-            where (k.user_id, k.coupon_name) between (u.id, p_coupon) and (u.id, p_coupon)
-            limit 1
-          ) then 'already_claimed'::public.claim_status
-          else 'out_of_stock'::public.claim_status
-        end
-      from unnest(p_users) with ordinality as u (id, place)
-      where u.place > cardinality(v_statuses)
-      order by u.place
-    );
-  end if;
-
-  return v_statuses;
+  -- 5. Nobody gets anything: whoever has it already hears so, and nothing is left for the others.
+  return array(
+    select
+      case
+        when (
+          select true
+          from public.claims as k
+          where (k.user_id, k.coupon_name) between (u.id, p_coupon) and (u.id, p_coupon)
+          limit 1
+        ) then 'already_claimed'
+        else 'out_of_stock'
+      end::public.claim_status
+    from unnest(p_users) with ordinality as u (id, place)
+    order by u.place
+  );
 end;
 $$;
 

@@ -1,4 +1,4 @@
--- The rule is said twice, as a loop and over sets. The same crowd gets the same answers and leaves the same claims.
+-- The rule is said twice, for one coupon and for many. The same crowd gets the same answers and leaves the same claims.
 -- (db/agreement_test.go draws crowds at random.)
 begin;
 select plan(3);
@@ -13,9 +13,9 @@ create temporary table crowd as
 -- Coupons 9 and 10 do not exist.
 select public.create_coupon(way || 'coupon ' || i, 5 + i * 10)
 from generate_series(0, 8) as i
-cross join unnest(array['loop: ', 'sets: ']) as way;
+cross join unnest(array['one:  ', 'many: ']) as way;
 
-create temporary table by_loop as
+create temporary table by_coupon as
   select
     a.place,
     a.status
@@ -27,7 +27,7 @@ create temporary table by_loop as
     from crowd
     group by coupon_name
   ) as c
-  cross join lateral unnest(c.places, public.claim_coupons(c.users, 'loop: ' || c.coupon_name)) as a (place, status);
+  cross join lateral unnest(c.places, public.claim_coupons(c.users, 'one:  ' || c.coupon_name)) as a (place, status);
 
 create temporary table by_sets as
   select
@@ -36,22 +36,22 @@ create temporary table by_sets as
   from (
     select
       array_agg(user_id order by place) as users,
-      array_agg('sets: ' || coupon_name order by place) as coupons,
+      array_agg('many: ' || coupon_name order by place) as coupons,
       array_agg(place order by place) as places
     from crowd
   ) as c
   cross join lateral public.claim_batch(c.users, c.coupons, c.places) as a;
 
 select results_eq(
-  'select place, status from by_loop order by place',
+  'select place, status from by_coupon order by place',
   'select place, status from by_sets order by place',
   'equal answers');
 select is(
   (select count(distinct status) from by_sets), 4::bigint,
   'all four of them');
 select results_eq(
-  $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'loop: %' order by 1, 2 $$,
-  $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'sets: %' order by 1, 2 $$,
+  $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'one:  %' order by 1, 2 $$,
+  $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'many: %' order by 1, 2 $$,
   'equal claims');
 
 select * from finish();
