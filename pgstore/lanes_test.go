@@ -519,7 +519,16 @@ func TestLanesRandomCrowds(t *testing.T) {
 			}
 		})
 	}
-	asked.Wait()
+	answered := make(chan struct{})
+	go func() {
+		asked.Wait()
+		close(answered)
+	}()
+	select {
+	case <-answered:
+	case <-time.After(4 * testTimeout):
+		t.Fatal("somebody is never answered")
+	}
 	ls.close()
 	for user, n := range sent {
 		if n != 1 {
