@@ -11,7 +11,22 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-const readySQL = `select public.coupon_schema_version(), pg_catalog.current_setting('transaction_read_only') = 'on'`
+// readySQL also looks for the functions that we call: a newer schema may have dropped
+// one, and then its version alone would let us call ourselves ready.
+const readySQL = `
+	select
+		public.coupon_schema_version(),
+		pg_catalog.current_setting('transaction_read_only') = 'on',
+		not exists (
+			select from pg_catalog.unnest(array[
+				'public.claim_coupons(text[], text)',
+				'public.claim_batch(text[], text[], integer[])',
+				'public.create_coupon(text, bigint)',
+				'public.get_coupon(text)',
+				'public.coupon_claimers(text, integer, integer)'
+			]) as f (signature)
+			where pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f.signature), 'execute') is not true
+		)`
 
 // readyTimeout bounds Ready, so that it can still say what it waited for to a
 // caller who wants his answer within 2 s.
@@ -40,11 +55,15 @@ type readiness struct {
 // waits for ctx, but not longer than 1.5 s, and has a connection of its own, so that
 // it is not kept waiting by a crowd (with MaxConns 1 there is none to spare).
 func (s *Store) Ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	bounded, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 
-	why := s.whyNotReady(ctx)
-	s.logReadiness(why)
+	why := s.whyNotReady(bounded)
+	// Who asks and does not wait for the answer (a health probe that is cut off) has
+	// found nothing out about the database.
+	if why == nil || ctx.Err() == nil {
+		s.logReadiness(why)
+	}
 	if why == nil {
 		return nil
 	}
@@ -59,8 +78,8 @@ func (s *Store) whyNotReady(ctx context.Context) *notReadyError {
 	defer conn.Release()
 
 	var version *int32 // null while there is no version yet
-	var readOnly bool
-	err = conn.QueryRow(ctx, readySQL).Scan(&version, &readOnly)
+	var readOnly, complete bool
+	err = conn.QueryRow(ctx, readySQL).Scan(&version, &readOnly, &complete)
 	switch {
 	case err != nil && !isNotInstalled(sqlState(err)):
 		return &notReadyError{"the database does not answer", err}
@@ -72,6 +91,12 @@ func (s *Store) whyNotReady(ctx context.Context) *notReadyError {
 	case *version < s.schemaVersion:
 		return &notReadyError{sentence: fmt.Sprintf(
 			"the database's schema has version %d, and this program needs %d: run coupond migrate", *version, s.schemaVersion)}
+	case !complete && *version > s.schemaVersion:
+		return &notReadyError{sentence: fmt.Sprintf(
+			"the database's schema has version %d and lacks functions that this program, made for version %d, calls: run a newer program",
+			*version, s.schemaVersion)}
+	case !complete:
+		return &notReadyError{sentence: "the database lacks functions of the coupon schema: run coupond migrate"}
 	}
 	return nil
 }

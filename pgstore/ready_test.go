@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -82,6 +83,28 @@ func TestReadySchemaVersion(t *testing.T) {
 	wantReady(t, s.Store, "coupond migrate")
 }
 
+// A newer schema without a function that we call is no place to work, and one whose
+// version is ours lacks its functions.
+func TestReadyWithoutAFunction(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, func(cfg *Config) { cfg.SchemaVersion = db.Version() })
+	wantReady(t, s.Store)
+	// It looks for all that is called anywhere.
+	function := regexp.MustCompile(`public\.(\w+)\(`)
+	for _, sql := range []string{claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL} {
+		if name := function.FindStringSubmatch(sql)[1]; !strings.Contains(readySQL, "public."+name+"(") {
+			t.Errorf("Ready does not look for %s", name)
+		}
+	}
+	s.exec(t, `revoke execute on function public.get_coupon(text) from coupon_service`)
+	wantReady(t, s.Store, "lacks functions", "run coupond migrate")
+	s.exec(t, `grant execute on function public.get_coupon(text) to coupon_service`)
+	wantReady(t, s.Store)
+	s.exec(t, `update public.schema_version set version = version + 1`)
+	s.exec(t, `drop function public.claim_batch(text[], text[], integer[])`)
+	wantReady(t, s.Store, fmt.Sprint(db.Version()), fmt.Sprint(db.Version()+1), "lacks functions", "run a newer program")
+}
+
 func TestReadyServerAway(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder
@@ -100,15 +123,17 @@ func TestReadyServerAway(t *testing.T) {
 	wantReady(t, s.Store)
 	s.wantNoCancelRequest(t)
 
-	// The log tells the changes, not every look.
-	if lines := strings.Count(log.String(), "\n"); lines != 3 {
-		t.Errorf("%d lines for ready, away, ready:\n%s", lines, log.String())
-	}
-
+	// Who leaves while he asks has found nothing out.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Ready(ctx); err == nil {
 		t.Error("ready for a caller who has left")
+	}
+	wantReady(t, s.Store)
+
+	// The log tells the changes, not every look.
+	if lines := strings.Count(log.String(), "\n"); lines != 3 {
+		t.Errorf("%d lines for ready, away, ready:\n%s", lines, log.String())
 	}
 }
 
