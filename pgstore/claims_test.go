@@ -33,6 +33,27 @@ func TestClaimStatuses(t *testing.T) {
 	s.wantHolders(t, "c", "u1")
 }
 
+// What was rejected is asked anew each time: that there is no such coupon is true for a
+// moment only.
+func TestClaimOfACouponThatIsNew(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	for _, coupon := range []string{"c", "d"} {
+		if status, err := s.Claim(t.Context(), "u", coupon); status != CouponNotFound || err != nil {
+			t.Errorf("before it is created: %q, %v", status, err)
+		}
+	}
+	s.create(t, "c", 1) // past the store, as another instance does
+	if _, err := s.CreateCoupon(t.Context(), "d", 1); err != nil {
+		t.Error(err)
+	}
+	for _, coupon := range []string{"c", "d"} {
+		if status, err := s.Claim(t.Context(), "u", coupon); status != Claimed || err != nil {
+			t.Errorf("a coupon that was just created: %q, %v; want claimed", status, err)
+		}
+	}
+}
+
 // Names are carried byte for byte.
 func TestClaimNames(t *testing.T) {
 	t.Parallel()

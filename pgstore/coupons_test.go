@@ -275,3 +275,33 @@ func TestPoolBound(t *testing.T) {
 	close(stop)
 	all.Wait()
 }
+
+// Readers whom the database keeps waiting hold no more than their half of the
+// connections: a claim finds one.
+func TestReadersLeaveConnectionsToClaims(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, func(cfg *Config) { cfg.MaxConns = 4 })
+	s.create(t, "c", 10)
+	release := make(chan struct{})
+	s.proxy.Plan(func(sql string) cutproxy.Fault {
+		if strings.Contains(sql, "get_coupon") {
+			<-release
+		}
+		return cutproxy.Pass
+	})
+	var readers sync.WaitGroup
+	for i := range 10 {
+		readers.Go(func() { _, _, _ = s.Coupon(t.Context(), fmt.Sprint("r", i)) })
+	}
+	eventually(t, "readers have all that they may have", func() bool {
+		return int(s.pool.Stat().AcquiredConns()) == cap(s.readers)
+	})
+	asked := time.Now()
+	status, err := s.Claim(t.Context(), "u", "c")
+	// Readers give their connections back after half of the time-out: nobody is to wait for that.
+	if took := time.Since(asked); status != Claimed || err != nil || took > patience/3 {
+		t.Errorf("a claim beside readers who wait: %q, %v, after %v", status, err, took)
+	}
+	close(release)
+	readers.Wait()
+}

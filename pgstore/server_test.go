@@ -21,19 +21,13 @@ import (
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/dbtest"
-	"scalable-coupon-system/db/localpg"
 )
 
 // startServer starts a server of the test's own, for what cannot be done to a
-// shared one. It stops with the test.
-func startServer(t *testing.T, dir string) *localpg.Server {
+// shared one. It ends with the test.
+func startServer(t *testing.T) *dbtest.Server {
 	t.Helper()
-	server, err := localpg.Start(t.Context(), localpg.Options{Dir: dir, Settings: map[string]string{"fsync": "off"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = server.Kill() })
-	return server
+	return dbtest.Private(t, map[string]string{"fsync": "off"})
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {
@@ -49,7 +43,7 @@ func connect(t *testing.T, url string) *pgx.Conn {
 // A cluster that has never seen a migration does not even have the role.
 func TestReadyWithoutTheRole(t *testing.T) {
 	t.Parallel()
-	url := startServer(t, t.TempDir()).URL("postgres")
+	url := startServer(t).Empty(t).URL
 	s := standOn(t, url, connect(t, url))
 	wantReady(t, s.Store, "coupon_service", "coupond migrate")
 	if _, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrUnavailable) {
@@ -64,11 +58,8 @@ func TestReadyWithoutTheRole(t *testing.T) {
 // Encrypted connections are closed as promptly as others, and as uncancelled.
 func TestGivingUpEncrypted(t *testing.T) {
 	t.Parallel()
-	url := startServer(t, t.TempDir()).URL("postgres")
+	url := startServer(t).New(t).URL
 	owner := connect(t, url)
-	if _, err := db.Apply(t.Context(), owner); err != nil {
-		t.Fatal(err)
-	}
 	encrypt(t, owner)
 	s := standOn(t, url, owner, func(cfg *Config) {
 		cfg.URL = withParam(cfg.URL, "sslmode", "require")
@@ -131,27 +122,41 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 // wait ends, as long as it does not end with the standby's word.
 func TestSynchronousStandby(t *testing.T) {
 	t.Parallel()
-	url := startServer(t, t.TempDir()).URL("postgres")
+	url := startServer(t).New(t).URL
 	s := standOn(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second })
-	if _, err := db.Apply(t.Context(), s.owner); err != nil {
-		t.Fatal(err)
-	}
 	s.create(t, "c", 100)
 	if status, err := s.Claim(t.Context(), "before", "c"); status != Claimed {
 		t.Fatal(status, err)
 	}
 
+	const cancelWaiting = `select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`
 	standby := func(names string) {
 		s.exec(t, `set synchronous_commit = local`)
 		s.exec(t, `alter system set synchronous_standby_names = '`+names+`'`)
 		s.exec(t, `select pg_reload_conf()`)
 	}
 	standby("nobody")
-	eventually(t, "claims wait for the standby", func() bool {
-		var names string
+	// Sessions read the new setting at once, but a commit waits only when the checkpointer has read it, too.
+	eventually(t, "commits wait for the standby", func() bool {
 		probe := connect(t, url)
 		defer func() { _ = probe.Close(t.Context()) }()
-		return probe.QueryRow(t.Context(), `show synchronous_standby_names`).Scan(&names) == nil && names == "nobody"
+		committed := make(chan struct{})
+		go func() {
+			defer close(committed)
+			_, _ = probe.Exec(t.Context(), `select pg_logical_emit_message(true, 'probe', '')`)
+		}()
+		for {
+			tag, err := s.owner.Exec(t.Context(), cancelWaiting)
+			if err == nil && tag.RowsAffected() > 0 {
+				<-committed
+				return true
+			}
+			select {
+			case <-committed:
+				return false
+			case <-time.After(time.Millisecond):
+			}
+		}
 	})
 	// The session that the store has must have read the new setting, too: a rejection
 	// commits nothing and returns at once.
@@ -160,7 +165,7 @@ func TestSynchronousStandby(t *testing.T) {
 	}
 
 	for _, test := range []struct{ user, end string }{
-		{"cancelled", `select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`},
+		{"cancelled", cancelWaiting},
 		{"terminated", `select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`},
 	} {
 		answered := make(chan struct{})
@@ -213,14 +218,9 @@ func TestSynchronousStandby(t *testing.T) {
 // has it, nobody is told a guess, and the sale goes on without a restart.
 func TestServerCrashes(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	server := startServer(t, dir)
-	url := server.URL("postgres")
-	owner := connect(t, url)
-	if _, err := db.Apply(t.Context(), owner); err != nil {
-		t.Fatal(err)
-	}
-	s := standOn(t, url, owner, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	server := startServer(t)
+	url := server.New(t).URL
+	s := standOn(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	s.create(t, "c", 1_000_000)
 
 	var mu sync.Mutex
@@ -271,9 +271,8 @@ func TestServerCrashes(t *testing.T) {
 		}
 		eventually(t, "claims are refused", func() bool { return count("refused") > refused })
 		wantReady(t, s.Store, "does not answer")
-		server = startServer(t, dir)
-		if server.URL("postgres") != url {
-			t.Fatal("the server came back elsewhere")
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
 		}
 	}
 	before := count("claimed")

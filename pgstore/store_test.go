@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -109,5 +110,39 @@ func TestTimeoutsFit(t *testing.T) {
 		if lock < time.Millisecond || lock >= statement || statement >= claim/4 {
 			t.Errorf("ClaimTimeout %v: lock_timeout %v, statement_timeout %v", claim, lock, statement)
 		}
+	}
+}
+
+// However much is asked of it, a session has one prepared statement for each of our
+// calls, and no more.
+func TestPreparedStatementsDoNotPileUp(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, func(cfg *Config) { cfg.MaxConns = 1 })
+	for i := range 50 {
+		coupon := fmt.Sprint("c", i)
+		if _, err := s.CreateCoupon(t.Context(), coupon, 1); err != nil {
+			t.Fatal(err)
+		}
+		s.sendWithin(t, patience, crowd("a", coupon, "b", coupon))
+		s.sendWithin(t, patience, crowd("a", coupon, "b", "unknown"))
+		if _, _, err := s.Coupon(t.Context(), coupon); err != nil {
+			t.Fatal(err)
+		}
+		wantReady(t, s.Store)
+	}
+	conn, err := s.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	var statements int
+	if err := conn.QueryRow(t.Context(), `select count(*) from pg_prepared_statements`).Scan(&statements); err != nil {
+		t.Fatal(err)
+	}
+	if ours := 6 + 1; statements > ours { // and this one
+		t.Errorf("the session has %d prepared statements, we have %d", statements, ours)
+	}
+	if made := s.pool.Stat().NewConnsCount(); made != 1 {
+		t.Errorf("%d connections were made: this proves nothing", made)
 	}
 }
