@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"scalable-coupon-system/bench/rivals"
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/localpg"
 )
@@ -212,8 +213,8 @@ func (m *machine) about(ctx context.Context) map[string]string {
 			}
 		}
 	}
-	if out, err := exec.CommandContext(ctx, "redis-server", "--version").Output(); err == nil {
-		about["redis"] = strings.TrimSpace(string(out))
+	if version := rivals.RedisVersion(ctx); version != "" {
+		about["redis"] = version
 	}
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {
 		about["commit"] = strings.TrimSpace(string(out))

@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	names, err := selectRivals(*who)
+	names, err := selectRivals(ctx, *who)
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func selectWorkloads(quick bool, only string) ([]workload, error) {
 }
 
 // selectRivals returns the names of the contestants, Redis as two of them.
-func selectRivals(who string) ([]string, error) {
+func selectRivals(ctx context.Context, who string) ([]string, error) {
 	expression, err := regexp.Compile(who)
 	if err != nil {
 		return nil, err
@@ -174,10 +174,10 @@ func selectRivals(who string) ([]string, error) {
 		switch {
 		case rival.Name != "Redis":
 			names = append(names, rival.Name)
-		case rivals.HasRedis():
+		case rivals.FindRedis(ctx) != "":
 			names = append(names, redisPrefix+"everysec", redisPrefix+"always")
 		default:
-			fmt.Fprintln(os.Stderr, "race: no redis-server on this machine: Redis does not run")
+			fmt.Fprintln(os.Stderr, "race: no redis-server on this machine, and no Docker engine with "+rivals.RedisImage+": Redis does not run")
 		}
 	}
 	return slices.DeleteFunc(names, func(name string) bool { return !expression.MatchString(name) }), nil

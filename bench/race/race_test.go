@@ -115,17 +115,17 @@ func TestSelection(t *testing.T) {
 		switch {
 		case r.Name != "Redis":
 			want = append(want, r.Name)
-		case rivals.HasRedis():
+		case rivals.FindRedis(t.Context()) != "":
 			want = append(want, redisEverysec, redisPrefix+"always")
 		}
 	}
-	if got, err := selectRivals(""); err != nil || !slices.Equal(got, want) {
+	if got, err := selectRivals(t.Context(), ""); err != nil || !slices.Equal(got, want) {
 		t.Errorf("all: %v, %v, want %v", got, err, want)
 	}
-	if got, err := selectRivals("^coupond$|active"); err != nil || !slices.Equal(got, []string{rivals.Ours, interactive}) {
+	if got, err := selectRivals(t.Context(), "^coupond$|active"); err != nil || !slices.Equal(got, []string{rivals.Ours, interactive}) {
 		t.Errorf("two: %v, %v", got, err)
 	}
-	if _, err := selectRivals("("); err == nil {
+	if _, err := selectRivals(t.Context(), "("); err == nil {
 		t.Error("a broken expression was taken")
 	}
 }
