@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -40,6 +41,8 @@ type door struct {
 
 	idleGrace time.Duration
 
+	places chan struct{} // has one for each connection that is open, as many as may be; nil: there is no bound
+
 	waitUntil atomic.Pointer[time.Time] // nil until the door closes: when waiting connections end
 	open      sync.WaitGroup            // connections that are not closed yet
 
@@ -60,22 +63,51 @@ func openDoor(ctx context.Context, address string) (*door, error) {
 	return &door{TCPListener: tcp, idleGrace: idleGrace, conns: map[*conn]struct{}{}}, nil
 }
 
-// Accept waits for the next connection. When the door closes it returns those that were made before, then net.ErrClosed.
+// bound lets in at most so many connections at once. It is called before the first Accept.
+func (d *door) bound(most int) { d.places = make(chan struct{}, most) }
+
+// reserve is how many file descriptors the process needs beside connections: its own (some ten), and those of its resolver.
+const reserve = 32
+
+// mostConnections is how many connections leave enough file descriptors for so many to PostgreSQL. Without that bound a crowd
+// takes them all, and a connection to PostgreSQL that is lost meanwhile cannot be made again: nobody is served any more until
+// idle ones of the crowd have timed out.
+func mostConnections(toPostgreSQL int32) int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > math.MaxInt32 {
+		return math.MaxInt32
+	}
+	return max(1, int(limit.Cur)-int(toPostgreSQL)-reserve)
+}
+
+// Accept waits for the next connection, and for a place that is free: until then newcomers wait in the kernel's queue. When the
+// door closes it returns those that were made before, then net.ErrClosed.
 func (d *door) Accept() (net.Conn, error) {
+	if d.places != nil {
+		d.places <- struct{}{} // does not block a door that closes: it closes connections
+	}
 	tcp, err := d.AcceptTCP()
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		tcp, err = d.acceptQueued()
 	}
 	if err != nil {
+		d.leave()
 		return nil, err
 	}
-	c := &conn{TCPConn: tcp, door: d}
+	c := &conn{TCPConn: tcp, door: d, since: time.Now()}
 	d.open.Add(1)
 	d.mu.Lock()
 	d.conns[c] = struct{}{}
 	d.mu.Unlock()
 	c.wait()
 	return c, nil
+}
+
+// leave gives a place to the next connection.
+func (d *door) leave() {
+	if d.places != nil {
+		<-d.places
+	}
 }
 
 // acceptQueued accepts, once the door closes, what the kernel has in its queue: closing the listener would reset it. It ends when
@@ -109,10 +141,15 @@ func (d *door) hasQueue() bool {
 	return err == nil && ready > 0
 }
 
-// connState is the hook for http.Server.ConnState. It tells a connection that its request has been answered.
+// connState is the hook for http.Server.ConnState. It tells a connection that its request has been answered, and that the next
+// one has begun: a pipelined one may have been read together with the one before it, and no Read tells of it.
 func (d *door) connState(nc net.Conn, state http.ConnState) {
-	if c, ok := nc.(*conn); ok && state == http.StateIdle {
+	c, ok := nc.(*conn)
+	switch {
+	case ok && state == http.StateIdle:
 		c.wait()
+	case ok && state == http.StateActive:
+		c.begin()
 	}
 }
 
@@ -161,20 +198,36 @@ func (d *door) connections() []*conn {
 type conn struct {
 	*net.TCPConn
 
-	door *door
-	gone sync.Once
+	door  *door
+	since time.Time // when it was let in
+	gone  sync.Once
 
 	mu       sync.Mutex
 	waits    bool      // not a byte of the next request has been read
+	ahead    bool      // the first byte of the next request was read before this one was answered
 	deadline time.Time // the read deadline that net/http wants
 }
 
 // wait notes that the connection has nothing to do until the next request arrives.
 func (c *conn) wait() {
 	c.mu.Lock()
-	c.waits = true
+	c.waits = !c.ahead
+	c.ahead = false
 	c.mu.Unlock()
 	c.limitRead()
+}
+
+// begin notes that a request has begun; a limit that the closing door has set is lifted.
+func (c *conn) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.waits {
+		return
+	}
+	c.waits = false
+	if c.door.waitUntil.Load() != nil {
+		_ = c.setReadDeadline() // see limitRead
+	}
 }
 
 func (c *conn) isWaiting() bool {
@@ -193,25 +246,32 @@ func (c *conn) limitRead() {
 // setReadDeadline is limitRead with c.mu held.
 func (c *conn) setReadDeadline() error {
 	deadline := c.deadline
-	if until := c.door.waitUntil.Load(); until != nil && c.waits && (deadline.IsZero() || until.Before(deadline)) {
-		deadline = *until
+	if closing := c.door.waitUntil.Load(); closing != nil && c.waits {
+		until := *closing
+		// Who comes out of the queue late has the whole grace, too: his request was sent long ago, and nobody has read it yet.
+		if own := c.since.Add(c.door.idleGrace); own.After(until) {
+			until = own
+		}
+		if deadline.IsZero() || until.Before(deadline) {
+			deadline = until
+		}
 	}
 	return c.TCPConn.SetReadDeadline(deadline)
 }
 
-// Read reads; with the first bytes of a request the connection stops waiting, and a limit that the closing door has set is lifted.
+// Read reads; with the first bytes of a request the connection stops waiting.
+//
+// While a handler runs, net/http reads one byte, and no more, to notice a client who leaves (connReader.backgroundRead in
+// net/http/server.go). That byte is the first of the next request, and must not be forgotten when this one is answered.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
-	if n > 0 {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.waits {
-			c.waits = false
-			if c.door.waitUntil.Load() != nil {
-				_ = c.setReadDeadline() // see limitRead
-			}
-		}
+	if n == 0 {
+		return n, err
 	}
+	c.mu.Lock()
+	c.ahead = !c.waits && len(p) == 1
+	c.mu.Unlock()
+	c.begin()
 	return n, err
 }
 
@@ -235,6 +295,7 @@ func (c *conn) Close() error {
 		c.door.mu.Lock()
 		delete(c.door.conns, c)
 		c.door.mu.Unlock()
+		c.door.leave()
 		c.door.open.Done()
 	})
 	return err

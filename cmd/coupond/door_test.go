@@ -98,6 +98,19 @@ func (g *guest) answer(status int) (closes bool, err error) {
 
 const wholeRequest = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
+// freshAndUsed are two connections that the door has let in: one that has never sent a byte, and one that has had an answer and
+// was not told to close.
+func (d *testDoor) freshAndUsed(t *testing.T) (fresh, used *guest) {
+	t.Helper()
+	fresh, used = dial(t, d.Addr()), dial(t, d.Addr())
+	used.send(t, wholeRequest)
+	if closes, err := used.answer(http.StatusOK); err != nil || closes {
+		t.Fatalf("the first answer: closes %v, %v", closes, err)
+	}
+	waitFor(t, "both connections", func() bool { return len(d.connections()) == 2 })
+	return fresh, used
+}
+
 func TestDoorAnswersEveryRequestWhileItCloses(t *testing.T) {
 	// Long enough for every client to get a turn on a busy machine; nobody waits for it.
 	d := newTestDoor(t, 30*time.Second, func(_ http.ResponseWriter, r *http.Request) {
@@ -220,13 +233,7 @@ func TestDoorClosesOnThoseWhoWait(t *testing.T) {
 	const grace = 200 * time.Millisecond
 	d := newTestDoor(t, grace, func(http.ResponseWriter, *http.Request) {})
 	d.serve()
-	silent := dial(t, d.Addr()) // has never sent a byte
-	served := dial(t, d.Addr()) // has had an answer and keeps the connection
-	served.send(t, wholeRequest)
-	if closes, err := served.answer(http.StatusOK); err != nil || closes {
-		t.Fatalf("the first answer: closes %v, %v", closes, err)
-	}
-	waitFor(t, "both connections", func() bool { return len(d.connections()) == 2 })
+	fresh, used := d.freshAndUsed(t)
 
 	started := time.Now()
 	if unanswered := d.close(t.Context(), d.served); unanswered != 0 {
@@ -235,7 +242,7 @@ func TestDoorClosesOnThoseWhoWait(t *testing.T) {
 	if took := time.Since(started); took < grace {
 		t.Errorf("closed after %s: those who wait have %s for a request that is under way", took, grace)
 	}
-	for name, g := range map[string]*guest{"silent": silent, "served": served} {
+	for name, g := range map[string]*guest{"fresh": fresh, "used": used} {
 		if _, err := g.r.ReadByte(); err != io.EOF {
 			t.Errorf("the %s guest got %v, want the end of the connection", name, err)
 		}
@@ -248,12 +255,7 @@ func TestDoorWaitsForARequestThatHasBegun(t *testing.T) {
 		_, _ = io.Copy(io.Discard, r.Body)
 	})
 	d.serve()
-	fresh := dial(t, d.Addr())
-	used := dial(t, d.Addr())
-	used.send(t, wholeRequest)
-	if _, err := used.answer(http.StatusOK); err != nil {
-		t.Fatal(err)
-	}
+	fresh, used := d.freshAndUsed(t)
 	for _, g := range []*guest{fresh, used} {
 		g.send(t, wholeRequest[:1])
 	}
@@ -277,6 +279,145 @@ func TestDoorWaitsForARequestThatHasBegun(t *testing.T) {
 	}
 	if unanswered := <-closed; unanswered != 0 {
 		t.Errorf("%d requests have no answer", unanswered)
+	}
+}
+
+// So is one that begins in the grace, and goes on after it.
+func TestDoorReadsARequestThatBeginsWhileItCloses(t *testing.T) {
+	t.Parallel()
+	const grace = 2 * time.Second
+	d := newTestDoor(t, grace, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	})
+	d.serve()
+	fresh, used := d.freshAndUsed(t)
+
+	closed := make(chan int)
+	go func() { closed <- d.close(t.Context(), d.served) }()
+	waitFor(t, "the door to close", func() bool { return d.waitUntil.Load() != nil })
+	for _, g := range []*guest{fresh, used} {
+		g.send(t, wholeRequest[:1])
+	}
+	time.Sleep(grace + grace/4)
+	for name, g := range map[string]*guest{"fresh": fresh, "used": used} {
+		if _, err := io.WriteString(g, wholeRequest[1:]); err != nil {
+			t.Errorf("%s connection: %v", name, err)
+		}
+		if closes, err := g.answer(http.StatusOK); err != nil || !closes {
+			t.Errorf("%s connection: closes %v, %v", name, closes, err)
+		}
+	}
+	if unanswered := <-closed; unanswered != 0 {
+		t.Errorf("%d requests have no answer", unanswered)
+	}
+}
+
+// One whose first byte is read while the request before it is still being answered has begun, too.
+func TestDoorWaitsForARequestThatBeganBeforeTheLastAnswer(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	d := newTestDoor(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-release
+	})
+	d.serve()
+	g := dial(t, d.Addr())
+	g.send(t, wholeRequest)
+	waitFor(t, "the request", func() bool { return d.handled.Load() == 1 })
+	g.send(t, wholeRequest[:1])
+	waitFor(t, "the byte that is read ahead", func() bool {
+		conns := d.connections()
+		return len(conns) == 1 && conns[0].hasReadAhead()
+	})
+	release <- struct{}{}
+	if closes, err := g.answer(http.StatusOK); err != nil || closes {
+		t.Fatalf("the first answer: closes %v, %v", closes, err)
+	}
+
+	closed := make(chan int)
+	go func() { closed <- d.close(t.Context(), d.served) }()
+	time.Sleep(4 * d.idleGrace)
+	g.send(t, wholeRequest[1:])
+	close(release)
+	if closes, err := g.answer(http.StatusOK); err != nil || !closes {
+		t.Errorf("the second answer: closes %v, %v", closes, err)
+	}
+	if unanswered := <-closed; unanswered != 0 {
+		t.Errorf("%d requests have no answer", unanswered)
+	}
+}
+
+func (c *conn) hasReadAhead() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ahead
+}
+
+// A pipelined request that was read together with the one before it is no connection that waits: it is not cut off in the
+// handler, and counts when the time is up.
+func TestDoorKnowsAPipelinedRequest(t *testing.T) {
+	t.Parallel()
+	const pipelined = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+	release := make(chan struct{})
+	left := make(chan error, 2)
+	d := newTestDoor(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+		<-release
+		left <- r.Context().Err()
+	})
+	d.serve()
+	g := dial(t, d.Addr())
+	g.send(t, pipelined+pipelined)
+	release <- struct{}{}
+	if closes, err := g.answer(http.StatusOK); err != nil || closes || <-left != nil {
+		t.Fatalf("the first answer: closes %v, %v", closes, err)
+	}
+	waitFor(t, "the second request", func() bool { return d.handled.Load() == 2 })
+
+	deadline, cancel := context.WithTimeout(t.Context(), 4*d.idleGrace)
+	defer cancel()
+	if unanswered := d.close(deadline, d.served); unanswered != 1 {
+		t.Errorf("%d requests have no answer, want 1", unanswered)
+	}
+	close(release)
+	if err := <-left; err != nil {
+		t.Errorf("the handler was told that its client had left: %v", err)
+	}
+	// It began before the door closed, so its answer does not say that it is the last.
+	if _, err := g.answer(http.StatusOK); err != nil {
+		t.Errorf("the second answer: %v", err)
+	}
+}
+
+// With as many connections as may be, newcomers wait until one goes, and so they do when the door closes.
+func TestDoorLetsInNoMoreThanItsBound(t *testing.T) {
+	t.Parallel()
+	d := newTestDoor(t, 50*time.Millisecond, func(http.ResponseWriter, *http.Request) {})
+	d.bound(2)
+	d.serve()
+	guests := []*guest{dial(t, d.Addr()), dial(t, d.Addr())}
+	for _, g := range guests {
+		g.send(t, wholeRequest)
+		if _, err := g.answer(http.StatusOK); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // two newcomers, one after the other
+		guests = append(guests, dial(t, d.Addr()))
+		guests[len(guests)-1].send(t, wholeRequest)
+	}
+	time.Sleep(100 * time.Millisecond)
+	if n, handled := len(d.connections()), d.handled.Load(); n != 2 || handled != 2 {
+		t.Errorf("%d connections are open, %d requests were handled; want 2", n, handled)
+	}
+	_ = guests[0].Close()
+	if _, err := guests[2].answer(http.StatusOK); err != nil {
+		t.Errorf("who waited while another went: %v", err)
+	}
+	if unanswered := d.close(t.Context(), d.served); unanswered != 0 {
+		t.Errorf("%d requests have no answer", unanswered)
+	}
+	if _, err := guests[3].answer(http.StatusOK); err != nil {
+		t.Errorf("who waited while the door closed: %v", err)
 	}
 }
 

@@ -55,6 +55,8 @@ func (s *service) run(ctx context.Context) error {
 	handler := api.New(counted, api.Options{Log: s.log})
 	server := api.NewServer(handler, s.log)
 	server.ConnState = s.door.connState
+	most := mostConnections(s.config.MaxConns)
+	s.door.bound(most)
 
 	started := time.Now()
 	served := make(chan struct{})
@@ -63,7 +65,7 @@ func (s *service) run(ctx context.Context) error {
 		defer close(served)
 		serveErr = server.Serve(s.door)
 	}()
-	s.log.Info().Stringer("address", s.door.Addr()).Msg("listening")
+	s.log.Info().Stringer("address", s.door.Addr()).Int("most_connections", most).Msg("listening")
 	var watching sync.WaitGroup
 	watch, stopWatching := context.WithCancel(ctx)
 	watching.Go(func() { s.tellReadiness(watch, store) })
