@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"scalable-coupon-system/db/dbtest"
 	"scalable-coupon-system/db/localpg"
 )
 
@@ -56,7 +57,7 @@ func typed(t *testing.T, p *program) (curl []string, psql string) {
 // Start, do what it says, stop, start again, and find it as it was. The second one of two says where the first one is.
 func TestDev(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "dev's own")
+	dir := filepath.Join(dbtest.Home(t), "dev's own")
 	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 	curl, psql := typed(t, p)
 	if len(curl) != 3 {
@@ -109,7 +110,7 @@ func TestDev(t *testing.T) {
 // Whatever ends dev, no process of PostgreSQL is left, and the next start finds all that was answered.
 func TestDevLeavesNoProcessBehind(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "dev")
+	dir := filepath.Join(dbtest.Home(t), "dev")
 	for claims, signal := range []os.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 		c := newClient(t, p.url, 1)
@@ -136,7 +137,7 @@ func TestDevLeavesNoProcessBehind(t *testing.T) {
 // When PostgreSQL is ended by somebody else, dev ends too, and says why.
 func TestDevEndsWithItsPostgreSQL(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "dev")
+	dir := filepath.Join(dbtest.Home(t), "dev")
 	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 	if err := syscall.Kill(runningPG(t, dir).Pid(), syscall.SIGINT); err != nil {
 		t.Fatal(err)
@@ -156,7 +157,7 @@ func TestDevEndsWithItsPostgreSQL(t *testing.T) {
 func TestDevStopsWhileItStarts(t *testing.T) {
 	t.Parallel()
 	for _, wait := range []time.Duration{50 * time.Millisecond, 500 * time.Millisecond, time.Second} {
-		dir := filepath.Join(t.TempDir(), "dev")
+		dir := filepath.Join(dbtest.Home(t), "dev")
 		p := startProcess(t, devEnviron, "dev", "--dir", dir)
 		time.Sleep(wait)
 		p.signal(syscall.SIGINT)
@@ -182,7 +183,7 @@ func TestDevOnATakenPort(t *testing.T) {
 	}
 	defer func() { _ = listener.Close() }()
 	address := listener.Addr().String()
-	dir := filepath.Join(t.TempDir(), "dev")
+	dir := filepath.Join(dbtest.Home(t), "dev")
 	expect(t, exitFailure, "cannot listen on "+address+": another program does already", []string{"LISTEN_ADDR=" + address}, "dev", "--dir", dir)
 	if _, err := os.Stat(filepath.Join(dir, "data")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a cluster was made: %v", err)

@@ -133,6 +133,13 @@ func TestServeOnOtherSchemas(t *testing.T) {
 	}
 	expect(t, exitFailure, fmt.Sprintf("the database has version %d, this program brings %d", db.Version()+1, db.Version()),
 		[]string{"DATABASE_URL=" + database.URL}, "migrate")
+
+	// A newer schema without something that this program calls is no place to work, and it says so.
+	if _, err := conn.Exec(t.Context(), `drop function public.claim_batch(text[], text[], integer[])`); err != nil {
+		t.Fatal(err)
+	}
+	unhealthy(t, c, fmt.Sprintf("version %d and lacks functions that this program, made for version %d, calls: run a newer program",
+		db.Version()+1, db.Version()))
 }
 
 // relations counts what stands in schema public.

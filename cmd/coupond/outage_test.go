@@ -3,48 +3,29 @@ package main
 import (
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
-	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/localpg"
+	"scalable-coupon-system/db/dbtest"
 )
 
 // TestOutage goes through the life of a service whose PostgreSQL comes, goes and comes back. It is a server of its own: nobody
 // else's tests can be in it.
 func TestOutage(t *testing.T) {
 	t.Parallel()
-	options := localpg.Options{Dir: filepath.Join(t.TempDir(), "pg"), Settings: map[string]string{"fsync": "off"}}
-	startPG := func() *localpg.Server {
-		t.Helper()
-		server, err := localpg.Start(t.Context(), options)
-		if err != nil {
-			t.Fatal(err)
-		}
-		options.Port = server.Port()
-		return server
-	}
-	server := startPG()
-	t.Cleanup(func() { _ = server.Stop() })
-	database := server.URL("postgres")
-	conn, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.Apply(t.Context(), conn); err != nil {
-		t.Fatal(err)
-	}
-	if err := conn.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	server := dbtest.Private(t, map[string]string{"fsync": "off"})
+	database := server.New(t).URL
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
+	}
+	startPG := func() {
+		t.Helper()
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
+		}
 	}
 
 	// Away at the start: the service waits.
@@ -52,7 +33,7 @@ func TestOutage(t *testing.T) {
 	p := start(t, environ(database, "CLAIM_TIMEOUT="+claimTimeout.String()), "serve").listening(t)
 	c := newClient(t, p.url, 16)
 	away(t, c, claimTimeout)
-	server = startPG()
+	startPG()
 	healthy(t, c)
 	p.logged(t, "ready for claims")
 	const amount = 1_000_000
@@ -94,7 +75,7 @@ func TestOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	away(t, c, claimTimeout)
-	server = startPG()
+	startPG()
 	healthy(t, c)
 	before := claimed()
 	waitFor(t, "claims again", func() bool { return claimed() > before+100 })
