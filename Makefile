@@ -69,6 +69,21 @@ stress: compiler postgres ## Run the sales alone and show their numbers: 50 for 
 test-sql: ## Run the specification of the SQL functions (pgTAP), here or in a container; make test-sql ARGS=claim_coupon
 	@db/tests/run $(ARGS)
 
+.PHONY: mutants
+mutants: ## Plant bugs, one at a time, and want each caught by the test named for it (four minutes); the table goes to docs/mutants.md
+	@$(GO) run ./bench/mutants $(ARGS)
+
+# How long each of them is fuzzed.
+FUZZTIME ?= 10s
+.PHONY: fuzz
+fuzz: ## Fuzz bodies, names, paths and headers through the whole handler, 10 s each; make fuzz FUZZTIME=5m
+	@targets=$$($(GO) test -list '^Fuzz' ./api | grep '^Fuzz') && for target in $$targets; do \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./api || exit 1; done
+
+.PHONY: bounds
+bounds: ## Overload it, crowd it and upgrade it under load, a minute each (quarter of an hour); the table goes to docs/bounds.md
+	COUPON_BOUNDS=1m COUPON_BOUNDS_DOC="$(CURDIR)/docs/bounds.md" $(GO) test -count=1 -v -timeout 40m -run '^TestBounds$$' ./cmd/coupond
+
 .PHONY: cover
 cover: postgres ## Measure what the tests of api, pgstore and db run of their own package; at least 80 % each
 	@mkdir -p coverage
