@@ -1,7 +1,7 @@
 // Package db holds what a claim is: the SQL of the coupon system, and the means to bring it into a database.
 //
 //	migrations/  state: tables, constraints, types, the service's role. Numbered, never edited once landed.
-//	functions/   behaviour: one file per function, as it is now, installed anew on every deploy.
+//	functions/   behaviour: one file per function (and one for a view), as it is now, installed anew on every deploy.
 //	tests/       pgTAP: what the functions promise, readable as a specification.
 package db
 
@@ -159,6 +159,7 @@ func explain(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: it must be a superuser, or own the database and either have CREATEROLE or be granted the role"+
-		" coupon_service by somebody who may (create role coupon_service nologin; grant coupon_service to <login>): %w",
+		" coupon_service by somebody who may (create role coupon_service nologin; create role coupon_monitor nologin;"+
+		" grant coupon_service to <login>): %w",
 		ErrMissingPrivilege, err)
 }

@@ -81,7 +81,7 @@ func TestApplyThreeAtOnceOnAnEmptyDatabase(t *testing.T) {
 func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
 	t.Parallel()
 	for _, who := range []string{"superuser", "plain owner"} {
-		for _, end := range []string{"rollback", "commit"} {
+		for _, end := range []string{"rollback", "commit", "commit of the monitor's alone"} {
 			t.Run(who+", "+end, func(t *testing.T) {
 				t.Parallel()
 				const n = 5
@@ -99,9 +99,13 @@ func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
 
 				// The race is made certain: all of them wait for a transaction that has created the role, and go on at once
 				// when it ends. One of them must then create it, or find it there; and each looks to its membership.
-				c.exec("begin; create role " + role + " nologin")
+				end, contested := end, role
+				if end == "commit of the monitor's alone" {
+					end, contested = "commit", monitorOf(role)
+				}
+				c.exec("begin; create role " + contested + " nologin")
 				if login != "" {
-					c.exec("grant " + role + " to " + login + " with admin option")
+					c.exec("grant " + contested + " to " + login + " with admin option")
 				}
 				watcher := owner(t, c.base)
 				released := make(chan error, 1)
@@ -209,7 +213,7 @@ func TestApplyWithoutTheRightsSaysWhatIsMissing(t *testing.T) {
 		conn := owner(t, c.database(login)).Conn
 		refused(t, onlyError(db.ApplyFiles(bounded(t), conn, files)))
 		// What the sentence says is what helps.
-		c.exec("create role " + role + " nologin; grant " + role + " to " + login)
+		c.exec("create role " + role + " nologin; create role " + monitorOf(role) + " nologin; grant " + role + " to " + login)
 		if err := onlyError(db.ApplyFiles(bounded(t), conn, files)); err != nil {
 			t.Error(err)
 		}
@@ -339,9 +343,10 @@ func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 		files[name] = &fstest.MapFile{Data: []byte(sql)}
 		return files
 	}
+	next := fmt.Sprintf("migrations/%03d_broken.sql", db.Version()+1)
 	for want, files := range map[string]fs.FS{
-		"migrate: ":           broken("migrations/003_broken.sql", "create table public.half (); select 1 / 0"),
-		"load migrations: ":   broken("migrations/003_broken.sql", "select '{{1,2}}'"),
+		"migrate: ":           broken(next, "create table public.half (); select 1 / 0"),
+		"load migrations: ":   broken(next, "select '{{1,2}}'"),
 		"load functions: ":    broken("functions/claim_coupon.sql", "select '{{1,2}}'"),
 		"install functions: ": broken("functions/claim_batch.sql", "create function public.half() returns int language sql as 'nonsense'"),
 	} {
@@ -459,18 +464,22 @@ func (c *cluster) url(login, database string) string {
 	return u.String()
 }
 
-// programWithRoleOfItsOwn are files with another role in the place of coupon_service, which the cluster does not have. It is
-// dropped in the end: after the databases that are made from here on, and before the logins that were made before.
+// programWithRoleOfItsOwn are files with other roles in the place of coupon_service and coupon_monitor, which the cluster does
+// not have. They are dropped in the end: after the databases that are made from here on, and before the logins that were made before.
 func (c *cluster) programWithRoleOfItsOwn() (files fs.FS, role string) {
 	c.t.Helper()
 	role = uniqueName()
-	c.atTheEnd("drop role if exists " + role)
+	c.atTheEnd("drop role if exists " + role + ", " + monitorOf(role))
 	mapped := program(c.t)
+	own := strings.NewReplacer("coupon_service", role, "coupon_monitor", monitorOf(role))
 	for _, file := range mapped {
-		file.Data = []byte(strings.ReplaceAll(string(file.Data), "coupon_service", role))
+		file.Data = []byte(own.Replace(string(file.Data)))
 	}
 	return mapped, role
 }
+
+// monitorOf is the monitor's role beside such a role.
+func monitorOf(role string) string { return role + "_monitor" }
 
 func uniqueName() string { return "coupon_test_" + strings.ToLower(rand.Text()[:12]) }
 
@@ -516,7 +525,11 @@ func catalog(s *session) []string {
 		select format('role %s login %s super %s, the owner is a member: %s', r.rolname, r.rolcanlogin, r.rolsuper,
 		  array(select m.member::regrole from pg_catalog.pg_auth_members as m where m.roleid = r.oid and m.member = current_user::regrole))
 		from pg_catalog.pg_roles as r
-		where r.rolname = 'coupon_service'
+		where r.rolname in ('coupon_service', 'coupon_monitor')
+		union all
+		select format('view %s: %s', v.viewname, md5(v.definition))
+		from pg_catalog.pg_views as v
+		where v.schemaname = 'public'
 		union all
 		select format('version %s', v.version)
 		from public.schema_version as v

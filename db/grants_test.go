@@ -44,7 +44,7 @@ func TestGrants(t *testing.T) {
 		order by 1`), append(append([]string{}, public...), internal...))
 
 	// Whatever kinds of rights there are, on whatever PostgreSQL calls a relation, down to its columns.
-	equal(t, "what coupon_service may do with a relation", list[string](s, `
+	equal(t, "what anybody but the owner may do with a relation", list[string](s, `
 		select r.oid::regclass || ': ' || x.privilege_type || ' for ' || x.grantee::regrole::text
 		from pg_class as r
 		cross join aclexplode(coalesce(r.relacl, acldefault(case r.relkind when 'S' then 's' else 'r' end::"char", r.relowner))) as x
@@ -54,7 +54,9 @@ func TestGrants(t *testing.T) {
 		select a.attrelid::regclass || '.' || a.attname || ': ' || x.privilege_type
 		from pg_attribute as a
 		cross join aclexplode(a.attacl) as x
-		join pg_class as r on r.oid = a.attrelid and r.relnamespace = 'public'::regnamespace`), nil)
+		join pg_class as r on r.oid = a.attrelid and r.relnamespace = 'public'::regnamespace`), []string{
+		"sale_progress: SELECT for coupon_monitor",
+	})
 	equal(t, "what coupon_service may do in the schema", list[string](s, `
 		select r
 		from unnest(array['usage', 'create']) as r
@@ -89,6 +91,7 @@ func TestTheServiceTouchesNothingElse(t *testing.T) {
 		"select from public.coupons",
 		"select from public.claims",
 		"select from public.schema_version",
+		"select from public.sale_progress",
 		"select name from public.coupons for update",
 		"insert into public.coupons (name, amount, remaining_amount) values ('forged', 1, 1)",
 		"insert into public.claims (coupon_name, claim_number, user_id) values ('forged', 1, 'forger')",
@@ -105,6 +108,38 @@ func TestTheServiceTouchesNothingElse(t *testing.T) {
 		"select public.guard_name('p', 'x')",
 		"select public.guard_names('p', array['x'])",
 		"select public.is_valid_name('x')",
+	} {
+		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+}
+
+// The monitor's role tries, too: it reads the view, and that is all.
+func TestTheMonitorReadsTheViewAlone(t *testing.T) {
+	t.Parallel()
+	s := owner(t, dbtest.New(t))
+	s.create("lamp", 2)
+	s.claim("ann", "lamp")
+	equal(t, "what the role is", list[string](s, `
+		select format('login %s super %s createrole %s createdb %s, member of %s', r.rolcanlogin, r.rolsuper, r.rolcreaterole, r.rolcreatedb,
+		  (select count(*) from pg_catalog.pg_auth_members as m where m.member = r.oid))
+		from pg_catalog.pg_roles as r
+		where r.rolname = 'coupon_monitor'`), []string{"login f super f createrole f createdb f, member of 0"})
+	s.exec("set role coupon_monitor")
+	equal(t, "what it reads", list[string](s, "select name || ' ' || remaining_amount from public.sale_progress"), []string{"lamp 1"})
+	for _, sql := range []string{
+		"select from public.coupons",
+		"select from public.claims",
+		"select from public.schema_version",
+		"update public.sale_progress set remaining_amount = amount",
+		"delete from public.sale_progress",
+		"select public.claim_coupon('ann', 'lamp')",
+		"select public.create_coupon('mine', 1)",
+		"select public.coupon_claimers('lamp', 0, 1)",
+		"select public.coupon_schema_version()",
+		"create table public.mine ()",
+		"drop view public.sale_progress",
 	} {
 		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
 			t.Errorf("%s: %v", sql, err)

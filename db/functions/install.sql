@@ -9,3 +9,4 @@
 {{ template "claim_coupons.sql" . }}
 {{ template "claim_coupon.sql" . }}
 {{ template "claim_batch.sql" . }}
+{{ template "sale_progress.sql" . }}

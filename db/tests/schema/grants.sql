@@ -1,6 +1,7 @@
--- The service's role may EXECUTE seven functions and touch nothing else; PUBLIC may do nothing at all.
+-- The service's role may EXECUTE seven functions and touch nothing else, the monitor's may read one view; PUBLIC may
+-- do nothing at all.
 begin;
-select plan(13);
+select plan(20);
 
 select has_role('coupon_service');
 select isnt_superuser('coupon_service');
@@ -54,10 +55,21 @@ select is_empty(
       and a.attacl is not null
   $$,
   'no column is granted by itself');
+select table_privs_are('public', 'sale_progress', 'coupon_service', array[]::text[]);
 select schema_privs_are('public', 'coupon_service', array['USAGE'], 'the role may look a function up, and create nothing');
 select is(
   has_schema_privilege('public', 'public', 'create'), false,
   'nor may PUBLIC: nobody can put a function beside ours');
+
+-- Who watches a sale.
+select is_empty(
+  $$ select from pg_roles where rolname = 'coupon_monitor' and (rolcanlogin or rolsuper or rolcreaterole or rolcreatedb) $$,
+  'coupon_monitor is a set of rights, too');
+select is_empty($$ execute executable('coupon_monitor') $$, 'it may execute none of the functions');
+select table_privs_are('public', 'sale_progress', 'coupon_monitor', array['SELECT'], 'it may read the view');
+select table_privs_are('public', 'coupons', 'coupon_monitor', array[]::text[]);
+select table_privs_are('public', 'claims', 'coupon_monitor', array[]::text[]);
+select schema_privs_are('public', 'coupon_monitor', array['USAGE']);
 
 select * from finish();
 rollback;

@@ -1,8 +1,9 @@
 -- The state: two tables, their keys, and how names compare.
 begin;
-select plan(16);
+select plan(17);
 
 select tables_are('public', array['coupons', 'claims', 'schema_version'], 'two tables, and the one that the migrator keeps');
+select views_are('public', array['sale_progress'], 'and one view');
 select columns_are('public', 'coupons', array['name', 'amount', 'remaining_amount', 'created_at']);
 select columns_are('public', 'claims', array['coupon_name', 'claim_number', 'user_id', 'claimed_at']);
 

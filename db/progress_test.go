@@ -1,0 +1,69 @@
+package db_test
+
+import (
+	"fmt"
+	"testing"
+
+	"scalable-coupon-system/db/dbtest"
+)
+
+// Whoever watches a sale asks every few seconds, while millions of claims are stored. A row of the view must stay a matter of a
+// few index probes: the first claim, the last, and the steps back from it to those that are older than ten seconds.
+func TestSaleProgressProbesIndexes(t *testing.T) {
+	t.Parallel()
+	admin := owner(t, dbtest.New(t))
+	admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
+	grow(admin)
+	admin.exec(fmt.Sprintf(`
+		set session_replication_role = replica;
+		insert into public.coupons (name, amount, remaining_amount) values ('busy', 2147483647, 2147483647 - %[1]d);
+		insert into public.claims (coupon_name, claim_number, user_id, claimed_at)
+		select 'busy', i, 'busy-' || i, clock_timestamp() - case when i <= %[1]d - 30000 then interval '1 hour' else interval '0' end
+		from generate_series(1, %[1]d) as i;
+		update public.claims set claimed_at = claimed_at - interval '1 hour' where coupon_name <> 'busy';
+		reset session_replication_role`, hotClaims))
+	// The view as it is, with "lately" so long that no machine is too slow for those claims to be of it.
+	admin.exec(`do $$ begin execute 'create view public.patient as '
+		|| replace(pg_catalog.pg_get_viewdef('public.sale_progress'::regclass), '00:00:10', '00:30:00'); end $$`)
+
+	for _, moment := range []string{"unanalyzed", "analyzed"} {
+		if moment == "analyzed" {
+			admin.exec("analyze public.coupons, public.claims")
+		}
+		for _, c := range []struct {
+			sql     string
+			want    string
+			entries int
+		}{
+			// The coupon, its first claim, its last, and one probe that finds the last claim older.
+			{"select claims_per_second::text from public.sale_progress where name = 'hot'", "0.0", 4},
+			{"select claims_per_second::text from public.sale_progress where name = 'many-44444'", "0.0", 4},
+			{"select claims_per_second::text from public.sale_progress where name = 'unknown'", "", 0},
+			// Back 1, 2, 4, … 16,384 and 32,768 claims, then 15 halvings.
+			{"select claims_per_second::text from public.patient where name = 'busy'", "3000.0", 4 + 16 + 16},
+			// Other columns alone cost no search.
+			{"select remaining_amount::text from public.sale_progress where name = 'busy'", fmt.Sprint(1<<31 - 1 - hotClaims), 1},
+		} {
+			report(admin)
+			before := touched(admin)
+			got := list[string](admin, c.sql)
+			report(admin)
+			after := touched(admin)
+			want := []string{c.want}
+			if c.want == "" {
+				want = nil
+			}
+			equal(t, moment+": "+c.sql, got, want)
+			entries := 0
+			for i, a := range after {
+				if a.SeqScans != before[i].SeqScans {
+					t.Errorf("%s: %s scans %s", moment, c.sql, a.Name)
+				}
+				entries += a.Entries - before[i].Entries
+			}
+			if entries > c.entries {
+				t.Errorf("%s: %s reads %d index entries, more than %d", moment, c.sql, entries, c.entries)
+			}
+		}
+	}
+}

@@ -1,0 +1,40 @@
+-- A row for each coupon, from what is stored at this instant.
+begin;
+select plan(7);
+
+select is_empty('select from public.sale_progress', 'nothing is on sale');
+select columns_are(
+  'public', 'sale_progress', array['name', 'amount', 'remaining_amount', 'first_claim_at', 'last_claim_at', 'claims_per_second']);
+select public.create_coupon('lamp', 3);
+select public.create_coupon('chair', 1);
+select results_eq(
+  $$ select * from public.sale_progress where name = 'lamp' $$,
+  $$ values ('lamp' collate "C", 3, 3, null::timestamptz, null::timestamptz, 0.0) $$,
+  'no claim yet');
+
+select public.claim_coupons(array['ann', 'bob'], 'lamp');
+update public.claims
+set claimed_at = '2020-11-27 10:00:00+00'
+where (coupon_name, claim_number) = ('lamp', 1);
+update public.claims
+set claimed_at = '2020-11-27 10:00:07+00'
+where (coupon_name, claim_number) = ('lamp', 2);
+select results_eq(
+  $$ select * from public.sale_progress where name = 'lamp' $$,
+  $$ values ('lamp' collate "C", 3, 1, '2020-11-27 10:00:00+00'::timestamptz, '2020-11-27 10:00:07+00'::timestamptz, 0.0) $$,
+  'the first claim and the last one; none of them is of the last ten seconds');
+select results_eq(
+  $$ select name from public.sale_progress order by name $$,
+  $$ values ('chair' collate "C"), ('lamp') $$,
+  'a row for each coupon');
+select isnt(obj_description('public.sale_progress'::regclass), null, 'a comment says what it is');
+
+set local role coupon_monitor;
+select tap.results_eq(
+  $$ select name, remaining_amount from public.sale_progress where name = 'lamp' $$,
+  $$ values ('lamp' collate "C", 1) $$,
+  'the monitoring role reads the same');
+reset role;
+
+select * from finish();
+rollback;
