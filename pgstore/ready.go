@@ -12,10 +12,13 @@ import (
 )
 
 // readySQL also looks for the functions that we call: a newer schema may have dropped
-// one, and then its version alone would let us call ourselves ready.
+// one, and then its version alone would let us call ourselves ready. And it looks for
+// whom we work as: a pooler in between may have swallowed the parameter that says so,
+// and then we would have the rights of our login.
 const readySQL = `
 	select
 		public.coupon_schema_version(),
+		current_user = '` + serviceRole + `',
 		pg_catalog.current_setting('transaction_read_only') = 'on',
 		not exists (
 			select from pg_catalog.unnest(array[
@@ -78,13 +81,17 @@ func (s *Store) whyNotReady(ctx context.Context) *notReadyError {
 	defer conn.Release()
 
 	var version *int32 // null while there is no version yet
-	var readOnly, complete bool
-	err = conn.QueryRow(ctx, readySQL).Scan(&version, &readOnly, &complete)
+	var inRole, readOnly, complete bool
+	err = conn.QueryRow(ctx, readySQL).Scan(&version, &inRole, &readOnly, &complete)
 	switch {
 	case err != nil && !isNotInstalled(sqlState(err)):
 		return &notReadyError{"the database does not answer", err}
 	case err != nil || version == nil:
 		return &notReadyError{"the database does not have the coupon schema: run coupond migrate", err}
+	case !inRole:
+		_ = conn.Conn().Close(ctx) // the next one may be right
+		return &notReadyError{sentence: "the database lets us work with the rights of our login, not as " + serviceRole +
+			": a pooler in between drops the parameter role; alter role <login> set role = " + serviceRole}
 	case readOnly:
 		_ = conn.Conn().Close(ctx) // the next one may be to another host, which is not
 		return &notReadyError{sentence: "the database is read-only: it is a standby, or was set so"}

@@ -105,6 +105,25 @@ func TestReadyWithoutAFunction(t *testing.T) {
 	wantReady(t, s.Store, fmt.Sprint(db.Version()), fmt.Sprint(db.Version()+1), "lacks functions", "run a newer program")
 }
 
+// A pooler can drop the parameter that makes us coupon_service. What is then called
+// ready would have the rights of the login.
+func TestReadyInTheRightRoleOnly(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	wantReady(t, s.Store)
+	conn, err := s.watch.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), `set role none`)
+	conn.Release()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantReady(t, s.Store, "not as coupon_service", "pooler")
+	wantReady(t, s.Store) // on a new connection
+}
+
 func TestReadyServerAway(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder

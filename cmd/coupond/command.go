@@ -68,6 +68,7 @@ Exit status: 0 success, 1 failure, 2 wrong usage or configuration.`,
 		newServeCommand(vars, stderr),
 		newDevCommand(vars, stdout, stderr),
 		newMigrateCommand(vars, stdout),
+		newSQLCommand(stdout),
 		newHealthcheckCommand(vars, stdout),
 		newVersionCommand(stdout),
 	)

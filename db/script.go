@@ -1,0 +1,56 @@
+package db
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"io/fs"
+	"strings"
+	"text/template"
+
+	"github.com/jackc/tern/v2/migrate"
+)
+
+//go:embed script.psql
+var script string
+
+// Script returns what Apply does as one script for psql, which needs no other file and no Go. Like Apply it does only what is
+// missing, may be run again, and refuses a newer schema; unlike Apply it cannot be part of a program, because it asks psql to
+// decide (\if).
+func Script() (string, error) {
+	migrations, err := fs.Sub(files, "migrations")
+	if err != nil {
+		return "", err
+	}
+	// Without a connection the migrator only reads.
+	migrator, err := migrate.NewMigrator(context.Background(), nil, versionTable)
+	if err != nil {
+		return "", err
+	}
+	if err := migrator.LoadMigrations(migrations); err != nil {
+		return "", fmt.Errorf("load migrations: %w", err)
+	}
+	functions, err := fs.Sub(files, "functions")
+	if err != nil {
+		return "", err
+	}
+	code, err := migrate.LoadCodePackage(functions)
+	if err != nil {
+		return "", fmt.Errorf("load functions: %w", err)
+	}
+	install, err := code.Eval(nil)
+	if err != nil {
+		return "", fmt.Errorf("load functions: %w", err)
+	}
+
+	var text strings.Builder
+	err = template.Must(template.New("script").Parse(script)).Execute(&text, map[string]any{
+		"Migrations":   migrator.Migrations,
+		"Functions":    install,
+		"Version":      version(files),
+		"VersionTable": versionTable,
+		"Lock":         applyLock,
+		"OldestServer": oldestServer,
+	})
+	return text.String(), err
+}
