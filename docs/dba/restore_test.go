@@ -1,0 +1,98 @@
+//go:build dba
+
+package dba_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/pgstore"
+)
+
+// A dump taken in the middle of a sale is one moment of it; on a fresh cluster, by the handbook's steps, the sale goes on from
+// there with the next numbers.
+func TestRestore(t *testing.T) {
+	for _, login := range []string{"postgres", "plain"} {
+		t.Run("as "+login, func(t *testing.T) {
+			old, fresh := newCluster(t), newCluster(t)
+			for _, c := range []*cluster{old, fresh} {
+				must(t, c.env("postgres", "postgres"), `psql -qc "create role plain login createrole password 'plain'"`)
+				must(t, c.env("postgres", "postgres"), fmt.Sprintf(`psql -qc "create database coupons owner %s template template0 encoding 'UTF8'"`, login))
+			}
+			from, to := old.env(login, "coupons"), fresh.env(login, "coupons")
+			must(t, from, "coupond migrate")
+
+			const stock = 100_000
+			store := open(t, old.url(login, "coupons"))
+			if status, err := store.CreateCoupon(t.Context(), "lamp", stock); err != nil || status != pgstore.Created {
+				t.Fatal(status, err)
+			}
+			claimAll := func(store *pgstore.Store, pattern string, n int) {
+				t.Helper()
+				var all sync.WaitGroup
+				for i := range n {
+					all.Go(func() {
+						if status, err := store.Claim(t.Context(), fmt.Sprintf(pattern, i), "lamp"); err != nil || status != pgstore.Claimed {
+							t.Errorf("a claim: %s %v", status, err)
+						}
+					})
+				}
+				all.Wait()
+			}
+			claimAll(store, "before %d", 1000)
+			var meanwhile sync.WaitGroup
+			meanwhile.Go(func() {
+				for i := range 10 {
+					claimAll(store, fmt.Sprintf("meanwhile %d/%%d", i), 200)
+				}
+			})
+			must(t, from, "pg_dump --format=custom --file=coupons.dump")
+			meanwhile.Wait()
+			booksEqual(t, connect(t, old.url(login, "coupons")), "lamp", 3000)
+
+			// Without the roles, which are the cluster's, it is refused before anything is there.
+			restore := "pg_restore --exit-on-error --single-transaction --no-owner --dbname=coupons coupons.dump"
+			if said, err := shell(t, to, restore); err == nil || !strings.Contains(said, `role "coupon_`) {
+				t.Errorf("a restore without the roles: %v %s", err, said)
+			}
+			must(t, to, "psql -qv ON_ERROR_STOP=1 <<'END'\n"+fromHandbook(t, "the roles of a fresh cluster")+"END")
+			must(t, to, restore)
+			if said := must(t, to, "coupond migrate"); !strings.Contains(said, fmt.Sprintf("schema version %d already", db.Version())) {
+				t.Errorf("migrate: %s", said)
+			}
+			if want, got := schemaOf(t, from), schemaOf(t, to); got != want {
+				t.Errorf("the schema is another:\n%s", diff(want, got))
+			}
+
+			owner := connect(t, fresh.url(login, "coupons"))
+			restored := get[int](t, owner, "select amount - remaining_amount from public.coupons")
+			if restored < 1000 || restored > 3000 {
+				t.Errorf("%d claims in the dump", restored)
+			}
+			t.Logf("the dump has %d claims of 1,000 before and 2,000 meanwhile", restored)
+			booksEqual(t, owner, "lamp", restored)
+
+			again := open(t, fresh.url(login, "coupons"))
+			if err := again.Ready(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if status, err := again.Claim(t.Context(), "before 7", "lamp"); err != nil || status != pgstore.AlreadyClaimed {
+				t.Errorf("who has it already: %s %v", status, err)
+			}
+			claimAll(again, "after %d", 500)
+			booksEqual(t, owner, "lamp", restored+500)
+			if first := get[string](t, owner, "select user_id from public.claims where claim_number = $1", restored+1); !strings.HasPrefix(first, "after ") {
+				t.Errorf("claim %d is of %s", restored+1, first)
+			}
+		})
+	}
+}
+
+// schemaOf is what a dump says of everything but the rows.
+func schemaOf(t *testing.T, env []string) string {
+	t.Helper()
+	return must(t, env, `pg_dump --schema-only | grep -vE '^\\(un)?restrict '`)
+}
