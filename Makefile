@@ -42,6 +42,10 @@ psql: ## Open psql on the database of the running `make run`
 	@if [ ! -x .coupond/psql ]; then echo 'No development database runs here: type "make run" in another terminal.' >&2; exit 1; fi
 	@exec .coupond/psql $(ARGS)
 
+.PHONY: sql
+sql: ## Print the whole schema and its functions as a script for psql: make --silent sql >install.sql
+	@$(GO) run ./cmd/coupond sql
+
 .PHONY: attack
 attack: ## Let a crowd loose on the running service; see make attack ARGS=-help
 	@$(GO) run ./bench/attack $(ARGS)
@@ -68,6 +72,11 @@ stress: compiler postgres ## Run the sales alone and show their numbers: 50 for 
 .PHONY: test-sql
 test-sql: ## Run the specification of the SQL functions (pgTAP), here or in a container; make test-sql ARGS=claim_coupon
 	@db/tests/run $(ARGS)
+
+.PHONY: test-dba
+test-dba: compiler ## Type the DBA's handbook, restore a dump, sell through PgBouncer: with psql, pg_dump and pgbouncer of this machine
+	$(GO) vet -tags dba ./docs/dba
+	$(GO) test $(RACE) -tags dba -count=1 -timeout 10m ./docs/dba $(if $(ARGS),-args $(ARGS))
 
 .PHONY: mutants
 mutants: ## Plant bugs, one at a time, and want each caught by the test named for it (four minutes); the table goes to docs/mutants.md

@@ -4,6 +4,7 @@ package dba_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -49,16 +50,18 @@ func TestRestore(t *testing.T) {
 					claimAll(store, fmt.Sprintf("meanwhile %d/%%d", i), 200)
 				}
 			})
-			must(t, from, "pg_dump --format=custom --file=coupons.dump")
+			must(t, from, asWritten(t, "pg_dump --format=custom --file=coupons.dump"))
 			meanwhile.Wait()
 			booksEqual(t, connect(t, old.url(login, "coupons")), "lamp", 3000)
 
-			// Without the roles, which are the cluster's, it is refused before anything is there.
-			restore := "pg_restore --exit-on-error --single-transaction --no-owner --dbname=coupons coupons.dump"
+			// Without the roles, which are the cluster's, it is refused and leaves nothing.
+			to = append(to, "NEW="+fresh.url(login, "coupons"))
+			restore := asWritten(t, `pg_restore --exit-on-error --single-transaction --no-owner --dbname="$NEW" coupons.dump`)
 			if said, err := shell(t, to, restore); err == nil || !strings.Contains(said, `role "coupon_`) {
 				t.Errorf("a restore without the roles: %v %s", err, said)
 			}
-			must(t, to, "psql -qv ON_ERROR_STOP=1 <<'END'\n"+fromHandbook(t, "the roles of a fresh cluster")+"END")
+			must(t, to, asWritten(t, `psql "$NEW" -c 'create role coupon_service nologin' -c 'create role coupon_monitor nologin' \
+    -c 'grant coupon_service to current_user'`))
 			must(t, to, restore)
 			if said := must(t, to, "coupond migrate"); !strings.Contains(said, fmt.Sprintf("schema version %d already", db.Version())) {
 				t.Errorf("migrate: %s", said)
@@ -89,6 +92,16 @@ func TestRestore(t *testing.T) {
 			}
 		})
 	}
+}
+
+// asWritten is a command that the handbook has, too.
+func asWritten(t *testing.T, command string) string {
+	t.Helper()
+	text, err := os.ReadFile("../dba.md")
+	if err != nil || !strings.Contains(string(text), "\n$ "+command+"\n") {
+		t.Fatalf("docs/dba.md does not say %s (%v)", command, err)
+	}
+	return command
 }
 
 // schemaOf is what a dump says of everything but the rows.
