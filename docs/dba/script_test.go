@@ -24,6 +24,9 @@ func TestScriptInstallsWhatMigrateDoes(t *testing.T) {
 		for _, what := range []string{"migrated", "installed", "older"} {
 			must(t, admin, fmt.Sprintf(`psql -qc "create database %s owner %s template template0 encoding 'UTF8'"`, name(what), login))
 		}
+		if login != "postgres" { // who made coupon_service
+			must(t, admin, "psql -qc 'grant coupon_service to "+login+"'")
+		}
 		must(t, at("migrated"), "coupond migrate")
 		want := dump(t, at("migrated"))
 		for _, part := range []string{"CREATE FUNCTION public.claim_batch", "COMMENT ON VIEW", "GRANT SELECT ON TABLE public.sale_progress TO coupon_monitor"} {
