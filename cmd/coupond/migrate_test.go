@@ -83,6 +83,19 @@ func TestMigrateSaysWhyNot(t *testing.T) {
 	}
 }
 
+// sql prints what migrate does, and needs no database for it.
+func TestSQLPrintsTheScript(t *testing.T) {
+	t.Parallel()
+	script, err := db.Script()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, nil, "sql")
+	if code := p.wait(t); code != 0 || p.stdout.String() != script || p.stderr.String() != "" {
+		t.Errorf("exit code %d, %d bytes instead of %d, %s", code, len(p.stdout.String()), len(script), p.stderr.String())
+	}
+}
+
 // serve never changes the schema. It says what is missing, and goes on when that has come.
 func TestServeWaitsForMigrate(t *testing.T) {
 	t.Parallel()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +50,7 @@ func TestHandbook(t *testing.T) {
 		t.Errorf("only %d commands were found", commands)
 	}
 	if *update {
-		if err := os.WriteFile("../dba.md", []byte(strings.Join(written, "\n")), 0o600); err != nil {
+		if err := os.WriteFile("../dba.md", []byte(strings.Join(written, "\n")), 0o600); err != nil { //nolint:gosec // our own answers, into our own page
 			t.Fatal(err)
 		}
 	}
@@ -181,7 +182,7 @@ func (h *hands) session(name string) *session {
 			cmd.Path = lookIn(h.t, path, "psql")
 		}
 	}
-	cmd.Env = append(h.env, "PGAPPNAME="+name)
+	cmd.Env = append(slices.Clone(h.env), "PGAPPNAME="+name)
 	input, err := cmd.StdinPipe()
 	if err != nil {
 		h.t.Fatal(err)
@@ -210,7 +211,7 @@ func (h *hands) session(name string) *session {
 
 func lookIn(t *testing.T, path, program string) string {
 	t.Helper()
-	for _, dir := range strings.Split(path, ":") {
+	for dir := range strings.SplitSeq(path, ":") {
 		if info, err := os.Stat(dir + "/" + program); err == nil && !info.IsDir() {
 			return dir + "/" + program
 		}

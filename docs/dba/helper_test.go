@@ -40,7 +40,7 @@ func run(m *testing.M) (int, error) {
 	if bin, err = os.MkdirTemp("", "coupon-dba-"); err != nil {
 		return 1, err
 	}
-	defer os.RemoveAll(bin)
+	defer os.RemoveAll(bin) //nolint:errcheck // a folder for temporary files
 	build := exec.Command("go", "build", "-o", filepath.Join(bin, "coupond"), "../../cmd/coupond")
 	if output, err := build.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("%w\n%s", err, output)

@@ -263,7 +263,7 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	b := &pgBouncer{port: freePort(t), tracksStatements: major > 1 || minor >= 21}
 	t.Logf("%s", match[0])
 
-	dir, err := os.MkdirTemp("", "coupon-pgbouncer-")
+	dir, err := os.MkdirTemp("", "coupon-pgbouncer-") //nolint:usetesting // t.TempDir is closed to the user as whom it runs
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +338,7 @@ func freePort(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	defer listener.Close() //nolint:errcheck // it only looked for a port
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,150 @@
+package db_test
+
+import (
+	"context"
+	"crypto/rand"
+	"io/fs"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/db/dbtest"
+)
+
+// cluster is a superuser's session on an empty database, to make logins and more databases with.
+type cluster struct {
+	*session
+	base *dbtest.Database
+	tb   testing.TB
+}
+
+func newCluster(t testing.TB) *cluster {
+	t.Helper()
+	base := dbtest.Empty(t)
+	return &cluster{owner(t, base), base, t}
+}
+
+// atTheEnd runs when the test is over, the last one first.
+func (c *cluster) atTheEnd(sql string) {
+	c.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if _, err := c.Exec(ctx, sql); err != nil {
+			c.t.Errorf("%v\n%s", err, sql)
+		}
+	})
+}
+
+// login makes a login without rights, but for these attributes. Its password is its name.
+func (c *cluster) login(attributes ...string) string {
+	c.t.Helper()
+	name := uniqueName()
+	c.exec("create role " + name + " login nosuperuser password '" + name + "' " + strings.Join(attributes, " "))
+	c.atTheEnd("drop role " + name)
+	return name
+}
+
+// database makes an empty one that belongs to login, or to the superuser.
+func (c *cluster) database(login string, options ...string) *dbtest.Database {
+	c.t.Helper()
+	name := uniqueName()
+	if login != "" {
+		options = append(options, "owner "+login)
+	}
+	c.exec("create database " + name + " template template0 " + strings.Join(options, " "))
+	c.atTheEnd("drop database " + name + " with (force)")
+	return &dbtest.Database{Name: name, URL: c.url(login, name)}
+}
+
+// as connects to a database as login.
+func (c *cluster) as(login string, d *dbtest.Database) *pgx.Conn {
+	c.t.Helper()
+	return (&dbtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.tb)
+}
+
+func (c *cluster) url(login, database string) string {
+	c.t.Helper()
+	u, err := url.Parse(c.base.URL)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	u.Path = "/" + database
+	if login != "" {
+		u.User = url.UserPassword(login, login)
+	}
+	return u.String()
+}
+
+// programWithRoleOfItsOwn are files with other roles in the place of coupon_service and coupon_monitor, which the cluster does
+// not have. They are dropped in the end: after the databases that are made from here on, and before the logins that were made before.
+func (c *cluster) programWithRoleOfItsOwn() (files fs.FS, role string) {
+	c.t.Helper()
+	role = uniqueName()
+	c.atTheEnd("drop role if exists " + role + ", " + monitorOf(role))
+	mapped := program(c.t)
+	own := strings.NewReplacer("coupon_service", role, "coupon_monitor", monitorOf(role))
+	for _, file := range mapped {
+		file.Data = []byte(own.Replace(string(file.Data)))
+	}
+	return mapped, role
+}
+
+// monitorOf is the monitor's role beside such a role.
+func monitorOf(role string) string { return role + "_monitor" }
+
+func uniqueName() string { return "coupon_test_" + strings.ToLower(rand.Text()[:12]) }
+
+// catalog is what PostgreSQL knows of our schema, a line for each thing.
+func catalog(s *session) []string {
+	s.t.Helper()
+	s.exec("set search_path = ''")
+	return list[string](s, `
+		select format('function %s %s owner %s acl %s set %s volatile %s definer %s: %s %s', p.oid::regprocedure,
+		  p.prorettype::regtype, p.proowner::regrole, p.proacl, p.proconfig, p.provolatile, p.prosecdef,
+		  md5(p.prosrc), obj_description(p.oid))
+		from pg_catalog.pg_proc as p
+		where p.pronamespace = 'public'::regnamespace
+		union all
+		select format('relation %s %s owner %s acl %s options %s: %s', r.oid::regclass, r.relkind, r.relowner::regrole,
+		  r.relacl, r.reloptions, obj_description(r.oid))
+		from pg_catalog.pg_class as r
+		where r.relnamespace = 'public'::regnamespace
+		union all
+		select format('column %s.%s %s collation %s not null %s default %s: %s', a.attrelid::regclass, a.attname,
+		  format_type(a.atttypid, a.atttypmod), a.attcollation::regcollation, a.attnotnull,
+		  (select pg_get_expr(d.adbin, d.adrelid) from pg_catalog.pg_attrdef as d where (d.adrelid, d.adnum) = (a.attrelid, a.attnum)),
+		  col_description(a.attrelid, a.attnum))
+		from pg_catalog.pg_attribute as a
+		join pg_catalog.pg_class as r on r.oid = a.attrelid
+		where r.relnamespace = 'public'::regnamespace
+		  and a.attnum > 0
+		union all
+		select format('constraint %s %s %s', c.conrelid::regclass, c.conname, pg_get_constraintdef(c.oid))
+		from pg_catalog.pg_constraint as c
+		where c.connamespace = 'public'::regnamespace
+		union all
+		select format('type %s owner %s acl %s labels %s: %s', t.oid::regtype, t.typowner::regrole, t.typacl,
+		  array(select e.enumlabel from pg_catalog.pg_enum as e where e.enumtypid = t.oid order by e.enumsortorder),
+		  obj_description(t.oid))
+		from pg_catalog.pg_type as t
+		where t.typnamespace = 'public'::regnamespace
+		union all
+		select format('schema %s owner %s acl %s', n.nspname, n.nspowner::regrole, n.nspacl)
+		from pg_catalog.pg_namespace as n
+		where n.nspname = 'public'
+		union all
+		select format('role %s login %s super %s, the owner is a member: %s', r.rolname, r.rolcanlogin, r.rolsuper,
+		  array(select m.member::regrole from pg_catalog.pg_auth_members as m where m.roleid = r.oid and m.member = current_user::regrole))
+		from pg_catalog.pg_roles as r
+		where r.rolname in ('coupon_service', 'coupon_monitor')
+		union all
+		select format('view %s: %s', v.viewname, md5(v.definition))
+		from pg_catalog.pg_views as v
+		where v.schemaname = 'public'
+		union all
+		select format('version %s', v.version)
+		from public.schema_version as v
+		order by 1`)
+}
