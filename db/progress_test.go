@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/dbtest"
 )
 
@@ -65,5 +66,26 @@ func TestSaleProgressProbesIndexes(t *testing.T) {
 				t.Errorf("%s: %s reads %d index entries, more than %d", moment, c.sql, entries, c.entries)
 			}
 		}
+	}
+}
+
+// Who has looked at the view in a transaction that he leaves open keeps a deploy waiting, but no claim: not before the deploy,
+// nor while it waits.
+func TestSaleProgressBeingReadHoldsUpNoClaim(t *testing.T) {
+	t.Parallel()
+	database := dbtest.New(t)
+	watcher, admin, client := owner(t, database), owner(t, database), service(t, database)
+	client.create("lamp", 2)
+	watcher.exec("begin; set local role coupon_monitor; select from public.sale_progress")
+
+	migrated := make(chan error, 1)
+	go func() { migrated <- onlyError(db.Apply(bounded(t), admin.Conn)) }()
+	if err := waitBlocked(owner(t, database), 1, []string{database.Name}); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "claims meanwhile", client.claimCoupons([]string{"ann", "bob"}, "lamp"), []string{claimed, claimed})
+	watcher.exec("commit")
+	if err := <-migrated; err != nil {
+		t.Error(err)
 	}
 }

@@ -71,6 +71,19 @@ func newCluster(t *testing.T) *cluster {
 	return &cluster{server, t}
 }
 
+// startAgain starts it after a Stop, at the same address.
+func (c *cluster) startAgain() {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	server, err := localpg.Start(ctx, localpg.Options{Dir: c.Dir(), Port: c.Port(), Log: os.Stderr})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = server.Kill() })
+	c.Server = server
+}
+
 // env is the environment of a shell whose PostgreSQL programs find the database of a login of this cluster.
 func (c *cluster) env(login, database string) []string {
 	u, err := url.Parse(c.URL(database))

@@ -134,6 +134,25 @@ func TestPgBouncer(t *testing.T) {
 			return err == nil
 		})
 	})
+
+	t.Run("PostgreSQL away and back", func(t *testing.T) {
+		store := open(t, b.url("?default_query_exec_mode=exec"))
+		if _, err := store.CreateCoupon(t.Context(), "lasting", 10); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		// PgBouncer takes the call and waits for a server: who gives up then cannot know what becomes of it.
+		if status, err := store.Claim(t.Context(), "ann", "lasting"); !errors.Is(err, pgstore.ErrOutcomeUnknown) {
+			t.Errorf("a claim while PostgreSQL is away: %s %v", status, err)
+		}
+		c.startAgain()
+		waitFor(t, "claims to go on", func() bool {
+			status, err := store.Claim(t.Context(), "bob", "lasting")
+			return err == nil && (status == pgstore.Claimed || status == pgstore.AlreadyClaimed)
+		})
+	})
 }
 
 func open(t *testing.T, address string) *pgstore.Store {
