@@ -86,25 +86,38 @@ func TestPgBouncer(t *testing.T) {
 		})
 	}
 
-	t.Run("a coupon that somebody has locked", func(t *testing.T) {
+	// locked claims a coupon that somebody has locked.
+	locked := func(t *testing.T, coupon string, want error) {
+		t.Helper()
 		store := open(t, b.url("?default_query_exec_mode=exec"))
-		if _, err := store.CreateCoupon(t.Context(), "locked", 1); err != nil {
+		if _, err := store.CreateCoupon(t.Context(), coupon, 1); err != nil {
 			t.Fatal(err)
 		}
 		tx, err := owner.Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := tx.Exec(t.Context(), "select from public.coupons where name = 'locked' for update"); err != nil {
+		if _, err := tx.Exec(t.Context(), "select from public.coupons where name = $1 for update", coupon); err != nil {
 			t.Fatal(err)
 		}
-		_, err = store.Claim(t.Context(), "ann", "locked")
-		if rollback := tx.Rollback(t.Context()); rollback != nil || !errors.Is(err, pgstore.ErrUnavailable) {
-			t.Errorf("lock_timeout does not say that surely nothing was done: %v, %v", err, rollback)
+		_, err = store.Claim(t.Context(), "ann", coupon)
+		if rollback := tx.Rollback(t.Context()); rollback != nil || !errors.Is(err, want) {
+			t.Errorf("a claim of a locked coupon: %v; want %v; %v", err, want, rollback)
 		}
-		if status, err := store.Claim(t.Context(), "ann", "locked"); status != pgstore.Claimed {
-			t.Errorf("afterwards: %s %v", status, err)
-		}
+		waitFor(t, "the claim afterwards", func() bool {
+			status, err := store.Claim(t.Context(), "ann", coupon)
+			return err == nil && (status == pgstore.Claimed || status == pgstore.AlreadyClaimed)
+		})
+	}
+	t.Run("a coupon that somebody has locked", func(t *testing.T) {
+		locked(t, "locked", pgstore.ErrUnavailable)
+	})
+	t.Run("a locked coupon without the time-outs", func(t *testing.T) {
+		must(t, coupons, `psql -qc "alter role coupon_login reset lock_timeout" -c "alter role coupon_login reset statement_timeout"`)
+		b.reconnect(t)
+		locked(t, "locked without", pgstore.ErrOutcomeUnknown)
+		must(t, coupons, `psql -qc "alter role coupon_login set lock_timeout = '750ms'" -c "alter role coupon_login set statement_timeout = '1s'"`)
+		b.reconnect(t)
 	})
 
 	t.Run("a login that does not become coupon_service", func(t *testing.T) {
