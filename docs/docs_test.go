@@ -245,6 +245,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, environment, _ := strings.Cut(string(help), "Environment:\n")
+	environment = strings.ReplaceAll(environment, "\n          ", " ") // lines that were folded
 	setting := regexp.MustCompile(`(?m)^  ([A-Z_]+)(?:=(\S+))?(?:  \((.+)\))?\n +(.+)\n +(.+)$`)
 	var inHelp []string
 	for _, match := range setting.FindAllStringSubmatch(environment, -1) {
