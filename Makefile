@@ -130,6 +130,10 @@ ci: ## Run all that decides whether a change lands, from a clean Debian machine 
 release: $(CYCLONEDX) ## Build the archives of a release into dist/: binaries, bills of materials, checksums; twice the same bytes
 	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' GO='$(GO)' SBOM='$(CURDIR)/$(CYCLONEDX)' deploy/release
 
+.PHONY: release-test
+release-test: ## Build a release, try its binary in an empty folder, build it again elsewhere and compare
+	.ci/release
+
 .PHONY: kubernetes
 kubernetes: ## Render deploy/kubernetes and hold it against what an API server of Kubernetes takes
 	cd deploy/kubernetes/check && $(GO) vet ./... && $(GO) mod tidy -diff && $(GO) test -count=1 ./...
