@@ -264,7 +264,7 @@ func describe(config any) string {
 // fold breaks a text into lines of at most width characters, between words.
 func fold(text string, width int) []string {
 	var lines []string
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		last := len(lines) - 1
 		if last >= 0 && utf8.RuneCountInString(lines[last]+" "+word) <= width {
 			lines[last] += " " + word
