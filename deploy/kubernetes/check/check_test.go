@@ -42,25 +42,24 @@ func TestFaultsAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for right, wrong := range map[string]string{
-		"replicas: 2":                   "replica: 2",                     // no such field
-		"replicas: 2 ":                  "replicas: two ",                 // no such type
-		"path: /health, port: http":     "path: /health, port: HTTP_PORT", // no such name
-		"name: database, mountPath":     "name: databse, mountPath",       // no such volume
-		"whenUnsatisfiable: Schedule":   "whenUnsatisfiable: Sched",       // no such word
-		"seccompProfile: {type: Runt":   "seccompProfile: {typ: Runt",     // deep down
-		"cpu: 500m, memory: 64Mi":       "cpu: 500m, memory: 64MB",        // no such unit
-		"maxUnavailable: 0, maxSurge: ": "maxUnavailable: 0, maxSurge: 0 # ",
+	for _, mistake := range []struct{ right, wrong string }{
+		{"replicas: 2", "replica: 2"},                                            // no such field
+		{"replicas: 2", "replicas: two"},                                         // no such number
+		{"path: /health, port: http", "path: /health, port: HTTP_PORT"},          // no such name of a port
+		{"name: database, mountPath", "name: databse, mountPath"},                // no such volume
+		{"whenUnsatisfiable: ScheduleAnyway", "whenUnsatisfiable: Sometimes"},    // no such word
+		{"seccompProfile: {type: RuntimeDefault}", "seccompProfile: {typ: Run}"}, // deep down
+		{"cpu: 500m, memory: 64Mi", "cpu: 500m, memory: 64MB"},                   // no such unit
+		{"maxUnavailable: 0, maxSurge: 1", "maxUnavailable: 0, maxSurge: 0"},     // a roll-out that cannot move
 	} {
-		right = strings.TrimSuffix(right, " ")
-		broken := strings.Replace(string(text), right, strings.TrimSuffix(wrong, " "), 1)
+		broken := strings.Replace(string(text), mistake.right, mistake.wrong, 1)
 		if broken == string(text) {
-			t.Errorf("the deployment has no %q", right)
+			t.Errorf("the deployment has no %q", mistake.right)
 			continue
 		}
 		object, err := decode([]byte(broken))
 		if err == nil && len(faults(t, object)) == 0 {
-			t.Errorf("%q in place of %q is taken", wrong, right)
+			t.Errorf("%q is taken", mistake.wrong)
 		}
 	}
 }
