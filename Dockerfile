@@ -1,15 +1,20 @@
 # The service in an image that holds one static binary, the certificate authorities, and nothing else.
 # No BuildKit-only syntax: the classic builder builds it too.
-FROM golang:1.26-bookworm AS build
+#
+# Go compiles for another machine without emulating it: BuildKit names the machine that builds and the one that will run, the
+# classic builder names neither, and then both are this one.
+FROM --platform=${BUILDPLATFORM:-linux} golang:1.26-bookworm AS build
 WORKDIR /src
 # The modules have a layer of their own: it is made again only when a dependency changes.
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=unknown
+ARG COMMIT=unknown
+ARG TARGETARCH
 # Go's build cache stays out of the layer: the classic builder never reads it again.
-RUN CGO_ENABLED=0 GOCACHE=/tmp/cache go build -trimpath -buildvcs=false \
-        -ldflags "-s -w -X main.version=$VERSION" -o /coupond ./cmd/coupond && \
+RUN CGO_ENABLED=0 GOARCH=$TARGETARCH GOCACHE=/tmp/cache go build -trimpath -buildvcs=false \
+        -ldflags "-s -w -X main.version=$VERSION -X main.commit=$COMMIT" -o /coupond ./cmd/coupond && \
     rm -rf /tmp/cache
 
 FROM scratch

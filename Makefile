@@ -7,8 +7,9 @@ MAKEFLAGS += --no-builtin-rules
 GO ?= go
 # Passed on to the program behind a target: make psql ARGS='-c "table coupons"'
 ARGS ?=
-# What `coupond version` says in the image, where Go cannot ask git.
+# What `coupond version` says in a release and in the image, where Go cannot ask git.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 # The tools are built from source at these versions into .bin/, once: go.mod stays a list of what the
@@ -17,9 +18,11 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 GOLANGCI_LINT_VERSION := v2.15.0
 ACTIONLINT_VERSION := v1.7.12
 GOVULNCHECK_VERSION := v1.9.0
+CYCLONEDX_VERSION := v1.10.0
 GOLANGCI_LINT := .bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 ACTIONLINT := .bin/actionlint-$(ACTIONLINT_VERSION)
 GOVULNCHECK := .bin/govulncheck-$(GOVULNCHECK_VERSION)
+CYCLONEDX := .bin/cyclonedx-gomod-$(CYCLONEDX_VERSION)
 
 # The recipe that builds a tool: $(call tool,package,version).
 tool = @echo "building $(notdir $(1)) $(2), once" && mkdir -p .bin && \
@@ -52,7 +55,7 @@ attack: ## Let a crowd loose on the running service; see make attack ARGS=-help
 
 .PHONY: docker-up
 docker-up: ## Serve on :8080 from containers (docker compose), in the background
-	VERSION='$(VERSION)' $(COMPOSE) up --build --detach
+	VERSION='$(VERSION)' COMMIT='$(COMMIT)' $(COMPOSE) up --build --detach
 
 .PHONY: docker-down
 docker-down: ## Stop the containers; their data stay (remove them: make docker-down ARGS=--volumes)
@@ -109,7 +112,7 @@ lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them)
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose db/tests/run
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release deploy/release db/tests/run
 	shellcheck --shell=sh db/localpg/watchdog.sh
 	yamllint --strict .
 	$(ACTIONLINT)
@@ -129,6 +132,20 @@ docker-test: ## Try the README's session on containers, with SIGTERM and a resta
 .PHONY: ci
 ci: ## Run all that decides whether a change lands, from a clean Debian machine on
 	bash .ci/run
+
+##@ Ship
+
+.PHONY: release
+release: $(CYCLONEDX) ## Build the archives of a release into dist/: binaries, bills of materials, checksums; twice the same bytes
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' GO='$(GO)' SBOM='$(CURDIR)/$(CYCLONEDX)' deploy/release
+
+.PHONY: release-test
+release-test: ## Build a release, try its binary in an empty folder, build it again elsewhere and compare
+	.ci/release
+
+.PHONY: kubernetes
+kubernetes: ## Render deploy/kubernetes and hold it against what an API server of Kubernetes takes
+	cd deploy/kubernetes/check && $(GO) vet ./... && $(GO) mod tidy -diff && $(GO) test -count=1 ./...
 
 ##@ Race
 
@@ -164,3 +181,5 @@ $(ACTIONLINT):
 	$(call tool,github.com/rhysd/actionlint/cmd/actionlint,$(ACTIONLINT_VERSION))
 $(GOVULNCHECK):
 	$(call tool,golang.org/x/vuln/cmd/govulncheck,$(GOVULNCHECK_VERSION))
+$(CYCLONEDX):
+	$(call tool,github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod,$(CYCLONEDX_VERSION))

@@ -1,6 +1,7 @@
 package db_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,11 +38,13 @@ func TestGrants(t *testing.T) {
 			  and has_function_privilege($1, p.oid, 'execute')
 			order by 1`, who), want)
 	}
+	all := slices.Concat(public, internal)
+	slices.Sort(all)
 	equal(t, "all functions there are", list[string](s, `
 		select p.oid::regprocedure::text
 		from pg_proc as p
 		where p.pronamespace = 'public'::regnamespace
-		order by 1`), append(append([]string{}, public...), internal...))
+		order by p.oid::regprocedure::text collate "C"`), all)
 
 	// Whatever kinds of rights there are, on whatever PostgreSQL calls a relation, down to its columns.
 	equal(t, "what anybody but the owner may do with a relation", list[string](s, `

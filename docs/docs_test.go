@@ -183,6 +183,25 @@ func TestFunctionsOfTheArchitecture(t *testing.T) {
 	}
 }
 
+// The pictures are written by hand: what they name is there.
+func TestPictures(t *testing.T) {
+	t.Parallel()
+	there := keys(files(t))
+	named := 0
+	fileName := regexp.MustCompile(`[\w/]+\.(?:go|sql)\b`)
+	for _, picture := range []string{"docs/pictures/house.svg", "docs/pictures/way-of-a-claim.svg"} {
+		for _, name := range fileName.FindAllString(read(t, picture), -1) {
+			named++
+			if !slices.ContainsFunc(there, func(path string) bool { return path == name || strings.HasSuffix(path, "/"+name) }) {
+				t.Errorf("%s names %s, which is not there", picture, name)
+			}
+		}
+	}
+	if named < 20 {
+		t.Errorf("only %d names were found", named)
+	}
+}
+
 // The decisions are numbered without gaps, and all of them are in the index.
 func TestDecisions(t *testing.T) {
 	t.Parallel()
@@ -245,6 +264,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, environment, _ := strings.Cut(string(help), "Environment:\n")
+	environment = strings.ReplaceAll(environment, "\n          ", " ") // lines that were folded
 	setting := regexp.MustCompile(`(?m)^  ([A-Z_]+)(?:=(\S+))?(?:  \((.+)\))?\n +(.+)\n +(.+)$`)
 	var inHelp []string
 	for _, match := range setting.FindAllStringSubmatch(environment, -1) {

@@ -23,7 +23,7 @@ Flags:
 Environment:
 {{trimTrailingWhitespaces .}}{{end}}{{if .HasAvailableSubCommands}}
 
-What a command does, and the environment variables it reads:  {{.CommandPath}} <command> --help{{end}}
+What a command does and which variables it reads:  {{.CommandPath}} <command> --help{{end}}
 `
 
 // environmentNote is the annotation of a command that holds the help on the variables it reads.
@@ -34,11 +34,11 @@ func newRootCommand(vars environment, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "coupond",
 		Short: "Hand out a limited number of coupons to a crowd",
-		Long: `coupond hands out a limited number of coupons to a crowd that arrives all at once:
-never more than there are, never two of one coupon to the same user.
+		Long: `coupond hands out a limited number of coupons to a crowd that arrives all at
+once: never more than there are, never two of one coupon to the same user.
 
-To try it with nothing installed but this binary:  coupond dev
-To run it on your PostgreSQL:                       coupond migrate && coupond serve
+To try it, with nothing else installed:  coupond dev
+To run it on your PostgreSQL:            coupond migrate && coupond serve
 
 Exit status: 0 success, 1 failure, 2 wrong usage or configuration.`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -71,8 +71,38 @@ Exit status: 0 success, 1 failure, 2 wrong usage or configuration.`,
 		newSQLCommand(stdout),
 		newHealthcheckCommand(vars, stdout),
 		newVersionCommand(stdout),
+		newCompletionCommand(stdout),
 	)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(newHelpCommand())
 	return root
+}
+
+// newHelpCommand stands in for cobra's own, which answers a command that it does not know with exit status 0.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Help on a command; the same as --help",
+		Long:  "Print the help on a command, as its flag --help does.",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			for _, c := range cmd.Root().Commands() {
+				if len(args) == 0 && c.IsAvailableCommand() {
+					names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError{unknownCommand(cmd.Root(), strings.Join(args, " "))}
+			}
+			about.InitDefaultHelpFlag()
+			about.InitDefaultVersionFlag()
+			return about.Help()
+		},
+	}
 }
 
 // noArguments refuses arguments as wrong usage; cobra.NoArgs calls them unknown commands.

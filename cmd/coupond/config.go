@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -252,9 +253,26 @@ func describe(config any) string {
 		} else if fallback := v.Tag.Get("fallback"); fallback != "" {
 			b.WriteString("  (" + fallback + ")")
 		}
-		b.WriteString("\n        " + v.Tag.Get("help") + "\n        " + v.allowed() + "\n")
+		for _, text := range []string{v.Tag.Get("help"), v.allowed()} {
+			b.WriteString("\n        " + strings.Join(fold(text, 80-10), "\n          "))
+		}
+		b.WriteString("\n")
 	}
 	return b.String()
+}
+
+// fold breaks a text into lines of at most width characters, between words.
+func fold(text string, width int) []string {
+	var lines []string
+	for word := range strings.FieldsSeq(text) {
+		last := len(lines) - 1
+		if last >= 0 && utf8.RuneCountInString(lines[last]+" "+word) <= width {
+			lines[last] += " " + word
+		} else {
+			lines = append(lines, word)
+		}
+	}
+	return lines
 }
 
 // effective is the configuration for the log: every variable with the value that holds, secrets hidden.

@@ -275,8 +275,9 @@ func TestConfigTags(t *testing.T) {
 			if v.Tag.Get("help") == "" || v.allowed() == "" {
 				t.Errorf("%s: %s has no help", c.command, v.name())
 			}
+			unfolded := strings.ReplaceAll(stdout.String(), "\n          ", " ")
 			if fallback := v.Tag.Get("envDefault"); !strings.Contains(stdout.String(), v.name()) ||
-				!strings.Contains(stdout.String(), v.allowed()) || fallback != "" && !strings.Contains(stdout.String(), v.name()+"="+fallback) {
+				!strings.Contains(unfolded, v.allowed()) || fallback != "" && !strings.Contains(stdout.String(), v.name()+"="+fallback) {
 				t.Errorf("%s --help does not say what %s is:\n%s", c.command, v.name(), stdout.String())
 			}
 		}

@@ -36,12 +36,13 @@ func newDevCommand(vars environment, stdout, stderr io.Writer) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Serve with a private PostgreSQL: nothing to install or configure",
-		Long: `Start a private PostgreSQL from binaries on this machine (downloaded when there are none),
-bring its schema up to date, serve coupons from it over HTTP, and print what to type next.
+		Long: `Start a private PostgreSQL from binaries on this machine (downloaded when there
+are none), bring its schema up to date, serve coupons from it over HTTP, and
+print what to type next.
 
-The data stay in the directory of --dir, for the next start. While it runs, the program
-psql in there opens psql on the database. Ctrl-C ends the service as it ends serve, then
-stops PostgreSQL. DATABASE_URL is not read.`,
+The data stay in the directory of --dir, for the next start. While it runs, the
+program psql in there opens psql on the database. Ctrl-C ends the service as it
+ends serve, then stops PostgreSQL. DATABASE_URL is not read.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&devConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -27,9 +27,10 @@ func newHealthcheckCommand(vars environment, stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Ask the running service whether it is ready: exit status 0 or 1",
-		Long: `Ask the service that listens on LISTEN_ADDR whether it is ready, by GET /health, and say
-so in one line. Exit status 0: it is; 1: it is not, or it did not answer within 2.5 s.
-A LISTEN_ADDR without a host, or with a wildcard, is asked for on this machine.
+		Long: `Ask the service that listens on LISTEN_ADDR whether it is ready, by GET /health,
+and say so in one line. Exit status 0: it is; 1: it is not, or it did not answer
+within 2.5 s. A LISTEN_ADDR without a host, or with a wildcard, is asked for on
+this machine.
 
 Made for containers that have no curl.`,
 		Args:        noArguments,

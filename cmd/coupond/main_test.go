@@ -467,12 +467,3 @@ func TestVersion(t *testing.T) {
 		}
 	}
 }
-
-// A shell that completes commands is what cobra gives; that it names ours is what we see to.
-func TestCompletion(t *testing.T) {
-	t.Parallel()
-	p := start(t, nil, "__complete", "h")
-	if code := p.wait(t); code != 0 || !strings.HasPrefix(p.stdout.String(), "healthcheck\t") {
-		t.Errorf("exit code %d, %s", code, p.stdout.String())
-	}
-}

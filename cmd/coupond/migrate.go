@@ -28,9 +28,9 @@ func newMigrateCommand(vars environment, stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the schema of DATABASE_URL up to date",
-		Long: `Bring the schema of DATABASE_URL up to date, and install its functions as this binary
-brings them. A second run changes nothing, several at once are safe, and a service that
-runs meanwhile is not disturbed.
+		Long: `Bring the schema of DATABASE_URL up to date, and install its functions as this
+binary brings them. A second run changes nothing, several at once are safe, and
+a service that runs meanwhile is not disturbed.
 
 The login must be a superuser, or own the database and have CREATEROLE.`,
 		Args:        noArguments,

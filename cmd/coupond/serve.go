@@ -24,12 +24,13 @@ func newServeCommand(vars environment, stderr io.Writer) *cobra.Command {
 		Short: "Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL",
 		Long: `Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL.
 
-It waits for PostgreSQL and for a schema that is new enough: until then, GET /health
-answers 503 and says why. It never changes the schema; run coupond migrate for that,
-before or while this runs.
+It waits for PostgreSQL and for a schema that is new enough: until then, GET
+/health answers 503 and says why. It never changes the schema; run coupond
+migrate for that, before or while this runs.
 
-SIGTERM or SIGINT ends it: /health says 503, nobody new is let in, every request is
-answered, the connections to PostgreSQL are closed. A second signal ends it at once.`,
+SIGTERM or SIGINT ends it: /health says 503, nobody new is let in, every request
+is answered, the connections to PostgreSQL are closed. A second signal ends it
+at once.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&serveConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -61,8 +61,9 @@ func newVersionCommand(stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print version, commit and the schema version this binary brings",
-		Long: `Print the version of this binary, the commit it was built from, the version of the
-database schema that its migrate command installs, and its Go version and platform.`,
+		Long: `Print the version of this binary, the commit it was built from, the version of
+the database schema that its migrate command installs, and its Go version and
+platform.`,
 		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(stdout, readBuild())
