@@ -12,8 +12,8 @@ func newSQLCommand(stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "sql",
 		Short: "Print what migrate does as a script for psql",
-		Long: `Print the whole schema and its functions as one script for psql, for those who want to read
-what migrate does, or to run it themselves:
+		Long: `Print the whole schema and its functions as one script for psql, for those who
+want to read what migrate does, or to run it themselves:
 
   coupond sql >install.sql
   psql --no-psqlrc --file=install.sql postgres://…
