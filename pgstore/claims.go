@@ -120,9 +120,14 @@ func (s *Store) try(ctx context.Context, patience bool, call func(context.Contex
 
 	w := wireOf(conn.Conn())
 	if err := call(ctx, conn.Conn()); err != nil {
-		return failed(err, !w.unprepared)
+		f := failed(err, !w.unprepared)
+		if !f.surely && ctx.Err() != nil {
+			s.commits.doubted()
+		}
+		return f
 	}
 	if w.inDoubt {
+		s.commits.doubted()
 		return &failure{cause: errInDoubt}
 	}
 	return nil
