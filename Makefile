@@ -96,6 +96,15 @@ fuzz: ## Fuzz bodies, names, paths and headers through the whole handler, 10 s e
 bounds: ## Overload it, crowd it and upgrade it under load, a minute each (quarter of an hour); the table goes to docs/bounds.md
 	COUPON_BOUNDS=1m COUPON_BOUNDS_DOC="$(CURDIR)/docs/bounds.md" $(GO) test -count=1 -v -timeout 40m -run '^TestBounds$$' ./cmd/coupond
 
+# Both start the containers of deploy/ha (127.0.0.1:8090) and remove them with their data.
+.PHONY: failover
+failover: ## Kill the primary of three nodes under load, three times; want no answered claim lost (deploy/ha)
+	VERSION='$(VERSION)' $(GO) run ./deploy/ha/try $(ARGS)
+
+.PHONY: rolling
+rolling: ## Replace two instances of the service behind a balancer under load; want no request to fail (deploy/ha)
+	VERSION='$(VERSION)' $(GO) run ./deploy/ha/try -kills 0 $(ARGS)
+
 .PHONY: cover
 cover: postgres ## Measure what the tests of api, pgstore and db run of their own package; at least 80 % each
 	@mkdir -p coverage
@@ -112,7 +121,7 @@ lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them)
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release deploy/release db/tests/run
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release deploy/release db/tests/run deploy/ha/node deploy/ha/first
 	shellcheck --shell=sh db/localpg/watchdog.sh
 	yamllint --strict .
 	$(ACTIONLINT)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
@@ -120,9 +121,15 @@ func (s *Store) try(ctx context.Context, patience bool, call func(context.Contex
 
 	w := wireOf(conn.Conn())
 	if err := call(ctx, conn.Conn()); err != nil {
-		return failed(err, !w.unprepared)
+		f := failed(err, !w.unprepared)
+		// A coupon stays locked while the commit of another instance's claim hangs.
+		if !f.surely && ctx.Err() != nil || sqlState(err) == pgerrcode.LockNotAvailable {
+			s.commits.doubted()
+		}
+		return f
 	}
 	if w.inDoubt {
+		s.commits.doubted()
 		return &failure{cause: errInDoubt}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // readySQL also looks for the functions that we call: a newer schema may have dropped
@@ -74,15 +75,29 @@ func (s *Store) Ready(ctx context.Context) error {
 }
 
 func (s *Store) whyNotReady(ctx context.Context) *notReadyError {
+	if probe := s.commits.underWay(); probe != nil {
+		return s.commits.await(ctx, probe)
+	}
 	conn, err := s.watch.Acquire(ctx)
 	if err != nil {
 		return &notReadyError{whyNoConnection(err), err}
 	}
-	defer conn.Release()
+	if why := s.whyNotReadable(ctx, conn); why != nil {
+		conn.Release()
+		return why
+	}
+	if probe := s.commits.begin(s.closing, conn); probe != nil {
+		return s.commits.await(ctx, probe)
+	}
+	conn.Release()
+	return nil
+}
 
+// whyNotReadable is why claims cannot be made as far as reading tells.
+func (s *Store) whyNotReadable(ctx context.Context, conn *pgxpool.Conn) *notReadyError {
 	var version *int32 // null while there is no version yet
 	var inRole, readOnly, complete bool
-	err = conn.QueryRow(ctx, readySQL).Scan(&version, &inRole, &readOnly, &complete)
+	err := conn.QueryRow(ctx, readySQL).Scan(&version, &inRole, &readOnly, &complete)
 	switch {
 	case err != nil && !isNotInstalled(sqlState(err)):
 		return &notReadyError{"the database does not answer", err}

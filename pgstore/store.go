@@ -12,6 +12,7 @@
 //	coupons.go  creating and reading coupons
 //	reads.go    how reads of one coupon travel together
 //	ready.go    whether claims can be made, and why not
+//	commits.go  whether commits come back, for ready.go
 package pgstore
 
 import (
@@ -64,6 +65,10 @@ type Store struct {
 	lanes *lanes
 	reads reads[*Coupon]
 	state readiness
+
+	commits commits
+	closing context.Context // ends with Close, for the probe that waits for a commit
+	close   context.CancelFunc
 }
 
 // minClaimTimeout leaves each of the time-outs that follow from ClaimTimeout at
@@ -89,6 +94,7 @@ func Open(cfg Config) (*Store, error) {
 		timeout:       cfg.ClaimTimeout,
 		schemaVersion: cfg.SchemaVersion,
 	}
+	s.closing, s.close = context.WithCancel(context.Background())
 	s.lanes = newLanes(cfg.ClaimLanes, cfg.ClaimQueue, cfg.ClaimTimeout, s.send)
 	s.reads.read = s.readCoupon
 	s.reads.timeout = cfg.ClaimTimeout
@@ -139,6 +145,7 @@ func (cfg Config) check() error {
 // begin later find the database unavailable.
 func (s *Store) Close() {
 	s.lanes.close()
+	s.close()
 	s.pool.Close()
 	s.watch.Close()
 }
