@@ -339,9 +339,10 @@ func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 		files[name] = &fstest.MapFile{Data: []byte(sql)}
 		return files
 	}
+	next := fmt.Sprintf("migrations/%03d_broken.sql", db.Version()+1)
 	for want, files := range map[string]fs.FS{
-		"migrate: ":           broken("migrations/003_broken.sql", "create table public.half (); select 1 / 0"),
-		"load migrations: ":   broken("migrations/003_broken.sql", "select '{{1,2}}'"),
+		"migrate: ":           broken(next, "create table public.half (); select 1 / 0"),
+		"load migrations: ":   broken(next, "select '{{1,2}}'"),
 		"load functions: ":    broken("functions/claim_coupon.sql", "select '{{1,2}}'"),
 		"install functions: ": broken("functions/claim_batch.sql", "create function public.half() returns int language sql as 'nonsense'"),
 	} {

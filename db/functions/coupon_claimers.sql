@@ -22,6 +22,7 @@ begin
       errcode = 'invalid_parameter_value',
       message = 'p_upto must be a claim number not below p_after';
   end if;
+  perform public.guard_ownership(p_coupon);
 
   return query
   select k.user_id

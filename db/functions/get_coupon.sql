@@ -9,6 +9,7 @@ as $$
 #variable_conflict use_column
 begin
   perform public.guard_name('p_coupon', p_coupon);
+  perform public.guard_ownership(p_coupon);
 
   return query
   select c.name, c.amount, c.remaining_amount
