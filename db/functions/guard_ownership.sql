@@ -1,5 +1,6 @@
 -- Internal: a call for a coupon of another server is refused, before anything is looked up: "no such coupon" would be an
--- answer, and a wrong one. One statement for the whole crowd, which on a single server reads one empty table.
+-- answer, and a wrong one. One statement for the whole crowd. The functions ask first whether there is a shard at all, which
+-- on a single server spares them this call: 2.6 µs instead of 11, on a busy machine.
 create or replace function public.guard_ownership(variadic p_coupons text[])
 returns void
 language plpgsql
