@@ -116,13 +116,18 @@ func (s *Store) try(ctx context.Context, patience bool, call func(context.Contex
 	if err != nil {
 		return notSent(err)
 	}
-	defer conn.Release()
-
-	w := wireOf(conn.Conn())
-	if err := call(ctx, conn.Conn()); err != nil {
-		return failed(err, !w.unprepared)
+	var executed, inDoubt bool
+	err = func() error {
+		defer conn.Release() // before we ask who it was, and in a panic
+		w := wireOf(conn.Conn())
+		err := call(ctx, conn.Conn())
+		executed, inDoubt = !w.unprepared, w.inDoubt
+		return err
+	}()
+	if err != nil {
+		return failed(err, executed, func() bool { return s.proxied(ctx) })
 	}
-	if w.inDoubt {
+	if inDoubt {
 		return &failure{cause: errInDoubt}
 	}
 	return nil
@@ -153,7 +158,9 @@ func ask(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	if oneCoupon(claims) {
 		err = askCoupons(ctx, conn, claims)
 	} else {
-		err = askBatch(ctx, conn, claims)
+		if err = askBatch(ctx, conn, claims); err != nil {
+			err = batchError{err}
+		}
 	}
 	if err == nil {
 		for _, c := range claims {
