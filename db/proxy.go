@@ -14,8 +14,32 @@ import (
 //go:embed proxy/*.sql
 var proxyFiles embed.FS
 
-// ErrNotAProxy is the refusal to make a proxy of a database that has coupons of its own.
-var ErrNotAProxy = errors.New("the database has coupons of its own")
+// What Apply and ApplyProxy refuse: each other's databases.
+var (
+	ErrNotAProxy = errors.New("the database has coupons of its own")
+	ErrIsAProxy  = errors.New("the database is a proxy")
+)
+
+// refuseProxy keeps tables off a proxy, whose functions would never use them.
+func refuseProxy(ctx context.Context, conn *pgx.Conn) error {
+	var is bool
+	err := conn.QueryRow(ctx, `
+		select exists (
+		  select
+		  from pg_catalog.pg_proc as p
+		  join pg_catalog.pg_language as l
+		    on l.oid = p.prolang
+		  where p.oid = pg_catalog.to_regprocedure('public.claim_coupons(text[], text)')
+		    and l.lanname = 'plproxy'
+		)`).Scan(&is)
+	if err != nil {
+		return fmt.Errorf("look at the database: %w", err)
+	}
+	if is {
+		return fmt.Errorf("%w: its functions are brought up to date by coupond migrate --proxy", ErrIsAProxy)
+	}
+	return nil
+}
 
 // ApplyProxy makes a proxy of conn's database, or brings one up to date: it installs the functions with the signatures of
 // ours that hand each call on to the shard which owns the coupon (PL/Proxy), and keeps nothing. Which shards there are is the
