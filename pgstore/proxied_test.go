@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -28,8 +29,9 @@ type sharded struct {
 
 const partitions = 64
 
-// newSharded makes as many shards, the proxy, and the roles as deploy/shards says: the
-// proxy's login may EXECUTE on the shards, and a NOLOGIN role has the user mapping.
+// newSharded makes as many shards, the proxy, and the roles as deploy/shards says, by its
+// shard.sql: the proxy's login may EXECUTE on the shards, and a NOLOGIN role has the user
+// mapping.
 func newSharded(t *testing.T, shards int, change ...func(*Config)) *sharded {
 	t.Helper()
 	proxy := startServer(t)
@@ -51,7 +53,7 @@ func newSharded(t *testing.T, shards int, change ...func(*Config)) *sharded {
 
 	options := make([]string, partitions)
 	for i := range shards {
-		server := startServer(t)
+		server := dbtest.Private(t, map[string]string{"fsync": "off", "wal_level": "logical"})
 		at := server.New(t).URL
 		s.shards, s.urls = append(s.shards, server), append(s.urls, at)
 		owned := make([]int32, 0, partitions)
@@ -60,23 +62,25 @@ func newSharded(t *testing.T, shards int, change ...func(*Config)) *sharded {
 			owned = append(owned, int32(p))
 		}
 		shard := connect(t, at)
+		setUp, err := os.ReadFile("../deploy/shards/shard.sql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := strings.ReplaceAll(strings.Trim(fmt.Sprint(owned), "[]"), " ", ",")
 		for _, sql := range []string{
-			`create role proxy login password 'of the test' in role coupon_service`,
-			`alter role proxy set statement_timeout = '5s'`,
-			`alter role proxy set lock_timeout = '300ms'`,
+			strings.NewReplacer(":'password'", "'of the test'", ":partitions", strconv.Itoa(partitions), ":'owned'", "'{"+list+"}'").Replace(string(setUp)),
+			// A busy machine is no reason to fail.
+			`alter role coupon_proxy_login set statement_timeout = '5s'`,
 		} {
 			if _, err := shard.Exec(t.Context(), sql); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := shard.Exec(t.Context(), `insert into public.shard (partitions, owned) values ($1, $2)`, partitions, owned); err != nil {
-			t.Fatal(err)
-		}
 	}
 	for _, sql := range []string{
 		`create server coupons foreign data wrapper plproxy options (` + strings.Join(options, ", ") + `)`,
 		`grant usage on foreign server coupons to coupon_proxy`,
-		`create user mapping for coupon_proxy server coupons options (user 'proxy', password 'of the test')`,
+		`create user mapping for coupon_proxy server coupons options (user 'coupon_proxy_login', password 'of the test')`,
 	} {
 		if _, err := admin.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
@@ -366,7 +370,7 @@ func TestRolesOfAProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	service := as(s.proxy, `set session authorization service`)
-	shard := as(s.urls[0], `set session authorization proxy`)
+	shard := as(s.urls[0], `set session authorization coupon_proxy_login`)
 	for _, test := range []struct {
 		conn *pgx.Conn
 		sql  string
@@ -388,5 +392,135 @@ func TestRolesOfAProxy(t *testing.T) {
 	var seen *string
 	if err := service.QueryRow(t.Context(), `select umoptions::text from pg_catalog.pg_user_mappings`).Scan(&seen); err != nil || seen != nil {
 		t.Errorf("the service sees the mapping: %v, %v", seen, err)
+	}
+}
+
+// A partition moves to another server while its coupons are sold, as deploy/shards says:
+// nothing acknowledged is lost, nobody has a coupon twice, and nothing is said not to exist.
+func TestPartitionMovesWhileSelling(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2)
+	coupons := s.couponsOf(t, 1)
+	moving, staying := coupons[0][0], coupons[1][0]
+	for _, coupon := range []string{moving, staying} {
+		if status, err := s.CreateCoupon(t.Context(), coupon, 1_000_000); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	admin, old, target := connect(t, s.proxy), connect(t, s.urls[0]), connect(t, s.urls[1])
+	do := func(conn *pgx.Conn, sql string, args ...any) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	value := func(conn *pgx.Conn, sql string) (text string) {
+		t.Helper()
+		if err := conn.QueryRow(t.Context(), sql).Scan(&text); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+		return text
+	}
+	partition := value(old, `select (hashtext('`+moving+`') & 63)::text`)
+
+	var mu sync.Mutex
+	told := make(map[string]map[string]bool) // coupon, then users who were told "claimed"
+	refused := make(map[string]int)
+	sold := func(coupon string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(told[coupon])
+	}
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for client := range 8 {
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				coupon, user := coupons[n%2][0], fmt.Sprint(client, "/", n)
+				status, err := s.Claim(t.Context(), user, coupon)
+				mu.Lock()
+				switch {
+				case status == Claimed:
+					if told[coupon] == nil {
+						told[coupon] = make(map[string]bool)
+					}
+					told[coupon][user] = true
+				case errors.Is(err, ErrUnavailable), errors.Is(err, ErrOutcomeUnknown):
+					refused[coupon]++
+				default:
+					t.Errorf("%s, %s: %q, %v", user, coupon, status, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	ended := sync.OnceFunc(func() { close(stop); clients.Wait() })
+	defer ended()
+	eventually(t, "claims are granted", func() bool { return sold(moving) > 200 })
+
+	do(old, `create publication move for
+		table public.coupons where (hashtext(name) & 63 = `+partition+`),
+		table public.claims where (hashtext(coupon_name) & 63 = `+partition+`)`)
+	do(target, `create subscription move connection '`+old.Config().ConnString()+`' publication move`)
+	eventually(t, "the partition is copied", func() bool {
+		return value(target, `select (count(*) = 2 and bool_and(srsubstate = 'r'))::text from pg_subscription_rel`) == "true"
+	})
+	fence, err := os.ReadFile("../deploy/shards/fence.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lsn string
+	results, err := old.PgConn().Exec(t.Context(), strings.ReplaceAll(string(fence), ":partition", partition)).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, result := range results {
+		for _, row := range result.Rows {
+			lsn = string(row[0])
+		}
+	}
+	eventually(t, "claims are refused", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return refused[moving] > 0
+	})
+	eventually(t, "the new server has read it all", func() bool {
+		return value(old, `select (confirmed_flush_lsn >= '`+lsn+`')::text from pg_replication_slots where slot_name = 'move'`) == "true"
+	})
+	do(target, `drop subscription move`)
+	do(target, `update public.shard set owned = owned || `+partition)
+	before, beside := sold(moving), sold(staying)
+	do(admin, `alter server coupons options (set p`+partition+` '`+libpq(t, s.urls[1])+`')`)
+	do(old, `drop publication move`)
+	eventually(t, "claims are granted by the new server", func() bool { return sold(moving) > before+200 && sold(staying) > beside+200 })
+	ended()
+
+	for i, coupon := range []string{moving, staying} {
+		n := s.claims(t, 1, coupon)
+		if n < len(told[coupon]) || n > len(told[coupon])+refused[coupon] {
+			t.Errorf("%s: %d claims, %d were acknowledged and %d refused", coupon, n, len(told[coupon]), refused[coupon])
+		}
+		has := make(map[string]bool, n)
+		rows, err := target.Query(t.Context(), `select user_id from public.claims where coupon_name = $1`, coupon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		users, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, user := range users {
+			has[user] = true
+		}
+		for user := range told[coupon] {
+			if !has[user] {
+				t.Errorf("%s was told that he has coupon %d, and has not", user, i)
+			}
+		}
 	}
 }
