@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -523,4 +524,46 @@ func TestPartitionMovesWhileSelling(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A shard that is silent, and not dead, keeps nobody longer than ClaimTimeout, and its
+// neighbours get their claims: a stuck connection to the proxy is closed.
+func TestSilentShard(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	coupons := s.couponsOf(t, 1)
+	for _, coupon := range slices.Concat(coupons...) {
+		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	processes := []int{s.shards[1].Pid()}
+	var backends []int
+	if err := connect(t, s.urls[1]).QueryRow(t.Context(),
+		`select array_agg(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`).Scan(&backends); err != nil {
+		t.Fatal(err)
+	}
+	signal := func(sig syscall.Signal) {
+		for _, pid := range slices.Concat(processes, backends) {
+			if err := syscall.Kill(pid, sig); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	signal(syscall.SIGSTOP)
+	defer signal(syscall.SIGCONT)
+
+	start := time.Now()
+	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("of the silent shard: %q, %v", status, err)
+	}
+	t.Logf("the silent shard's claim was answered after %v", time.Since(start))
+	if took := time.Since(start); took > s.timeout+time.Second {
+		t.Errorf("of the silent shard: answered after %v", took)
+	}
+	start = time.Now()
+	if status, err := s.Claim(t.Context(), "u", coupons[0][0]); status != Claimed {
+		t.Errorf("of the other: %q, %v", status, err)
+	}
+	t.Logf("the other's after %v", time.Since(start))
 }
