@@ -23,6 +23,7 @@ import (
 // sharded is a Store whose server is a proxy before shards, each a server of its own.
 type sharded struct {
 	*stand
+	front  *dbtest.Server // the proxy's
 	shards []*dbtest.Server
 	urls   []string // of the shards' databases, as their owner
 	proxy  string   // the proxy's, as its owner
@@ -33,10 +34,10 @@ const partitions = 64
 // newSharded makes as many shards, the proxy, and the roles as deploy/shards says, by its
 // shard.sql: the proxy's login may EXECUTE on the shards, and a NOLOGIN role has the user
 // mapping.
-func newSharded(t *testing.T, shards int, change ...func(*Config)) *sharded {
+func newSharded(t testing.TB, shards int, change ...func(*Config)) *sharded {
 	t.Helper()
 	proxy := startServer(t)
-	s := &sharded{proxy: proxy.Empty(t).URL}
+	s := &sharded{proxy: proxy.Empty(t).URL, front: proxy}
 	admin := connect(t, s.proxy)
 	var available bool
 	if err := admin.QueryRow(t.Context(), `select exists (select from pg_available_extensions where name = 'plproxy')`).Scan(&available); err != nil {
@@ -104,7 +105,7 @@ func newSharded(t *testing.T, shards int, change ...func(*Config)) *sharded {
 }
 
 // libpq is where a shard is, as PL/Proxy wants it told: without its login.
-func libpq(t *testing.T, at string) string {
+func libpq(t testing.TB, at string) string {
 	t.Helper()
 	u, err := url.Parse(at)
 	if err != nil {
@@ -114,7 +115,7 @@ func libpq(t *testing.T, at string) string {
 }
 
 // couponsOf finds coupon names that are on each shard, so many of each.
-func (s *sharded) couponsOf(t *testing.T, each int) [][]string {
+func (s *sharded) couponsOf(t testing.TB, each int) [][]string {
 	t.Helper()
 	conn := connect(t, s.proxy)
 	found := make([][]string, len(s.urls))
