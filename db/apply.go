@@ -79,6 +79,9 @@ func apply(ctx context.Context, conn *pgx.Conn, files fs.FS) (Result, error) {
 	if err := checkServer(ctx, conn); err != nil {
 		return Result{}, err
 	}
+	if err := refuseProxy(ctx, conn); err != nil {
+		return Result{}, err
+	}
 
 	// One Apply at a time, from the first look at the version to the last function. tern locks each of its steps by itself:
 	// between two of them a newer program could bring its migrations and functions, which ours would then replace.

@@ -22,7 +22,9 @@ var public = []string{
 var internal = []string{
 	"guard_name(text,text)",
 	"guard_names(text,text[])",
+	"guard_ownership(text[])",
 	"is_valid_name(text)",
+	"owns_coupon(text)",
 }
 
 func TestGrants(t *testing.T) {
@@ -95,6 +97,7 @@ func TestTheServiceTouchesNothingElse(t *testing.T) {
 		"select from public.claims",
 		"select from public.schema_version",
 		"select from public.sale_progress",
+		"select from public.shard",
 		"select name from public.coupons for update",
 		"insert into public.coupons (name, amount, remaining_amount) values ('forged', 1, 1)",
 		"insert into public.claims (coupon_name, claim_number, user_id) values ('forged', 1, 'forger')",
@@ -111,6 +114,9 @@ func TestTheServiceTouchesNothingElse(t *testing.T) {
 		"select public.guard_name('p', 'x')",
 		"select public.guard_names('p', array['x'])",
 		"select public.is_valid_name('x')",
+		"select public.owns_coupon('x')",
+		"select public.guard_ownership('x')",
+		"insert into public.shard (partitions, owned) values (1, '{}')",
 	} {
 		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
 			t.Errorf("%s: %v", sql, err)

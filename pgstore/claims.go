@@ -117,18 +117,23 @@ func (s *Store) try(ctx context.Context, patience bool, call func(context.Contex
 	if err != nil {
 		return notSent(err)
 	}
-	defer conn.Release()
-
-	w := wireOf(conn.Conn())
-	if err := call(ctx, conn.Conn()); err != nil {
-		f := failed(err, !w.unprepared)
+	var executed, inDoubt bool
+	err = func() error {
+		defer conn.Release() // before we ask who it was, and in a panic
+		w := wireOf(conn.Conn())
+		err := call(ctx, conn.Conn())
+		executed, inDoubt = !w.unprepared, w.inDoubt
+		return err
+	}()
+	if err != nil {
+		f := failed(err, executed, func() bool { return s.proxied(ctx) })
 		// A coupon stays locked while the commit of another instance's claim hangs.
 		if !f.surely && ctx.Err() != nil || sqlState(err) == pgerrcode.LockNotAvailable {
 			s.commits.doubted()
 		}
 		return f
 	}
-	if w.inDoubt {
+	if inDoubt {
 		s.commits.doubted()
 		return &failure{cause: errInDoubt}
 	}
@@ -160,7 +165,9 @@ func ask(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	if oneCoupon(claims) {
 		err = askCoupons(ctx, conn, claims)
 	} else {
-		err = askBatch(ctx, conn, claims)
+		if err = askBatch(ctx, conn, claims); err != nil {
+			err = batchError{err}
+		}
 	}
 	if err == nil {
 		for _, c := range claims {

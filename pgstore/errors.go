@@ -29,14 +29,19 @@ func notSent(err error) *failure {
 }
 
 // failed judges an error that came back from a connection. executed: the call got
-// beyond the preparing of its statement.
-func failed(err error, executed bool) *failure {
+// beyond the preparing of its statement. proxied tells, where it matters, whether the
+// connection is to a proxy, whose errors say nothing of what its shards have committed.
+func failed(err error, executed bool, proxied func() bool) *failure {
 	f := &failure{
 		cause:  err,
 		surely: !executed || pgconn.SafeToRetry(err), // the latter was never written to the connection
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f.surely = f.surely || provesRollback(pgErr)
+		f.surely = f.surely || provesRollback(pgErr) && !proxied()
+		// Of a batch, a proxy sends each shard its part: another one may have committed it.
+		if _, batch := errors.AsType[batchError](err); pgErr.Code == notOwner {
+			f.surely = f.surely || !batch || !proxied()
+		}
 		f.fault = isFault(pgErr.Code)
 	}
 	if _, ok := errors.AsType[pgx.ScanArgError](err); ok || errors.Is(err, errContradiction) {
@@ -51,6 +56,15 @@ var errContradiction = errors.New("PostgreSQL contradicts itself")
 // errInDoubt is the failure of a call that was answered with a warning instead of
 // the synchronous standby's word.
 var errInDoubt = errors.New("committed on this server only: the wait for the synchronous standby was cancelled")
+
+// notOwner is the SQLSTATE with which a shard refuses a coupon of another one, before
+// it has looked or written anything (db/functions/guard_ownership.sql).
+const notOwner = "SC421"
+
+// batchError is an error of a call for several coupons.
+type batchError struct{ error }
+
+func (e batchError) Unwrap() error { return e.error }
 
 // provesRollback: PostgreSQL itself ended the statement and rolled it back. That
 // holds where PostgreSQL is one server. An error that ends the session as well

@@ -16,6 +16,9 @@ func pgError(severity, code string) error {
 	return &pgconn.PgError{Severity: "übersetzt", SeverityUnlocalized: severity, Code: code, Message: "no text is ever read"}
 }
 
+func direct() bool  { return false }
+func proxied() bool { return true }
+
 // What each error of a sent call says about it. fault: PostgreSQL will refuse it
 // again.
 func TestFailed(t *testing.T) {
@@ -69,15 +72,40 @@ func TestFailed(t *testing.T) {
 		{"too few rows", fmt.Errorf("%w: 9 of 10", errContradiction), false, true},
 		{"wrapped", fmt.Errorf("claims: %w", pgError("ERROR", "55P03")), true, false},
 	} {
-		f := failed(test.err, true)
+		f := failed(test.err, true, direct)
 		if f.surely != test.surely || f.fault != test.fault {
 			t.Errorf("%s: surely %v, fault %v; want %v, %v", test.name, f.surely, f.fault, test.surely, test.fault)
 		}
 		if f.cause != test.err {
 			t.Errorf("%s: the cause is lost", test.name)
 		}
-		if f := failed(test.err, false); !f.surely || f.fault != test.fault {
+		if f := failed(test.err, false, direct); !f.surely || f.fault != test.fault {
 			t.Errorf("%s, never executed: surely %v, fault %v; want true, %v", test.name, f.surely, f.fault, test.fault)
+		}
+	}
+}
+
+// Through a proxy no error proves a rollback: PL/Proxy turns a shard's FATAL into an
+// ERROR of the same SQLSTATE, and its own time-out ends no transaction of a shard. The
+// one exception is the refusal of a shard that does not own the call's only coupon.
+func TestFailedThroughAProxy(t *testing.T) {
+	for _, code := range []string{"XX000", "57P01", "57014", "08006", "55P03", "40001", "40P01", "25006", "53300"} {
+		if f := failed(pgError("ERROR", code), true, proxied); f.surely || f.fault {
+			t.Errorf("%s: surely %v, fault %v; want neither", code, f.surely, f.fault)
+		}
+		if f := failed(pgError("ERROR", code), false, proxied); !f.surely {
+			t.Errorf("%s, never executed: not surely", code)
+		}
+	}
+	for _, test := range []struct{ proxied, batch, surely bool }{
+		{false, false, true}, {false, true, true}, {true, false, true}, {true, true, false},
+	} {
+		err := pgError("ERROR", notOwner)
+		if test.batch {
+			err = batchError{err}
+		}
+		if f := failed(err, true, func() bool { return test.proxied }); f.surely != test.surely || f.fault {
+			t.Errorf("not the owner, %+v: surely %v, fault %v", test, f.surely, f.fault)
 		}
 	}
 }
@@ -133,6 +161,8 @@ func TestNotice(t *testing.T) {
 		{"01000", "SyncRepWaitForLSN", true},
 		{"57P01", "SyncRepWaitForLSN", true},
 		{"01000", "", true}, // by way of a proxy that does not say who warned
+		{"01000", "plproxy_remote_error", true},
+		{"01000", "check_old_conn", false},
 		{"01000", "GetNewTransactionId", false},
 		{"01000", "GetNewMultiXactId", false},
 		{"00000", "exec_stmt_raise", false}, // a NOTICE

@@ -25,12 +25,12 @@ import (
 
 // startServer starts a server of the test's own, for what cannot be done to a
 // shared one. It ends with the test.
-func startServer(t *testing.T) *dbtest.Server {
+func startServer(t testing.TB) *dbtest.Server {
 	t.Helper()
 	return dbtest.Private(t, map[string]string{"fsync": "off"})
 }
 
-func connect(t *testing.T, url string) *pgx.Conn {
+func connect(t testing.TB, url string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {

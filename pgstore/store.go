@@ -6,6 +6,7 @@
 //	store.go    Config, Open, Close
 //	connect.go  the pool, and what holds for each of its connections
 //	wire.go     one connection: closed instead of cancelled; warnings heard
+//	proxied.go  whether the server is a proxy before several
 //	errors.go   the one place where a failed call is judged: did it surely not happen?
 //	claims.go   the one place where claims are sent
 //	lanes.go    how claims travel together
@@ -65,6 +66,7 @@ type Store struct {
 	lanes *lanes
 	reads reads[*Coupon]
 	state readiness
+	peer  peer
 
 	commits commits
 	closing context.Context // ends with Close, for the probe that waits for a commit

@@ -96,6 +96,7 @@ func (w *wire) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
 	case "01000", "57P01":
 		switch n.Routine {
 		case "GetNewTransactionId", "GetNewMultiXactId":
+		case "check_old_conn": // PL/Proxy drops an idle connection to a shard, before it sends
 		default:
 			w.inDoubt = true
 		}

@@ -25,14 +25,18 @@ type migrateConfig struct {
 }
 
 func newMigrateCommand(vars environment, stdout io.Writer) *cobra.Command {
-	return &cobra.Command{
+	var proxy bool
+	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the schema of DATABASE_URL up to date",
 		Long: `Bring the schema of DATABASE_URL up to date, and install its functions as this
 binary brings them. A second run changes nothing, several at once are safe, and
 a service that runs meanwhile is not disturbed.
 
-The login must be a superuser, or own the database and have CREATEROLE.`,
+The login must be a superuser, or own the database and have CREATEROLE.
+
+With --proxy, DATABASE_URL is an empty database that becomes a proxy before several
+servers (deploy/shards); the login must be a superuser.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&migrateConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -44,9 +48,29 @@ The login must be a superuser, or own the database and have CREATEROLE.`,
 			if err != nil {
 				return err
 			}
+			if proxy {
+				return migrateProxy(cmd.Context(), database, config.Database.address(), stdout)
+			}
 			return migrate(cmd.Context(), database, config.Database.address(), stdout)
 		},
 	}
+	cmd.Flags().BoolVar(&proxy, "proxy", false, "install the functions of a proxy (PL/Proxy), and no tables")
+	return cmd
+}
+
+// migrateProxy makes a proxy of the database of connString and says so on w.
+func migrateProxy(ctx context.Context, connString, address string, w io.Writer) (err error) {
+	conn, err := connect(ctx, connString)
+	if err != nil {
+		return fmt.Errorf("cannot connect to %s: %w", address, err)
+	}
+	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+
+	if err := db.ApplyProxy(ctx, conn); err != nil {
+		return fmt.Errorf("cannot make a proxy of %s: %w", address, err)
+	}
+	_, err = fmt.Fprintf(w, "%s: proxy of schema version %d; functions installed\n", address, db.Version())
+	return err
 }
 
 // migrate brings the database of connString up to date and says on w what it did. address names the database in errors.

@@ -33,6 +33,9 @@ begin
       errcode = 'invalid_parameter_value',
       message = 'p_users, p_coupons and p_positions must have the same length';
   end if;
+  if exists (select from public.shard) then
+    perform public.guard_ownership(variadic p_coupons);
+  end if;
 
   -- 1. Look, without a lock: which coupons are wanted by somebody who does not have them yet?
   v_wanted := array(

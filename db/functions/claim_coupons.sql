@@ -25,6 +25,9 @@ declare
 begin
   perform public.guard_name('p_coupon', p_coupon);
   perform public.guard_names('p_users', p_users);
+  if exists (select from public.shard) then
+    perform public.guard_ownership(p_coupon);
+  end if;
 
   -- 1. Look, without a lock. An unknown coupon or an empty stock is a true answer at this instant, and so is the claim
   --    that a user has already: stock never grows again, and a claim is never taken back.

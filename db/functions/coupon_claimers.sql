@@ -22,6 +22,9 @@ begin
       errcode = 'invalid_parameter_value',
       message = 'p_upto must be a claim number not below p_after';
   end if;
+  if exists (select from public.shard) then
+    perform public.guard_ownership(p_coupon);
+  end if;
 
   return query
   select k.user_id

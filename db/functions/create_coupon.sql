@@ -15,6 +15,9 @@ begin
       message = 'p_amount must be a whole number from 1 to 2147483647',
       detail = format('It is %s.', coalesce(p_amount::text, 'null'));
   end if;
+  if exists (select from public.shard) then
+    perform public.guard_ownership(p_coupon);
+  end if;
 
   insert into public.coupons (name, amount, remaining_amount)
   values (p_coupon, p_amount, p_amount)

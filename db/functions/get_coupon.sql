@@ -9,6 +9,9 @@ as $$
 #variable_conflict use_column
 begin
   perform public.guard_name('p_coupon', p_coupon);
+  if exists (select from public.shard) then
+    perform public.guard_ownership(p_coupon);
+  end if;
 
   return query
   select c.name, c.amount, c.remaining_amount

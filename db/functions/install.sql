@@ -3,6 +3,8 @@
 {{ template "is_valid_name.sql" . }}
 {{ template "guard_name.sql" . }}
 {{ template "guard_names.sql" . }}
+{{ template "owns_coupon.sql" . }}
+{{ template "guard_ownership.sql" . }}
 {{ template "create_coupon.sql" . }}
 {{ template "get_coupon.sql" . }}
 {{ template "coupon_claimers.sql" . }}

@@ -1,7 +1,7 @@
 -- The service's role may EXECUTE seven functions and touch nothing else, the monitor's may read one view; PUBLIC may
 -- do nothing at all.
 begin;
-select plan(20);
+select plan(21);
 
 select has_role('coupon_service');
 select isnt_superuser('coupon_service');
@@ -37,11 +37,12 @@ select functions_are(
   'public',
   array[
     'claim_batch', 'claim_coupon', 'claim_coupons', 'coupon_claimers', 'coupon_schema_version', 'create_coupon', 'get_coupon',
-    'guard_name', 'guard_names', 'is_valid_name'],
+    'guard_name', 'guard_names', 'guard_ownership', 'is_valid_name', 'owns_coupon'],
   'there are no other functions');
 
 select table_privs_are('public', 'coupons', 'coupon_service', array[]::text[]);
 select table_privs_are('public', 'claims', 'coupon_service', array[]::text[]);
+select table_privs_are('public', 'shard', 'coupon_service', array[]::text[]);
 select table_privs_are('public', 'schema_version', 'coupon_service', array[]::text[]);
 select is_empty(
   $$

@@ -31,8 +31,8 @@ select is(
     where p.pronamespace = 'public'::regnamespace
       and l.lanname = 'plpgsql'
   ),
-  8::bigint,
-  'in eight functions');
+  9::bigint,
+  'in nine functions');
 
 select * from finish();
 rollback;

@@ -28,7 +28,7 @@ select results_eq(
       and not p.prosecdef
     order by 1
   $$,
-  $$ values ('guard_name'), ('guard_names'), ('is_valid_name') $$,
+  $$ values ('guard_name'), ('guard_names'), ('guard_ownership'), ('is_valid_name'), ('owns_coupon') $$,
   'and those for internal use need no rights of their own');
 
 select * from finish();

@@ -2,7 +2,7 @@
 begin;
 select plan(17);
 
-select tables_are('public', array['coupons', 'claims', 'schema_version'], 'two tables, and the one that the migrator keeps');
+select tables_are('public', array['coupons', 'claims', 'shard', 'schema_version'], 'two tables, what this server owns, and the one that the migrator keeps');
 select views_are('public', array['sale_progress'], 'and one view');
 select columns_are('public', 'coupons', array['name', 'amount', 'remaining_amount', 'created_at']);
 select columns_are('public', 'claims', array['coupon_name', 'claim_number', 'user_id', 'claimed_at']);

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/db/dbtest"
+)
+
+// migrate --proxy makes a proxy of an empty database, and neither kind is mistaken for the other.
+func TestMigrateProxy(t *testing.T) {
+	t.Parallel()
+	server := dbtest.Private(t, map[string]string{"fsync": "off"})
+	database := server.Empty(t)
+	var available bool
+	if err := database.Connect(t).QueryRow(t.Context(),
+		"select exists (select from pg_available_extensions where name = 'plproxy')").Scan(&available); err != nil {
+		t.Fatal(err)
+	}
+	if !available {
+		if os.Getenv("TEST_PLPROXY") != "" {
+			t.Fatal("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
+		}
+		t.Skip("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
+	}
+	proxy := []string{"DATABASE_URL=" + database.URL}
+	for range 2 {
+		expect(t, 0, fmt.Sprintf("proxy of schema version %d; functions installed", db.Version()), proxy, "migrate", "--proxy")
+	}
+	expect(t, 1, "the database is a proxy", proxy, "migrate")
+	expect(t, 1, "the database has coupons of its own", []string{"DATABASE_URL=" + server.New(t).URL}, "migrate", "--proxy")
+}

@@ -1,0 +1,19 @@
+-- Internal: whether the coupon is, or would be, on this server. True on a single server, where public.shard is empty.
+create or replace function public.owns_coupon(p_coupon text)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select not exists (
+    select
+    from public.shard as s
+    where s.singleton
+      and hashtext(p_coupon) & (s.partitions - 1) <> all (s.owned)
+  )
+$$;
+
+comment on function public.owns_coupon(text) is
+  'Internal. Whether p_coupon belongs on this server: always on a single one, and on a shard when its partition, hashtext(p_coupon) & (partitions - 1), is one of those that public.shard lists.';
+
+revoke all on function public.owns_coupon(text) from public;

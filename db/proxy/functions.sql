@@ -1,0 +1,100 @@
+-- A coupon is in partition hashtext(name) & (partitions - 1); the partitions are the options of the server "coupons", which
+-- is the operator's (deploy/shards/README.md). The guards are the shards' own.
+create or replace function public.coupon_schema_version()
+returns integer
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select {{ .version }}
+$$;
+
+create or replace function public.create_coupon(p_coupon text, p_amount bigint)
+returns public.create_status
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  run on hashtext(p_coupon);
+$$;
+
+create or replace function public.get_coupon(p_coupon text)
+returns table (name text, amount integer, remaining_amount integer)
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  run on hashtext(p_coupon);
+$$;
+
+create or replace function public.coupon_claimers(p_coupon text, p_after integer, p_upto integer)
+returns setof text
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  run on hashtext(p_coupon);
+$$;
+
+create or replace function public.claim_coupons(p_users text[], p_coupon text)
+returns public.claim_status[]
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  run on hashtext(p_coupon);
+$$;
+
+create or replace function public.claim_coupon(p_user text, p_coupon text)
+returns public.claim_status
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  run on hashtext(p_coupon);
+$$;
+
+-- Each shard gets its part of the arrays, in one transaction of its own. The rows come shard by shard: whoever asks knows
+-- his claims by their positions.
+create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
+returns table ("position" integer, status public.claim_status)
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  split p_users, p_coupons, p_positions;
+  run on hashtext(p_coupons);
+$$;
+
+do $$
+declare
+  v_function regprocedure;
+begin
+  foreach v_function in array array[
+    'public.coupon_schema_version()',
+    'public.create_coupon(text, bigint)',
+    'public.get_coupon(text)',
+    'public.coupon_claimers(text, integer, integer)',
+    'public.claim_coupons(text[], text)',
+    'public.claim_coupon(text, text)',
+    'public.claim_batch(text[], text[], integer[])'
+  ]::regprocedure[] loop
+    execute format('alter function %s owner to coupon_proxy', v_function);
+    execute format('revoke all on function %s from public', v_function);
+    execute format('grant execute on function %s to coupon_service', v_function);
+  end loop;
+end;
+$$;

@@ -1,0 +1,82 @@
+package db_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/db/dbtest"
+)
+
+// emptyForProxy is an empty database on a server of this machine that has PL/Proxy.
+func emptyForProxy(t *testing.T) *session {
+	t.Helper()
+	s := owner(t, dbtest.Private(t, map[string]string{"fsync": "off"}).Empty(t))
+	if get[int](s, "select count(*) from pg_available_extensions where name = 'plproxy'") == 0 {
+		if os.Getenv("TEST_PLPROXY") != "" {
+			t.Fatal("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
+		}
+		t.Skip("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
+	}
+	return s
+}
+
+// A proxy has the functions that the service may call, with the same signatures and labels, and nothing else.
+func TestProxyHasTheSameSignatures(t *testing.T) {
+	t.Parallel()
+	proxy := emptyForProxy(t)
+	proxy.exec("set search_path = pg_catalog")
+	for range 2 { // again changes nothing
+		if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	single := owner(t, dbtest.New(t))
+	single.exec("set search_path = pg_catalog")
+	const signatures = `
+		select p.proname || '(' || pg_get_function_arguments(p.oid) || ') ' || pg_get_function_result(p.oid)
+		from pg_proc as p
+		where p.pronamespace = 'public'::regnamespace
+		  and has_function_privilege('coupon_service', p.oid, 'execute')
+		order by 1`
+	equal(t, "signatures", list[string](proxy, signatures), list[string](single, signatures))
+	equal(t, "functions there are", list[string](proxy, "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"),
+		[]string{"claim_batch", "claim_coupon", "claim_coupons", "coupon_claimers", "coupon_schema_version", "create_coupon", "get_coupon"})
+	for _, enum := range []string{"claim_status", "create_status"} {
+		labels := "select unnest(enum_range(null::public." + enum + "))::text"
+		equal(t, enum, list[string](proxy, labels), list[string](single, labels))
+	}
+	equal(t, "who may do what", list[string](proxy, `
+		select distinct pg_get_userbyid(p.proowner) || ' ' || p.prosecdef || ' ' || (p.proconfig = array['search_path=pg_catalog, pg_temp'])
+		  || ' ' || has_function_privilege('public', p.oid, 'execute')
+		from pg_proc as p
+		where p.pronamespace = 'public'::regnamespace`), []string{"coupon_proxy true true false"})
+	equal(t, "who may log in", list[string](proxy, "select rolname from pg_roles where rolname like 'coupon%' and rolcanlogin"), nil)
+	if version := get[int32](proxy, "select public.coupon_schema_version()"); version != db.Version() {
+		t.Errorf("version %d", version)
+	}
+	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
+		t.Errorf("a proxy has %d tables", n)
+	}
+}
+
+// A database with coupons does not become a proxy by mistake; nor does a proxy get tables.
+func TestProxyOrNot(t *testing.T) {
+	t.Parallel()
+	s := owner(t, dbtest.New(t))
+	if err := db.ApplyProxy(context.Background(), s.Conn); !errors.Is(err, db.ErrNotAProxy) {
+		t.Error(err)
+	}
+	proxy := emptyForProxy(t)
+	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Apply(bounded(t), proxy.Conn); !errors.Is(err, db.ErrIsAProxy) {
+		t.Error(err)
+	}
+	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
+		t.Errorf("a proxy has %d tables", n)
+	}
+}

@@ -1,0 +1,63 @@
+-- A call for a coupon of another server is refused by its own SQLSTATE: never "no such coupon", and nothing is stored.
+begin;
+select plan(14);
+
+-- One coupon of each half, and both exist: the rows of a partition that has moved away are still there.
+create temporary table name as
+select
+  min('coupon-' || n) filter (where hashtext('coupon-' || n) & 1 = 0) as ours,
+  min('coupon-' || n) filter (where hashtext('coupon-' || n) & 1 = 1) as theirs
+from generate_series(1, 100) as n;
+select public.create_coupon(ours, 5), public.create_coupon(theirs, 5) from name;
+insert into public.shard (partitions, owned) values (2, '{0}');
+
+select throws_ok(
+  $$ select public.claim_coupon('ann', theirs) from name $$,
+  'SC421', 'this server does not own the coupon', 'claim_coupon');
+select throws_ok(
+  $$ select public.claim_coupons(array['ann', 'bob'], theirs) from name $$,
+  'SC421', 'this server does not own the coupon', 'claim_coupons');
+select throws_ok(
+  $$ select b.* from name, public.claim_batch(array['ann', 'ann'], array[ours, theirs], array[1, 2]) as b $$,
+  'SC421', 'this server does not own the coupon', 'claim_batch, though it owns the other one');
+select throws_ok(
+  $$ select public.create_coupon(theirs, 5) from name $$,
+  'SC421', 'this server does not own the coupon', 'create_coupon, though the name is taken');
+select throws_ok(
+  $$ select c.* from name, public.get_coupon(theirs) as c $$,
+  'SC421', 'this server does not own the coupon', 'get_coupon');
+select throws_ok(
+  $$ select public.coupon_claimers(theirs, 0, 10) from name $$,
+  'SC421', 'this server does not own the coupon', 'coupon_claimers');
+select throws_ok(
+  $$ select public.claim_coupon('ann', n) from (select 'none-' || n as n from generate_series(1, 100) as n) as u $$,
+  'SC421', null, 'a coupon that does not exist, too');
+select throws_ok(
+  $$ select public.claim_coupon('ann', '') $$,
+  '22023', null, 'but a bad argument is told first');
+select is_empty('select from public.claims', 'nobody has claimed anything');
+
+select is(public.claim_coupon('ann', ours), 'claimed', 'what it owns is claimed as ever') from name;
+select is((select remaining_amount from public.get_coupon(ours)), 4, 'and read') from name;
+select results_eq(
+  $$ select status from name, public.claim_batch(array['bob'], array[ours], array[1]) $$,
+  $$ values ('claimed'::public.claim_status) $$, 'in a crowd as well');
+
+delete from public.shard;
+select is(public.claim_coupon('ann', theirs), 'claimed', 'a single server owns both') from name;
+insert into public.shard (partitions, owned) values (64, '{0,5,17,63}');
+create function pg_temp.refused(p_coupon text) returns boolean language plpgsql as $$
+begin
+  perform public.guard_ownership(p_coupon);
+  return false;
+exception when sqlstate 'SC421' then
+  return true;
+end
+$$;
+select ok(
+  bool_and(pg_temp.refused('coupon-' || n) <> public.owns_coupon('coupon-' || n)),
+  'the guard and owns_coupon are one rule')
+from generate_series(1, 1000) as n;
+
+select * from finish();
+rollback;

@@ -1,0 +1,14 @@
+-- On each shard, once, after coupond migrate: what the proxy may do here, and what this server owns.
+--   psql "$SHARD" -v password="$PASSWORD" -v partitions=64 -v owned='{0,4,8,12}' -f shard.sql
+--
+-- PL/Proxy has no working time-out for a connection or a query, so the shard ends what takes too long. Both stay below 0.2 of
+-- the service's CLAIM_TIMEOUT (here its default, 5s), so that the answer comes before the service gives the connection up.
+create role coupon_proxy_login login password :'password' in role coupon_service;
+alter role coupon_proxy_login set statement_timeout = '900ms';
+alter role coupon_proxy_login set lock_timeout = '700ms';
+alter role coupon_proxy_login set idle_in_transaction_session_timeout = '5s';
+alter role coupon_proxy_login set tcp_keepalives_idle = 5;
+alter role coupon_proxy_login set tcp_keepalives_interval = 2;
+alter role coupon_proxy_login set tcp_keepalives_count = 3;
+
+insert into public.shard (partitions, owned) values (:partitions, :'owned');

@@ -1,0 +1,74 @@
+package pgstore
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"scalable-coupon-system/db/dbtest"
+)
+
+// BenchmarkThroughAProxy is one call of claim_batch for 512 users who want 512 coupons, straight to a shard and through a proxy
+// with 1 and 4 of them, with the CPU that the proxy's server and the shards' take for a claim.
+func BenchmarkThroughAProxy(b *testing.B) {
+	for _, shards := range []int{0, 1, 4} {
+		b.Run(fmt.Sprintf("shards=%d", shards), func(b *testing.B) {
+			s := newSharded(b, max(1, shards))
+			names := slices.Concat(s.couponsOf(b, mostInCall/max(1, shards))...)
+			for _, name := range names {
+				if status, err := s.CreateCoupon(b.Context(), name, 2147483647); status != Created {
+					b.Fatal(status, err)
+				}
+			}
+			store := s.Store
+			if shards == 0 {
+				cfg := testConfig(s.urls[0])
+				cfg.ClaimTimeout = patience
+				direct, err := Open(cfg)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(direct.Close)
+				store = direct
+			}
+			conn, err := store.pool.Acquire(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(conn.Release)
+			front, behind := cpu(b, s.front), cpu(b, s.shards...)
+			n := 0
+			benchCalls(b, conn.Conn(), mostInCall, func(i int) string { n++; return names[i] })
+			b.ReportMetric(10_000*float64(cpu(b, s.front)-front)/float64(n), "proxy-CPU-µs/claim")
+			b.ReportMetric(10_000*float64(cpu(b, s.shards...)-behind)/float64(n), "shards-CPU-µs/claim")
+		})
+	}
+}
+
+// cpu is what the servers' processes have used so far, in hundredths of a second (Linux).
+func cpu(b *testing.B, servers ...*dbtest.Server) (ticks int) {
+	b.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, entry := range entries {
+		stat, err := os.ReadFile("/proc/" + entry.Name() + "/stat")
+		if err != nil {
+			continue // no process, or not any more
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(rest)
+		parent, _ := strconv.Atoi(fields[1])
+		if slices.ContainsFunc(servers, func(s *dbtest.Server) bool { return s.Pid() == parent }) {
+			for _, field := range fields[11:13] { // user and system
+				n, _ := strconv.Atoi(field)
+				ticks += n
+			}
+		}
+	}
+	return ticks
+}
