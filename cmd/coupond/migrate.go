@@ -35,8 +35,8 @@ a service that runs meanwhile is not disturbed.
 
 The login must be a superuser, or own the database and have CREATEROLE.
 
-With --proxy, DATABASE_URL is an empty database that becomes a proxy before several
-servers (deploy/shards); the login must be a superuser.`,
+With --proxy, DATABASE_URL is an empty database that becomes a proxy before
+several servers (deploy/shards); the login must be a superuser.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&migrateConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
