@@ -159,7 +159,7 @@ kubernetes: ## Render deploy/kubernetes and hold it against what an API server o
 ##@ Race
 
 .PHONY: bench
-bench: ## Race the alternatives on this machine, all workloads (about 40 minutes; keep it quiet); results and charts in bench/results
+bench: ## Race the alternatives on this machine, all workloads, 5 rounds (3 take a quarter of an hour; keep it quiet); results and charts in bench/results
 	$(GO) run ./bench/race $(ARGS)
 
 .PHONY: bench-quick
