@@ -69,7 +69,7 @@ type Store struct {
 	peer  peer
 
 	commits commits
-	closing context.Context // ends with Close, for the probe that waits for a commit
+	closing context.Context //nolint:containedctx // ends with Close, for the probe that waits for a commit
 	close   context.CancelFunc
 }
 

@@ -50,8 +50,8 @@ func TestScriptInstallsWhatMigrateDoes(t *testing.T) {
 		}
 		same("installed", "after coupond migrate on top")
 
-		// As the program before the view left it.
-		must(t, at("older"), `coupond migrate && psql -qc "drop view public.sale_progress; update public.schema_version set version = 2"`)
+		// As the program before the view and the shards left it.
+		must(t, at("older"), `coupond migrate && psql -qc "drop view public.sale_progress; drop table public.shard; update public.schema_version set version = 2"`)
 		must(t, at("older"), install)
 		same("older", "after install.sql on an older schema")
 

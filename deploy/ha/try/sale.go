@@ -132,10 +132,10 @@ func (b result) clean() bool {
 }
 
 func (b result) String() string {
-	text := fmt.Sprintf("acknowledged %d, unknown %d, lost %d, doubled %d, oversold %d\n  answers: %s",
-		b.acknowledged, b.unknown, b.lost, b.doubled, b.oversold, strings.Join(b.answers, ", "))
-	for _, line := range slices.Concat(b.broken, b.odd) {
-		text += "\n  " + line
+	lines := []string{
+		fmt.Sprintf("acknowledged %d, unknown %d, lost %d, doubled %d, oversold %d",
+			b.acknowledged, b.unknown, b.lost, b.doubled, b.oversold),
+		"answers: " + strings.Join(b.answers, ", "),
 	}
-	return text
+	return strings.Join(slices.Concat(lines, b.broken, b.odd), "\n  ")
 }
