@@ -17,15 +17,16 @@ type Request struct {
 
 // writer makes the bytes of requests to one service, one after the other in the same memory.
 type writer struct {
-	read, claim string // each up to where the requests differ
-	body, out   []byte
+	read, claim, coupon string // each up to where the requests differ
+	body, out           []byte
 }
 
 func newWriter(address string) *writer {
+	body := " HTTP/1.1\r\nHost: " + address + "\r\nContent-Type: application/json\r\nContent-Length: "
 	return &writer{
-		read: " HTTP/1.1\r\nHost: " + address + "\r\n\r\n",
-		claim: "POST /api/coupons/claim HTTP/1.1\r\nHost: " + address +
-			"\r\nContent-Type: application/json\r\nContent-Length: ",
+		read:   " HTTP/1.1\r\nHost: " + address + "\r\n\r\n",
+		claim:  "POST /api/coupons/claim" + body,
+		coupon: "POST /api/coupons" + body,
 	}
 }
 
@@ -47,12 +48,27 @@ func (w *writer) write(r Request) ([]byte, error) {
 		return nil, err
 	}
 	w.body = append(w.body, '}')
+	return w.post(w.claim), nil
+}
 
-	w.out = append(w.out[:0], w.claim...)
+// create returns the request for a new coupon, as write does that for a claim.
+func (w *writer) create(name string, amount int) ([]byte, error) {
+	var err error
+	if w.body, err = jsontext.AppendQuote(append(w.body[:0], `{"name":`...), name); err != nil {
+		return nil, err
+	}
+	w.body = append(w.body, `,"amount":`...)
+	w.body = strconv.AppendInt(w.body, int64(amount), 10)
+	w.body = append(w.body, '}')
+	return w.post(w.coupon), nil
+}
+
+func (w *writer) post(head string) []byte {
+	w.out = append(w.out[:0], head...)
 	w.out = strconv.AppendInt(w.out, int64(len(w.body)), 10)
 	w.out = append(w.out, "\r\n\r\n"...)
 	w.out = append(w.out, w.body...)
-	return w.out, nil
+	return w.out
 }
 
 // CouponPath is where the service reports a coupon. "." and ".." are names like any other, so that their dots have to be
