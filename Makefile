@@ -105,6 +105,15 @@ failover: ## Kill the primary of three nodes under load, three times; want no an
 rolling: ## Replace two instances of the service behind a balancer under load; want no request to fail (deploy/ha)
 	VERSION='$(VERSION)' $(GO) run ./deploy/ha/try -kills 0 $(ARGS)
 
+# How long the proof goes on, and what its faults and requests are drawn from (0: from the clock).
+DURATION ?= 1m
+SEED ?= 0
+REPORT ?= proof/report.md
+.PHONY: prove
+prove: ## Break everything around the running service, hold every answer against a model: make prove DURATION=10m SEED=7
+	@mkdir -p .bin && $(GO) build -o .bin/prove ./bench/prove
+	@exec .bin/prove -duration $(DURATION) -seed $(SEED) -report $(REPORT) $(ARGS)
+
 .PHONY: cover
 cover: postgres ## Measure what the tests of api, pgstore and db run of their own package; at least 80 % each
 	@mkdir -p coverage
