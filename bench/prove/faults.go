@@ -77,7 +77,7 @@ func allFaults() []*fault {
 		},
 		{
 			name: "disk of the WAL full", place: onPostgres,
-			does: "the file system of pg_wal filled to the last byte, until PostgreSQL panics and some time longer; then freed, and PostgreSQL " +
+			does: "the file system of pg_wal (a small one in memory, mounted for this) filled to the last byte, until PostgreSQL panics and some time longer; then freed, and PostgreSQL " +
 				"started again where it had given up",
 			may: doubtful,
 			because: "A commit that finds no room for its WAL ends in a panic, not in an answer: the claim may be on disk or not. " + sessionsGone +

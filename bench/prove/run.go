@@ -15,8 +15,8 @@ import (
 // Who asks. The parties' clients wait for each other at each cell; those of the sales never do.
 const (
 	parties  = 8
-	shoppers = 24 // at the first series of sales
-	visitors = 8  // at the second
+	shoppers = 48 // at the first series of sales
+	visitors = 16 // at the second
 )
 
 // run is one run of the proof.
