@@ -113,7 +113,6 @@ func (s *stand) wantStatements(t *testing.T) {
 	ours := []string{claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL}
 	looked := 0
 	for _, conn := range s.pool.AcquireAllIdle(t.Context()) {
-		defer conn.Release()
 		// In the simple protocol, so that the question leaves none itself.
 		rows, err := conn.Query(context.WithoutCancel(t.Context()), `select statement from pg_catalog.pg_prepared_statements`, pgx.QueryExecModeSimpleProtocol)
 		if err != nil {
@@ -123,6 +122,7 @@ func (s *stand) wantStatements(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		conn.Release()
 		looked += len(statements)
 		seen := map[string]bool{}
 		for _, sql := range statements {

@@ -28,11 +28,8 @@ const (
 
 // party keeps cell after cell, until selling ends.
 func (r *run) party(ctx context.Context, selling context.Context, number int) {
-	clients := make([]*client, members)
-	for i := range clients {
-		clients[i] = r.newClient(number+i, r.random(partyStream, number*members+i))
-		defer clients[i].close()
-	}
+	clients := r.newClients(members, partyStream, number)
+	defer closeAll(clients)
 	random := r.random(cellStream, number)
 	for n := 0; selling.Err() == nil && ctx.Err() == nil; n++ {
 		r.cell(ctx, fmt.Sprintf("cell-%d-%d", number, n), clients, random)

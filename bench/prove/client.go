@@ -30,17 +30,24 @@ type client struct {
 	tries  int // without a clear answer
 }
 
-func (r *run) newClient(home int, random *rand.Rand) *client {
-	c := &client{run: r, heard: make([]time.Time, instances), random: random}
-	for i := range instances {
-		c.to = append(c.to, load.NewClient(r.world.instances[(home+i)%instances].address, askWithin))
+// newClients makes so many clients, at home with one instance after the other. Their chance is that of a stream and a number.
+func (r *run) newClients(n int, stream uint64, number int) []*client {
+	clients := make([]*client, n)
+	for i := range clients {
+		c := &client{run: r, heard: make([]time.Time, instances), random: r.random(stream, number<<16+i)}
+		for next := range instances {
+			c.to = append(c.to, load.NewClient(r.world.instances[(i+next)%instances].address, askWithin))
+		}
+		clients[i] = c
 	}
-	return c
+	return clients
 }
 
-func (c *client) close() {
-	for _, to := range c.to {
-		to.Close()
+func closeAll(clients []*client) {
+	for _, c := range clients {
+		for _, to := range c.to {
+			to.Close()
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"strings"
 	"sync"
 	"time"
 
@@ -145,14 +146,13 @@ func (h *history) draw(path string) error {
 func (h *history) String() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	text := ""
+	var text strings.Builder
 	for _, op := range h.operations {
 		end := "…"
 		if op.Return != forever {
 			end = time.Duration(op.Return).String()
 		}
-		text += fmt.Sprintf("\n\t%v to %s, client %d: %s", time.Duration(op.Call), end, op.ClientId,
-			describe(op.Input.(input), op.Output.(output))) //nolint:forcetypeassert // as above
+		fmt.Fprintf(&text, "\n\t%v to %s, client %d: %s", time.Duration(op.Call), end, op.ClientId, linear.DescribeOperation(op.Input, op.Output))
 	}
-	return text
+	return text.String()
 }

@@ -35,7 +35,7 @@ func newInstance(binary, log, database string) (*instance, error) {
 func (i *instance) start() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	log, err := os.OpenFile(i.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(i.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // a file of our own folder
 	if err != nil {
 		return err
 	}
@@ -99,11 +99,11 @@ func (i *instance) healthy(ctx context.Context) error {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
 	last := "no answer"
 	for ; ctx.Err() == nil; pause(ctx, 20*time.Millisecond) {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+i.address+"/health", nil)
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+i.address+"/health", nil) //nolint:gosec // our own instance
 		if err != nil {
 			return err
 		}
-		response, err := client.Do(request)
+		response, err := client.Do(request) //nolint:gosec // the same
 		if err != nil {
 			last = err.Error()
 			continue

@@ -20,11 +20,8 @@ const (
 
 // hot holds sale after sale, until selling ends. Every user of a sale asks until he has a clear answer.
 func (r *run) hot(ctx context.Context, selling context.Context, number, connections int) {
-	clients := make([]*client, connections)
-	for i := range clients {
-		clients[i] = r.newClient(i, r.random(shopperStream, number*1000+i))
-		defer clients[i].close()
-	}
+	clients := r.newClients(connections, shopperStream, number)
+	defer closeAll(clients)
 	random := r.random(saleStream, number)
 	for n := 0; selling.Err() == nil && ctx.Err() == nil; n++ {
 		users := leastUsers + random.IntN(mostUsers-leastUsers)
