@@ -91,6 +91,14 @@ func (c *counters) figures() figures {
 	return f
 }
 
+// reason is an error for the end of a sentence.
+func reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + err.Error()
+}
+
 // answered counts an answer, and holds it against the weather. late: the client was silent for so long before that it may have
 // found the door closed.
 func (r *run) answered(a load.Answer, response load.Response, err error, late bool) {
@@ -103,8 +111,8 @@ func (r *run) answered(a load.Answer, response load.Response, err error, late bo
 		// time-out by itself. It is counted and shown, and breaks no promise.
 		unforced = true
 	default:
-		r.found.unexplained.note("%v at %v (sent %v before): %v", a, response.Answered.Sub(r.began).Round(time.Millisecond),
-			response.Answered.Sub(response.Sent).Round(time.Millisecond), err)
+		r.found.unexplained.note("%v at %v (sent %v before)%s", a, response.Answered.Sub(r.began).Round(time.Millisecond),
+			response.Answered.Sub(response.Sent).Round(time.Millisecond), reason(err))
 	}
 	c := r.count
 	c.mu.Lock()

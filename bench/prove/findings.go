@@ -49,11 +49,14 @@ func (f *findings) clean() bool {
 
 const maxExamples = 5
 
-func (f *finding) note(format string, args ...any) {
+func (f *finding) note(format string, args ...any) { f.noteTimes(1, format, args...) }
+
+// noteTimes notes something that was found n times, none perhaps.
+func (f *finding) noteTimes(n int, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.count++
-	if len(f.examples) < maxExamples {
+	f.count += n
+	if n > 0 && len(f.examples) < maxExamples {
 		f.examples = append(f.examples, fmt.Sprintf(format, args...))
 	}
 }

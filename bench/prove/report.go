@@ -43,8 +43,12 @@ func (r *run) report() string {
 		line("| %s | %d |", one.what, one.times())
 	}
 	for _, one := range r.found.all() {
+		if len(one.examples) == 0 {
+			continue
+		}
+		line("\nThe first few %s:\n", one.what)
 		for _, example := range one.examples {
-			line("\n%s:\n\n    %s", one.what, strings.ReplaceAll(example, "\n", "\n    "))
+			line("    %s", strings.ReplaceAll(example, "\n", "\n    "))
 		}
 	}
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,9 +83,7 @@ func (r *run) sale(ctx context.Context, coupon string, stock, users int, seed ui
 		return
 	}
 	for _, promise := range book.Compare(reported).Promises {
-		for range promise.Broken {
-			r.found.contradicted.note("the sale %s, %s: %v", coupon, promise.Text, promise.Examples)
-		}
+		r.found.contradicted.noteTimes(promise.Broken, "the sale %s, %s: %s", coupon, promise.Text, strings.Join(promise.Examples, "; "))
 	}
 	r.count.sale()
 }
