@@ -76,12 +76,16 @@ func fillWAL(ctx context.Context, w *world, random *rand.Rand) (err error) {
 	defer func() {
 		err = errors.Join(err, w.wal.free(), w.startPostgres(context.WithoutCancel(ctx)))
 	}()
-	if err := w.wal.fill(); err != nil {
-		return err
-	}
-	// The segments that are there already have room for a while; each switch takes one away.
+	// The segments that are there already have room for a while; each switch takes one away. The slot, which goes with its session,
+	// keeps checkpoints from giving them back for ever.
 	full := false
-	_ = w.asOwner(ctx, func(conn *pgx.Conn) error {
+	problem := w.asOwner(ctx, func(conn *pgx.Conn) error {
+		if _, err := conn.Exec(ctx, `select pg_create_physical_replication_slot('prove', true, true)`); err != nil {
+			return err
+		}
+		if err := w.wal.fill(); err != nil {
+			return err
+		}
 		for range 100 {
 			if _, err := conn.Exec(ctx, `select pg_logical_emit_message(false, 'prove', 'x'), pg_switch_wal()`); err != nil {
 				full = true
@@ -91,7 +95,7 @@ func fillWAL(ctx context.Context, w *world, random *rand.Rand) (err error) {
 		return nil
 	})
 	if !full {
-		return errors.New("PostgreSQL wrote a hundred segments of WAL to a full disk")
+		return errors.Join(problem, errors.New("PostgreSQL does not find the disk of its WAL full"))
 	}
 	pause(ctx, between(random, 500*time.Millisecond, 3*time.Second))
 	return nil
