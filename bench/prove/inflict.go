@@ -74,7 +74,7 @@ func reinstall(ctx context.Context, w *world, random *rand.Rand) error {
 
 func fillWAL(ctx context.Context, w *world, random *rand.Rand) (err error) {
 	defer func() {
-		err = errors.Join(err, w.wal.free(), w.startPostgres(context.WithoutCancel(ctx)))
+		err = errors.Join(err, w.wal.free(), w.comeBack(context.WithoutCancel(ctx)))
 	}()
 	// The segments that are there already have room for a while; each switch takes one away. The slot, which goes with its session,
 	// keeps checkpoints from giving them back for ever.
@@ -99,6 +99,23 @@ func fillWAL(ctx context.Context, w *world, random *rand.Rand) (err error) {
 	}
 	pause(ctx, between(random, 500*time.Millisecond, 3*time.Second))
 	return nil
+}
+
+// comeBack waits until PostgreSQL answers, and starts it where it does not run. After a panic it recovers by itself, or gives up;
+// and it may give up only when we have just seen it run.
+func (w *world) comeBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, comeBackWithin)
+	defer cancel()
+	for {
+		err := w.startPostgres(ctx)
+		if err == nil {
+			err = w.asOwner(ctx, func(conn *pgx.Conn) error { return conn.Ping(ctx) })
+		}
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 50*time.Millisecond)
+	}
 }
 
 func cutAll(ctx context.Context, w *world, random *rand.Rand) error {
