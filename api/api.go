@@ -78,6 +78,9 @@ func New(store Store, o Options) *Handler {
 	h.get("/api/coupons/{name}", h.coupon)
 	h.get(pathHealth, h.health)
 	h.get(pathLive, h.live)
+	h.get(pathDocs, h.docs)
+	h.get(pathDocsFile, h.docsFile)
+	h.get(pathOpenAPI, h.openAPI)
 	return h
 }
 

@@ -113,6 +113,13 @@ var cases = []documented{
 	{operation: "health", status: 503, example: "shutdown", given: func(s *service) { s.handler.Drain() }},
 	{operation: "live", status: 200, example: "alive", given: fails(pgstore.ErrUnavailable)},
 
+	{operation: "docs", status: 200, example: "text/html; charset=utf-8"},
+	{operation: "docsFile", status: 200, example: "text/css; charset=utf-8", request: "GET /docs/docs.css"},
+	{operation: "docsFile", status: 200, example: "text/javascript; charset=utf-8", request: "GET /docs/docs.js"},
+	{operation: "docsFile", status: 200, example: "image/png", request: "GET /docs/favicon-32x32.png"},
+	{operation: "docsFile", status: 404, example: "path", request: "GET /docs/nothing"},
+	{operation: "openapi", status: 200, example: "application/yaml"},
+
 	{status: 404, example: "path", request: "GET /api/coupon"},
 	{status: 405, example: "method", request: "DELETE /api/coupons/summer%20sale"},
 }
@@ -152,6 +159,12 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 				}
 				return
 			}
+			if example == noJSON {
+				if got.header.Get("Content-Type") != c.example || got.body == "" {
+					t.Errorf("answered %q: %q", got.header.Get("Content-Type"), got.body)
+				}
+				return
+			}
 			if !reflect.DeepEqual(parsed(t, got.body), example) {
 				t.Errorf("answered %s, but the example is %v", got.body, example)
 			}
@@ -162,15 +175,23 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 	}
 }
 
+// noJSON stands for the body of an answer that is no JSON.
+const noJSON = "(no JSON)"
+
 // answersOf lists the document's answers: operation, status and example, with
-// what the example is. An answer without a body has an example "" of nil.
+// what the example is. An answer without a body has an example "" of nil, one that
+// is no JSON has its Content-Type for an example.
 func answersOf(doc *openapi3.T) map[string]any {
 	answers := make(map[string]any)
 	add := func(operation, status string, response *openapi3.Response) {
 		if len(response.Content) == 0 {
 			answers[fmt.Sprintf("%s %s ", operation, status)] = nil
 		}
-		for _, media := range response.Content {
+		for name, media := range response.Content {
+			if name != "application/json" {
+				answers[fmt.Sprintf("%s %s %s", operation, status, name)] = noJSON
+				continue
+			}
 			if len(media.Examples) == 0 { // no case can have this name: it fails
 				answers[fmt.Sprintf("%s %s (an answer without an example)", operation, status)] = nil
 			}
@@ -383,6 +404,9 @@ func TestAllow(t *testing.T) {
 		"/api/coupons/%63laim": "GET, HEAD",
 		"/health":              "GET, HEAD",
 		"/health/live":         "GET, HEAD",
+		"/docs":                "GET, HEAD",
+		"/docs/docs.js":        "GET, HEAD",
+		"/openapi.yaml":        "GET, HEAD",
 		"/":                    "",
 		"/api":                 "",
 		"/api/":                "",
@@ -393,6 +417,10 @@ func TestAllow(t *testing.T) {
 		"/api/../api/coupons":  "",
 		"/API/coupons":         "",
 		"/health/":             "",
+		"/docs/":               "",
+		"/docs/docs.js/":       "",
+		"/openapi.yaml/":       "",
+		"/openapi.json":        "",
 		"/health/ready":        "",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "BREW", "get"} {
@@ -422,9 +450,9 @@ func TestAllow(t *testing.T) {
 func TestHead(t *testing.T) {
 	s := serve(t)
 	holds(5, "ada", "grace")(s)
-	for _, path := range []string{"/api/coupons/summer%20sale", "/api/coupons/none", "/api/coupons/%00", "/api/coupons/claim", "/health", "/health/live", "/nothing"} {
-		get := s.do("GET", path, "", "X-Request-ID", "same")
-		head := s.do("HEAD", path, "", "X-Request-ID", "same")
+	for _, path := range []string{"/api/coupons/summer%20sale", "/api/coupons/none", "/api/coupons/%00", "/api/coupons/claim", "/health", "/health/live", "/docs", "/docs/swagger-ui.css", "/docs/nothing", "/openapi.yaml", "/nothing"} {
+		get := s.do("GET", path, "", "X-Request-ID", "same", "Accept-Encoding", "identity")
+		head := s.do("HEAD", path, "", "X-Request-ID", "same", "Accept-Encoding", "identity")
 		if head.status != get.status || head.body != "" {
 			t.Errorf("HEAD %s is answered %d %q, GET %d", path, head.status, head.body, get.status)
 		}

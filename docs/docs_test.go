@@ -229,7 +229,8 @@ func TestDecisions(t *testing.T) {
 	}
 }
 
-// docs/api.md explains each code in the words of openapi.yaml.
+// docs/api.md explains each code in the words of openapi.yaml, and these have all that whoever meets one wants to know: the
+// status, whether to send the request again, and what the user should see.
 func TestCodesAreExplainedInTheSameWords(t *testing.T) {
 	t.Parallel()
 	inContract := paragraphs(apitest.Contract(t).Info.Description)
@@ -237,6 +238,11 @@ func TestCodesAreExplainedInTheSameWords(t *testing.T) {
 	for code, text := range inContract {
 		if inDocs[code] != text {
 			t.Errorf("%s\nopenapi.yaml: %s\ndocs/api.md:  %s", code, text, inDocs[code])
+		}
+		for _, wanted := range []string{`^[45]\d\d\. `, `\b[Rr]etry|Send the same request again`, `\buser\b`} {
+			if !regexp.MustCompile(wanted).MatchString(text) {
+				t.Errorf("%s is explained without %q: %s", code, wanted, text)
+			}
 		}
 	}
 	if len(inContract) == 0 || len(inDocs) != len(inContract) {

@@ -93,7 +93,11 @@ func TestChecked(t *testing.T) {
 		{name: "net/http, no body", method: "POST", path: "/api/coupons/claim", answer: answers{417, http.Header{}, ""}},
 		{name: "body sent once", method: "POST", path: "/api/coupons/claim", body: `{`, answer: answers{201, header(), ""}, withoutCopies: true},
 		{name: "large answer", method: "GET", path: "/api/coupons/sale", answer: answers{200, header("Cache-Control", "no-store"), strings.Repeat("x", 1<<20+1)}},
+		{name: "page", method: "GET", path: "/docs/docs.css", answer: answers{200, header("Cache-Control", "no-store", "Content-Type", "text/css; charset=utf-8"), "body {}"}},
 
+		{wrong: true, name: "another page", method: "GET", path: "/docs/docs.css", answer: answers{200, header("Cache-Control", "no-store", "Content-Type", "text/html; charset=utf-8"), "<p>"}},
+		{wrong: true, name: "page of no charset", method: "GET", path: "/docs/docs.css", answer: answers{200, header("Cache-Control", "no-store", "Content-Type", "text/css"), "body {}"}},
+		{wrong: true, name: "page where JSON is due", method: "GET", path: "/docs/none", answer: answers{404, header("Content-Type", "text/css; charset=utf-8"), "404"}},
 		{wrong: true, name: "undocumented status", method: "POST", path: "/api/coupons/claim", body: goodClaim, answer: answers{200, header(), ""}},
 		{wrong: true, name: "body where none is", method: "POST", path: "/api/coupons/claim", body: goodClaim, answer: answers{201, header(), "{}"}},
 		{wrong: true, name: "no request id", method: "POST", path: "/api/coupons/claim", body: goodClaim, answer: answers{201, header("X-Request-ID", ""), ""}},
