@@ -81,6 +81,15 @@ test-dba: compiler ## Type the DBA's handbook, restore a dump, sell through PgBo
 	$(GO) vet -tags dba ./docs/dba
 	$(GO) test $(RACE) -tags dba -count=1 -timeout 10m ./docs/dba $(if $(ARGS),-args $(ARGS))
 
+.PHONY: test-browser
+test-browser: ## Open /docs in a headless Chromium, wide and narrow, and try everything out; its pictures go to pictures/
+	$(GO) vet -tags browser ./api/browsertest
+	COUPON_PICTURES='$(CURDIR)/pictures' $(GO) test -tags browser -count=1 -timeout 10m ./api/browsertest $(ARGS)
+
+.PHONY: examples
+examples: ## Build, vet, test and run _examples: curl (needs jq) and a Go client, on a real service and through its restart
+	.ci/examples
+
 .PHONY: mutants
 mutants: ## Plant bugs, one at a time, and want each caught by the test named for it (four minutes); the table goes to docs/mutants.md
 	@$(GO) run ./bench/mutants $(ARGS)
@@ -127,11 +136,12 @@ cover: postgres ## Measure what the tests of api, pgstore and db run of their ow
 .PHONY: lint
 lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them), go vet, gofmt, shellcheck, yamllint, actionlint
 	$(GOLANGCI_LINT) run
+	$(GOLANGCI_LINT) run ./_examples/go
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release deploy/release db/tests/run deploy/ha/node deploy/ha/first
-	shellcheck --shell=sh db/localpg/watchdog.sh
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release .ci/examples deploy/release db/tests/run deploy/ha/node deploy/ha/first
+	shellcheck --shell=sh db/localpg/watchdog.sh _examples/curl/coupons.sh
 	yamllint --strict .
 	$(ACTIONLINT)
 

@@ -239,7 +239,7 @@ func TestCodesAreExplainedInTheSameWords(t *testing.T) {
 		if inDocs[code] != text {
 			t.Errorf("%s\nopenapi.yaml: %s\ndocs/api.md:  %s", code, text, inDocs[code])
 		}
-		for _, wanted := range []string{`^[45]\d\d\. `, `\b[Rr]etry|Send the same request again`, `\buser\b`} {
+		for _, wanted := range []string{`^Status [45]\d\d\. `, `\b[Rr]etry|Send the same request again`, `\buser\b`} {
 			if !regexp.MustCompile(wanted).MatchString(text) {
 				t.Errorf("%s is explained without %q: %s", code, wanted, text)
 			}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 
+	"scalable-coupon-system/api"
 	"scalable-coupon-system/api/apitest"
 	"scalable-coupon-system/db/dbtest"
 )
@@ -41,34 +43,35 @@ func TestDocsInABrowser(t *testing.T) {
 	} {
 		t.Run(window.name, func(t *testing.T) {
 			service := start(t, binary, dbtest.New(t).URL)
-			w := open(t, service, window.width, window.height)
+			w := open(t, window.width, window.height)
 			w.do(chromedp.Navigate(service + "/docs"))
 
 			w.until(`document.querySelectorAll(".opblock").length > 0`)
 			w.seesEveryOperation()
+			w.seesEveryCode()
 			w.fits("the page")
 			w.picture(window.name + "-top")
 
 			// As the examples stand: they are of one coupon and one user.
-			w.expand("Coupons", "createCoupon")
-			if text := w.execute("Coupons", "createCoupon", 201); !strings.Contains(text, "/api/coupons/summer%20sale") {
+			w.expand("createCoupon")
+			if text := w.execute("createCoupon", 201); !strings.Contains(text, "/api/coupons/summer%20sale") {
 				t.Errorf("the answer to the creation shows no Location: %s", text)
 			}
 			w.picture(window.name + "-create")
-			w.fold("Coupons", "createCoupon")
+			w.fold("createCoupon")
 
-			w.expand("Coupons", "claimCoupon")
-			w.execute("Coupons", "claimCoupon", 201)
+			w.expand("claimCoupon")
+			w.execute("claimCoupon", 201)
 			w.quiet()
-			if text := w.execute("Coupons", "claimCoupon", 409); !strings.Contains(text, "ALREADY_CLAIMED") {
+			if text := w.execute("claimCoupon", 409); !strings.Contains(text, "ALREADY_CLAIMED") {
 				t.Errorf("the answer to the second claim: %s", text)
 			}
 			w.complains("409 (Conflict)") // what Chromium says of every status from 400 on
 			w.picture(window.name + "-claim")
-			w.fold("Coupons", "claimCoupon")
+			w.fold("claimCoupon")
 
-			w.expand("Coupons", "getCoupon")
-			text := w.execute("Coupons", "getCoupon", 200)
+			w.expand("getCoupon")
+			text := w.execute("getCoupon", 200)
 			for _, wanted := range []string{`"remaining_amount": 4`, `"ada"`} {
 				if !strings.Contains(text, wanted) {
 					t.Errorf("the coupon is shown without %s: %s", wanted, text)
@@ -95,8 +98,8 @@ func build(t *testing.T) string {
 // start runs coupond serve until the test ends, and returns where it is.
 func start(t *testing.T, binary, database string) string {
 	t.Helper()
-	address := filepath.Join(t.TempDir(), "log")
-	log, err := os.Create(address)
+	path := filepath.Join(t.TempDir(), "log")
+	log, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +116,7 @@ func start(t *testing.T, binary, database string) string {
 		_ = log.Close()
 	})
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		text, err := os.ReadFile(address)
+		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +141,7 @@ type window struct {
 }
 
 // open starts Chromium with one empty page. There is no test without a browser: when there is none, it fails.
-func open(t *testing.T, service string, width, height int64) *window {
+func open(t *testing.T, width, height int64) *window {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		// What the browser itself would like to ask of the internet finds no address.
@@ -235,37 +238,53 @@ func (w *window) seesEveryOperation() {
 	}
 }
 
+// seesEveryCode wants the paragraph of each error code under its own heading, in a section that unfolds.
+func (w *window) seesEveryCode() {
+	w.t.Helper()
+	w.until(`document.querySelectorAll(".info details > h3").length > 0`)
+	shown := eval[[]string](w, `[...document.querySelectorAll(".info details > h3")]
+		.filter(h => h.nextElementSibling.tagName === "P").map(h => h.textContent)`)
+	for _, code := range api.Codes() {
+		if !slices.Contains(shown, string(code)) {
+			w.t.Errorf("the page does not explain %s, only %v", code, shown)
+		}
+	}
+}
+
 // block is the id of the element that shows an operation.
 func block(tag, operation string) string { return "operations-" + tag + "-" + operation }
 
-func within(tag, operation, selector string) chromedp.CSS {
-	return chromedp.CSS("#" + block(tag, operation) + " " + selector)
+// tagCoupons is the section of what is tried out.
+const tagCoupons = "Coupons"
+
+func within(operation, selector string) chromedp.CSS {
+	return chromedp.CSS("#" + block(tagCoupons, operation) + " " + selector)
 }
 
 // expand opens an operation, and lets it be tried out.
-func (w *window) expand(tag, operation string) {
+func (w *window) expand(operation string) {
 	w.t.Helper()
 	w.do(
-		chromedp.Click(within(tag, operation, ".opblock-summary-control")),
-		chromedp.Click(within(tag, operation, ".try-out__btn"), chromedp.NodeVisible),
+		chromedp.Click(within(operation, ".opblock-summary-control")),
+		chromedp.Click(within(operation, ".try-out__btn"), chromedp.NodeVisible),
 	)
 }
 
-func (w *window) fold(tag, operation string) {
+func (w *window) fold(operation string) {
 	w.t.Helper()
 	w.do(
-		chromedp.Click(within(tag, operation, ".opblock-summary-control")),
-		chromedp.WaitNotPresent(within(tag, operation, ".execute")),
+		chromedp.Click(within(operation, ".opblock-summary-control")),
+		chromedp.WaitNotPresent(within(operation, ".execute")),
 	)
 }
 
 // execute sends the request, and returns what the page then shows of the answer, which must have this status.
-func (w *window) execute(tag, operation string, status int) string {
+func (w *window) execute(operation string, status int) string {
 	w.t.Helper()
-	answer := fmt.Sprintf(`document.querySelector("#%s .live-responses-table tbody")?.innerText ?? ""`, block(tag, operation))
-	w.do(chromedp.Click(within(tag, operation, ".execute"), chromedp.NodeVisible))
+	answer := fmt.Sprintf(`document.querySelector("#%s .live-responses-table tbody")?.innerText ?? ""`, block(tagCoupons, operation))
+	w.do(chromedp.Click(within(operation, ".execute"), chromedp.NodeVisible))
 	w.until(fmt.Sprintf(`(%s).trim().startsWith("%d")`, answer, status))
-	w.do(chromedp.ScrollIntoView(within(tag, operation, ".live-responses-table")))
+	w.do(chromedp.ScrollIntoView(within(operation, ".live-responses-table")))
 	return eval[string](w, answer)
 }
 
@@ -273,7 +292,9 @@ func (w *window) execute(tag, operation string, status int) string {
 func (w *window) fits(what string) {
 	w.t.Helper()
 	if over := eval[int](w, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
-		w.t.Errorf("%s is %d pixels wider than the window", what, over)
+		w.t.Errorf("%s is %d pixels wider than the window: %q", what, over, eval[[]string](w, `[...document.querySelectorAll("body *")]
+			.filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth)
+			.map(e => e.tagName + "." + e.className)`))
 	}
 }
 
@@ -288,10 +309,10 @@ func (w *window) picture(name string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	if err := os.MkdirAll(folder, 0o750); err != nil { //nolint:gosec // whoever runs the test chooses where
 		w.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(folder, "docs-"+name+".png"), picture, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(folder, "docs-"+name+".png"), picture, 0o600); err != nil { //nolint:gosec // as above
 		w.t.Fatal(err)
 	}
 }

@@ -5,4 +5,19 @@ window.ui = SwaggerUIBundle({
   deepLinking: true,
   displayRequestDuration: true,
   validatorUrl: null, // its badge would ask a host on the internet
+  onComplete: foldSections,
 });
+
+// Each section of the description is folded, or the operations would begin many screens down.
+function foldSections() {
+  for (const heading of document.querySelectorAll(".info .description h2")) {
+    const details = document.createElement("details");
+    const summary = document.createElement("summary");
+    summary.textContent = heading.textContent;
+    details.append(summary);
+    while (heading.nextElementSibling && heading.nextElementSibling.tagName !== "H2") {
+      details.append(heading.nextElementSibling);
+    }
+    heading.replaceWith(details);
+  }
+}
