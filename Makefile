@@ -82,7 +82,7 @@ test-dba: compiler ## Type the DBA's handbook, restore a dump, sell through PgBo
 	$(GO) test $(RACE) -tags dba -count=1 -timeout 10m ./docs/dba $(if $(ARGS),-args $(ARGS))
 
 .PHONY: test-browser
-test-browser: ## Open /docs in a headless Chromium, wide and narrow, and try everything out; its pictures go to pictures/
+test-browser: ## Open /docs in a headless Chromium (Debian: apt-get install chromium), wide and narrow, and try it out; it shows in pictures/
 	$(GO) vet -tags browser ./api/browsertest
 	COUPON_PICTURES='$(CURDIR)/pictures' $(GO) test -tags browser -count=1 -timeout 10m ./api/browsertest $(ARGS)
 
