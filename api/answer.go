@@ -200,7 +200,9 @@ const netHTTPBuffer = 2 << 10
 // sendHeader sends what all answers have in common.
 func (x *exchange) sendHeader(status int) {
 	header := x.Header()
-	header["Content-Type"] = valueJSON
+	if header["Content-Type"] == nil {
+		header["Content-Type"] = valueJSON
+	}
 	if status == http.StatusServiceUnavailable {
 		header["Retry-After"] = valueRetry
 	}

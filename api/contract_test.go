@@ -113,6 +113,9 @@ var cases = []documented{
 	{operation: "health", status: 503, example: "shutdown", given: func(s *service) { s.handler.Drain() }},
 	{operation: "live", status: 200, example: "alive", given: fails(pgstore.ErrUnavailable)},
 
+	{operation: "metrics", status: 200, example: "text/plain; version=0.0.4; charset=utf-8", given: func(s *service) { s.do("GET", "/health/live", "") }},
+	{operation: "metrics", status: 500, example: "fault", given: func(s *service) { s.registry.MustRegister(broken{}) }},
+
 	{status: 404, example: "path", request: "GET /api/coupon"},
 	{status: 405, example: "method", request: "DELETE /api/coupons/summer%20sale"},
 }
@@ -152,6 +155,12 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 				}
 				return
 			}
+			if example == noJSON {
+				if got.header.Get("Content-Type") != c.example || got.body == "" {
+					t.Errorf("answered %q: %q", got.header.Get("Content-Type"), got.body)
+				}
+				return
+			}
 			if !reflect.DeepEqual(parsed(t, got.body), example) {
 				t.Errorf("answered %s, but the example is %v", got.body, example)
 			}
@@ -162,15 +171,23 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 	}
 }
 
+// noJSON stands for the body of an answer that is no JSON.
+const noJSON = "(no JSON)"
+
 // answersOf lists the document's answers: operation, status and example, with
-// what the example is. An answer without a body has an example "" of nil.
+// what the example is. An answer without a body has an example "" of nil, one that
+// is no JSON has its Content-Type for an example.
 func answersOf(doc *openapi3.T) map[string]any {
 	answers := make(map[string]any)
 	add := func(operation, status string, response *openapi3.Response) {
 		if len(response.Content) == 0 {
 			answers[fmt.Sprintf("%s %s ", operation, status)] = nil
 		}
-		for _, media := range response.Content {
+		for name, media := range response.Content {
+			if name != "application/json" {
+				answers[fmt.Sprintf("%s %s %s", operation, status, name)] = noJSON
+				continue
+			}
 			if len(media.Examples) == 0 { // no case can have this name: it fails
 				answers[fmt.Sprintf("%s %s (an answer without an example)", operation, status)] = nil
 			}
@@ -383,6 +400,7 @@ func TestAllow(t *testing.T) {
 		"/api/coupons/%63laim": "GET, HEAD",
 		"/health":              "GET, HEAD",
 		"/health/live":         "GET, HEAD",
+		"/metrics":             "GET, HEAD",
 		"/":                    "",
 		"/api":                 "",
 		"/api/":                "",
@@ -394,6 +412,7 @@ func TestAllow(t *testing.T) {
 		"/API/coupons":         "",
 		"/health/":             "",
 		"/health/ready":        "",
+		"/metrics/":            "",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "BREW", "get"} {
 			got := s.do(method, path, "")
