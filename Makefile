@@ -123,6 +123,12 @@ prove: ## Break everything around the running service, hold every answer against
 	@mkdir -p .bin && $(GO) build -o .bin/prove ./bench/prove
 	@exec .bin/prove -duration $(DURATION) -seed $(SEED) -report $(REPORT) $(ARGS)
 
+.PHONY: metrics-check
+metrics-check: ## Judge a live service's metrics, the alerts, the dashboard and the compose file (needs promtool: Debian's prometheus)
+	cd deploy/observability && promtool check config prometheus.yml && promtool test rules rules_test.yml
+	$(COMPOSE) -f docker-compose.yml -f deploy/observability/docker-compose.yml config --quiet
+	TEST_PROMTOOL=required $(GO) test -count=1 -timeout 5m -run '^Test(MetricsOf|Observability)' ./cmd/coupond
+
 .PHONY: cover
 cover: postgres ## Measure what the tests of api, pgstore and db run of their own package; at least 80 % each
 	@mkdir -p coverage

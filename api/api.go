@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/pgstore"
@@ -45,6 +46,9 @@ type Store interface {
 type Options struct {
 	// Log gets one line a request. The zero Logger writes nowhere.
 	Log zerolog.Logger
+	// Registry holds what GET /metrics shows; New adds the requests. nil: nothing else
+	// is shown.
+	Registry *prometheus.Registry
 }
 
 // Handler answers the whole API. Make it with New.
@@ -52,6 +56,8 @@ type Handler struct {
 	store    Store
 	log      zerolog.Logger
 	mux      *chi.Mux
+	registry *prometheus.Registry
+	traffic  *traffic
 	draining atomic.Bool
 
 	bodyTimeout  time.Duration
@@ -60,10 +66,14 @@ type Handler struct {
 
 // New makes the Handler that answers for store.
 func New(store Store, o Options) *Handler {
+	if o.Registry == nil {
+		o.Registry = prometheus.NewRegistry()
+	}
 	h := &Handler{
 		store:        store,
 		log:          o.Log,
 		mux:          chi.NewMux(),
+		registry:     o.Registry,
 		bodyTimeout:  bodyTimeout,
 		stallTimeout: stallTimeout,
 	}
@@ -81,6 +91,8 @@ func New(store Store, o Options) *Handler {
 	h.get(pathDocs, h.docs)
 	h.get(pathDocsFile, h.docsFile)
 	h.get(pathOpenAPI, h.openAPI)
+	h.get(pathMetrics, h.metrics)
+	h.traffic = newTraffic(h.mux, o.Registry) // after all routes
 	return h
 }
 

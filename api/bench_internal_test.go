@@ -89,6 +89,26 @@ func BenchmarkClaim(b *testing.B) {
 	}
 }
 
+// BenchmarkObserve is what a request pays to be counted, alone and when all processors count.
+func BenchmarkObserve(b *testing.B) {
+	t := New(oneAnswer{}, Options{}).traffic
+	observe := func() { t.observe(http.MethodPost, "/api/coupons/claim", http.StatusCreated, 4*time.Millisecond) }
+	b.Run("alone", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			observe()
+		}
+	})
+	b.Run("together", func(b *testing.B) {
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				observe()
+			}
+		})
+	})
+}
+
 // BenchmarkCoupon is a GET of a coupon, for a number of claims: encoded as a whole
 // up to a page, streamed beyond.
 func BenchmarkCoupon(b *testing.B) {

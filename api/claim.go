@@ -14,7 +14,7 @@ func (h *Handler) claim(x *exchange) {
 		return
 	}
 	user, coupon := given[0].text, given[1].text
-	status, err := h.store.Claim(x.request.Context(), user, coupon)
+	status, err := h.store.Claim(x.context(), user, coupon)
 	if err != nil {
 		x.fail(err)
 		return
@@ -39,7 +39,7 @@ func (h *Handler) createCoupon(x *exchange) {
 		return
 	}
 	name, amount := given[0].text, given[1].number
-	status, err := h.store.CreateCoupon(x.request.Context(), name, amount)
+	status, err := h.store.CreateCoupon(x.context(), name, amount)
 	if err != nil {
 		x.fail(err)
 		return

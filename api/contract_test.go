@@ -119,6 +119,8 @@ var cases = []documented{
 	{operation: "docsFile", status: 200, example: "image/png", request: "GET /docs/favicon-32x32.png"},
 	{operation: "docsFile", status: 404, example: "path", request: "GET /docs/nothing"},
 	{operation: "openapi", status: 200, example: "application/yaml"},
+	{operation: "metrics", status: 200, example: "text/plain; version=0.0.4; charset=utf-8", given: func(s *service) { s.do("GET", "/health/live", "") }},
+	{operation: "metrics", status: 500, example: "fault", given: func(s *service) { s.registry.MustRegister(broken{}) }},
 
 	{status: 404, example: "path", request: "GET /api/coupon"},
 	{status: 405, example: "method", request: "DELETE /api/coupons/summer%20sale"},
@@ -407,6 +409,7 @@ func TestAllow(t *testing.T) {
 		"/docs":                "GET, HEAD",
 		"/docs/docs.js":        "GET, HEAD",
 		"/openapi.yaml":        "GET, HEAD",
+		"/metrics":             "GET, HEAD",
 		"/":                    "",
 		"/api":                 "",
 		"/api/":                "",
@@ -422,6 +425,7 @@ func TestAllow(t *testing.T) {
 		"/openapi.yaml/":       "",
 		"/openapi.json":        "",
 		"/health/ready":        "",
+		"/metrics/":            "",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "BREW", "get"} {
 			got := s.do(method, path, "")

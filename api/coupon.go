@@ -27,7 +27,7 @@ func (h *Handler) coupon(x *exchange) {
 		x.fail(err)
 		return
 	}
-	ctx := x.request.Context()
+	ctx := x.context()
 	c, found, err := h.store.Coupon(ctx, name)
 	if err != nil {
 		x.fail(err)

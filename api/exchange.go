@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/pgstore"
 )
 
 // exchange is one request and its answer. It is the ResponseWriter of all
@@ -71,6 +73,23 @@ func (x *exchange) Write(p []byte) (int, error) {
 // Unwrap gives http.ResponseController what it looks for.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
+// context is the context of the request, for the Store: it knows the request's id as
+// well. It is the exchange itself, seen as a context: a request pays no allocation.
+func (x *exchange) context() context.Context { return (*exchangeContext)(x) }
+
+type exchangeContext exchange
+
+func (c *exchangeContext) Deadline() (time.Time, bool) { return c.request.Context().Deadline() }
+func (c *exchangeContext) Done() <-chan struct{}       { return c.request.Context().Done() }
+func (c *exchangeContext) Err() error                  { return c.request.Context().Err() }
+
+func (c *exchangeContext) Value(key any) any {
+	if key == (pgstore.RequestIDKey{}) {
+		return &c.id[0]
+	}
+	return c.request.Context().Value(key)
+}
+
 // abort cuts the answer off, so that the client sees a broken one and never a
 // whole one that is not true; err says why.
 func (x *exchange) abort(err error) {
@@ -105,22 +124,24 @@ func (x *exchange) finish(failure any) {
 			x.aborted = true
 		}
 	}
-	x.writeLog(stack)
+	took := time.Since(x.started)
+	x.h.traffic.observe(x.request.Method, x.request.Pattern, x.status, took)
+	x.writeLog(took, stack)
 	if x.aborted {
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// statusClientGone stands in the log, and only there, for an answer that nobody
-// was left to take. nginx made the number up.
+// statusClientGone stands in the log and the metrics, and only there, for an answer
+// that nobody was left to take. nginx made the number up.
 const statusClientGone = 499
 
 // writeLog writes the line of the exchange.
-func (x *exchange) writeLog(stack []byte) {
+func (x *exchange) writeLog(took time.Duration, stack []byte) {
 	route := x.request.Pattern
 	level := zerolog.InfoLevel
 	switch {
-	case route == pathHealth || route == pathLive:
+	case route == pathHealth || route == pathLive || route == pathMetrics && x.status == http.StatusOK:
 		level = zerolog.DebugLevel
 	case x.status == http.StatusInternalServerError || stack != nil:
 		level = zerolog.ErrorLevel
@@ -144,7 +165,7 @@ func (x *exchange) writeLog(stack []byte) {
 		Str("method", x.request.Method).
 		Str("route", route).
 		Int("status", x.status).
-		Float64("duration_ms", float64(time.Since(x.started).Microseconds())/1000).
+		Float64("duration_ms", float64(took.Microseconds())/1000).
 		Int64("bytes", x.bytes).
 		Msg("request")
 }

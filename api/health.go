@@ -26,7 +26,7 @@ func (h *Handler) health(x *exchange) {
 		x.unhealthy("the service is shutting down")
 		return
 	}
-	ctx, cancel := context.WithTimeout(x.request.Context(), readyTimeout)
+	ctx, cancel := context.WithTimeout(x.context(), readyTimeout)
 	defer cancel()
 	err := h.store.Ready(ctx)
 	if err == nil {

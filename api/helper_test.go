@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
@@ -70,15 +71,17 @@ type service struct {
 	server  *http.Server
 	client  *http.Client // holds every answer against openapi.yaml
 	log     *logBuffer
+
+	registry *prometheus.Registry
 }
 
 // serve starts a service that ends with the test. The tune functions change the
 // server or the handler before the first connection.
 func serve(tb testing.TB, tune ...func(*service)) *service {
 	tb.Helper()
-	s := &service{tb: tb, store: &stub{Store: apitest.NewStore()}, log: &logBuffer{}}
+	s := &service{tb: tb, store: &stub{Store: apitest.NewStore()}, log: &logBuffer{}, registry: prometheus.NewRegistry()}
 	logger := zerolog.New(s.log)
-	s.handler = api.New(s.store, api.Options{Log: logger})
+	s.handler = api.New(s.store, api.Options{Log: logger, Registry: s.registry})
 	s.server = api.NewServer(s.handler, logger)
 	for _, f := range tune {
 		f(s)

@@ -27,6 +27,9 @@ const (
 type claim struct {
 	user, coupon string
 
+	request string    // the id of the request that it came with
+	since   time.Time // when it came
+
 	status ClaimStatus
 	err    error
 }
@@ -36,7 +39,9 @@ type claim struct {
 // A caller who leaves (ctx ends) before his claim was sent takes it with him; after
 // that the claim stands, and Claim waits for its outcome, for ClaimTimeout at most.
 func (s *Store) Claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
-	return s.lanes.claim(ctx, user, coupon)
+	status, err := s.lanes.claim(ctx, user, coupon)
+	s.metrics.claimed(status, err)
+	return status, err
 }
 
 // send asks PostgreSQL for a crowd, in one call and one commit. When it returns,
@@ -50,6 +55,9 @@ func (s *Store) send(ctx context.Context, claims []*claim) {
 	if len(claims) == 0 {
 		return
 	}
+	s.metrics.crowd.Observe(float64(len(claims)))
+	defer s.tellSlow(claims, time.Now())
+
 	try, cancel := firstTry(ctx)
 	first := s.try(try, false, func(ctx context.Context, conn *pgx.Conn) error {
 		return ask(ctx, conn, claims)
@@ -60,7 +68,7 @@ func (s *Store) send(ctx context.Context, claims []*claim) {
 	}
 
 	crowds := byCoupon(claims)
-	s.failures.Warn().Err(first.cause).Int("claims", len(claims)).Int("coupons", len(crowds)).
+	s.failures.Warn().Err(first.cause).Strs("request_ids", requestIDs(claims)).Int("claims", len(claims)).Int("coupons", len(crowds)).
 		Bool("surely_not_committed", first.surely).Msg("a call of claims failed; asking again, coupon by coupon")
 
 	var asking errgroup.Group

@@ -39,7 +39,7 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 	first := s.try(try, false, create)
 	cancelTry()
 	if first != nil {
-		s.failures.Warn().Err(first.cause).Bool("surely_not_committed", first.surely).
+		s.failures.Warn().Err(first.cause).Func(withRequestID(ctx)).Bool("surely_not_committed", first.surely).
 			Msg("creating a coupon failed; asking again")
 		if second := s.try(ctx, !first.surely, create); second != nil {
 			return "", verdict(first, second)

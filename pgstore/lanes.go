@@ -69,7 +69,6 @@ type lane struct {
 // waiter is a claim on its way through a lane.
 type waiter struct {
 	claim
-	since   time.Time
 	boarded bool          // taken from the queue: it is too late to leave
 	left    bool          // his caller has left: he is not boarded
 	done    chan struct{} // signalled once: the claim is answered
@@ -91,8 +90,8 @@ func (ls *lanes) claim(ctx context.Context, user, coupon string) (ClaimStatus, e
 		return "", gaveUp(ctx)
 	}
 	w := ls.waiters.Get().(*waiter)
-	w.claim = claim{user: user, coupon: coupon}
-	w.since, w.boarded = time.Now(), false
+	w.claim = claim{user: user, coupon: coupon, request: requestID(ctx), since: time.Now()}
+	w.boarded = false
 
 	l := ls.of(coupon)
 	carry, err := l.enter(w)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgerrcode"
@@ -51,6 +52,8 @@ type readiness struct {
 	mu    sync.Mutex
 	asked bool
 	why   string // "": ready
+
+	version atomic.Int32 // of the schema, as last seen; 0: not yet
 }
 
 // Ready returns nil when claims can be made: the database answers the service's
@@ -66,7 +69,7 @@ func (s *Store) Ready(ctx context.Context) error {
 	// Who asks and does not wait for the answer (a health probe that is cut off) has
 	// found nothing out about the database.
 	if why == nil || ctx.Err() == nil {
-		s.logReadiness(why)
+		s.logReadiness(ctx, why)
 	}
 	if why == nil {
 		return nil
@@ -98,6 +101,9 @@ func (s *Store) whyNotReadable(ctx context.Context, conn *pgxpool.Conn) *notRead
 	var version *int32 // null while there is no version yet
 	var inRole, readOnly, complete bool
 	err := conn.QueryRow(ctx, readySQL).Scan(&version, &inRole, &readOnly, &complete)
+	if version != nil {
+		s.state.version.Store(*version)
+	}
 	switch {
 	case err != nil && !isNotInstalled(sqlState(err)):
 		return &notReadyError{"the database does not answer", err}
@@ -151,7 +157,7 @@ func sqlState(err error) string {
 	return ""
 }
 
-func (s *Store) logReadiness(why *notReadyError) {
+func (s *Store) logReadiness(ctx context.Context, why *notReadyError) {
 	sentence := ""
 	if why != nil {
 		sentence = why.sentence
@@ -163,8 +169,8 @@ func (s *Store) logReadiness(why *notReadyError) {
 	switch {
 	case !changed:
 	case why == nil:
-		s.log.Info().Msg("the database is ready")
+		s.log.Info().Func(withRequestID(ctx)).Msg("the database is ready")
 	default:
-		s.log.Warn().Err(why.cause).Str("why", why.sentence).Msg("the database is not ready")
+		s.log.Warn().Err(why.cause).Func(withRequestID(ctx)).Str("why", why.sentence).Msg("the database is not ready")
 	}
 }

@@ -12,6 +12,8 @@
 //	lanes.go    how claims travel together
 //	coupons.go  creating and reading coupons
 //	reads.go    how reads of one coupon travel together
+//	request.go  the request behind a claim, in the log
+//	metrics.go  what is counted
 //	ready.go    whether claims can be made, and why not
 //	commits.go  whether commits come back, for ready.go
 package pgstore
@@ -51,6 +53,8 @@ type Config struct {
 type Store struct {
 	log           zerolog.Logger
 	failures      zerolog.Logger // of calls: a few a second tell as much as thousands
+	slow          zerolog.Logger // claims, as few
+	metrics       *metrics
 	timeout       time.Duration
 	schemaVersion int32
 
@@ -85,7 +89,8 @@ func Open(cfg Config) (*Store, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	poolConfig, err := parse(cfg)
+	m := newMetrics()
+	poolConfig, err := parse(cfg, m)
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +98,8 @@ func Open(cfg Config) (*Store, error) {
 	s := &Store{
 		log:           cfg.Log,
 		failures:      cfg.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Second}),
+		slow:          cfg.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Second}),
+		metrics:       m,
 		timeout:       cfg.ClaimTimeout,
 		schemaVersion: cfg.SchemaVersion,
 	}

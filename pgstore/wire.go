@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// wire is one connection to PostgreSQL, below pgx. It does three things that pgx
+// wire is one connection to PostgreSQL, below pgx. It does four things that pgx
 // cannot be asked for:
 //
 // It never lets a cancel request out. When a context ends or a connection breaks,
@@ -25,6 +25,8 @@ import (
 // It hears the warning with which PostgreSQL says that it gave up that wait for
 // another reason (an administrator's cancel, say).
 //
+// It measures how long each of our functions takes.
+//
 // It knows whether a call that failed had got beyond the preparing of its statement,
 // which on a new connection is a round trip of its own.
 //
@@ -36,6 +38,10 @@ type wire struct {
 
 	unprepared bool // the call under way did not get beyond preparing
 	inDoubt    bool // the call under way was answered, but its commit is not what it should be
+
+	metrics *metrics
+	began   time.Time // the call under way
+	sql     string    // of the call under way
 }
 
 // errClosedNotCancelled is what pgx hears instead of the connection it wanted for
@@ -56,8 +62,8 @@ const wireKey = "pgstore.wire"
 
 // newWire puts a wire under the connection that cfg, which is of this connection
 // alone, is about to make.
-func newWire(cfg *pgx.ConnConfig) {
-	w := new(wire)
+func newWire(cfg *pgx.ConnConfig, m *metrics) {
+	w := &wire{metrics: m}
 	cfg.Tracer = w
 	cfg.DialFunc = w.dial
 	cfg.OnNotice = w.notice
@@ -134,10 +140,13 @@ func (w *wire) TracePrepareEnd(_ context.Context, _ *pgx.Conn, data pgx.TracePre
 	w.unprepared = data.Err != nil
 }
 
-// TraceQueryStart does nothing; pgx wants it of every tracer.
-func (w *wire) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+// TraceQueryStart notes which call begins.
+func (w *wire) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	w.began, w.sql = time.Now(), data.SQL
 	return ctx
 }
 
-// TraceQueryEnd does nothing; pgx wants it of every tracer.
-func (w *wire) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+// TraceQueryEnd hands on how long the call took. It comes when all rows are read.
+func (w *wire) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	w.metrics.called(w.sql, time.Since(w.began), data.Err)
+}

@@ -408,7 +408,10 @@ func TestServeASale(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	claims := p.logged(t, "stopped")["claims"]
-	want := map[string]any{"claimed": 2.0, "already_claimed": 2.0, "out_of_stock": 1.0, "coupon_not_found": 1.0, "failed": 0.0}
+	want := map[string]any{
+		"claimed": 2.0, "already_claimed": 2.0, "out_of_stock": 1.0, "coupon_not_found": 1.0,
+		"overloaded": 0.0, "unavailable": 0.0, "outcome_unknown": 0.0, "caller_left": 0.0, "failed": 0.0,
+	}
 	if fmt.Sprint(claims) != fmt.Sprint(want) {
 		t.Errorf("the summary counts %v, want %v", claims, want)
 	}

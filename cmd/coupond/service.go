@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/api"
@@ -51,8 +54,7 @@ func (s *service) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(usageError{err}, s.door.Close())
 	}
-	counted := &countedStore{Store: store}
-	handler := api.New(counted, api.Options{Log: s.log})
+	handler := api.New(store, api.Options{Log: s.log, Registry: newRegistry(store)})
 	server := api.NewServer(handler, s.log)
 	server.ConnState = s.door.connState
 	most := mostConnections(s.config.MaxConns)
@@ -111,10 +113,34 @@ func (s *service) run(ctx context.Context) error {
 	s.log.Info().
 		Int64("up_ms", stopping.Sub(started).Milliseconds()).
 		Int64("stop_ms", time.Since(stopping).Milliseconds()).
-		Dict("claims", counted.summary()).
+		Dict("claims", summary(store)).
 		Int("requests_cut", cut).
 		Msg("stopped")
 	return err
+}
+
+// summary counts the claims by what came of them.
+func summary(store *pgstore.Store) *zerolog.Event {
+	dict := zerolog.Dict()
+	for outcome, n := range store.Outcomes() {
+		dict.Int64(outcome, n)
+	}
+	return dict
+}
+
+// newRegistry has all that GET /metrics shows but for the requests.
+func newRegistry(store *pgstore.Store) *prometheus.Registry {
+	b := readBuild()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "coupond_build_info",
+		Help:        "Which program this is; always 1.",
+		ConstLabels: prometheus.Labels{"version": b.version, "commit": b.commit, "go_version": runtime.Version()},
+	})
+	info.Set(1)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(store, info,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
 }
 
 // stoppingMessage is logged at the first signal.

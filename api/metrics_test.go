@@ -1,0 +1,160 @@
+package api_test
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"scalable-coupon-system/pgstore"
+)
+
+// broken is a collector that cannot collect.
+type broken struct{}
+
+func (broken) Describe(ch chan<- *prometheus.Desc) { ch <- brokenDesc }
+func (broken) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.NewInvalidMetric(brokenDesc, errors.New("boom"))
+}
+
+var brokenDesc = prometheus.NewDesc("broken", "Cannot be collected.", nil, nil)
+
+// scrape is what /metrics says of the requests so far, less the buckets.
+func (s *service) scrape() map[string]string {
+	s.tb.Helper()
+	got := s.do("GET", "/metrics", "")
+	if got.status != 200 {
+		s.tb.Fatalf("answered %d: %s", got.status, got.body)
+	}
+	samples := map[string]string{}
+	for line := range strings.Lines(got.body) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), "} "); ok && !strings.Contains(name, "_bucket{") {
+			samples[name+"}"] = value
+		}
+	}
+	return samples
+}
+
+const requests = `coupond_http_request_duration_seconds_count`
+
+func TestMetricsCountRequestsByRouteMethodAndStatus(t *testing.T) {
+	s := serve(t)
+	s.create("sale", 2)
+	for _, user := range []string{"ada", "grace", "alan", "ada"} {
+		s.claim(user, "sale")
+	}
+	s.do("GET", "/api/coupons/sale", "")
+	s.do("HEAD", "/api/coupons/sale", "")
+	s.do("GET", "/api/coupons/claim", "")
+	s.do("GET", "/api/coupons/a/b", "")
+	s.do("DELETE", "/api/coupons/sale", "")
+	s.do("BREW", "/api/coupons/sale", "")
+	s.do("TEAPOT", "/nothing", "")
+	s.do("GET", "/health", "")
+	s.scrape()
+	got := s.scrape() // has the first one
+	for labels, want := range map[string]string{
+		`method="POST",route="/api/coupons",status="201"`:        "1",
+		`method="POST",route="/api/coupons/claim",status="201"`:  "2",
+		`method="POST",route="/api/coupons/claim",status="400"`:  "1",
+		`method="POST",route="/api/coupons/claim",status="409"`:  "1",
+		`method="GET",route="/api/coupons/{name}",status="200"`:  "1",
+		`method="HEAD",route="/api/coupons/{name}",status="200"`: "1",
+		`method="GET",route="/api/coupons/{name}",status="404"`:  "1",
+		`method="GET",route="none",status="404"`:                 "1",
+		`method="DELETE",route="none",status="405"`:              "1",
+		`method="other",route="none",status="405"`:               "1",
+		`method="other",route="none",status="404"`:               "1",
+		`method="GET",route="/health",status="200"`:              "1",
+		`method="GET",route="/metrics",status="200"`:             "1",
+	} {
+		if value := got[requests+"{"+labels+"}"]; value != want {
+			t.Errorf("%s: %q, want %s", labels, value, want)
+		}
+		delete(got, requests+"{"+labels+"}")
+	}
+	for name := range got {
+		if strings.HasPrefix(name, requests) {
+			t.Errorf("%s was counted", name)
+		}
+	}
+}
+
+// Whatever clients send, the labels stay few: no path, no name, no method of theirs.
+func TestMetricsHaveNoUnboundedLabels(t *testing.T) {
+	s := serve(t)
+	var before int
+	for round := range 3 {
+		for _, name := range []string{"a", "b", "c", "d"} {
+			secret := strings.Repeat(name, round+1) + "-of-a-client"
+			s.do("GET", "/api/coupons/"+secret, "", "X-Request-ID", secret)
+			s.do("GET", "/"+secret, "")
+			s.do(strings.ToUpper(secret), "/api/coupons", "")
+			s.do(strings.ToUpper(secret), "/"+secret, "")
+			s.claim(secret, secret)
+		}
+		samples := s.scrape()
+		for name := range samples {
+			if strings.Contains(strings.ToLower(name), "of-a-client") {
+				t.Errorf("what a client sent is in %s", name)
+			}
+		}
+		if round == 1 {
+			before = len(samples)
+		}
+		if round > 1 && len(samples) != before {
+			t.Errorf("%d series, %d before", len(samples), before)
+		}
+	}
+}
+
+// The buckets are where this service's answers are.
+func TestMetricsBuckets(t *testing.T) {
+	s := serve(t)
+	s.do("GET", "/health/live", "")
+	var bounds []string
+	for _, match := range regexp.MustCompile(`route="/health/live",status="200",le="([^"]+)"`).FindAllStringSubmatch(s.do("GET", "/metrics", "").body, -1) {
+		bounds = append(bounds, match[1])
+	}
+	want := strings.Fields("0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 +Inf")
+	if !slices.Equal(bounds, want) {
+		t.Errorf("buckets %q, want %q", bounds, want)
+	}
+}
+
+// The Store learns which request it works for.
+func TestRequestIDReachesTheStore(t *testing.T) {
+	s := serve(t)
+	seen := map[string]string{}
+	note := func(ctx context.Context, method string) {
+		if id, ok := ctx.Value(pgstore.RequestIDKey{}).(*string); ok {
+			seen[method] = *id
+		}
+	}
+	s.store.claim = func(ctx context.Context, _, _ string) (pgstore.ClaimStatus, error) {
+		note(ctx, "claim")
+		return pgstore.Claimed, nil
+	}
+	s.store.create = func(ctx context.Context, _ string, _ int32) (pgstore.CreateStatus, error) {
+		note(ctx, "create")
+		return pgstore.Created, nil
+	}
+	s.store.coupon = func(ctx context.Context, _ string) (*pgstore.Coupon, bool, error) {
+		note(ctx, "coupon")
+		return nil, false, nil
+	}
+	s.store.ready = func(ctx context.Context) error { note(ctx, "ready"); return nil }
+	s.do("POST", "/api/coupons/claim", adaClaims, "X-Request-ID", "id-claim")
+	s.do("POST", "/api/coupons", sale, "X-Request-ID", "id-create")
+	s.do("GET", "/api/coupons/sale", "", "X-Request-ID", "id-coupon")
+	s.do("GET", "/health", "", "X-Request-ID", "id-ready")
+	for _, method := range []string{"claim", "create", "coupon", "ready"} {
+		if seen[method] != "id-"+method {
+			t.Errorf("%s is asked for the request %q", method, seen[method])
+		}
+	}
+}
