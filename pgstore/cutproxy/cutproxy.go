@@ -407,13 +407,13 @@ func (c *pair) forwardAnswers() {
 			}
 		case 'Z': // ReadyForQuery: committed
 			switch f {
-			case CutAfterCommit, CutAnsweredAfterCommit:
+			case CutAfterCommit, CutAnsweredAfterCommit, CutDuring: // the latter where the server is quicker than our own cut
 				return
 			}
 			c.set(Pass)
 		}
 		switch c.current() {
-		case CutBeforeCommit, CutAfterCommit:
+		case CutBeforeCommit, CutAfterCommit, CutDuring:
 			continue // the client gets nothing
 		}
 		if !c.send(c.client, message) {
