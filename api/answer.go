@@ -49,7 +49,7 @@ var answers = map[Code]answer{
 	CodeBodyTooLarge:         {http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB (65536 bytes)"},
 	CodeUnsupportedMediaType: {http.StatusUnsupportedMediaType, "the body must have the Content-Type application/json"},
 	CodeInternal:             {http.StatusInternalServerError, "the service failed; its log tells why under this request id"},
-	CodeUnavailable:          {http.StatusServiceUnavailable, "the database cannot be reached; nothing was done, try again"},
+	CodeUnavailable:          {http.StatusServiceUnavailable, "the database is away or blocked; nothing was done, try again"},
 	CodeOverloaded:           {http.StatusServiceUnavailable, "too many requests are waiting; nothing was done, try again"},
 	CodeOutcomeUnknown:       {http.StatusServiceUnavailable, "it is not known whether this was done; send the same request again to find out"},
 }

@@ -49,8 +49,9 @@ func CreateStatuses() []CreateStatus {
 // What can go wrong when PostgreSQL is asked. They come wrapped: compare with
 // errors.Is. Every other error of this package is a fault of ours.
 var (
-	// ErrUnavailable: the database could not be asked. Surely nothing happened.
-	ErrUnavailable = errors.New("the database cannot be reached")
+	// ErrUnavailable: the database could not be asked, or something held the call up (a
+	// lock, say) until its own time-out ended it. Surely nothing happened.
+	ErrUnavailable = errors.New("the database is away or blocked")
 	// ErrOverloaded: too many callers wait already. Surely nothing happened.
 	ErrOverloaded = errors.New("too many requests are waiting for the database")
 	// ErrOutcomeUnknown: the call was sent, but whether it was committed cannot be
