@@ -203,11 +203,12 @@ compiler:
 			echo 'Debian: apt-get install gcc libc6-dev. Without it, and without the detector: make test RACE=' >&2; exit 1; \
 		fi; }
 
-# go test shows the output of no package that passes, so which PostgreSQL the tests find would never be seen; and whoever has
-# none yet sees here how it is got.
+# go test shows the output of no package that passes, so which PostgreSQL the tests find would never be seen, nor what they skip
+# for want of a program; and whoever has no PostgreSQL yet sees here how it is got.
 .PHONY: postgres
 postgres:
-	@$(GO) test -count=1 -v -run '^TestEmptyHasNothing$$' ./db/dbtest | grep -vE '^(=== |--- PASS|PASS|ok )'
+	@$(GO) test -count=1 -v -run '^Test(EmptyHasNothing|ForProxyHasPLProxy)$$' ./db/dbtest | grep -vE '^(=== |--- PASS|PASS|ok )'
+	@command -v promtool >/dev/null || echo 'promtool is missing (Debian: prometheus): the names of the metrics are not judged'
 
 $(GOLANGCI_LINT):
 	$(call tool,github.com/golangci/golangci-lint/v2/cmd/golangci-lint,$(GOLANGCI_LINT_VERSION))

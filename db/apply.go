@@ -79,19 +79,14 @@ func apply(ctx context.Context, conn *pgx.Conn, files fs.FS) (Result, error) {
 	if err := checkServer(ctx, conn); err != nil {
 		return Result{}, err
 	}
+	unlock, err := lock(ctx, conn)
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
 	if err := refuseProxy(ctx, conn); err != nil {
 		return Result{}, err
 	}
-
-	// One Apply at a time, from the first look at the version to the last function. tern locks each of its steps by itself:
-	// between two of them a newer program could bring its migrations and functions, which ours would then replace.
-	if _, err := conn.Exec(ctx, "select pg_catalog.pg_advisory_lock($1)", applyLock); err != nil {
-		return Result{}, fmt.Errorf("wait for other programs that migrate: %w", err)
-	}
-	defer func() {
-		// It can fail only with the connection, and then the lock is gone, too.
-		_, _ = conn.Exec(context.WithoutCancel(ctx), "select pg_catalog.pg_advisory_unlock($1)", applyLock)
-	}()
 
 	migrations, err := fs.Sub(files, "migrations")
 	if err != nil {
@@ -109,26 +104,60 @@ func apply(ctx context.Context, conn *pgx.Conn, files fs.FS) (Result, error) {
 	if result.From, err = migrator.GetCurrentVersion(ctx); err != nil {
 		return Result{}, fmt.Errorf("schema version: %w", err)
 	}
-	if result.From > result.To {
-		return result, fmt.Errorf("%w: the database has version %d, this program brings %d; run the newer program's migrate",
-			ErrSchemaIsNewer, result.From, result.To)
+	if err := refuseNewer(result.From, result.To); err != nil {
+		return result, err
 	}
 	if err := migrator.Migrate(ctx); err != nil {
 		return result, fmt.Errorf("migrate: %w", err)
 	}
 
-	functions, err := fs.Sub(files, "functions")
+	return result, install(ctx, conn, files, "functions", nil)
+}
+
+// lock waits for other programs that migrate the database. One Apply at a time, from the first look at the version to the last
+// function: tern locks each of its steps by itself, and between two of them a newer program could bring its migrations and
+// functions, which ours would then replace.
+func lock(ctx context.Context, conn *pgx.Conn) (unlock func(), err error) {
+	if _, err := conn.Exec(ctx, "select pg_catalog.pg_advisory_lock($1)", applyLock); err != nil {
+		return nil, fmt.Errorf("wait for other programs that migrate: %w", err)
+	}
+	return func() {
+		// It can fail only with the connection, and then the lock is gone, too.
+		_, _ = conn.Exec(context.WithoutCancel(ctx), "select pg_catalog.pg_advisory_unlock($1)", applyLock)
+	}, nil
+}
+
+// refuseNewer keeps an older program's hands off what a newer one has brought.
+func refuseNewer(database, program int32) error {
+	if database <= program {
+		return nil
+	}
+	return fmt.Errorf("%w: the database has version %d, this program brings %d; run the newer program's migrate",
+		ErrSchemaIsNewer, database, program)
+}
+
+// install installs the functions of a folder, all in one transaction; data is for their templates.
+func install(ctx context.Context, conn *pgx.Conn, files fs.FS, folder string, data map[string]any) error {
+	code, err := loadFunctions(files, folder)
 	if err != nil {
-		return result, err
+		return err
+	}
+	if err := migrate.InstallCodePackage(ctx, conn, data, code); err != nil {
+		return fmt.Errorf("install functions: %w", err)
+	}
+	return nil
+}
+
+func loadFunctions(files fs.FS, folder string) (*migrate.CodePackage, error) {
+	functions, err := fs.Sub(files, folder)
+	if err != nil {
+		return nil, err
 	}
 	code, err := migrate.LoadCodePackage(functions)
 	if err != nil {
-		return result, fmt.Errorf("load functions: %w", err)
+		return nil, fmt.Errorf("load functions: %w", err)
 	}
-	if err := migrate.InstallCodePackage(ctx, conn, nil, code); err != nil {
-		return result, fmt.Errorf("install functions: %w", err)
-	}
-	return result, nil
+	return code, nil
 }
 
 func checkServer(ctx context.Context, conn *pgx.Conn) error {

@@ -5,10 +5,8 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/tern/v2/migrate"
 )
 
 //go:embed proxy/*.sql
@@ -50,46 +48,29 @@ func ApplyProxy(ctx context.Context, conn *pgx.Conn) error {
 	if err := checkServer(ctx, conn); err != nil {
 		return err
 	}
-	if _, err := conn.Exec(ctx, "select pg_catalog.pg_advisory_lock($1)", applyLock); err != nil {
-		return fmt.Errorf("wait for other programs that migrate: %w", err)
+	unlock, err := lock(ctx, conn)
+	if err != nil {
+		return err
 	}
-	defer func() {
-		// It can fail only with the connection, and then the lock is gone, too.
-		_, _ = conn.Exec(context.WithoutCancel(ctx), "select pg_catalog.pg_advisory_unlock($1)", applyLock)
-	}()
+	defer unlock()
 
-	var occupied bool
-	var version *int32
-	err := conn.QueryRow(ctx, "select pg_catalog.to_regclass('public.coupons') is not null").Scan(&occupied)
+	var occupied, installed bool
+	var version int32
+	err = conn.QueryRow(ctx, `
+		select
+		  pg_catalog.to_regclass('public.coupons') is not null,
+		  pg_catalog.to_regprocedure('public.coupon_schema_version()') is not null`).Scan(&occupied, &installed)
+	if err == nil && installed && !occupied {
+		err = conn.QueryRow(ctx, "select public.coupon_schema_version()").Scan(&version)
+	}
 	if err != nil {
 		return fmt.Errorf("look at the database: %w", err)
 	}
 	if occupied {
 		return fmt.Errorf("%w: a proxy keeps nothing; give it an empty database", ErrNotAProxy)
 	}
-	var installed bool
-	err = conn.QueryRow(ctx, "select pg_catalog.to_regprocedure('public.coupon_schema_version()') is not null").Scan(&installed)
-	if err == nil && installed {
-		err = conn.QueryRow(ctx, "select public.coupon_schema_version()").Scan(&version)
-	}
-	if err != nil {
-		return fmt.Errorf("look at the database: %w", err)
-	}
-	if version != nil && *version > Version() {
-		return fmt.Errorf("%w: the proxy has version %d, this program brings %d; run the newer program's migrate",
-			ErrSchemaIsNewer, *version, Version())
-	}
-
-	functions, err := fs.Sub(proxyFiles, "proxy")
-	if err != nil {
+	if err := refuseNewer(version, Version()); err != nil {
 		return err
 	}
-	code, err := migrate.LoadCodePackage(functions)
-	if err != nil {
-		return fmt.Errorf("load functions: %w", err)
-	}
-	if err := migrate.InstallCodePackage(ctx, conn, map[string]any{"version": Version()}, code); err != nil {
-		return fmt.Errorf("install functions: %w", err)
-	}
-	return nil
+	return install(ctx, conn, proxyFiles, "proxy", map[string]any{"version": Version()})
 }

@@ -3,30 +3,22 @@ package db_test
 import (
 	"context"
 	"errors"
-	"os"
 	"testing"
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/dbtest"
 )
 
-// emptyForProxy is an empty database on a server of this machine that has PL/Proxy.
-func emptyForProxy(t *testing.T) *session {
+// forProxy is an empty database on a server that has PL/Proxy.
+func forProxy(t *testing.T) *session {
 	t.Helper()
-	s := owner(t, dbtest.Private(t, map[string]string{"fsync": "off"}).Empty(t))
-	if get[int](s, "select count(*) from pg_available_extensions where name = 'plproxy'") == 0 {
-		if os.Getenv("TEST_PLPROXY") != "" {
-			t.Fatal("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
-		}
-		t.Skip("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
-	}
-	return s
+	return owner(t, dbtest.Private(t, map[string]string{"fsync": "off"}).ForProxy(t))
 }
 
 // A proxy has the functions that the service may call, with the same signatures and labels, and nothing else.
 func TestProxyHasTheSameSignatures(t *testing.T) {
 	t.Parallel()
-	proxy := emptyForProxy(t)
+	proxy := forProxy(t)
 	proxy.exec("set search_path = pg_catalog")
 	for range 2 { // again changes nothing
 		if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
@@ -54,6 +46,11 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 		from pg_proc as p
 		where p.pronamespace = 'public'::regnamespace`), []string{"coupon_proxy true true false"})
 	equal(t, "who may log in", list[string](proxy, "select rolname from pg_roles where rolname like 'coupon%' and rolcanlogin"), nil)
+	equal(t, "without a comment", list[string](proxy, `
+		select p.proname
+		from pg_proc as p
+		where p.pronamespace = 'public'::regnamespace
+		  and obj_description(p.oid, 'pg_proc') is null`), nil)
 	if version := get[int32](proxy, "select public.coupon_schema_version()"); version != db.Version() {
 		t.Errorf("version %d", version)
 	}
@@ -69,7 +66,7 @@ func TestProxyOrNot(t *testing.T) {
 	if err := db.ApplyProxy(context.Background(), s.Conn); !errors.Is(err, db.ErrNotAProxy) {
 		t.Error(err)
 	}
-	proxy := emptyForProxy(t)
+	proxy := forProxy(t)
 	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
 		t.Fatal(err)
 	}

@@ -30,13 +30,9 @@ func Script() (string, error) {
 	if err := migrator.LoadMigrations(migrations); err != nil {
 		return "", fmt.Errorf("load migrations: %w", err)
 	}
-	functions, err := fs.Sub(files, "functions")
+	code, err := loadFunctions(files, "functions")
 	if err != nil {
 		return "", err
-	}
-	code, err := migrate.LoadCodePackage(functions)
-	if err != nil {
-		return "", fmt.Errorf("load functions: %w", err)
 	}
 	install, err := code.Eval(nil)
 	if err != nil {

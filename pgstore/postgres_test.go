@@ -42,7 +42,13 @@ func standOn(t *testing.T, url string, owner *pgx.Conn, change ...func(*Config))
 		t.Fatal(err)
 	}
 	t.Cleanup(proxy.Close)
-	cfg := testConfig(proxy.URL(url))
+	return &stand{Store: openStore(t, proxy.URL(url), change...), url: url, owner: owner, proxy: proxy}
+}
+
+// openStore opens a store with the patience of the tests; it is closed with the test.
+func openStore(t testing.TB, url string, change ...func(*Config)) *Store {
+	t.Helper()
+	cfg := testConfig(url)
 	cfg.ClaimTimeout = patience
 	cfg.Log = zerolog.New(zerolog.NewTestWriter(t))
 	for _, c := range change {
@@ -53,7 +59,7 @@ func standOn(t *testing.T, url string, owner *pgx.Conn, change ...func(*Config))
 		t.Fatal(err)
 	}
 	t.Cleanup(store.Close)
-	return &stand{Store: store, url: url, owner: owner, proxy: proxy}
+	return store
 }
 
 // exec runs SQL as the owner.

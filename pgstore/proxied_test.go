@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/dbtest"
@@ -37,18 +36,8 @@ const partitions = 64
 func newSharded(t testing.TB, shards int, change ...func(*Config)) *sharded {
 	t.Helper()
 	proxy := startServer(t)
-	s := &sharded{proxy: proxy.Empty(t).URL, front: proxy}
+	s := &sharded{proxy: proxy.ForProxy(t).URL, front: proxy}
 	admin := connect(t, s.proxy)
-	var available bool
-	if err := admin.QueryRow(t.Context(), `select exists (select from pg_available_extensions where name = 'plproxy')`).Scan(&available); err != nil {
-		t.Fatal(err)
-	}
-	if !available {
-		if os.Getenv("TEST_PLPROXY") != "" {
-			t.Fatal("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
-		}
-		t.Skip("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
-	}
 	if err := db.ApplyProxy(t.Context(), admin); err != nil {
 		t.Fatal(err)
 	}
@@ -89,18 +78,7 @@ func newSharded(t testing.TB, shards int, change ...func(*Config)) *sharded {
 		}
 	}
 
-	cfg := testConfig(s.proxy)
-	cfg.ClaimTimeout = patience
-	cfg.Log = zerolog.New(zerolog.NewTestWriter(t))
-	for _, c := range change {
-		c(&cfg)
-	}
-	store, err := Open(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(store.Close)
-	s.stand = &stand{Store: store}
+	s.stand = &stand{Store: openStore(t, s.proxy, change...)}
 	return s
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"testing"
 
 	"scalable-coupon-system/db"
@@ -13,19 +12,7 @@ import (
 func TestMigrateProxy(t *testing.T) {
 	t.Parallel()
 	server := dbtest.Private(t, map[string]string{"fsync": "off"})
-	database := server.Empty(t)
-	var available bool
-	if err := database.Connect(t).QueryRow(t.Context(),
-		"select exists (select from pg_available_extensions where name = 'plproxy')").Scan(&available); err != nil {
-		t.Fatal(err)
-	}
-	if !available {
-		if os.Getenv("TEST_PLPROXY") != "" {
-			t.Fatal("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
-		}
-		t.Skip("PL/Proxy is missing (Debian: postgresql-15-plproxy)")
-	}
-	proxy := []string{"DATABASE_URL=" + database.URL}
+	proxy := []string{"DATABASE_URL=" + server.ForProxy(t).URL}
 	for range 2 {
 		expect(t, 0, fmt.Sprintf("proxy of schema version %d; functions installed", db.Version()), proxy, "migrate", "--proxy")
 	}

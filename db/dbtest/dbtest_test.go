@@ -68,6 +68,12 @@ func TestEmptyHasNothing(t *testing.T) {
 	}
 }
 
+func TestForProxyHasPLProxy(t *testing.T) {
+	t.Parallel()
+	d := Private(t, map[string]string{"fsync": "off"}).ForProxy(t)
+	query(t, d.URL, "create extension plproxy")
+}
+
 func TestOwnerIsNoSuperuser(t *testing.T) {
 	t.Parallel()
 	d := Owner(t)

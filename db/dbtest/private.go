@@ -76,6 +76,25 @@ func (s *Server) Empty(t testing.TB) *Database {
 	return s.server.empty(t)
 }
 
+// ForProxy returns a fresh, empty database, as Empty does, that can become a proxy (db.ApplyProxy). Where the server has no
+// PL/Proxy the test is skipped, which `make test` says before it begins; with TEST_PLPROXY set, as in CI, it fails.
+func (s *Server) ForProxy(t testing.TB) *Database {
+	t.Helper()
+	d := s.Empty(t)
+	var available bool
+	err := d.Connect(t).QueryRow(t.Context(), "select exists (select from pg_available_extensions where name = 'plproxy')").Scan(&available)
+	const missing = "PL/Proxy is missing (Debian: postgresql-15-plproxy)"
+	switch {
+	case err != nil:
+		t.Fatalf("dbtest: %v", err)
+	case !available && os.Getenv("TEST_PLPROXY") != "":
+		t.Fatal(missing)
+	case !available:
+		t.Skip(missing + ": what goes through a proxy is not tested")
+	}
+	return d
+}
+
 // Owner returns a fresh, empty database that belongs to a login of its own, as the function Owner does; but here the role
 // coupon_service is missing until a database of this server has our schema. The server must run.
 func (s *Server) Owner(t testing.TB) *Database {

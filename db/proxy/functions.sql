@@ -79,6 +79,21 @@ as $$
   run on hashtext(p_coupons);
 $$;
 
+comment on function public.coupon_schema_version() is
+  'The version of the schema whose functions this proxy has. It asks no shard.';
+comment on function public.create_coupon(text, bigint) is
+  'On the shard that owns p_coupon: creates it.';
+comment on function public.get_coupon(text) is
+  'On the shard that owns p_coupon: its amount and what remains of it.';
+comment on function public.coupon_claimers(text, integer, integer) is
+  'On the shard that owns p_coupon: who has it, a page of claim numbers.';
+comment on function public.claim_coupons(text[], text) is
+  'On the shard that owns p_coupon: claims one piece of it for each of p_users.';
+comment on function public.claim_coupon(text, text) is
+  'On the shard that owns p_coupon: claims one piece of it for p_user.';
+comment on function public.claim_batch(text[], text[], integer[]) is
+  'Splits the arrays over the shards that own the coupons. Each shard commits its part by itself: after an error, others may have committed theirs.';
+
 do $$
 declare
   v_function regprocedure;

@@ -7,14 +7,17 @@ declare
   v_role text;
 begin
   foreach v_role in array array['coupon_service', 'coupon_proxy'] loop
-    if not exists (select from pg_catalog.pg_roles where rolname = v_role) then
+    -- The loser of a race with another database of this server tries again (db/migrations/003 says why).
+    while not exists (select from pg_catalog.pg_roles where rolname = v_role) loop
       begin
         execute format('create role %I nologin', v_role);
       exception
-        when duplicate_object or unique_violation then
-          null; -- another database of this server was faster
+        when duplicate_object then
+          exit;
+        when unique_violation then
+          null;
       end;
-    end if;
+    end loop;
   end loop;
 end;
 $$;
