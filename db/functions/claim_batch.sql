@@ -10,6 +10,7 @@ set search_path = pg_catalog, pg_temp
 -- joins are between the arrays of one call, where a nested loop would be quadratic. Switching a method off adds to a plan's
 -- cost, which must not be mistaken for work worth compiling.
 set enable_seqscan = off
+set enable_sort = off
 set enable_nestloop = off
 set jit = off
 as $$
@@ -44,7 +45,9 @@ begin
     where (
       select true
       from public.claims as k
-      where (k.user_id, k.coupon_name) between (w.user_id, w.coupon_name) and (w.user_id, w.coupon_name)
+      where k.coupon_name = w.coupon_name
+        and k.user_id between w.user_id and w.user_id
+      order by k.user_id
       limit 1
     ) is null
   );
@@ -76,7 +79,9 @@ begin
       (
         select true
         from public.claims as k
-        where (k.user_id, k.coupon_name) between (w.user_id, w.coupon_name) and (w.user_id, w.coupon_name)
+        where k.coupon_name = w.coupon_name
+          and k.user_id between w.user_id and w.user_id
+        order by k.user_id
         limit 1
       ) as has_claim
     from unnest(p_users, p_coupons, p_positions) with ordinality as w (user_id, coupon_name, position, place)
