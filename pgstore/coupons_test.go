@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"scalable-coupon-system/pgstore/cutproxy"
@@ -307,4 +308,64 @@ func TestReadersLeaveConnectionsToClaims(t *testing.T) {
 	}
 	close(release)
 	readers.Wait()
+}
+
+// A big read rests after each page for as long as the page took, while claims are under way, and only then.
+func TestBigReadGivesWay(t *testing.T) {
+	t.Parallel()
+	const pages, each = 5, 10 * time.Millisecond
+	slow := func(yield func([]string, error) bool) {
+		for range pages {
+			time.Sleep(each)
+			if !yield([]string{"user"}, nil) {
+				return
+			}
+		}
+	}
+	for _, c := range []struct {
+		name string
+		busy bool
+		want time.Duration
+	}{
+		{"nobody claims", false, pages * (each + time.Hour)},
+		{"claims are under way", true, pages * (2*each + time.Hour)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				began, got := time.Now(), 0
+				for _, err := range giveWay(t.Context(), func() bool { return c.busy }, slow) {
+					if err != nil {
+						t.Error(err)
+					}
+					got++
+					time.Sleep(time.Hour) // a slow reader is no work to rest from
+				}
+				if took := time.Since(began); got != pages || took != c.want {
+					t.Errorf("%d pages in %v; want %d in %v", got, took, pages, c.want)
+				}
+			})
+		})
+	}
+
+	t.Run("the reader leaves", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), each+each/2)
+			defer cancel()
+			began := time.Now()
+			var last error
+			for _, err := range giveWay(ctx, func() bool { return true }, func(yield func([]string, error) bool) {
+				time.Sleep(each)
+				if yield(nil, nil) {
+					yield(nil, ctx.Err())
+				}
+			}) {
+				last = err
+			}
+			if took := time.Since(began); took != each+each/2 || !errors.Is(last, context.DeadlineExceeded) {
+				t.Errorf("the rest ended after %v, not with the reader, and then: %v", took, last)
+			}
+		})
+	})
 }

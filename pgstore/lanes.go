@@ -265,6 +265,20 @@ func (l *lane) forgetLeft() {
 	l.queue, l.left = staying, 0
 }
 
+// busy: claims are under way.
+func (ls *lanes) busy() bool {
+	for i := range ls.lanes {
+		l := &ls.lanes[i]
+		l.mu.Lock()
+		busy := l.busy
+		l.mu.Unlock()
+		if busy {
+			return true
+		}
+	}
+	return false
+}
+
 // close refuses new claims and returns when all who wait have been answered.
 func (ls *lanes) close() {
 	for i := range ls.lanes {
