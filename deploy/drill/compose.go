@@ -106,10 +106,10 @@ func (d *Deployment) container(ctx context.Context, service string) (string, err
 func command(ctx context.Context, environ []string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // docker and its compose, with arguments of ours
 	cmd.Env = append(os.Environ(), environ...)
-	// A Ctrl-C reaches this program alone: compose, killed in the middle of its removal by a second one, would leave something
-	// behind. What runs when the context ends is asked to stop, and not killed, for the same reason.
+	// A Ctrl-C reaches this program alone: compose, killed by a second one in the middle of its removal, would leave something
+	// behind. What runs when the context ends is asked to stop, with all that it has started, and not killed, for the same reason.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = 30 * time.Second
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
