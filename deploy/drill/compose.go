@@ -48,7 +48,8 @@ func (d *Deployment) While(ctx context.Context, keep bool, do func(context.Conte
 			err = errors.Join(err, d.Compose(context.WithoutCancel(ctx), "down", "--volumes", "--remove-orphans", "--timeout", "10"))
 		}()
 	}
-	for _, args := range [][]string{{"build"}, {"up", "--detach"}} {
+	// The classic builder leaves the container of a step that was stopped, unless it is forced.
+	for _, args := range [][]string{{"build", "--force-rm"}, {"up", "--detach"}} {
 		if err := d.Compose(ctx, args...); err != nil {
 			return err
 		}

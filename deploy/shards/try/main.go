@@ -100,6 +100,7 @@ func sell(ctx context.Context, d *deployment, o options, out io.Writer) error {
 	if err := d.ready(ctx, shard(dead)); err != nil {
 		return err
 	}
+	at.answering = time.Now()
 	if at.moving, err = after(ctx, o.duration/12, func() error { return d.move(ctx, moved) }); err != nil {
 		return err
 	}
@@ -115,7 +116,7 @@ func sell(ctx context.Context, d *deployment, o options, out io.Writer) error {
 }
 
 // times are when what happened.
-type times struct{ opened, killed, started, moving, moved time.Time }
+type times struct{ opened, killed, started, answering, moving, moved time.Time }
 
 // after waits for so long and calls do. It returns when it called it.
 func after(ctx context.Context, pause time.Duration, do func() error) (time.Time, error) {
@@ -135,7 +136,8 @@ func tell(out io.Writer, b drill.Books, where []int, moved int, at times) error 
 	outage := between(b.Told, at.opened, at.moving)
 	its, others := divide(outage, isDead)
 	meanwhile := perSecond(others, at.killed, at.started)
-	say("%s killed after %.1f s, started again after %.1f s more", shard(dead), at.killed.Sub(at.opened).Seconds(), at.started.Sub(at.killed).Seconds())
+	say("%s killed after %.1f s, started again %.1f s later, answering after %.1f s", shard(dead),
+		at.killed.Sub(at.opened).Seconds(), at.started.Sub(at.killed).Seconds(), at.answering.Sub(at.started).Seconds())
 	say("  its %d coupons: no claim granted for %.1f s; %s", count(where, isDead), drill.Gap(its).Seconds(), refusals(its))
 	say("  the others: %.0f claims granted in a second before, %.0f while it was dead; %s",
 		perSecond(others, at.opened, at.killed), meanwhile, refusals(others))

@@ -14,7 +14,7 @@ import (
 var (
 	where = []int{dead, dead + shards, from + shards, to}
 	start = time.UnixMilli(0)
-	at    = times{start, start.Add(2 * time.Second), start.Add(4 * time.Second), start.Add(6 * time.Second), start.Add(7 * time.Second)}
+	at    = times{start, start.Add(2 * time.Second), start.Add(4 * time.Second), start.Add(5 * time.Second), start.Add(6 * time.Second), start.Add(7 * time.Second)}
 )
 
 func told(ms, coupon int, answer load.Answer) drill.Told {
@@ -37,7 +37,7 @@ func TestTellSaysWhatItCostWhom(t *testing.T) {
 		t.Error(err)
 	}
 	for _, want := range []string{
-		"shard2 killed after 2.0 s, started again after 2.0 s more\n" +
+		"shard2 killed after 2.0 s, started again 2.0 s later, answering after 1.0 s\n" +
 			"  its 2 coupons: no claim granted for 4.0 s; refused: 1 × 503 OUTCOME_UNKNOWN, 2 × 503 UNAVAILABLE\n" +
 			"  the others: 1 claims granted in a second before, 2 while it was dead; refused: 1 × 503 OUTCOME_UNKNOWN\n",
 		"partition 5 moved from shard1 to shard3 in 1.0 s\n" +
