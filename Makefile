@@ -114,6 +114,13 @@ failover: ## Kill the primary of three nodes under load, three times; want no an
 rolling: ## Replace two instances of the service behind a balancer under load; want no request to fail (deploy/ha)
 	VERSION='$(VERSION)' $(GO) run ./deploy/ha/try -kills 0 $(ARGS)
 
+# Starts the containers of deploy/shards (127.0.0.1:8091) and removes them with their data. Not by go run, which a SIGTERM ends
+# while its program goes on.
+.PHONY: shards-demo
+shards-demo: ## Sell 1,000 coupons over four shards, kill one, move a partition under load; want clean books (deploy/shards)
+	@mkdir -p .bin && $(GO) build -o .bin/shards-demo ./deploy/shards/try
+	@VERSION='$(VERSION)' exec .bin/shards-demo $(ARGS)
+
 # How long the proof goes on, and what its faults and requests are drawn from (0: from the clock).
 DURATION ?= 1m
 SEED ?= 0
@@ -146,7 +153,7 @@ lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them)
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release .ci/examples deploy/release db/tests/run deploy/ha/node deploy/ha/first
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release .ci/examples deploy/release db/tests/run deploy/ha/node deploy/ha/first deploy/shards/setup deploy/shards/move
 	shellcheck --shell=sh db/localpg/watchdog.sh _examples/curl/coupons.sh
 	yamllint --strict .
 	$(ACTIONLINT)

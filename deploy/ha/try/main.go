@@ -14,9 +14,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
+
+	"scalable-coupon-system/deploy/drill"
 )
 
 type options struct {
@@ -28,16 +28,10 @@ type options struct {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout)
-	stop()
-	if err != nil {
-		_, _ = fmt.Fprintln(os.Stderr, "failover:", err)
-		os.Exit(1)
-	}
+	os.Exit(drill.Main("failover", func(ctx context.Context, args []string) error { return run(ctx, args, os.Stdout) }))
 }
 
-func run(ctx context.Context, args []string, out io.Writer) (err error) {
+func run(ctx context.Context, args []string, out io.Writer) error {
 	var o options
 	flags := flag.NewFlagSet("failover", flag.ContinueOnError)
 	flags.IntVar(&o.kills, "kills", 3, "how `often` the primary is killed")
@@ -49,19 +43,23 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 
-	c := &cluster{out: out, publish: o.address}
-	if !o.keep {
-		defer func() {
-			if downErr := c.down(context.WithoutCancel(ctx)); err == nil {
-				err = downErr
-			}
-		}()
+	c := &cluster{
+		Deployment: drill.Deployment{
+			Project: "coupon-ha", File: "deploy/ha/docker-compose.yml", Environ: []string{"COUPON_HA_PUBLISH=" + o.address},
+		},
+		out: out,
 	}
 	began := time.Now()
-	if err := c.up(ctx); err != nil {
-		return err
-	}
-	_, _ = fmt.Fprintf(out, "three nodes and two instances stand after %.0f s\n", time.Since(began).Seconds())
+	return c.While(ctx, o.keep, func(ctx context.Context) error {
+		if err := drill.Healthy(ctx, o.address); err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintf(out, "three nodes and two instances stand after %.0f s\n", time.Since(began).Seconds())
+		return drills(ctx, c, o)
+	})
+}
+
+func drills(ctx context.Context, c *cluster, o options) error {
 	clean := true
 	for i := range o.kills {
 		ok, err := failover(ctx, c, o, i)
@@ -78,10 +76,15 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		clean = clean && ok
 	}
 	if !clean {
-		return errNotClean
+		return drill.ErrNotClean
 	}
-	_, _ = fmt.Fprintln(out, "clean")
+	_, _ = fmt.Fprintln(c.out, "clean")
 	return nil
+}
+
+// sale opens a sale of one coupon.
+func sale(ctx context.Context, o options, coupon string, duration time.Duration) (*drill.Sale, error) {
+	return drill.Open(ctx, drill.Plan{Address: o.address, Connections: 64, Rate: o.rate, Duration: duration, Coupons: []string{coupon}})
 }
 
 // failover kills the primary in the middle of a sale.
@@ -91,50 +94,54 @@ func failover(ctx context.Context, c *cluster, o options, i int) (clean bool, er
 		return false, err
 	}
 	// 60 s of arrivals: some before the kill, the gap, and enough afterwards.
-	s, err := open(ctx, o, fmt.Sprintf("failover %d", i+1), 60*time.Second)
+	s, err := sale(ctx, o, fmt.Sprintf("failover %d", i+1), 60*time.Second)
 	if err != nil {
 		return false, err
 	}
-	time.Sleep(5 * time.Second)
+	if err := drill.Sleep(ctx, 5*time.Second); err != nil {
+		return false, err
+	}
 	_, _ = fmt.Fprintf(c.out, "kill %d: %s, the primary, under %.0f claims a second\n", i+1, old, o.rate)
-	if err := c.kill(ctx, old); err != nil {
+	if err := c.Kill(ctx, old); err != nil {
 		return false, err
 	}
 	next, err := c.takenOver(ctx, old)
 	if err != nil {
 		return false, err
 	}
-	if err := c.start(ctx, old); err != nil {
+	if err := c.Start(ctx, old); err != nil {
 		return false, err
 	}
-	b, err := s.close(ctx)
+	b, err := s.Close(ctx)
 	if err != nil {
 		return false, err
 	}
-	_, _ = fmt.Fprintf(c.out, "  %s took over; gap in service %.1f s; %s\n", next, b.gap.Seconds(), b)
+	_, _ = fmt.Fprintf(c.out, "  %s took over; gap in service %.1f s; %s\n", next, drill.Gap(b.Told).Seconds(), b)
 	if _, err := c.settled(ctx); err != nil {
 		return false, fmt.Errorf("%s did not come back as a standby: %w", old, err)
 	}
 	_, _ = fmt.Fprintf(c.out, "  %s is a synchronous standby again\n", old)
-	return b.clean(), nil
+	return b.Clean(), nil
 }
 
 // upgrade replaces one instance after the other in the middle of a sale.
 func upgrade(ctx context.Context, c *cluster, o options) (clean bool, err error) {
-	s, err := open(ctx, o, "rolling upgrade", 45*time.Second)
+	s, err := sale(ctx, o, "rolling upgrade", 45*time.Second)
 	if err != nil {
 		return false, err
 	}
 	for _, instance := range []string{"coupond1", "coupond2"} {
-		time.Sleep(2 * time.Second)
+		if err := drill.Sleep(ctx, 2*time.Second); err != nil {
+			return false, err
+		}
 		if err := c.replace(ctx, instance); err != nil {
 			return false, err
 		}
 	}
-	b, err := s.close(ctx)
+	b, err := s.Close(ctx)
 	if err != nil {
 		return false, err
 	}
-	_, _ = fmt.Fprintf(c.out, "rolling upgrade: both instances replaced; failed requests %d; %s\n", b.failed, b)
-	return b.clean() && b.failed == 0, nil
+	_, _ = fmt.Fprintf(c.out, "rolling upgrade: both instances replaced; failed requests %d; %s\n", b.Failed, b)
+	return b.Clean() && b.Failed == 0, nil
 }
