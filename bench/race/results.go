@@ -85,7 +85,7 @@ var columns = []measure{
 	{"proxy CPU µs", "%.0f", func(f figures) float64 { return f.ProxyCPU }},
 	{"standby CPU µs", "%.0f", func(f figures) float64 { return f.StandbyCPU }},
 	{"load CPU µs", "%.0f", func(f figures) float64 { return f.LoadCPU }},
-	{"p50 ms when calm", "%.2f", func(f figures) float64 { return f.CalmP50 }},
+	{"p50 when calm ms", "%.2f", func(f figures) float64 { return f.CalmP50 }},
 	{"commits a claim", "%.3f", func(f figures) float64 { return f.Commits }},
 	{"reads/s", "%.0f", readRate},
 	{"× psql's COPY", "%.2f", func(f figures) float64 { return f.CopyTimes }},
