@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -67,8 +68,8 @@ func (s *servers) close(ctx context.Context) error {
 		delete(s.machine.sites, name)
 	}
 	// The last first: a primary waits for its standbys.
-	for i := len(s.running) - 1; i >= 0; i-- {
-		errs = append(errs, s.running[i].Kill(), localpg.Remove(ctx, s.running[i].Dir()))
+	for _, server := range slices.Backward(s.running) {
+		errs = append(errs, server.Kill(), localpg.Remove(ctx, server.Dir()))
 	}
 	return errors.Join(errs...)
 }
@@ -125,7 +126,8 @@ func prepareShards(ctx context.Context, r *race) (func() error, error) {
 	return tidy, nil
 }
 
-const proxyPassword = "of the race" //nolint:gosec // on servers that live as long as the race
+// proxyPassword is that of the proxy on the shards, which live as long as the race.
+const proxyPassword = "of the race"
 
 // makeShard makes the database of shard i of so many, as deploy/shards/shard.sql does but for the time-outs.
 func makeShard(ctx context.Context, server *localpg.Server, i, of int) error {
@@ -193,33 +195,39 @@ func prepareStandbys(ctx context.Context, r *race) (func() error, error) {
 		return tidy, fmt.Errorf("%w: %w", errLeftOut, err)
 	}
 	for i, wanted := range standbys {
-		primary, err := s.start(ctx, fmt.Sprintf("primary-%d", i))
+		at, err := s.replicated(ctx, copier, i, wanted.count, wanted.wait)
 		if err != nil {
-			return tidy, err
-		}
-		conn, err := createOn(ctx, primary, database)
-		if err != nil {
-			return tidy, err
-		}
-		defer func() { _ = conn.Close(ctx) }() // nothing is open any more
-		at := site{url: primary.URL(database), database: []*localpg.Server{primary}}
-		for n := range wanted.count {
-			home := fmt.Sprintf("standby-%d-%d", i, n)
-			if err := copyServer(ctx, copier, primary, filepath.Join(r.machine.dir, home)); err != nil {
-				return tidy, err
-			}
-			standby, err := s.start(ctx, home)
-			if err != nil {
-				return tidy, err
-			}
-			at.standbys = append(at.standbys, standby)
-		}
-		if err := waitFor(ctx, conn, wanted.wait, wanted.count); err != nil {
 			return tidy, err
 		}
 		s.open(wanted.name, at)
 	}
 	return tidy, nil
+}
+
+// replicated starts primary i with so many standbys, for which its commits wait as that says.
+func (s *servers) replicated(ctx context.Context, copier string, i, count int, wait string) (site, error) {
+	primary, err := s.start(ctx, fmt.Sprintf("primary-%d", i))
+	if err != nil {
+		return site{}, err
+	}
+	conn, err := createOn(ctx, primary, database)
+	if err != nil {
+		return site{}, err
+	}
+	defer func() { _ = conn.Close(ctx) }() // nothing is open any more
+	at := site{url: primary.URL(database), database: []*localpg.Server{primary}}
+	for n := range count {
+		home := fmt.Sprintf("standby-%d-%d", i, n)
+		if err := copyServer(ctx, copier, primary, filepath.Join(s.machine.dir, home)); err != nil {
+			return site{}, err
+		}
+		standby, err := s.start(ctx, home)
+		if err != nil {
+			return site{}, err
+		}
+		at.standbys = append(at.standbys, standby)
+	}
+	return at, waitFor(ctx, conn, wait, count)
 }
 
 // copyServer makes the home of a standby of primary.
@@ -236,7 +244,7 @@ func copyServer(ctx context.Context, copier string, primary *localpg.Server, hom
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(home, "pgpass"), password, 0o600)
+	return os.WriteFile(filepath.Join(home, "pgpass"), password, 0o600) //nolint:gosec // in a folder of our own
 }
 
 // waitFor has commits wait for standbys as that says, and returns when so many are there.
