@@ -59,7 +59,7 @@ func (s *Store) send(ctx context.Context, claims []*claim) {
 	defer s.tellSlow(claims, time.Now())
 
 	try, cancel := firstTry(ctx)
-	first := s.try(try, false, func(ctx context.Context, conn *pgx.Conn) error {
+	first := s.commit(try, false, func(ctx context.Context, conn *pgx.Conn) error {
 		return ask(ctx, conn, claims)
 	})
 	cancel()
@@ -87,13 +87,13 @@ func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
 	// Where the first try may have been committed, the answer is worth waiting for a
 	// server that is coming back. Where it surely was not, the caller can ask again as
 	// well as we can.
-	second := s.try(ctx, !first.surely, func(ctx context.Context, conn *pgx.Conn) error {
+	second := s.commit(ctx, !first.surely, func(ctx context.Context, conn *pgx.Conn) error {
 		return ask(ctx, conn, crowd)
 	})
 	if second != nil {
 		err := verdict(first, second)
 		for _, c := range crowd {
-			c.err = err
+			c.status, c.err = "", err
 		}
 		return
 	}
@@ -117,10 +117,13 @@ func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
 	}
 }
 
+// call is what is done with a connection.
+type call func(context.Context, *pgx.Conn) error
+
 // try makes one call on a connection of the pool. nil: it was answered, and what it
 // did is committed. With patience it waits, as long as ctx lets it, for a server
 // that no connection can be made to.
-func (s *Store) try(ctx context.Context, patience bool, call func(context.Context, *pgx.Conn) error) *failure {
+func (s *Store) try(ctx context.Context, patience bool, call call) *failure {
 	conn, err := s.acquire(ctx, patience)
 	if err != nil {
 		return notSent(err)
@@ -137,12 +140,12 @@ func (s *Store) try(ctx context.Context, patience bool, call func(context.Contex
 		f := failed(err, executed, func() bool { return s.proxied(ctx) })
 		// A coupon stays locked while the commit of another instance's claim hangs.
 		if !f.surely && ctx.Err() != nil || sqlState(err) == pgerrcode.LockNotAvailable {
-			s.commits.doubted()
+			s.doubted()
 		}
 		return f
 	}
 	if inDoubt {
-		s.commits.doubted()
+		s.doubted()
 		return &failure{cause: errInDoubt}
 	}
 	return nil

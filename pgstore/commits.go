@@ -2,9 +2,10 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"sync"
-
-	"github.com/jackc/pgx/v5/pgxpool"
+	"sync/atomic"
+	"time"
 )
 
 // probeSQL commits a record of the write-ahead log that nobody reads.
@@ -12,71 +13,117 @@ const probeSQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '')
 
 // commits tells whether commits come back. A server whose synchronous standbys are
 // gone, or whose disk hangs, goes on to answer whatever it can read; so once a call
-// that was sent did not come back, Ready commits something before it says that all
-// is well. Until then it costs nothing.
+// that was sent did not come back, something is committed that harms nobody. Until
+// that has come back, Ready does not say that all is well, and no call is sent that
+// commits anything. Without doubt all of it costs a look.
+//
+// PostgreSQL does not notice that a client has gone who waits for a synchronous
+// standby: each call given up leaves a session behind, and they would take up
+// max_connections (70 in 10 s, by 40 clients of a pool of 8). So there is one inquiry
+// at a time, which waits as long as its commit does, and what is left behind is what
+// was under way when the doubt began: a session for each connection of the pool.
 type commits struct {
-	mu    sync.Mutex
-	doubt bool
-	probe chan struct{} // closed when the probe under way ends; nil: there is none
-	why   error         // of the last probe
+	mu      sync.Mutex
+	doubt   bool
+	inquiry *inquiry // under way; nil: there is none
 }
+
+// inquiry finds out whether commits come back.
+type inquiry struct {
+	began time.Time
+	sent  atomic.Bool    // the database answers, and is committing
+	ended chan struct{}  // closed when it has ended
+	why   *notReadyError // what it came to; then
+}
+
+// errNotSent is why a call is not sent while commits do not come back.
+var errNotSent = errors.New("not sent: commits do not come back")
 
 // doubted notes that a call was sent and not answered in time, or that its commit
-// did not wait for the standby.
-func (c *commits) doubted() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.doubt = true
+// did not wait for the standby, and has that looked into.
+func (s *Store) doubted() {
+	s.commits.mu.Lock()
+	s.commits.doubt = true
+	s.commits.mu.Unlock()
+	s.inquire()
 }
 
-// underWay returns the probe that waits, if there is one.
-func (c *commits) underWay() chan struct{} {
+// inquire returns the inquiry under way, which it begins when there is doubt; nil:
+// there is none.
+func (s *Store) inquire() *inquiry {
+	c := &s.commits
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.probe
-}
-
-// begin makes conn the probe's, when there is doubt; nil: there is none.
-//
-// There is one probe at a time, and it waits as long as the commit does: PostgreSQL
-// does not notice that a client has gone who waits for a synchronous standby, so
-// each probe given up would leave a session behind.
-func (c *commits) begin(closing context.Context, conn *pgxpool.Conn) chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.doubt {
-		return nil
+	if c.inquiry != nil || !c.doubt {
+		return c.inquiry
 	}
-	ended := make(chan struct{})
-	c.probe = ended
+	i := &inquiry{began: time.Now(), ended: make(chan struct{})}
+	c.inquiry = i
 	go func() {
-		w := wireOf(conn.Conn())
-		_, err := conn.Exec(closing, probeSQL)
-		if err == nil && w.inDoubt {
-			err = errInDoubt
-		}
-		conn.Release()
+		why := s.commitSomething(i)
 		c.mu.Lock()
-		c.probe, c.doubt, c.why = nil, err != nil, err
+		c.inquiry, c.doubt, i.why = nil, why != nil, why
 		c.mu.Unlock()
-		close(ended)
+		close(i.ended)
 	}()
-	return ended
+	return i
 }
 
-// await waits for the probe, not longer than ctx.
-func (c *commits) await(ctx context.Context, ended chan struct{}) *notReadyError {
-	const sentence = "the database answers, but its commits do not come back:" +
-		" it waits for a synchronous standby, or for its disk"
-	select {
-	case <-ended:
-	case <-ctx.Done():
-		return &notReadyError{sentence, context.Cause(ctx)}
+const commitsDoNotComeBack = "the database answers, but its commits do not come back:" +
+	" it waits for a synchronous standby, or for its disk"
+
+// commitSomething is the work of an inquiry. A server that does not even answer is
+// given up soon, as another one may do by then; one that commits is waited for.
+func (s *Store) commitSomething(i *inquiry) *notReadyError {
+	ctx, cancel := context.WithTimeout(s.closing, readyTimeout)
+	defer cancel()
+	conn, err := s.watch.Acquire(ctx)
+	if err != nil {
+		return &notReadyError{whyNoConnection(err), err}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.why != nil {
-		return &notReadyError{sentence, c.why}
+	defer conn.Release()
+	if why := s.whyNotReadable(ctx, conn); why != nil {
+		return why
+	}
+	i.sent.Store(true)
+	w := wireOf(conn.Conn())
+	_, err = conn.Exec(s.closing, probeSQL)
+	if err == nil && w.inDoubt {
+		err = errInDoubt
+	}
+	if err != nil {
+		return &notReadyError{commitsDoNotComeBack, err}
 	}
 	return nil
+}
+
+// await waits for what the inquiry comes to, not longer than ctx.
+func (i *inquiry) await(ctx context.Context) *notReadyError {
+	select {
+	case <-i.ended:
+		return i.why
+	case <-ctx.Done():
+	}
+	if i.sent.Load() {
+		return &notReadyError{commitsDoNotComeBack, context.Cause(ctx)}
+	}
+	return &notReadyError{"the database does not answer", context.Cause(ctx)}
+}
+
+// commit is try for a call that commits something. It waits for the inquiry that is
+// under way; when that takes too long, the call is not sent.
+func (s *Store) commit(ctx context.Context, patience bool, call call) *failure {
+	s.commits.mu.Lock()
+	i := s.commits.inquiry
+	s.commits.mu.Unlock()
+	if i != nil {
+		bounded, cancel := context.WithDeadline(ctx, i.began.Add(readyTimeout))
+		defer cancel()
+		select {
+		case <-i.ended:
+		case <-bounded.Done():
+			return notSent(errNotSent)
+		}
+	}
+	return s.try(ctx, patience, call)
 }

@@ -37,12 +37,12 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 	}
 
 	try, cancelTry := firstTry(ctx)
-	first := s.try(try, false, create)
+	first := s.commit(try, false, create)
 	cancelTry()
 	if first != nil {
 		s.failures.Warn().Err(first.cause).Func(withRequestID(ctx)).Bool("surely_not_committed", first.surely).
 			Msg("creating a coupon failed; asking again")
-		if second := s.try(ctx, !first.surely, create); second != nil {
+		if second := s.commit(ctx, !first.surely, create); second != nil {
 			return "", verdict(first, second)
 		}
 	}
@@ -215,7 +215,7 @@ func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int)
 }
 
 // read makes a call that changes nothing, and once more when it fails.
-func (s *Store) read(ctx context.Context, call func(context.Context, *pgx.Conn) error) error {
+func (s *Store) read(ctx context.Context, call call) error {
 	select {
 	case s.readers <- struct{}{}:
 		defer func() { <-s.readers }()

@@ -78,22 +78,15 @@ func (s *Store) Ready(ctx context.Context) error {
 }
 
 func (s *Store) whyNotReady(ctx context.Context) *notReadyError {
-	if probe := s.commits.underWay(); probe != nil {
-		return s.commits.await(ctx, probe)
+	if i := s.inquire(); i != nil {
+		return i.await(ctx)
 	}
 	conn, err := s.watch.Acquire(ctx)
 	if err != nil {
 		return &notReadyError{whyNoConnection(err), err}
 	}
-	if why := s.whyNotReadable(ctx, conn); why != nil {
-		conn.Release()
-		return why
-	}
-	if probe := s.commits.begin(s.closing, conn); probe != nil {
-		return s.commits.await(ctx, probe)
-	}
-	conn.Release()
-	return nil
+	defer conn.Release()
+	return s.whyNotReadable(ctx, conn)
 }
 
 // whyNotReadable is why claims cannot be made as far as reading tells.

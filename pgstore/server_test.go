@@ -123,43 +123,15 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 func TestSynchronousStandby(t *testing.T) {
 	t.Parallel()
 	url := startServer(t).New(t).URL
-	s := standOn(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second })
+	quick := func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second }
+	s := standOn(t, url, connect(t, url), quick)
 	s.create(t, "c", 100)
 	if status, err := s.Claim(t.Context(), "before", "c"); status != Claimed {
 		t.Fatal(status, err)
 	}
 
-	const cancelWaiting = `select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`
-	standby := func(names string) {
-		s.exec(t, `set synchronous_commit = local`)
-		s.exec(t, `alter system set synchronous_standby_names = '`+names+`'`)
-		s.exec(t, `select pg_reload_conf()`)
-	}
-	standby("nobody")
-	// Sessions read the new setting at once, but a commit waits only when the checkpointer has read it, too.
-	eventually(t, "commits wait for the standby", func() bool {
-		probe := connect(t, url)
-		defer func() { _ = probe.Close(t.Context()) }()
-		committed := make(chan struct{})
-		go func() {
-			defer close(committed)
-			_, _ = probe.Exec(t.Context(), `select pg_logical_emit_message(true, 'probe', '')`)
-		}()
-		for {
-			tag, err := s.owner.Exec(t.Context(), cancelWaiting)
-			if err == nil && tag.RowsAffected() > 0 {
-				<-committed
-				return true
-			}
-			select {
-			case <-committed:
-				return false
-			case <-time.After(time.Millisecond):
-			}
-		}
-	})
-	// The session that the store has must have read the new setting, too: a rejection
-	// commits nothing and returns at once.
+	s.loseStandby(t)
+	// A rejection commits nothing and returns at once.
 	if status, err := s.Claim(t.Context(), "before", "c"); status != AlreadyClaimed {
 		t.Fatal(status, err)
 	}
@@ -168,11 +140,13 @@ func TestSynchronousStandby(t *testing.T) {
 		{"cancelled", cancelWaiting},
 		{"terminated", `select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`},
 	} {
+		// Each of a store that has no doubt yet: one that has sends no claim.
+		store := openStore(t, s.proxy.URL(url), quick)
 		answered := make(chan struct{})
 		var ended atomic.Bool
 		go func() {
 			defer close(answered)
-			status, err := s.Claim(t.Context(), test.user, "c")
+			status, err := store.Claim(t.Context(), test.user, "c")
 			if status != "" || !errors.Is(err, ErrOutcomeUnknown) {
 				t.Errorf("%s: %q, %v; want it unknown", test.user, status, err)
 			}
@@ -180,11 +154,7 @@ func TestSynchronousStandby(t *testing.T) {
 				t.Errorf("%s was answered while he waited for the standby", test.user)
 			}
 		}()
-		eventually(t, "the claim waits for the standby", func() bool {
-			var waiting int
-			err := s.owner.QueryRow(t.Context(), `select count(*) from pg_stat_activity where wait_event = 'SyncRep'`).Scan(&waiting)
-			return err == nil && waiting > 0
-		})
+		eventually(t, "the claim waits for the standby", func() bool { return s.waitForStandby(t) > 0 })
 		ended.Store(true)
 		s.exec(t, test.end)
 		<-answered
@@ -192,6 +162,10 @@ func TestSynchronousStandby(t *testing.T) {
 		if holders := s.holders(t, "c"); !slices.Contains(holders, test.user) {
 			t.Errorf("%s: held by %q", test.user, holders)
 		}
+		eventually(t, "nobody waits, nor asks whether commits come back", func() bool {
+			s.exec(t, cancelWaiting)
+			return s.waitForStandby(t) == 0
+		})
 	}
 
 	// Nobody ends the wait but us. The claim goes on waiting, uncancelled, and stands when
@@ -207,8 +181,9 @@ func TestSynchronousStandby(t *testing.T) {
 		t.Errorf("a claim that waits for its standby can be seen already: %q", holders)
 	}
 	s.wantNoCancelRequest(t)
-	standby("")
+	s.wantStandby(t, "")
 	eventually(t, "the claim is committed", func() bool { return slices.Contains(s.holders(t, "c"), "patient") })
+	eventually(t, "it is ready", func() bool { return s.Ready(t.Context()) == nil })
 	if status, err := s.Claim(t.Context(), "after", "c"); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}

@@ -15,7 +15,7 @@
 //	request.go  the request behind a claim, in the log
 //	metrics.go  what is counted
 //	ready.go    whether claims can be made, and why not
-//	commits.go  whether commits come back, for ready.go
+//	commits.go  whether commits come back: nothing is sent while they do not
 package pgstore
 
 import (
@@ -73,7 +73,7 @@ type Store struct {
 	peer  peer
 
 	commits commits
-	closing context.Context //nolint:containedctx // ends with Close, for the probe that waits for a commit
+	closing context.Context //nolint:containedctx // ends with Close, for the inquiry that waits for its commit
 	close   context.CancelFunc
 }
 

@@ -108,7 +108,7 @@ func (m *machine) start(ctx context.Context, e entry) (*contestant, error) {
 	c.cmd = exec.CommandContext(ctx, self, serveFlag, rival) //nolint:gosec // ourselves
 	c.cmd.Stderr = os.Stderr
 	c.cmd.Env = append(os.Environ(),
-		"RACE_POSTGRES="+m.postgres.URL(e.database),
+		"RACE_POSTGRES="+m.at(c).url,
 		"RACE_MAX_CONNS="+strconv.Itoa(maxConns),
 		"RACE_LANES="+strconv.Itoa(m.lanes),
 	)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/bench/rivals"
-	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/localpg"
 )
 
@@ -32,6 +30,7 @@ type machine struct {
 	lanes    int
 	postgres *localpg.Server
 	conn     *pgx.Conn
+	sites    map[string]site // of the contestants that are elsewhere, by their databases
 }
 
 func prepare(ctx context.Context, lanes int) (*machine, error) {
@@ -42,7 +41,7 @@ func prepare(ctx context.Context, lanes int) (*machine, error) {
 	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // PostgreSQL runs as another user when we are root
 		return nil, err
 	}
-	m := &machine{dir: dir, lanes: lanes}
+	m := &machine{dir: dir, lanes: lanes, sites: make(map[string]site)}
 	m.postgres, err = localpg.Start(ctx, localpg.Options{
 		Dir: filepath.Join(dir, "postgres"),
 		Log: os.Stderr,
@@ -63,25 +62,12 @@ func prepare(ctx context.Context, lanes int) (*machine, error) {
 
 // create makes a database with our schema, and returns a connection to it as its owner.
 func (m *machine) create(ctx context.Context, name string) (*pgx.Conn, error) {
-	if err := m.command(ctx, "create database "+name+" encoding 'UTF8' template template0"); err != nil {
-		return nil, err
-	}
-	conn, err := pgx.Connect(ctx, m.postgres.URL(name))
-	if err != nil {
-		return nil, err
-	}
-	_, err = db.Apply(ctx, conn)
-	return conn, err
+	return createOn(ctx, m.postgres, name)
 }
 
 // command runs SQL outside of any database of the race.
 func (m *machine) command(ctx context.Context, sql string) error {
-	conn, err := pgx.Connect(ctx, m.postgres.URL("postgres"))
-	if err != nil {
-		return err
-	}
-	_, err = conn.Exec(ctx, sql)
-	return errors.Join(err, conn.Close(ctx))
+	return commandOn(ctx, m.postgres, sql)
 }
 
 func (m *machine) close() {
@@ -148,23 +134,48 @@ func cpuIn(stat string) time.Duration {
 	return time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100 on every Linux
 }
 
-// databaseCPU is cpu of the contestant's database: of PostgreSQL's processes, or of Redis.
-func (m *machine) databaseCPU(c *contestant) time.Duration {
-	if c.redis != nil {
-		return cpu(c.redis.Pid())
+// at is where a contestant's coupons are.
+func (m *machine) at(c *contestant) site {
+	if at, elsewhere := m.sites[c.database]; elsewhere {
+		return at
 	}
-	total := cpu(m.postgres.Pid())
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.postgres.Pid(), m.postgres.Pid()))
-	if err != nil {
-		return total
-	}
-	for child := range strings.FieldsSeq(string(children)) {
-		pid, err := strconv.Atoi(child)
-		if err == nil {
-			total += cpu(pid)
+	return site{url: m.postgres.URL(c.database), database: []*localpg.Server{m.postgres}}
+}
+
+// serverCPU is cpu of all processes of PostgreSQL servers.
+func serverCPU(servers []*localpg.Server) (total time.Duration) {
+	for _, server := range servers {
+		total += cpu(server.Pid())
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", server.Pid(), server.Pid()))
+		if err != nil {
+			continue
+		}
+		for child := range strings.FieldsSeq(string(children)) {
+			pid, err := strconv.Atoi(child)
+			if err == nil {
+				total += cpu(pid)
+			}
 		}
 	}
 	return total
+}
+
+// usage is the CPU time that those who have to do with a contestant's claims used so far.
+type usage struct{ generator, service, database, proxies, standbys time.Duration }
+
+func (m *machine) usage(c *contestant) usage {
+	at := m.at(c)
+	u := usage{
+		generator: cpu(os.Getpid()),
+		service:   cpu(c.cmd.Process.Pid),
+		database:  serverCPU(at.database),
+		proxies:   serverCPU(at.proxies),
+		standbys:  serverCPU(at.standbys),
+	}
+	if c.redis != nil {
+		u.database = cpu(c.redis.Pid())
+	}
+	return u
 }
 
 // forgetPeak lets a process's peak of memory begin anew at what it has now, which it returns; and peak is the most that it

@@ -52,6 +52,7 @@ type race struct {
 	machine  *machine
 	duration time.Duration
 	seed     uint64
+	coupons  int // where there are many
 	users    []string
 	next     atomic.Int64
 	old      *pgx.Conn // of "old plans"
@@ -87,7 +88,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	defer m.close()
-	r := &race{machine: m, duration: *duration, seed: *seed, users: load.Users(claimers)}
+	r := &race{machine: m, duration: *duration, seed: *seed, coupons: manyCoupons, users: load.Users(claimers)}
 	results := newResults(m.about(ctx), *rounds, *duration)
 
 	for _, w := range selected {
@@ -117,6 +118,10 @@ func (r *race) compete(ctx context.Context, w workload, names []string, rounds i
 		var tidy func() error
 		tidy, err = w.prepare(ctx, r)
 		defer func() { err = errors.Join(err, tidy()) }()
+		if errors.Is(err, errLeftOut) {
+			fmt.Fprintf(os.Stderr, "race: %s: %v\n", w.name, err)
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -138,7 +138,7 @@ func TestEntries(t *testing.T) {
 		}
 		return strings.Join(all, "; ")
 	}
-	beside := workload{database: "full", rivals: []string{rivals.Ours, single}, run: hot, beside: variant{name: "other", database: "bare"}}
+	beside := workload{database: "full", rivals: []string{rivals.Ours, single}, run: hot, beside: []variant{{name: "other", database: "bare"}}}
 	for _, c := range []struct{ got, want string }{
 		{show(workload{}, rivals.Ours, interactive), "coupond: coupond on race; interactive: interactive on race"},
 		{show(workload{rivals: []string{single}}, rivals.Ours, single), "one call a claim: one call a claim on race"},
@@ -160,7 +160,7 @@ func TestTargetsAreAboutWhatRuns(t *testing.T) {
 	all := newResults(nil, 1, time.Second)
 	for _, w := range workloads() {
 		for _, e := range w.entries([]string{rivals.Ours, interactive, single, ceiling, redisEverysec}) {
-			all.add(w.name, e.name, figures{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ""})
+			all.add(w.name, e.name, figures{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ""})
 		}
 	}
 	for _, target := range targets() {

@@ -82,6 +82,10 @@ var columns = []measure{
 	{"p99.9 ms", "%.2f", func(f figures) float64 { return f.P999 }},
 	{"service CPU µs", "%.0f", func(f figures) float64 { return f.ServiceCPU }},
 	{"database CPU µs", "%.0f", func(f figures) float64 { return f.DataCPU }},
+	{"proxy CPU µs", "%.0f", func(f figures) float64 { return f.ProxyCPU }},
+	{"standby CPU µs", "%.0f", func(f figures) float64 { return f.StandbyCPU }},
+	{"load CPU µs", "%.0f", func(f figures) float64 { return f.LoadCPU }},
+	{"p50 when calm ms", "%.2f", func(f figures) float64 { return f.CalmP50 }},
 	{"commits a claim", "%.3f", func(f figures) float64 { return f.Commits }},
 	{"reads/s", "%.0f", readRate},
 	{"× psql's COPY", "%.2f", func(f figures) float64 { return f.CopyTimes }},
@@ -103,6 +107,9 @@ func (p *printer) printf(format string, args ...any) {
 // print writes the table of a workload: medians over the rounds, and how many times as fast ours is.
 func (r *results) print(w io.Writer, of workload) error {
 	runs := r.Runs[of.name]
+	if len(runs) == 0 {
+		return nil
+	}
 	ours, _ := median(runs[rivals.Ours], rate)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	p := &printer{w: table}

@@ -35,12 +35,12 @@ type workload struct {
 	prepare func(ctx context.Context, r *race) (tidy func() error, err error)
 	run     runner
 	// beside is ours again under the conditions it is compared with: in turn with it, so that the machine is the same.
-	beside variant
+	beside []variant
 }
 
 // variant is what differs from the workload; what is not set is the same.
 type variant struct {
-	name     string // "": there is none
+	name     string
 	database string
 	run      runner
 }
@@ -53,10 +53,13 @@ func (w workload) entries(names []string) []entry {
 			entries = append(entries, entry{name: name, rival: name, database: cmp.Or(w.database, database), run: w.run})
 		}
 	}
-	if w.beside.name != "" && slices.Contains(names, rivals.Ours) {
-		other := entry{name: w.beside.name, rival: rivals.Ours, database: cmp.Or(w.beside.database, w.database, database), run: w.run}
-		if w.beside.run != nil {
-			other.run = w.beside.run
+	if !slices.Contains(names, rivals.Ours) {
+		return entries
+	}
+	for _, v := range w.beside {
+		other := entry{name: v.name, rival: rivals.Ours, database: cmp.Or(v.database, w.database, database), run: w.run}
+		if v.run != nil {
+			other.run = v.run
 		}
 		entries = append(entries, other)
 	}
@@ -71,6 +74,10 @@ type figures struct {
 	P999       float64 `json:"p999_ms"`                   //
 	ServiceCPU float64 `json:"service_cpu_us"`            // of the service, for each request
 	DataCPU    float64 `json:"database_cpu_us"`           // of PostgreSQL or Redis, for each request
+	ProxyCPU   float64 `json:"proxy_cpu_us,omitempty"`    // of the proxy before them, for each request
+	StandbyCPU float64 `json:"standby_cpu_us,omitempty"`  // of their standbys, for each request
+	LoadCPU    float64 `json:"load_cpu_us,omitempty"`     // of the load generator, for each request
+	CalmP50    float64 `json:"calm_p50_ms,omitempty"`     // of claims, when few of them arrive
 	Commits    float64 `json:"commits,omitempty"`         // transactions that wrote, for each claim
 	ReadRate   float64 `json:"read_rate,omitempty"`       // GETs answered a second, beside the claims
 	CopyTimes  float64 `json:"times_psql_copy,omitempty"` // how many times as long as psql's COPY a GET took
@@ -101,6 +108,12 @@ const (
 	oneMillionRead = "1,000,000 claims by GET"
 )
 
+// The workloads on several servers.
+const (
+	throughProxy = "shards"
+	withStandby  = "standby"
+)
+
 // What ours is called where it runs once more under other conditions.
 const (
 	with128      = "with 128 connections"
@@ -115,11 +128,9 @@ func workloads() []workload {
 	return []workload{
 		{name: hotCoupon, what: "one coupon, all win", quick: true, run: hot},
 		{name: soldOut, what: "50,000 users for 1,000 coupons", quick: true, run: sellOut},
-		{name: manyEvenly, what: "evenly", quick: true, run: func(ctx context.Context, r *race, c *contestant) (figures, error) {
-			return r.many(ctx, c, load.Evenly(manyRequests, manyCoupons, r.seed))
-		}},
+		{name: manyEvenly, what: "evenly", quick: true, run: evenly},
 		{name: "Zipf", what: "1,000 coupons, exponent 1.1", run: func(ctx context.Context, r *race, c *contestant) (figures, error) {
-			return r.many(ctx, c, load.Zipf(manyRequests, manyCoupons, 1.1, r.seed))
+			return r.many(ctx, c, load.Zipf(manyRequests, r.coupons, 1.1, r.seed))
 		}},
 		{name: "repeats", what: "everybody has the coupon already", run: repeats},
 		{name: onSlowDisk, what: "a commit takes 2 ms more", run: slowDisk,
@@ -128,19 +139,27 @@ func workloads() []workload {
 			shows:  measure{"p50 in ms", "%.2f", func(f figures) float64 { return f.P50 }},
 			rivals: []string{rivals.Ours, single, interactive}},
 		{name: manyClients, what: "one coupon, all win", rivals: ours, run: crowded,
-			beside: variant{name: with128, run: hot}},
+			beside: []variant{{name: with128, run: hot}}},
 		{name: openSnapshot, what: "a dump holds its snapshot over 150,000 claims", rivals: ours, run: underSnapshot,
-			beside: variant{name: withoutDump, run: withoutSnapshot}},
+			beside: []variant{{name: withoutDump, run: withoutSnapshot}}},
 		{name: readsInSale, what: "16 connections read a coupon of 1,000 claims meanwhile", run: reads,
 			shows:  measure{"reads a second", "%.0f", readRate},
 			rivals: []string{rivals.Ours, single, interactive}},
 		{name: oneMillionRead, what: "read again and again while others claim", rivals: ours, run: million,
-			database: "million", prepare: prepareMillion, beside: variant{name: nobodyReads, run: hot}},
+			database: "million", prepare: prepareMillion, beside: []variant{{name: nobodyReads, run: hot}}},
 		{name: oldPlans, what: "rejections by a session that planned when the tables were empty, 200,000 claims later",
 			rivals: ours, run: rejectByOldSession, database: "plans", prepare: prepareOldPlans,
-			beside: variant{name: freshSession, run: rejectByFreshSession}},
+			beside: []variant{{name: freshSession, run: rejectByFreshSession}}},
 		{name: tenMillion, what: "one more coupon, all win", rivals: ours, run: hot,
-			database: "stored", prepare: prepareTenMillion, beside: variant{name: emptyTables, database: "empty"}},
+			database: "stored", prepare: prepareTenMillion, beside: []variant{{name: emptyTables, database: "empty"}}},
+		{name: throughProxy, what: "1,000 coupons evenly, straight to one server and through a proxy", rivals: ours, run: evenly,
+			prepare: prepareShards, beside: []variant{{name: oneShard, database: oneShard}, {name: fourShards, database: fourShards}}},
+		{name: withStandby, what: "one coupon, all win; then 200 a second", rivals: ours, run: hotAndCalm,
+			database: noStandby, prepare: prepareStandbys, beside: []variant{
+				{name: asynchronous, database: asynchronous},
+				{name: synchronous, database: synchronous},
+				{name: anyOfTwo, database: anyOfTwo},
+			}},
 	}
 }
 
@@ -161,7 +180,7 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	if err != nil {
 		return figures{}, load.Report{}, err
 	}
-	service, data := cpu(c.cmd.Process.Pid), r.machine.databaseCPU(c)
+	used := r.machine.usage(c)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	run, err := load.Start(limited, p)
@@ -173,6 +192,7 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	if n == 0 {
 		return figures{}, report, errors.New("nothing was answered: " + strings.Join(report.Faults, "; "))
 	}
+	now := r.machine.usage(c)
 	after, err := r.commits(ctx, c)
 	if err != nil {
 		return figures{}, report, err
@@ -184,8 +204,11 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 		P50:        ms(report.Claims.Quantile(50)),
 		P99:        ms(report.Claims.Quantile(99)),
 		P999:       ms(report.Claims.Quantile(99.9)),
-		ServiceCPU: us(cpu(c.cmd.Process.Pid)-service) / n,
-		DataCPU:    us(r.machine.databaseCPU(c)-data) / n,
+		ServiceCPU: us(now.service-used.service) / n,
+		DataCPU:    us(now.database-used.database) / n,
+		ProxyCPU:   us(now.proxies-used.proxies) / n,
+		StandbyCPU: us(now.standbys-used.standbys) / n,
+		LoadCPU:    us(now.generator-used.generator) / n,
 	}
 	if c.name == ceiling { // it claims whatever it is asked
 		return f, report, nil
@@ -198,9 +221,9 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	return f, report, nil
 }
 
-// commits is the machine's where the contestant has any.
+// commits is the machine's where the contestant has any, and has them there.
 func (r *race) commits(ctx context.Context, c *contestant) (int64, error) {
-	if c.redis != nil || c.name == ceiling {
+	if _, elsewhere := r.machine.sites[c.database]; elsewhere || c.redis != nil || c.name == ceiling {
 		return 0, nil
 	}
 	return r.machine.commits(ctx)
@@ -283,9 +306,13 @@ func sellOut(ctx context.Context, r *race, c *contestant) (figures, error) {
 	return f, r.check(ctx, c, stock, report, coupon)
 }
 
+func evenly(ctx context.Context, r *race, c *contestant) (figures, error) {
+	return r.many(ctx, c, load.Evenly(manyRequests, r.coupons, r.seed))
+}
+
 // many spreads claims over coupons; which[i] is the coupon of request i.
 func (r *race) many(ctx context.Context, c *contestant, which []int32) (figures, error) {
-	coupons := make([]string, manyCoupons)
+	coupons := make([]string, r.coupons)
 	for i := range coupons {
 		var err error
 		if coupons[i], err = r.create(ctx, c, plenty); err != nil {
