@@ -72,7 +72,7 @@ func (s *Store) send(ctx context.Context, claims []*claim) {
 		Bool("surely_not_committed", first.surely).Msg("a call of claims failed; asking again, coupon by coupon")
 
 	var asking errgroup.Group
-	asking.SetLimit(s.askers)
+	asking.SetLimit(int(s.askers.Load()))
 	for _, crowd := range crowds {
 		asking.Go(func() error {
 			s.askAgain(ctx, crowd, first)
@@ -87,7 +87,7 @@ func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
 	// Where the first try may have been committed, the answer is worth waiting for a
 	// server that is coming back. Where it surely was not, the caller can ask again as
 	// well as we can.
-	second := s.try(ctx, !first.surely, func(ctx context.Context, conn *pgx.Conn) error {
+	second := s.tryFor(ctx, crowd[0].coupon, !first.surely, func(ctx context.Context, conn *pgx.Conn) error {
 		return ask(ctx, conn, crowd)
 	})
 	if second != nil {
@@ -115,6 +115,14 @@ func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
 			c.status, c.err = "", unknownAfter(first)
 		}
 	}
+}
+
+// tryFor is try for a call about one coupon, which is not made while its shard is away.
+func (s *Store) tryFor(ctx context.Context, coupon string, patience bool, call func(context.Context, *pgx.Conn) error) *failure {
+	if away := s.lanes.whyAway(coupon); away != nil {
+		return notSent(away)
+	}
+	return s.try(ctx, patience, call)
 }
 
 // try makes one call on a connection of the pool. nil: it was answered, and what it

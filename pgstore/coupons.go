@@ -36,12 +36,12 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 	}
 
 	try, cancelTry := firstTry(ctx)
-	first := s.try(try, false, create)
+	first := s.tryFor(try, name, false, create)
 	cancelTry()
 	if first != nil {
 		s.failures.Warn().Err(first.cause).Func(withRequestID(ctx)).Bool("surely_not_committed", first.surely).
 			Msg("creating a coupon failed; asking again")
-		if second := s.try(ctx, !first.surely, create); second != nil {
+		if second := s.tryFor(ctx, name, !first.surely, create); second != nil {
 			return "", verdict(first, second)
 		}
 	}
@@ -77,7 +77,7 @@ func (s *Store) Coupon(ctx context.Context, name string) (coupon *Coupon, found 
 // right away.
 func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 	var coupon *Coupon
-	err := s.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err := s.read(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		coupon = nil
 		var amount, remaining int
 		rows, err := conn.Query(ctx, getCouponSQL, name)
@@ -153,7 +153,7 @@ func (s *Store) pages(name string, count int) func(context.Context) iter.Seq2[[]
 func (s *Store) page(ctx context.Context, name string, after, upto int) (users []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err = s.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = s.read(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		users, err = readPage(ctx, conn, name, after, upto)
 		return err
 	})
@@ -191,7 +191,7 @@ func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int)
 }
 
 // read makes a call that changes nothing, and once more when it fails.
-func (s *Store) read(ctx context.Context, call func(context.Context, *pgx.Conn) error) error {
+func (s *Store) read(ctx context.Context, name string, call func(context.Context, *pgx.Conn) error) error {
 	select {
 	case s.readers <- struct{}{}:
 		defer func() { <-s.readers }()
@@ -200,10 +200,10 @@ func (s *Store) read(ctx context.Context, call func(context.Context, *pgx.Conn) 
 	}
 
 	try, cancel := firstTry(ctx)
-	f := s.try(try, false, call)
+	f := s.tryFor(try, name, false, call)
 	cancel()
 	if f != nil && !f.fault {
-		f = s.try(ctx, false, call)
+		f = s.tryFor(ctx, name, false, call)
 	}
 	if f != nil {
 		return readVerdict(f)
