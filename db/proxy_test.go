@@ -3,8 +3,11 @@ package db_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
+
+	"github.com/jackc/pgerrcode"
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/dbtest"
@@ -63,6 +66,60 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 	}
 	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
 		t.Errorf("a proxy has %d tables", n)
+	}
+}
+
+// A label that a shard answers and the proxy lacks is a fault, and not another label; and it is none where the newer program's
+// migrate --proxy came first, also for sessions that are older than that.
+func TestNewLabelGoesToTheProxiesFirst(t *testing.T) {
+	t.Parallel()
+	server := dbtest.Private(t, map[string]string{"fsync": "off"})
+	on := server.ForProxy(t)
+	proxy := owner(t, on)
+	database := server.New(t)
+	shard := owner(t, database)
+	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+		t.Fatal(err)
+	}
+	at := shard.Config()
+	proxy.exec(fmt.Sprintf("create server coupons foreign data wrapper plproxy options (p0 'host=%s port=%d dbname=%s')", at.Host, at.Port, at.Database))
+	proxy.exec("grant usage on foreign server coupons to coupon_proxy")
+	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupons options (user '%s', password '%s')", at.User, at.Password))
+	service := service(t, on)
+	const (
+		one  = "select public.claim_coupon('u', 'c')::text"
+		many = "select status::text from public.claim_batch(array['u'], array['c'], array[1])"
+	)
+	for _, sql := range []string{one, many} {
+		if got := get[string](service, sql); got != "coupon_not_found" {
+			t.Errorf("%s: %s", sql, got)
+		}
+	}
+
+	// What a newer program would bring to the shard.
+	shard.exec("alter type public.claim_status add value 'not_yet'")
+	shard.exec("create or replace function public.claim_coupon(p_user text, p_coupon text) returns public.claim_status language sql as $$ select 'not_yet'::public.claim_status $$")
+	shard.exec(`create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
+		returns table ("position" integer, status public.claim_status) language sql as $$ select 1, 'not_yet'::public.claim_status $$`)
+	for _, sql := range []string{one, many} {
+		got, err := ask[string](bounded(t), service.Conn, sql)
+		if sqlstate(t, err) != pgerrcode.InvalidTextRepresentation {
+			t.Errorf("%s, with a label that the proxy lacks: %q, %v", sql, got, err)
+		}
+	}
+
+	newer := copyOf(t, db.ProxyFiles)
+	types := newer["proxy/types.sql"]
+	types.Data = append(types.Data, "\nalter type public.claim_status add value if not exists 'not_yet';"...)
+	for range 2 {
+		if err := db.ApplyProxyFiles(bounded(t), proxy.Conn, newer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sql := range []string{one, many} {
+		if got := get[string](service, sql); got != "not_yet" {
+			t.Errorf("%s, after migrate --proxy: %s", sql, got)
+		}
 	}
 }
 
