@@ -49,9 +49,9 @@ type lanes struct {
 	// partitions is where a coupon's lane is looked up: each partition has its shard's
 	// lanes. A single server is one partition.
 	partitions atomic.Pointer[[]group]
-	count      int        // lanes of a group
-	mu         sync.Mutex // of groups
-	groups     map[int]group
+	count      int           // lanes of a group
+	groups     map[int]group // by the shard's number
+	grouping   sync.Mutex    // guards groups
 
 	// waiters spares a claim the allocation of its waiter and channel. One whose caller
 	// left is not put back: the queue has it still.
@@ -98,8 +98,8 @@ func newLanes(count, limit int, timeout time.Duration, send func(context.Context
 // shard that has partition p, and there are 2^n partitions. Claims that wait in a lane
 // which is another shard's from now on stay there: the proxy knows where they belong.
 func (ls *lanes) regroup(shards []int) {
-	ls.mu.Lock()
-	defer ls.mu.Unlock()
+	ls.grouping.Lock()
+	defer ls.grouping.Unlock()
 	partitions := make([]group, len(shards))
 	for p, shard := range shards {
 		g, ok := ls.groups[shard]
@@ -307,8 +307,8 @@ func (l *lane) forgetLeft() {
 // setAway answers err to all who queue for a shard and to whoever comes: none of them is
 // sent. nil lets them in again. A call in flight is left to its own end.
 func (ls *lanes) setAway(shard int, err error) {
-	ls.mu.Lock()
-	defer ls.mu.Unlock()
+	ls.grouping.Lock()
+	defer ls.grouping.Unlock()
 	for i := range ls.groups[shard] {
 		ls.groups[shard][i].setAway(err)
 	}
@@ -342,13 +342,13 @@ func (ls *lanes) whyAway(coupon string) error {
 
 // close refuses new claims and returns when all who wait have been answered.
 func (ls *lanes) close() {
-	ls.mu.Lock()
+	ls.grouping.Lock()
 	for _, g := range ls.groups {
 		for i := range g {
 			g[i].close()
 		}
 	}
-	ls.mu.Unlock()
+	ls.grouping.Unlock()
 	ls.running.Wait()
 }
 

@@ -246,8 +246,8 @@ func (m *metrics) collectors() []prometheus.Collector {
 // all yields the lanes with their names: a number, behind a proxy after the shard's (16/0).
 func (ls *lanes) all() iter.Seq2[string, *lane] {
 	return func(yield func(string, *lane) bool) {
-		ls.mu.Lock()
-		defer ls.mu.Unlock()
+		ls.grouping.Lock()
+		defer ls.grouping.Unlock()
 		for shard, g := range ls.groups {
 			for i := range g {
 				name := strconv.Itoa(i)

@@ -20,7 +20,7 @@ import (
 )
 
 // scrape is all that the store counts, less the buckets: by name and labels, as text.
-func (s *stand) scrape(t *testing.T) map[string]string {
+func (s *stand) scrape(t testing.TB) map[string]string {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(s.Store)

@@ -14,7 +14,7 @@ const proxiedSQL = `
 	from pg_catalog.pg_proc as p
 	join pg_catalog.pg_language as l
 		on l.oid = p.prolang
-	where p.oid = pg_catalog.to_regprocedure('public.claim_coupons(text[], text)')`
+	where p.oid = pg_catalog.to_regprocedure('public.claim_coupon(text, text)')`
 
 // peer is whom the store speaks to, once that is known.
 type peer struct{ known atomic.Pointer[bool] }

@@ -254,24 +254,24 @@ func (s *Store) unanswered(f *finding) {
 	}
 }
 
-// find notes how a shard is, and has its claims refused when it is away, for the given
-// reason. The caller holds the mutex.
-func (s *Store) find(f *finding, why string, away error) {
+// find notes how a shard is, and what is wrong; when it is away, as the cause says, its
+// coupons are refused. The caller holds the mutex.
+func (s *Store) find(f *finding, why string, cause error) {
 	if s.shards.found[f.Number] != f {
 		return // by an old map
 	}
-	if away != nil {
-		s.lanes.setAway(f.Number, fmt.Errorf("%w: shard %d is away: %w", ErrUnavailable, f.Number, away))
-	} else {
-		s.lanes.setAway(f.Number, nil)
-	}
-	if f.asked && f.Why == why {
-		return
-	}
+	before := f.Why
 	f.asked, f.Why = true, why
-	if why == "" {
-		s.log.Info().Int("shard", f.Number).Msg("the shard is healthy")
-		return
+	var away error
+	if cause != nil {
+		away = fmt.Errorf("%w: shard %d is away: %s", ErrUnavailable, f.Number, why)
 	}
-	s.log.Warn().Err(away).Int("shard", f.Number).Str("why", why).Bool("refused", away != nil).Msg("the shard is not healthy")
+	s.lanes.setAway(f.Number, away)
+	switch {
+	case why == before:
+	case why == "":
+		s.log.Info().Int("shard", f.Number).Msg("the shard is healthy again")
+	default:
+		s.log.Warn().Err(cause).Int("shard", f.Number).Str("why", why).Bool("refused", away != nil).Msg("the shard is not healthy")
+	}
 }

@@ -110,7 +110,17 @@ func TestShardsAway(t *testing.T) {
 	s.wantShards(t, 4, map[int]string{dead: "gets no answer", silent: "does not answer"})
 	wantReady(t, s.Store)
 
-	// Whoever waited for one of the two would not come through a hundred claims in time.
+	// Nothing is sent to the two of them, so nothing waits and nothing fails.
+	failures := func() (all []string) {
+		for name, value := range s.scrape(t) {
+			if strings.HasPrefix(name, "coupond_database_call_failures_total") {
+				all = append(all, name+" "+value)
+			}
+		}
+		slices.Sort(all)
+		return all
+	}
+	failed := failures()
 	start := time.Now()
 	for n := range 100 {
 		for shard := range coupons {
@@ -134,8 +144,10 @@ func TestShardsAway(t *testing.T) {
 			}
 		}
 	}
-	took := time.Since(start)
-	t.Logf("800 claims, reads and creations took %v", took)
+	t.Logf("400 claims, and 200 reads and 200 creations that were refused, took %v", time.Since(start))
+	if now := failures(); !slices.Equal(now, failed) {
+		t.Errorf("before: %v, after: %v; a call was made to a shard that is away", failed, now)
+	}
 	s.wantSamples(t, map[string]string{
 		`coupond_shard_healthy{shard="0"}`: "1",
 		`coupond_shard_healthy{shard="1"}`: "0",
@@ -286,4 +298,42 @@ func TestSaleThroughAnOlderProxy(t *testing.T) {
 	if n := len(log.with(t, message)); n != 1 {
 		t.Errorf("it is logged %d times", n)
 	}
+}
+
+// A label that a shard answers and the proxy lacks is a fault of ours, for its coupon alone,
+// and never told as another outcome; nor is one that only this program lacks.
+func TestLabelThatTheProxyLacks(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2)
+	coupons := s.couponsOf(t, 1)
+	for _, coupon := range slices.Concat(coupons...) {
+		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	shard := connect(t, s.urls[1])
+	for _, sql := range []string{
+		`alter type public.claim_status add value 'not_yet'`,
+		`create or replace function public.claim_coupons(p_users text[], p_coupon text)
+			returns public.claim_status[] language sql as $$ select array['not_yet']::public.claim_status[] $$`,
+	} {
+		if _, err := shard.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantFault := func(who string) {
+		t.Helper()
+		status, err := s.Claim(t.Context(), who, coupons[1][0])
+		if status != "" || err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
+			t.Errorf("%s: %q, %v; want a fault", who, status, err)
+		}
+		if status, err := s.Claim(t.Context(), who, coupons[0][0]); status != Claimed {
+			t.Errorf("%s, of the other shard: %q, %v", who, status, err)
+		}
+	}
+	wantFault("before")
+	if _, err := connect(t, s.proxy).Exec(t.Context(), `alter type public.claim_status add value 'not_yet'`); err != nil {
+		t.Fatal(err)
+	}
+	wantFault("after")
 }
