@@ -42,6 +42,13 @@ type Store interface {
 	Ready(ctx context.Context) error
 }
 
+// Sharded is a Store whose coupons may be on several servers.
+type Sharded interface {
+	// Shards are the servers as they were found last; none where there is but one. It asks
+	// nobody.
+	Shards() []pgstore.Shard
+}
+
 // Options is what New needs besides the Store.
 type Options struct {
 	// Log gets one line a request. The zero Logger writes nowhere.
@@ -54,6 +61,7 @@ type Options struct {
 // Handler answers the whole API. Make it with New.
 type Handler struct {
 	store    Store
+	shards   func() []pgstore.Shard
 	log      zerolog.Logger
 	mux      *chi.Mux
 	registry *prometheus.Registry
@@ -76,6 +84,11 @@ func New(store Store, o Options) *Handler {
 		registry:     o.Registry,
 		bodyTimeout:  bodyTimeout,
 		stallTimeout: stallTimeout,
+	}
+	if sharded, ok := store.(Sharded); ok {
+		h.shards = sharded.Shards
+	} else {
+		h.shards = func() []pgstore.Shard { return nil }
 	}
 	h.mux.Use(h.observe)
 	h.mux.NotFound(h.unrouted)

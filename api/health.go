@@ -3,7 +3,10 @@ package api
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"time"
+
+	"scalable-coupon-system/pgstore"
 )
 
 const (
@@ -30,12 +33,36 @@ func (h *Handler) health(x *exchange) {
 	defer cancel()
 	err := h.store.Ready(ctx)
 	if err == nil {
-		x.send(http.StatusOK, bodyHealthy)
+		x.send(http.StatusOK, healthy(h.shards()))
 		return
 	}
 	x.abortIfGone(err)
 	x.err = err
 	x.unhealthy(err.Error())
+}
+
+// healthy is the body of an instance that may be sent requests, and how the shards are
+// behind a proxy: one that is away costs its own coupons, which is no reason to send the
+// others' requests elsewhere.
+func healthy(shards []pgstore.Shard) []byte {
+	if len(shards) == 0 {
+		return bodyHealthy
+	}
+	body := []byte(`{"status":"healthy","shards":[`)
+	for i, shard := range shards {
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = append(body, `{"shard":`...)
+		body = strconv.AppendInt(body, int64(shard.Number), 10)
+		if shard.Why == "" {
+			body = append(body, `,"status":"healthy"}`...)
+			continue
+		}
+		body = append(body, `,"status":"unhealthy","error":`...)
+		body = append(appendString(body, shard.Why), '}')
+	}
+	return append(body, "]}\n"...)
 }
 
 // live answers GET /health/live: does the process run?

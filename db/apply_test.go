@@ -370,12 +370,17 @@ func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 // program are the files that Apply installs.
 func program(t tester) fstest.MapFS {
 	t.Helper()
+	return copyOf(t, db.Files)
+}
+
+func copyOf(t tester, embedded fs.FS) fstest.MapFS {
+	t.Helper()
 	files := fstest.MapFS{}
-	err := fs.WalkDir(db.Files, ".", func(path string, entry fs.DirEntry, err error) error {
+	err := fs.WalkDir(embedded, ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		text, err := fs.ReadFile(db.Files, path)
+		text, err := fs.ReadFile(embedded, path)
 		files[path] = &fstest.MapFile{Data: text}
 		return err
 	})

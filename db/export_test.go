@@ -6,6 +6,9 @@ var (
 	ApplyFiles = applyFiles
 	// Files are the embedded ones.
 	Files = files
+	// ApplyProxyFiles is ApplyProxy for other files than the embedded ones, which are ProxyFiles.
+	ApplyProxyFiles = applyProxyFiles
+	ProxyFiles      = proxyFiles
 	// JudgeServer is what Apply says about a server.
 	JudgeServer = judgeServer
 )

@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -45,6 +46,10 @@ func refuseProxy(ctx context.Context, conn *pgx.Conn) error {
 //
 // The login must be a superuser, as PL/Proxy is no trusted language.
 func ApplyProxy(ctx context.Context, conn *pgx.Conn) error {
+	return applyProxyFiles(ctx, conn, proxyFiles)
+}
+
+func applyProxyFiles(ctx context.Context, conn *pgx.Conn, files fs.FS) error {
 	if err := checkServer(ctx, conn); err != nil {
 		return err
 	}
@@ -72,5 +77,5 @@ func ApplyProxy(ctx context.Context, conn *pgx.Conn) error {
 	if err := refuseNewer(version, Version()); err != nil {
 		return err
 	}
-	return install(ctx, conn, proxyFiles, "proxy", map[string]any{"version": Version()})
+	return install(ctx, conn, files, "proxy", map[string]any{"version": Version()})
 }

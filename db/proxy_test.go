@@ -3,7 +3,11 @@ package db_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
+
+	"github.com/jackc/pgerrcode"
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/db/dbtest"
@@ -15,7 +19,8 @@ func forProxy(t *testing.T) *session {
 	return owner(t, dbtest.Private(t, map[string]string{"fsync": "off"}).ForProxy(t))
 }
 
-// A proxy has the functions that the service may call, with the same signatures and labels, and nothing else.
+// A proxy has the functions that the service may call, with the same signatures and labels, the two that tell of its shards,
+// and nothing else.
 func TestProxyHasTheSameSignatures(t *testing.T) {
 	t.Parallel()
 	proxy := forProxy(t)
@@ -33,9 +38,14 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 		where p.pronamespace = 'public'::regnamespace
 		  and has_function_privilege('coupon_service', p.oid, 'execute')
 		order by 1`
-	equal(t, "signatures", list[string](proxy, signatures), list[string](single, signatures))
+	own := []string{"coupon_shard_version(p_partition integer) integer", "coupon_shards() integer[]"}
+	equal(t, "signatures", slices.DeleteFunc(list[string](proxy, signatures), func(s string) bool { return slices.Contains(own, s) }),
+		list[string](single, signatures))
 	equal(t, "functions there are", list[string](proxy, "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"),
-		[]string{"claim_batch", "claim_coupon", "claim_coupons", "coupon_claimers", "coupon_schema_version", "create_coupon", "get_coupon"})
+		[]string{
+			"claim_batch", "claim_coupon", "claim_coupons", "coupon_claimers", "coupon_schema_version",
+			"coupon_shard_version", "coupon_shards", "create_coupon", "get_coupon",
+		})
 	for _, enum := range []string{"claim_status", "create_status"} {
 		labels := "select unnest(enum_range(null::public." + enum + "))::text"
 		equal(t, enum, list[string](proxy, labels), list[string](single, labels))
@@ -59,6 +69,60 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 	}
 }
 
+// A label that a shard answers and the proxy lacks is a fault, and not another label; and it is none where the newer program's
+// migrate --proxy came first, also for sessions that are older than that.
+func TestNewLabelGoesToTheProxiesFirst(t *testing.T) {
+	t.Parallel()
+	server := dbtest.Private(t, map[string]string{"fsync": "off"})
+	on := server.ForProxy(t)
+	proxy := owner(t, on)
+	database := server.New(t)
+	shard := owner(t, database)
+	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+		t.Fatal(err)
+	}
+	at := shard.Config()
+	proxy.exec(fmt.Sprintf("create server coupons foreign data wrapper plproxy options (p0 'host=%s port=%d dbname=%s')", at.Host, at.Port, at.Database))
+	proxy.exec("grant usage on foreign server coupons to coupon_proxy")
+	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupons options (user '%s', password '%s')", at.User, at.Password))
+	service := service(t, on)
+	const (
+		one  = "select public.claim_coupon('u', 'c')::text"
+		many = "select status::text from public.claim_batch(array['u'], array['c'], array[1])"
+	)
+	for _, sql := range []string{one, many} {
+		if got := get[string](service, sql); got != "coupon_not_found" {
+			t.Errorf("%s: %s", sql, got)
+		}
+	}
+
+	// What a newer program would bring to the shard.
+	shard.exec("alter type public.claim_status add value 'not_yet'")
+	shard.exec("create or replace function public.claim_coupon(p_user text, p_coupon text) returns public.claim_status language sql as $$ select 'not_yet'::public.claim_status $$")
+	shard.exec(`create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
+		returns table ("position" integer, status public.claim_status) language sql as $$ select 1, 'not_yet'::public.claim_status $$`)
+	for _, sql := range []string{one, many} {
+		got, err := ask[string](bounded(t), service.Conn, sql)
+		if sqlstate(t, err) != pgerrcode.InvalidTextRepresentation {
+			t.Errorf("%s, with a label that the proxy lacks: %q, %v", sql, got, err)
+		}
+	}
+
+	newer := copyOf(t, db.ProxyFiles)
+	types := newer["proxy/types.sql"]
+	types.Data = append(types.Data, "\nalter type public.claim_status add value if not exists 'not_yet';"...)
+	for range 2 {
+		if err := db.ApplyProxyFiles(bounded(t), proxy.Conn, newer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sql := range []string{one, many} {
+		if got := get[string](service, sql); got != "not_yet" {
+			t.Errorf("%s, after migrate --proxy: %s", sql, got)
+		}
+	}
+}
+
 // A database with coupons does not become a proxy by mistake; nor does a proxy get tables.
 func TestProxyOrNot(t *testing.T) {
 	t.Parallel()
@@ -76,4 +140,28 @@ func TestProxyOrNot(t *testing.T) {
 	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
 		t.Errorf("a proxy has %d tables", n)
 	}
+}
+
+// A proxy tells which partitions share a shard, and nothing else of where the shards are.
+func TestProxyTellsItsShardsInNumbers(t *testing.T) {
+	t.Parallel()
+	proxy := forProxy(t)
+	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+		t.Fatal(err)
+	}
+	shards := func() []int32 {
+		t.Helper()
+		return get[[]int32](proxy, "select public.coupon_shards()")
+	}
+	equal(t, "without a server", shards(), nil)
+	// Not in order, more than nine, and with options that are no partitions.
+	proxy.exec(`
+		create server coupons foreign data wrapper plproxy options (
+		  connection_lifetime '60',
+		  p10 'host=b', p3 'host=a password=s3cr3t', p0 'host=a', p1 'host=b', p2 'host=a', p4 'host=a', p5 'host=c', p6 'host=a', p7 'host=a',
+		  p8 'host=a', p9 'host=c', p11 'host=d', p12 'host=a', p13 'host=a', p14 'host=a', p15 'host=a password=s3cr3t')`)
+	want := []int32{0, 1, 0, 3, 0, 5, 0, 0, 0, 5, 1, 11, 0, 0, 0, 3}
+	equal(t, "shards", shards(), want)
+	proxy.exec("alter server coupons options (set p0 'host=c')")
+	equal(t, "shards", shards(), []int32{0, 1, 2, 3, 2, 0, 2, 2, 2, 0, 1, 11, 2, 2, 2, 3})
 }

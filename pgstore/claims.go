@@ -59,7 +59,7 @@ func (s *Store) send(ctx context.Context, claims []*claim) {
 	defer s.tellSlow(claims, time.Now())
 
 	try, cancel := firstTry(ctx)
-	first := s.commit(try, false, func(ctx context.Context, conn *pgx.Conn) error {
+	first := s.commit(try, claims[0].coupon, false, func(ctx context.Context, conn *pgx.Conn) error {
 		return ask(ctx, conn, claims)
 	})
 	cancel()
@@ -72,7 +72,7 @@ func (s *Store) send(ctx context.Context, claims []*claim) {
 		Bool("surely_not_committed", first.surely).Msg("a call of claims failed; asking again, coupon by coupon")
 
 	var asking errgroup.Group
-	asking.SetLimit(s.askers)
+	asking.SetLimit(int(s.askers.Load()))
 	for _, crowd := range crowds {
 		asking.Go(func() error {
 			s.askAgain(ctx, crowd, first)
@@ -87,7 +87,7 @@ func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
 	// Where the first try may have been committed, the answer is worth waiting for a
 	// server that is coming back. Where it surely was not, the caller can ask again as
 	// well as we can.
-	second := s.commit(ctx, !first.surely, func(ctx context.Context, conn *pgx.Conn) error {
+	second := s.commit(ctx, crowd[0].coupon, !first.surely, func(ctx context.Context, conn *pgx.Conn) error {
 		return ask(ctx, conn, crowd)
 	})
 	if second != nil {
@@ -120,10 +120,13 @@ func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
 // call is what is done with a connection.
 type call func(context.Context, *pgx.Conn) error
 
-// try makes one call on a connection of the pool. nil: it was answered, and what it
-// did is committed. With patience it waits, as long as ctx lets it, for a server
-// that no connection can be made to.
-func (s *Store) try(ctx context.Context, patience bool, call call) *failure {
+// try makes one call about a coupon on a connection of the pool, unless the coupon's
+// shard is away. nil: it was answered, and what it did is committed. With patience it
+// waits, as long as ctx lets it, for a server that no connection can be made to.
+func (s *Store) try(ctx context.Context, coupon string, patience bool, call call) *failure {
+	if away := s.lanes.whyAway(coupon); away != nil {
+		return notSent(away)
+	}
 	conn, err := s.acquire(ctx, patience)
 	if err != nil {
 		return notSent(err)

@@ -112,7 +112,7 @@ func (i *inquiry) await(ctx context.Context) *notReadyError {
 
 // commit is try for a call that commits something. It waits for the inquiry that is
 // under way; when that takes too long, the call is not sent.
-func (s *Store) commit(ctx context.Context, patience bool, call call) *failure {
+func (s *Store) commit(ctx context.Context, coupon string, patience bool, call call) *failure {
 	s.commits.mu.Lock()
 	i := s.commits.inquiry
 	s.commits.mu.Unlock()
@@ -125,5 +125,5 @@ func (s *Store) commit(ctx context.Context, patience bool, call call) *failure {
 			return notSent(errNotSent)
 		}
 	}
-	return s.try(ctx, patience, call)
+	return s.try(ctx, coupon, patience, call)
 }

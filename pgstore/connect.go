@@ -98,6 +98,19 @@ func parse(cfg Config, m *metrics) (*pgxpool.Config, error) {
 	return pool, nil
 }
 
+// questions turns the configuration of the pool into that of the connections on which the
+// shards are asked. The proxy's own time-out would not end a question but, by sending a
+// cancel request to a shard that is silent, hang itself; and as each of them may wait
+// for long, the proxy is to look now and then whether anybody waits still.
+func questions(pool *pgxpool.Config) *pgxpool.Config {
+	pool = pool.Copy()
+	pool.MaxConns, pool.MinConns, pool.MinIdleConns = mostSilent+1, 0, 0
+	params := pool.ConnConfig.RuntimeParams
+	params["statement_timeout"] = "0"
+	params["client_connection_check_interval"] = "1000"
+	return pool
+}
+
 // keepConnection tells pgx whether a connection is of use after an error. It is
 // not when the server ends it, nor when the server is read-only: then it is a
 // standby by now, and the next connection may find the new primary

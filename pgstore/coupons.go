@@ -37,12 +37,12 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 	}
 
 	try, cancelTry := firstTry(ctx)
-	first := s.commit(try, false, create)
+	first := s.commit(try, name, false, create)
 	cancelTry()
 	if first != nil {
 		s.failures.Warn().Err(first.cause).Func(withRequestID(ctx)).Bool("surely_not_committed", first.surely).
 			Msg("creating a coupon failed; asking again")
-		if second := s.commit(ctx, !first.surely, create); second != nil {
+		if second := s.commit(ctx, name, !first.surely, create); second != nil {
 			return "", verdict(first, second)
 		}
 	}
@@ -78,7 +78,7 @@ func (s *Store) Coupon(ctx context.Context, name string) (coupon *Coupon, found 
 // right away.
 func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 	var coupon *Coupon
-	err := s.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err := s.read(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		coupon = nil
 		var amount, remaining int
 		rows, err := conn.Query(ctx, getCouponSQL, name)
@@ -177,7 +177,7 @@ func giveWay(ctx context.Context, busy func() bool, pages iter.Seq2[[]string, er
 func (s *Store) page(ctx context.Context, name string, after, upto int) (users []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err = s.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = s.read(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		users, err = readPage(ctx, conn, name, after, upto)
 		return err
 	})
@@ -215,7 +215,7 @@ func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int)
 }
 
 // read makes a call that changes nothing, and once more when it fails.
-func (s *Store) read(ctx context.Context, call call) error {
+func (s *Store) read(ctx context.Context, name string, call call) error {
 	select {
 	case s.readers <- struct{}{}:
 		defer func() { <-s.readers }()
@@ -224,10 +224,10 @@ func (s *Store) read(ctx context.Context, call call) error {
 	}
 
 	try, cancel := firstTry(ctx)
-	f := s.try(try, false, call)
+	f := s.try(try, name, false, call)
 	cancel()
 	if f != nil && !f.fault {
-		f = s.try(ctx, false, call)
+		f = s.try(ctx, name, false, call)
 	}
 	if f != nil {
 		return readVerdict(f)

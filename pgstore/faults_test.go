@@ -301,8 +301,8 @@ func TestLockedCoupon(t *testing.T) {
 			t.Errorf("%s for %s: %q, %v; want %q", c.user, c.coupon, c.status, c.err, want)
 		}
 	}
-	if made := s.pool.Stat().NewConnsCount(); made > int64(s.askers) {
-		t.Errorf("%d connections were made for %d askers: the lock has cost some", made, s.askers)
+	if made := s.pool.Stat().NewConnsCount(); made > int64(s.askers.Load()) {
+		t.Errorf("%d connections were made for %d askers: the lock has cost some", made, s.askers.Load())
 	}
 	s.wantHolders(t, "locked", "had it")
 

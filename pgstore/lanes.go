@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,7 +19,9 @@ import (
 //
 // The way of a claim:
 //
-//  1. A coupon always maps to the same lane. A lane has at most one call in flight.
+//  1. A coupon always maps to the same lane. A lane has at most one call in flight. Behind
+//     a proxy a lane belongs to one shard (shards.go), so that a call costs one shard and
+//     waits for no other.
 //  2. A caller who finds his lane idle takes its turn and carries his own claim, on his
 //     own goroutine. (A goroutine standing by for it would cost him two switches.)
 //  3. A caller who finds it busy queues. If the queue is full he hears ErrOverloaded at
@@ -41,8 +44,14 @@ type lanes struct {
 	limit   int                                        // claims that may queue in a lane
 	timeout time.Duration                              // longest a claim waits for its answer
 	seed    maphash.Seed
-	lanes   []lane
 	running sync.WaitGroup // lanes that are not idle
+
+	// partitions is where a coupon's lane is looked up: each partition has its shard's
+	// lanes. A single server is one partition.
+	partitions atomic.Pointer[[]group]
+	count      int           // lanes of a group
+	groups     map[int]group // by the shard's number
+	grouping   sync.Mutex    // guards groups
 
 	// waiters spares a claim the allocation of its waiter and channel. One whose caller
 	// left is not put back: the queue has it still.
@@ -57,11 +66,15 @@ type lanes struct {
 //	claims a second    28,600  30,200  30,700  30,900  30,500
 const mostInCall = 512
 
+// group is the lanes of one server.
+type group []lane
+
 type lane struct {
 	*lanes
 	mu     sync.Mutex
 	busy   bool // somebody has the turn
 	closed bool
+	away   error     // why nobody is let in; nil: the server is there
 	queue  []*waiter // in order of arrival
 	left   int       // those in the queue whose callers have left
 }
@@ -75,12 +88,31 @@ type waiter struct {
 }
 
 func newLanes(count, limit int, timeout time.Duration, send func(context.Context, []*claim)) *lanes {
-	ls := &lanes{send: send, limit: limit, timeout: timeout, seed: maphash.MakeSeed(), lanes: make([]lane, count)}
+	ls := &lanes{send: send, limit: limit, timeout: timeout, seed: maphash.MakeSeed(), count: count, groups: make(map[int]group)}
 	ls.waiters.New = func() any { return &waiter{done: make(chan struct{}, 1)} }
-	for i := range ls.lanes {
-		ls.lanes[i].lanes = ls
-	}
+	ls.regroup([]int{0})
 	return ls
+}
+
+// regroup gives each shard lanes of its own, count of them: shards[p] is the number of the
+// shard that has partition p, and there are 2^n partitions. Claims that wait in a lane
+// which is another shard's from now on stay there: the proxy knows where they belong.
+func (ls *lanes) regroup(shards []int) {
+	ls.grouping.Lock()
+	defer ls.grouping.Unlock()
+	partitions := make([]group, len(shards))
+	for p, shard := range shards {
+		g, ok := ls.groups[shard]
+		if !ok {
+			g = make(group, ls.count)
+			for i := range g {
+				g[i].lanes = ls
+			}
+			ls.groups[shard] = g
+		}
+		partitions[p] = g
+	}
+	ls.partitions.Store(&partitions)
 }
 
 // claim carries user's claim for coupon to its outcome. It returns within the time-out
@@ -116,7 +148,12 @@ func (ls *lanes) claim(ctx context.Context, user, coupon string) (ClaimStatus, e
 
 // of is the coupon's lane.
 func (ls *lanes) of(coupon string) *lane {
-	return &ls.lanes[maphash.String(ls.seed, coupon)%uint64(len(ls.lanes))]
+	partitions := *ls.partitions.Load()
+	g := partitions[0]
+	if len(partitions) > 1 {
+		g = partitions[hashText(coupon)&uint32(len(partitions)-1)] //nolint:gosec // thousands at most
+	}
+	return &g[maphash.String(ls.seed, coupon)%uint64(len(g))]
 }
 
 // enter gives w the turn of an idle lane (carry), or a place in the queue of a busy one.
@@ -126,6 +163,8 @@ func (l *lane) enter(w *waiter) (carry bool, err error) {
 	switch {
 	case l.closed:
 		return false, fmt.Errorf("%w: the service is stopping", ErrUnavailable)
+	case l.away != nil:
+		return false, l.away
 	case !l.busy:
 		l.busy = true
 		l.running.Add(1)
@@ -267,25 +306,74 @@ func (l *lane) forgetLeft() {
 
 // busy: claims are under way.
 func (ls *lanes) busy() bool {
-	for i := range ls.lanes {
-		l := &ls.lanes[i]
-		l.mu.Lock()
-		busy := l.busy
-		l.mu.Unlock()
-		if busy {
-			return true
+	ls.grouping.Lock()
+	defer ls.grouping.Unlock()
+	for _, g := range ls.groups {
+		for i := range g {
+			if g[i].isBusy() {
+				return true
+			}
 		}
 	}
 	return false
 }
 
+func (l *lane) isBusy() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.busy
+}
+
+// setAway answers err to all who queue for a shard and to whoever comes: none of them is
+// sent. nil lets them in again. A call in flight is left to its own end.
+func (ls *lanes) setAway(shard int, err error) {
+	ls.grouping.Lock()
+	defer ls.grouping.Unlock()
+	for i := range ls.groups[shard] {
+		ls.groups[shard][i].setAway(err)
+	}
+}
+
+func (l *lane) setAway(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.away = err
+	if err == nil {
+		return
+	}
+	for _, w := range l.queue {
+		if !w.left {
+			w.boarded = true
+			w.err = err
+			w.done <- struct{}{}
+		}
+	}
+	clear(l.queue)
+	l.queue, l.left = l.queue[:0], 0
+}
+
+// whyAway is why the coupon's server is not asked for anything; nil: it is.
+func (ls *lanes) whyAway(coupon string) error {
+	l := ls.of(coupon)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.away
+}
+
 // close refuses new claims and returns when all who wait have been answered.
 func (ls *lanes) close() {
-	for i := range ls.lanes {
-		l := &ls.lanes[i]
-		l.mu.Lock()
-		l.closed = true
-		l.mu.Unlock()
+	ls.grouping.Lock()
+	for _, g := range ls.groups {
+		for i := range g {
+			g[i].close()
+		}
 	}
+	ls.grouping.Unlock()
 	ls.running.Wait()
+}
+
+func (l *lane) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
 }

@@ -398,6 +398,103 @@ func TestLanesAreIndependentAndACouponKeepsItsLane(t *testing.T) {
 	})
 }
 
+// Behind a proxy a call carries the claims of one shard, and shards do not wait for each other.
+func TestLanesKeepShardsApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const count, coupons = 2, 200
+		shards := []int{0, 1, 2, 2, 0, 1, 0, 7}
+		b := newBus()
+		ls := newLanes(count, 100, testTimeout, b.send)
+		ls.regroup(shards)
+		var asked sync.WaitGroup
+		for i := range 2 * coupons {
+			asked.Go(func() {
+				coupon := fmt.Sprintf("coupon-%d", i%coupons)
+				_, _ = ls.claim(t.Context(), coupon, coupon)
+			})
+		}
+		synctest.Wait()
+		if len(b.calls) != 4*count {
+			t.Errorf("%d calls are in flight, want %d for each of 4 shards", len(b.calls), count)
+		}
+		for synctest.Wait(); len(b.calls) > 0; synctest.Wait() {
+			call := <-b.calls
+			for _, coupon := range call.users {
+				shard, first := shards[hashText(coupon)&7], shards[hashText(call.users[0])&7]
+				if shard != first {
+					t.Errorf("a claim of shard %d travels with one of shard %d", shard, first)
+				}
+			}
+			close(call.answer)
+		}
+		asked.Wait()
+		ls.close()
+	})
+}
+
+// A map of partitions that comes or changes while claims wait loses none of them.
+func TestLanesAreRegroupedWhileClaimsWait(t *testing.T) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
+		c.claim(t.Context(), "ann", "bob")
+		before := c.lanes.of("coupon")
+		c.lanes.regroup([]int{1, 1})
+		if c.lanes.of("coupon") == before {
+			t.Fatal("the coupon has the lane that it had")
+		}
+		first := b.next(t)
+		c.claim(t.Context(), "cyd") // by the new map, beside the call in flight
+		second := b.next(t)
+		wantUsers(t, second, "cyd")
+		close(first.answer)
+		third := b.next(t)
+		wantUsers(t, third, "bob")
+		close(second.answer)
+		close(third.answer)
+		c.answered(t, "ann", "bob", "cyd")
+	})
+}
+
+// Who waits for a shard that is away is refused at once, and so is who comes; none of them
+// is sent. The others, and those who boarded before, are not concerned.
+func TestLanesRefuseForAShardThatIsAway(t *testing.T) {
+	withLane(t, 100, func(c *claimers, b *bus) {
+		t := c.t
+		leaving, leave := context.WithCancel(t.Context())
+		c.claim(t.Context(), "ann", "bob")
+		c.claim(leaving, "cyd")
+		c.claim(t.Context(), "dan")
+		leave()
+		c.refused(t, ErrUnavailable, "cyd")
+		away := fmt.Errorf("%w: away", ErrUnavailable)
+		c.lanes.setAway(1, away) // another shard
+		c.waiting(t, "bob", "dan")
+		c.lanes.setAway(0, away)
+		c.refused(t, away, "bob", "dan")
+		c.waiting(t, "ann")
+		c.claim(t.Context(), "eve")
+		c.refused(t, away, "eve")
+		if err := c.lanes.whyAway("coupon"); !errors.Is(err, away) {
+			t.Error(err)
+		}
+
+		// It is back before the call has ended: the lane is as it was.
+		c.lanes.setAway(0, nil)
+		c.claim(t.Context(), "fay")
+		close(b.next(t).answer)
+		c.answered(t, "ann")
+		second := b.next(t)
+		wantUsers(t, second, "fay")
+		c.lanes.setAway(0, away)
+		close(second.answer)
+		c.answered(t, "fay")
+		b.none(t)
+		if err := c.lanes.whyAway("coupon"); err == nil {
+			t.Error("it is not away")
+		}
+	})
+}
+
 func TestLanesCloseAnswersAllWhoWaitAndRefusesTheRest(t *testing.T) {
 	withLane(t, 100, func(c *claimers, b *bus) {
 		t := c.t
@@ -538,8 +635,8 @@ func TestLanesRandomCrowds(t *testing.T) {
 }
 
 func laneOf(ls *lanes, coupon string) int {
-	for i := range ls.lanes {
-		if ls.of(coupon) == &ls.lanes[i] {
+	for i := range ls.groups[0] {
+		if ls.of(coupon) == &ls.groups[0][i] {
 			return i
 		}
 	}

@@ -149,6 +149,8 @@ var (
 		"Calls of claims in flight in a lane: 0 or 1.", []string{"lane"}, nil)
 	descQueue = prometheus.NewDesc("coupond_lane_queue_limit",
 		"Claims that may wait in a lane (CLAIM_QUEUE); the next one is answered 503.", nil, nil)
+	descShard = prometheus.NewDesc("coupond_shard_healthy",
+		"Whether a shard behind the proxy answers and has the schema, as found a moment ago: 1 or 0. Missing without a proxy.", []string{"shard"}, nil)
 	descReady = prometheus.NewDesc("coupond_database_ready",
 		"Whether claims could be made when somebody last asked (GET /health): 1 or 0. Missing until then.", nil, nil)
 	descSchema = prometheus.NewDesc("coupond_schema_version",
@@ -172,7 +174,7 @@ var (
 // Describe is prometheus.Collector's.
 func (s *Store) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		descClaims, descWaiting, descInFlight, descQueue, descReady, descSchema, descDatabaseSchema,
+		descClaims, descWaiting, descInFlight, descQueue, descShard, descReady, descSchema, descDatabaseSchema,
 		descConnections, descMost, descOpened, descAcquires, descWaits, descWait,
 	} {
 		ch <- desc
@@ -197,12 +199,19 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 		c.Collect(ch)
 	}
 
-	for i := range s.lanes.lanes {
-		waiting, inFlight := s.lanes.lanes[i].load()
-		gauge(descWaiting, float64(waiting), strconv.Itoa(i))
-		gauge(descInFlight, float64(inFlight), strconv.Itoa(i))
+	for name, lane := range s.lanes.all() {
+		waiting, inFlight := lane.load()
+		gauge(descWaiting, float64(waiting), name)
+		gauge(descInFlight, float64(inFlight), name)
 	}
 	gauge(descQueue, float64(s.lanes.limit))
+	for _, shard := range s.Shards() {
+		healthy := 0.0
+		if shard.Why == "" {
+			healthy = 1
+		}
+		gauge(descShard, healthy, strconv.Itoa(shard.Number))
+	}
 
 	s.state.mu.Lock()
 	asked, ready := s.state.asked, s.state.why == ""
@@ -232,6 +241,25 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.slow, m.crowd, m.duration, m.failures}
+}
+
+// all yields the lanes with their names: a number, behind a proxy after the shard's (16/0).
+func (ls *lanes) all() iter.Seq2[string, *lane] {
+	return func(yield func(string, *lane) bool) {
+		ls.grouping.Lock()
+		defer ls.grouping.Unlock()
+		for shard, g := range ls.groups {
+			for i := range g {
+				name := strconv.Itoa(i)
+				if len(*ls.partitions.Load()) > 1 {
+					name = strconv.Itoa(shard) + "/" + name
+				}
+				if !yield(name, &g[i]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // load is what a lane has to do: claims that wait, and calls in flight.

@@ -20,7 +20,7 @@ import (
 )
 
 // scrape is all that the store counts, less the buckets: by name and labels, as text.
-func (s *stand) scrape(t *testing.T) map[string]string {
+func (s *stand) scrape(t testing.TB) map[string]string {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(s.Store)
@@ -119,21 +119,21 @@ func TestMetricsOfABusyLane(t *testing.T) {
 		})
 	}
 	claim("first")
-	busy := func() bool { _, calls := s.lanes.lanes[0].load(); return calls == 1 }
+	busy := func() bool { _, calls := s.lanes.groups[0][0].load(); return calls == 1 }
 	eventually(t, "a call is in flight", busy)
 	for i := range 3 {
 		claim(fmt.Sprint(i))
 	}
-	eventually(t, "claims wait", func() bool { waiting, _ := s.lanes.lanes[0].load(); return waiting == 3 })
+	eventually(t, "claims wait", func() bool { waiting, _ := s.lanes.groups[0][0].load(); return waiting == 3 })
 	leaver, leave := context.WithCancel(t.Context())
 	callers.Go(func() {
 		if _, err := s.Claim(leaver, "leaver", "c"); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 	})
-	eventually(t, "one more waits", func() bool { waiting, _ := s.lanes.lanes[0].load(); return waiting == 4 })
+	eventually(t, "one more waits", func() bool { waiting, _ := s.lanes.groups[0][0].load(); return waiting == 4 })
 	leave()
-	eventually(t, "he has left", func() bool { waiting, _ := s.lanes.lanes[0].load(); return waiting == 3 })
+	eventually(t, "he has left", func() bool { waiting, _ := s.lanes.groups[0][0].load(); return waiting == 3 })
 	s.wantSamples(t, map[string]string{
 		`coupond_lane_claims_waiting{lane="0"}`:  "3",
 		`coupond_lane_calls_in_flight{lane="0"}`: "1",

@@ -3,6 +3,8 @@ package pgstore
 import (
 	"context"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,6 +127,20 @@ func (s *stand) lock(t *testing.T, coupon string) (unlock func()) {
 	unlock = func() { _ = conn.Close(context.Background()) }
 	t.Cleanup(unlock)
 	return unlock
+}
+
+// noticeCalls returns a function that tells whether a claim or a creation was sent since.
+func (s *stand) noticeCalls() (sent func() bool) {
+	var noticed atomic.Bool
+	s.proxy.Plan(func(sql string) cutproxy.Fault {
+		for _, call := range []string{claimCouponsSQL, claimBatchSQL, createCouponSQL} {
+			if strings.Contains(sql, call) {
+				noticed.Store(true)
+			}
+		}
+		return cutproxy.Pass
+	})
+	return noticed.Load
 }
 
 // sessions counts the store's sessions on the server, past the proxy.

@@ -1,12 +1,17 @@
 package pgstore
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/db/dbtest"
 )
@@ -46,6 +51,56 @@ func BenchmarkThroughAProxy(b *testing.B) {
 			b.ReportMetric(10_000*float64(cpu(b, s.shards...)-behind)/float64(n), "shards-CPU-µs/claim")
 		})
 	}
+}
+
+// BenchmarkCrowdThroughAProxy is Claim from end to end, for 1,024 callers who want 512 coupons of 4 shards: with a call for all of
+// them together, as while the map of partitions is not known, and with lanes for each shard.
+func BenchmarkCrowdThroughAProxy(b *testing.B) {
+	const shards = 4
+	s := newSharded(b, shards, func(cfg *Config) { cfg.ClaimQueue, cfg.Log = 4096, zerolog.Nop() })
+	names := slices.Concat(s.couponsOf(b, mostInCall/shards)...)
+	for _, name := range names {
+		if status, err := s.CreateCoupon(b.Context(), name, 2147483647); status != Created {
+			b.Fatal(status, err)
+		}
+	}
+	s.wantShards(b, shards, nil)
+	known := *s.lanes.partitions.Load()
+	together := []group{known[0]}
+	var n atomic.Int64
+	for _, lanes := range []string{"together", "apart", "together", "apart"} {
+		b.Run("lanes="+lanes, func(b *testing.B) {
+			if lanes == "apart" {
+				s.lanes.partitions.Store(&known)
+			} else {
+				s.lanes.partitions.Store(&together)
+			}
+			before, calls := n.Load(), s.calls(b)
+			front, behind := cpu(b, s.front), cpu(b, s.shards...)
+			benchCallers(b, 1024, func(string) error {
+				i := n.Add(1)
+				status, err := s.Claim(b.Context(), fmt.Sprint("user-", i), names[rand.IntN(len(names))])
+				if err == nil && status != Claimed {
+					err = errors.New(string(status))
+				}
+				return err
+			})
+			claims := float64(n.Load() - before)
+			b.ReportMetric(claims/(s.calls(b)-calls), "claims/call")
+			b.ReportMetric(10_000*float64(cpu(b, s.front)-front)/claims, "proxy-CPU-µs/claim")
+			b.ReportMetric(10_000*float64(cpu(b, s.shards...)-behind)/claims, "shards-CPU-µs/claim")
+		})
+	}
+}
+
+// calls counts the calls of claims.
+func (s *sharded) calls(b *testing.B) float64 {
+	b.Helper()
+	calls, err := strconv.ParseFloat(s.scrape(b)["coupond_claims_per_call_count"], 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return calls
 }
 
 // cpu is what the servers' processes have used so far, in hundredths of a second (Linux).

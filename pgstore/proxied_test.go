@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -375,8 +374,9 @@ func TestRolesOfAProxy(t *testing.T) {
 	}
 }
 
-// A shard that is silent, and not dead, keeps nobody longer than ClaimTimeout, and its
-// neighbours get their claims: a stuck connection to the proxy is closed.
+// A shard that falls silent, and is not dead, keeps nobody longer than ClaimTimeout who was
+// on his way then, and its neighbours get their claims: a stuck connection to the proxy is
+// closed. What comes of those who come later: TestShardsAway.
 func TestSilentShard(t *testing.T) {
 	t.Parallel()
 	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
@@ -386,21 +386,7 @@ func TestSilentShard(t *testing.T) {
 			t.Fatal(status, err)
 		}
 	}
-	processes := []int{s.shards[1].Pid()}
-	var backends []int
-	if err := connect(t, s.urls[1]).QueryRow(t.Context(),
-		`select array_agg(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`).Scan(&backends); err != nil {
-		t.Fatal(err)
-	}
-	signal := func(sig syscall.Signal) {
-		for _, pid := range slices.Concat(processes, backends) {
-			if err := syscall.Kill(pid, sig); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	signal(syscall.SIGSTOP)
-	defer signal(syscall.SIGCONT)
+	s.silence(t, 1)
 
 	start := time.Now()
 	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {

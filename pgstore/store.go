@@ -7,6 +7,8 @@
 //	connect.go  the pool, and what holds for each of its connections
 //	wire.go     one connection: closed instead of cancelled; warnings heard
 //	proxied.go  whether the server is a proxy before several
+//	shards.go   which of them there are, and which are away
+//	hashtext.go which of them a coupon belongs to
 //	errors.go   the one place where a failed call is judged: did it surely not happen?
 //	claims.go   the one place where claims are sent
 //	lanes.go    how claims travel together
@@ -22,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -33,9 +36,11 @@ type Config struct {
 	// URL is the connection string, password included: a URL or keyword=value.
 	URL string
 	// MaxConns bounds the connections of the store, 1 or more. From 2 on, one of
-	// them is kept for Ready.
+	// them is kept for Ready. Behind a proxy there is one more that asks the shards, and one
+	// for each that owes an answer, 8 at the most.
 	MaxConns int32
-	// ClaimLanes is the number of calls of claims in flight at once, 1 or more.
+	// ClaimLanes is the number of calls of claims in flight at once, 1 or more; behind a
+	// proxy, for each of its shards.
 	ClaimLanes int
 	// ClaimQueue is the number of claims that may wait in a lane, 1 or more.
 	ClaimQueue int
@@ -65,15 +70,16 @@ type Store struct {
 	// readers nor a crowd that is asked again coupon by coupon keeps the next claim
 	// from a connection.
 	readers chan struct{} // a place in it is the right to read
-	askers  int           // connections that one lane may use to ask again
+	askers  atomic.Int32  // connections that one lane may use to ask again
 
-	lanes *lanes
-	reads reads[*Coupon]
-	state readiness
-	peer  peer
+	lanes  *lanes
+	reads  reads[*Coupon]
+	state  readiness
+	peer   peer
+	shards shards
 
 	commits commits
-	closing context.Context //nolint:containedctx // ends with Close, for the inquiry that waits for its commit
+	closing context.Context //nolint:containedctx // ends with Close, for what waits on behalf of nobody
 	close   context.CancelFunc
 }
 
@@ -111,7 +117,7 @@ func Open(cfg Config) (*Store, error) {
 	poolConfig.MaxConns = max(1, cfg.MaxConns-1)
 	half := (int(poolConfig.MaxConns) + 1) / 2
 	s.readers = make(chan struct{}, half)
-	s.askers = max(1, half/cfg.ClaimLanes)
+	s.askers.Store(askers(half, cfg.ClaimLanes))
 
 	// The context is the parent of connections made in advance, not of the pool.
 	if s.pool, err = pgxpool.NewWithConfig(context.Background(), poolConfig); err != nil {
@@ -126,8 +132,13 @@ func Open(cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("connection for health checks: %w", err)
 		}
 	}
+	s.shards.config = questions(poolConfig)
+	s.shards.ended.Go(s.watchShards)
 	return s, nil
 }
+
+// askers shares half of the pool among the lanes.
+func askers(half, lanes int) int32 { return int32(max(1, half/lanes)) } //nolint:gosec // at most half
 
 // check refuses what makes no sense, all of it at once.
 func (cfg Config) check() error {
@@ -153,8 +164,9 @@ func (cfg Config) check() error {
 // Close answers everything that waits, then closes the connections. Calls that
 // begin later find the database unavailable.
 func (s *Store) Close() {
-	s.lanes.close()
 	s.close()
+	s.shards.ended.Wait()
+	s.lanes.close()
 	s.pool.Close()
 	s.watch.Close()
 }

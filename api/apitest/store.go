@@ -16,6 +16,7 @@ type Store struct {
 	mu      sync.Mutex
 	coupons map[string]*coupon
 	fault   error
+	shards  []pgstore.Shard
 	calls   atomic.Int64
 }
 
@@ -38,7 +39,14 @@ func (s *Store) Fail(err error) {
 	s.fault = err
 }
 
-// Calls is how often the methods have been called, Ready apart.
+// HasShards lets the Store say that these servers are behind it.
+func (s *Store) HasShards(shards ...pgstore.Shard) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shards = shards
+}
+
+// Calls is how often the methods have been called, Ready and Shards apart.
 func (s *Store) Calls() int64 { return s.calls.Load() }
 
 // Claim is api.Store's.
@@ -117,4 +125,11 @@ func (s *Store) Ready(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fault
+}
+
+// Shards is api.Sharded's.
+func (s *Store) Shards() []pgstore.Shard {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shards
 }

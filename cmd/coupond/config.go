@@ -45,7 +45,7 @@ type listenConfig struct {
 type serviceConfig struct {
 	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" help:"most connections to PostgreSQL" max:"1000" min:"1"`
 	// On two cores, one lane was the best (design.md: two calls in flight for one coupon 1.05, three 0.95 of the throughput).
-	ClaimLanes      int           `env:"CLAIM_LANES"      envDefault:"1"    help:"calls of claims in flight at once; at most DB_MAX_CONNS"        max:"1000"    min:"1"`
+	ClaimLanes      int           `env:"CLAIM_LANES"      envDefault:"1"    help:"calls of claims in flight at once, behind a proxy for each shard; at most DB_MAX_CONNS" max:"1000"    min:"1"`
 	ClaimQueue      int           `env:"CLAIM_QUEUE"      envDefault:"4096" help:"claims that may wait in a lane before the next is answered 503" max:"1000000" min:"1"`
 	ClaimTimeout    time.Duration `env:"CLAIM_TIMEOUT"    envDefault:"5s"   help:"longest a claim waits for its answer"                           max:"10m"     min:"10ms"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"30s"  help:"longest a stop waits for requests to be answered"               max:"1h"      min:"10ms"`

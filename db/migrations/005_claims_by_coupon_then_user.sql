@@ -1,7 +1,7 @@
 -- The pair (user, coupon) stays unique, but its index begins with the coupon: the claims of a sale stand side by side in it, on
 -- pages that are in memory. By user, each claim of somebody who has other coupons went to a page of its own: with 10,000,000
 -- claims stored it had to be read, and after a checkpoint written whole to the WAL. 6,000 bytes of WAL and 7 blocks read a
--- claim, instead of 290 bytes and none (docs/adr/0016-claims-by-coupon-then-user.md).
+-- claim, instead of 290 bytes and none (docs/adr/0017-claims-by-coupon-then-user.md).
 --
 -- Claims wait while the index is built, some seconds for a million. Where that is too long, build it before, while they go on:
 --   create unique index concurrently claims_coupon_name_user_id_key on public.claims (coupon_name, user_id);

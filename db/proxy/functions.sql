@@ -79,8 +79,51 @@ as $$
   run on hashtext(p_coupons);
 $$;
 
+-- Which partitions share a shard, for the service to keep its claims apart by: a shard goes by the lowest of its partitions. It
+-- tells numbers alone: a connection string may hold a password. Strings that are not equal are two connections to PL/Proxy,
+-- and so two shards here.
+create or replace function public.coupon_shards()
+returns integer[]
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select array_agg(m.shard order by m.partition)
+  from (
+    select
+      p.partition,
+      min(p.partition) over (partition by p.address) as shard
+    from pg_foreign_server as s
+    cross join lateral pg_options_to_table(s.srvoptions) as o
+    cross join lateral (
+      select
+        substr(o.option_name, 2)::integer as partition,
+        o.option_value as address
+      where o.option_name ~ '^p[0-9]{1,5}$'
+    ) as p
+    where s.srvname = 'coupons'
+  ) as m
+$$;
+
+create or replace function public.coupon_shard_version(p_partition integer)
+returns integer
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  run on p_partition;
+  select public.coupon_schema_version();
+$$;
+
 comment on function public.coupon_schema_version() is
   'The version of the schema whose functions this proxy has. It asks no shard.';
+comment on function public.coupon_shards() is
+  'For each partition, from 0 on, the shard that has it: the lowest of the partitions whose connection string is the same. It asks no shard.';
+comment on function public.coupon_shard_version(integer) is
+  'On the shard that has p_partition: the version of its schema. Whoever gets an answer knows that the shard is there.';
 comment on function public.create_coupon(text, bigint) is
   'On the shard that owns p_coupon: creates it.';
 comment on function public.get_coupon(text) is
@@ -100,6 +143,8 @@ declare
 begin
   foreach v_function in array array[
     'public.coupon_schema_version()',
+    'public.coupon_shards()',
+    'public.coupon_shard_version(integer)',
     'public.create_coupon(text, bigint)',
     'public.get_coupon(text)',
     'public.coupon_claimers(text, integer, integer)',

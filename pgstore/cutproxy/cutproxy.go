@@ -50,9 +50,7 @@ const (
 // Proxy forwards connections to one PostgreSQL server. Its methods may be called
 // concurrently.
 type Proxy struct {
-	upstream string
-
-	connections    atomic.Int64
+	upstream       string
 	cancelRequests atomic.Int64
 
 	mu       sync.Mutex
@@ -136,10 +134,7 @@ func (p *Proxy) CutAll() {
 	}
 }
 
-// Connections is the number of connections that clients have made so far.
-func (p *Proxy) Connections() int { return int(p.connections.Load()) }
-
-// CancelRequests is the number of cancel requests among them.
+// CancelRequests is the number of cancel requests that clients have made so far.
 func (p *Proxy) CancelRequests() int { return int(p.cancelRequests.Load()) }
 
 // Open is the number of connections that stand now.
@@ -168,7 +163,6 @@ func (p *Proxy) accept() {
 		if err != nil {
 			return
 		}
-		p.connections.Add(1)
 		p.running.Go(func() { p.serve(client) })
 	}
 }

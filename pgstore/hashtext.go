@@ -1,0 +1,65 @@
+package pgstore
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// hashText is PostgreSQL's hashtext(s), as the bits of its integer: the function that tells
+// a coupon's partition (db/proxy). It is lookup3 by Bob Jenkins (public domain) with
+// PostgreSQL's start values (hash_bytes in src/common/hashfn.c), as little-endian machines
+// compute it.
+//
+// The lanes keep shards apart by it, and nothing else rests on it: where it should be
+// wrong (another machine, a later PostgreSQL), calls are less well grouped and as exact.
+func hashText(s string) uint32 {
+	const start = 0x9e3779b9 + 3923095
+	a := start + uint32(len(s)) //nolint:gosec // a name is short
+	b, c := a, a
+	var block [12]byte
+	for len(s) >= len(block) {
+		copy(block[:], s)
+		a, b, c = mix(add(a, b, c, &block))
+		s = s[len(block):]
+	}
+
+	// What is left stands as in a block that ends in zeros, but its last word is one byte
+	// higher: the lowest byte of c is the length's.
+	block = [12]byte{}
+	if n := copy(block[:8], s); n == 8 {
+		copy(block[9:], s[8:])
+	}
+	return final(add(a, b, c, &block))
+}
+
+func add(a, b, c uint32, block *[12]byte) (x, y, z uint32) {
+	return a + binary.LittleEndian.Uint32(block[0:]),
+		b + binary.LittleEndian.Uint32(block[4:]),
+		c + binary.LittleEndian.Uint32(block[8:])
+}
+
+func mix(a, b, c uint32) (x, y, z uint32) {
+	a = (a - c) ^ bits.RotateLeft32(c, 4)
+	c += b
+	b = (b - a) ^ bits.RotateLeft32(a, 6)
+	a += c
+	c = (c - b) ^ bits.RotateLeft32(b, 8)
+	b += a
+	a = (a - c) ^ bits.RotateLeft32(c, 16)
+	c += b
+	b = (b - a) ^ bits.RotateLeft32(a, 19)
+	a += c
+	c = (c - b) ^ bits.RotateLeft32(b, 4)
+	b += a
+	return a, b, c
+}
+
+func final(a, b, c uint32) uint32 {
+	c = (c ^ b) - bits.RotateLeft32(b, 14)
+	a = (a ^ c) - bits.RotateLeft32(c, 11)
+	b = (b ^ a) - bits.RotateLeft32(a, 25)
+	c = (c ^ b) - bits.RotateLeft32(b, 16)
+	a = (a ^ c) - bits.RotateLeft32(c, 4)
+	b = (b ^ a) - bits.RotateLeft32(a, 14)
+	return (c ^ b) - bits.RotateLeft32(b, 24)
+}

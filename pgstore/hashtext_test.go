@@ -1,0 +1,63 @@
+package pgstore
+
+import (
+	"testing"
+	"unicode/utf8"
+
+	"pgregory.net/rapid"
+
+	"scalable-coupon-system/db/dbtest"
+)
+
+// The hash in Go is PostgreSQL's own, for every text that it can hold.
+func TestHashTextIsPostgreSQLs(t *testing.T) {
+	t.Parallel()
+	conn := dbtest.New(t).Connect(t)
+	ctx := t.Context()
+	check := func(t rapid.TB, texts []string) {
+		rows, err := conn.Query(ctx, `select pg_catalog.hashtext(w) from pg_catalog.unnest($1::text[]) with ordinality as w order by w.ordinality`, texts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := 0
+		for ; rows.Next(); i++ {
+			var want int32
+			if err := rows.Scan(&want); err != nil {
+				t.Fatal(err)
+			}
+			if got := int32(hashText(texts[i])); got != want {
+				t.Errorf("%q: %d, and PostgreSQL says %d", texts[i], got, want)
+			}
+		}
+		if rows.Err() != nil || i != len(texts) {
+			t.Fatalf("%d of %d: %v", i, len(texts), rows.Err())
+		}
+	}
+
+	// Every length, so that each way to end a block is gone; bytes beyond ASCII in each.
+	var texts []string
+	for n := range 64 {
+		text := ""
+		for i := range n {
+			text += string(rune('a' + i%26))
+		}
+		texts = append(texts, text, "ß"+text, text+"€", text+"🎟")
+	}
+	check(t, texts)
+	name := rapid.StringN(0, 255, -1).Filter(func(s string) bool {
+		for _, r := range s {
+			if r == 0 {
+				return false
+			}
+		}
+		return utf8.ValidString(s)
+	})
+	rapid.Check(t, func(rt *rapid.T) { check(rt, rapid.SliceOfN(name, 1, 50).Draw(rt, "names")) })
+}
+
+func BenchmarkHashText(b *testing.B) {
+	name := "summer sale 2026, stand north"
+	for b.Loop() {
+		hashText(name)
+	}
+}

@@ -1,0 +1,277 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// How a store behind a proxy sees the servers there.
+//
+// PL/Proxy waits for a shard as long as the shard lets it. So one that is silent, and not
+// dead, costs each call that needs it half of ClaimTimeout, and the proxy a session that it
+// cannot get back before the shard speaks again. Claims are not the ones to find that out:
+// the store asks each shard something small, again and again, on connections kept for
+// that. A shard that has no answer is away: until it has one, its coupons are refused at
+// once and nothing is sent for them (lanes.setAway), so surely nothing was done.
+//
+// One that owes an answer is not asked again beside that; only after ClaimTimeout is the
+// question given up for a new one, as another server may have taken its place.
+//
+// Which partitions are a shard's the proxy tells, in numbers: a shard goes by the lowest of
+// its partitions. The store groups claims by that and refuses some, no more: a call that
+// goes by an old map is as exact as any other, by the proxy's own map and the shards' guard.
+const (
+	shardsSQL       = `select public.coupon_shards()`
+	shardVersionSQL = `select public.coupon_shard_version($1)`
+)
+
+// mostSilent is how many shards may owe an answer at once. Asking takes as many connections,
+// and one more. Of the shards beyond it nothing is found out until one of these answers.
+const mostSilent = 8
+
+// questionPause is between two rounds of questions; after questionPatience a shard is
+// away. Together they are less than the first try of a call takes (connect.go).
+func questionPause(claim time.Duration) time.Duration    { return max(claim/10, 50*time.Millisecond) }
+func questionPatience(claim time.Duration) time.Duration { return claim / 5 }
+
+// Shard is a server behind a proxy, as it was found last.
+type Shard struct {
+	Number int    // the lowest of its partitions
+	Why    string // what is wrong: a sentence that may be shown to anybody; "": nothing
+}
+
+// shards is what is known of the servers behind a proxy.
+type shards struct {
+	config *pgxpool.Config // of the connections for questions
+	ended  sync.WaitGroup  // the goroutine that asks
+
+	mu      sync.Mutex
+	numbers []int            // by partition; nil: there is no proxy, or no map yet
+	found   map[int]*finding // by number
+}
+
+// finding is what was found of a shard.
+type finding struct {
+	Shard
+	asked  bool               // only then is it known how the shard is
+	giveUp context.CancelFunc // ends the question under way; nil: it owes no answer
+}
+
+// Shards are the servers behind the proxy as they were found last, by number; none where
+// there is no proxy. It asks nobody.
+func (s *Store) Shards() []Shard {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	var all []Shard
+	for _, f := range s.shards.found {
+		if f.asked {
+			all = append(all, f.Shard)
+		}
+	}
+	slices.SortFunc(all, func(a, b Shard) int { return a.Number - b.Number })
+	return all
+}
+
+// watchShards asks until Close. Where there is no proxy it ends as soon as it knows.
+func (s *Store) watchShards() {
+	if !s.awaitProxy() {
+		return
+	}
+	pool, err := pgxpool.NewWithConfig(context.Background(), s.shards.config)
+	if err != nil {
+		s.log.Error().Err(err).Msg("connections for questions to the shards")
+		return
+	}
+	defer pool.Close() // waits for the questions, which end with s.closing
+	var said error
+	for {
+		err := s.askShards(pool)
+		if err != nil && said == nil && s.closing.Err() == nil {
+			s.log.Warn().Err(err).Msg("the proxy does not tell which shards it has")
+		}
+		said = err
+		if !s.pause() {
+			return
+		}
+	}
+}
+
+// awaitProxy waits until it is known whom the store speaks to; false: to no proxy, or the
+// store is closed.
+func (s *Store) awaitProxy() bool {
+	for {
+		ctx, cancel := context.WithTimeout(s.closing, readyTimeout)
+		is, err := s.askProxied(ctx, s.watch)
+		cancel()
+		if err == nil {
+			return is
+		}
+		if !s.pause() {
+			return false
+		}
+	}
+}
+
+// pause waits for the next round; false: the store is closed.
+func (s *Store) pause() bool {
+	select {
+	case <-s.closing.Done():
+		return false
+	case <-time.After(questionPause(s.timeout)):
+		return true
+	}
+}
+
+// askShards is one round: it reads the proxy's map and asks each shard that owes no answer.
+func (s *Store) askShards(pool *pgxpool.Pool) error {
+	patience := questionPatience(s.timeout)
+	ctx, cancel := context.WithTimeout(s.closing, patience)
+	defer cancel()
+	var numbers []int
+	err := pool.QueryRow(ctx, shardsSQL).Scan(&numbers)
+	switch {
+	case isNotInstalled(sqlState(err)):
+		return fmt.Errorf("run coupond migrate --proxy: %w", err)
+	case err != nil:
+		return err
+	case !isMap(numbers):
+		return fmt.Errorf("the options of its server coupons are no p0 to p(2^n - 1): %v", numbers)
+	}
+	s.takeMap(numbers)
+
+	for partition, number := range numbers {
+		if partition != number {
+			continue // each shard is asked once
+		}
+		f, ended := s.askShard(pool, number)
+		if f == nil {
+			continue
+		}
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			s.unanswered(f)
+		}
+	}
+	return nil
+}
+
+// isMap: there are 2^n partitions, each with the lowest of its shard's.
+func isMap(numbers []int) bool {
+	for partition, number := range numbers {
+		if number < 0 || number > partition || numbers[number] != number {
+			return false
+		}
+	}
+	n := len(numbers)
+	return n > 0 && n&(n-1) == 0
+}
+
+// takeMap gives the shards their lanes. By another map, the same number may be another
+// server: what was found is forgotten, and who owes an answer is asked anew.
+func (s *Store) takeMap(numbers []int) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	if slices.Equal(numbers, s.shards.numbers) {
+		return
+	}
+	for number, f := range s.shards.found {
+		if f.giveUp != nil {
+			f.giveUp()
+		}
+		s.lanes.setAway(number, nil)
+	}
+	s.shards.numbers, s.shards.found = numbers, make(map[int]*finding)
+	for _, number := range numbers {
+		s.shards.found[number] = &finding{Shard: Shard{Number: number}}
+	}
+	s.lanes.regroup(numbers)
+	s.askers.Store(askers(cap(s.readers), s.lanes.count*len(s.shards.found)))
+	s.log.Info().Int("partitions", len(numbers)).Int("shards", len(s.shards.found)).Msg("behind the proxy")
+}
+
+// askShard puts the question to a shard, unless it owes an answer, or too many others do:
+// then it returns nil. ended is closed when the question has ended, one way or another.
+func (s *Store) askShard(pool *pgxpool.Pool, number int) (f *finding, ended chan struct{}) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	owing := 0
+	for _, other := range s.shards.found {
+		if other.giveUp != nil {
+			owing++
+		}
+	}
+	f = s.shards.found[number]
+	if f.giveUp != nil || owing == mostSilent {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(s.closing, s.timeout)
+	f.giveUp = cancel
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer cancel()
+		var version int32
+		err := pool.QueryRow(ctx, shardVersionSQL, number).Scan(&version)
+		if sqlState(err) != "" { // PL/Proxy may have met the connection that a restart had broken
+			err = pool.QueryRow(ctx, shardVersionSQL, number).Scan(&version)
+		}
+		s.answered(f, version, err)
+	}()
+	return f, ended
+}
+
+// answered notes how the question to a shard ended.
+func (s *Store) answered(f *finding, version int32, err error) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	f.giveUp = nil
+	pgErr, refused := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case err == nil && version < s.schemaVersion:
+		s.find(f, fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion), nil)
+	case err == nil:
+		s.find(f, "", nil)
+	case refused && pgErr.SeverityUnlocalized == "ERROR":
+		s.find(f, "the proxy gets no answer from it", err)
+	}
+	// All else, a FATAL too, tells of the proxy; and who gave up has been told so before.
+}
+
+// unanswered notes that a shard owes an answer for longer than it may.
+func (s *Store) unanswered(f *finding) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	if f.giveUp != nil {
+		s.find(f, "it does not answer", context.DeadlineExceeded)
+	}
+}
+
+// find notes how a shard is, and what is wrong; when it is away, as the cause says, its
+// coupons are refused. The caller holds the mutex.
+func (s *Store) find(f *finding, why string, cause error) {
+	if s.shards.found[f.Number] != f {
+		return // by an old map
+	}
+	before := f.Why
+	f.asked, f.Why = true, why
+	var away error
+	if cause != nil {
+		away = fmt.Errorf("%w: shard %d is away: %s", ErrUnavailable, f.Number, why)
+	}
+	s.lanes.setAway(f.Number, away)
+	switch {
+	case why == before:
+	case why == "":
+		s.log.Info().Int("shard", f.Number).Msg("the shard is healthy again")
+	default:
+		s.log.Warn().Err(cause).Int("shard", f.Number).Str("why", why).Bool("refused", away != nil).Msg("the shard is not healthy")
+	}
+}

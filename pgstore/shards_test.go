@@ -1,0 +1,339 @@
+package pgstore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/db"
+)
+
+func TestIsMap(t *testing.T) {
+	t.Parallel()
+	for _, numbers := range [][]int{{0}, {0, 0}, {0, 1}, {0, 1, 0, 1}, {0, 1, 2, 3}, {0, 0, 2, 0}} {
+		if !isMap(numbers) {
+			t.Errorf("%v is no map", numbers)
+		}
+	}
+	for _, numbers := range [][]int{nil, {0, 1, 2}, {1, 1}, {0, 2}, {0, -1}, {0, 0, 1, 1}} {
+		if isMap(numbers) {
+			t.Errorf("%v is a map", numbers)
+		}
+	}
+}
+
+// What the shards are asked fits into the first try of a call: who waits for a silent one
+// then knows that it is away, and does not ask again.
+func TestQuestionsFit(t *testing.T) {
+	t.Parallel()
+	for _, claim := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
+		if found := questionPause(claim) + questionPatience(claim); found >= claim/2 {
+			t.Errorf("of %v: a silent shard is found after %v", claim, found)
+		}
+	}
+}
+
+// wantShards waits until so many shards are known, and those named (and no others) are not
+// healthy: their sentence has these words.
+func (s *sharded) wantShards(t testing.TB, count int, unhealthy map[int]string) {
+	t.Helper()
+	var all []Shard
+	as := func(shard Shard) bool {
+		words, is := unhealthy[shard.Number]
+		return is == (shard.Why != "") && strings.Contains(shard.Why, words)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		all = s.Shards()
+		if len(all) == count && !slices.ContainsFunc(all, func(shard Shard) bool { return !as(shard) }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the shards are %v; want %d, of which %v are not healthy", all, count, unhealthy)
+		}
+	}
+}
+
+// silence stops a shard's processes, as a machine does that thinks of something else; the
+// returned function lets them go on.
+func (s *sharded) silence(t *testing.T, shard int) (resume func()) {
+	t.Helper()
+	pids := []int{s.shards[shard].Pid()}
+	var sessions []int
+	if err := connect(t, s.urls[shard]).QueryRow(t.Context(),
+		`select array_agg(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`).Scan(&sessions); err != nil {
+		t.Fatal(err)
+	}
+	pids = append(pids, sessions...)
+	signal := func(sig syscall.Signal) {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, sig); err != nil && sig == syscall.SIGSTOP {
+				t.Error(err)
+			}
+		}
+	}
+	signal(syscall.SIGSTOP)
+	resume = sync.OnceFunc(func() { signal(syscall.SIGCONT) })
+	t.Cleanup(resume)
+	return resume
+}
+
+// One shard is dead and one silent: that is known, their coupons are refused at once and
+// surely, and the others' claims and reads go on as if nothing were. Those who were on
+// their way when it happened hear that it is not known. All is well again by itself.
+func TestShardsAway(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 4, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	coupons := s.couponsOf(t, 2)
+	for _, coupon := range slices.Concat(coupons...) {
+		if status, err := s.CreateCoupon(t.Context(), coupon, 1_000_000); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	s.wantShards(t, 4, nil)
+	const dead, silent = 1, 2
+	if err := s.shards[dead].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	resume := s.silence(t, silent)
+	before := time.Now()
+	if status, err := s.Claim(t.Context(), "first", coupons[silent][0]); !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("on its way to the silent shard: %q, %v", status, err)
+	}
+	t.Logf("on its way to the silent shard: answered after %v", time.Since(before))
+	s.wantShards(t, 4, map[int]string{dead: "gets no answer", silent: "does not answer"})
+	wantReady(t, s.Store)
+
+	// Nothing is sent to the two of them, so nothing waits and nothing fails.
+	failures := func() (all []string) {
+		for name, value := range s.scrape(t) {
+			if strings.HasPrefix(name, "coupond_database_call_failures_total") {
+				all = append(all, name+" "+value)
+			}
+		}
+		slices.Sort(all)
+		return all
+	}
+	failed := failures()
+	start := time.Now()
+	for n := range 100 {
+		for shard := range coupons {
+			coupon, user := coupons[shard][n%2], fmt.Sprint("u", n)
+			status, err := s.Claim(t.Context(), user, coupon)
+			switch shard {
+			case dead, silent:
+				if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
+					t.Errorf("of shard %d: %q, %v", shard, status, err)
+				}
+				if _, _, err := s.Coupon(t.Context(), coupon); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("reading of shard %d: %v", shard, err)
+				}
+				if status, err := s.CreateCoupon(t.Context(), coupon, 1); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
+					t.Errorf("creating on shard %d: %q, %v", shard, status, err)
+				}
+			default:
+				if status != Claimed {
+					t.Errorf("of shard %d: %q, %v", shard, status, err)
+				}
+			}
+		}
+	}
+	t.Logf("400 claims, and 200 reads and 200 creations that were refused, took %v", time.Since(start))
+	if now := failures(); !slices.Equal(now, failed) {
+		t.Errorf("before: %v, after: %v; a call was made to a shard that is away", failed, now)
+	}
+	s.wantSamples(t, map[string]string{
+		`coupond_shard_healthy{shard="0"}`: "1",
+		`coupond_shard_healthy{shard="1"}`: "0",
+		`coupond_shard_healthy{shard="2"}`: "0",
+		`coupond_shard_healthy{shard="3"}`: "1",
+	})
+	if waiting, calls := s.lanes.of(coupons[silent][0]).load(); waiting+calls != 0 {
+		t.Errorf("of the silent shard, %d claims wait and %d calls are in flight", waiting, calls)
+	}
+
+	resume()
+	if err := s.shards[dead].Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.wantShards(t, 4, nil)
+	for shard := range coupons {
+		if status, err := s.Claim(t.Context(), "last", coupons[shard][0]); status != Claimed {
+			t.Errorf("afterwards, of shard %d: %q, %v", shard, status, err)
+		}
+		want := 51
+		if n := s.claims(t, shard, coupons[shard][0]); shard != dead && shard != silent && n != want || n > want {
+			t.Errorf("shard %d has %d claims", shard, n)
+		}
+	}
+}
+
+// Questions that wait hold a session for each shard that owes an answer, however long it
+// does; Close ends them, here and on the proxy.
+func TestQuestionsToASilentShardAreFew(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = time.Second })
+	s.wantShards(t, 2, nil)
+	s.silence(t, 1)
+	s.wantShards(t, 2, map[int]string{1: "does not answer"})
+	admin := connect(t, s.proxy)
+	sessions := func() (count int) {
+		t.Helper()
+		if err := admin.QueryRow(t.Context(),
+			`select count(*) from pg_stat_activity where application_name = 'coupond' and query = $1`, shardVersionSQL).Scan(&count); err != nil {
+			t.Fatal(err)
+		}
+		return count
+	}
+	most := 0
+	for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) { // questions are given up after 1 s
+		most = max(most, sessions())
+	}
+	// The one under way, the one given up that the proxy has not noticed yet, and the other shard's.
+	t.Logf("%d sessions at the most", most)
+	if most > 4 {
+		t.Errorf("%d sessions ask two shards", most)
+	}
+	s.Close()
+	eventually(t, "the sessions end", func() bool { return sessions() == 0 })
+}
+
+// When partitions move, claims are grouped by the new map, and what was found of a shard
+// is forgotten where its number may be another server's.
+func TestShardsAreRenumbered(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2)
+	s.wantShards(t, 2, nil)
+	if err := s.shards[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.wantShards(t, 2, map[int]string{0: "gets no answer"})
+	admin := connect(t, s.proxy)
+	// Partition 0 to the living shard, which is known as 0 from now on; the dead one is 2.
+	if _, err := admin.Exec(t.Context(), `alter server coupons options (set p0 '`+libpq(t, s.urls[1])+`')`); err != nil {
+		t.Fatal(err)
+	}
+	s.wantShards(t, 2, map[int]string{2: "gets no answer"})
+	// The last of them is replaced, under its number.
+	for p := 2; p < partitions; p += 2 {
+		if _, err := admin.Exec(t.Context(), fmt.Sprintf(`alter server coupons options (set p%d '%s')`, p, libpq(t, s.urls[1]))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.wantShards(t, 1, nil)
+	if err := s.lanes.whyAway("coupon"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A shard whose schema is too old is told, and not refused: its claims can tell for themselves.
+func TestShardWithAnOlderSchema(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2, func(cfg *Config) { cfg.SchemaVersion = db.Version() })
+	s.wantShards(t, 2, nil)
+	shard := connect(t, s.urls[1])
+	if _, err := shard.Exec(t.Context(), `update public.schema_version set version = version - 1`); err != nil {
+		t.Fatal(err)
+	}
+	s.wantShards(t, 2, map[int]string{1: "run coupond migrate"})
+	coupon := s.couponsOf(t, 1)[1][0]
+	if status, err := s.CreateCoupon(t.Context(), coupon, 1); status != Created {
+		t.Error(status, err)
+	}
+	if status, err := s.Claim(t.Context(), "u", coupon); status != Claimed {
+		t.Error(status, err)
+	}
+}
+
+// A proxy that an older program has made tells no map: then the claims of all shards travel
+// together, and as exactly.
+func TestSaleThroughAnOlderProxy(t *testing.T) {
+	t.Parallel()
+	log := new(lines)
+	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimQueue, cfg.Log = 4096, zerolog.New(log) })
+	s.wantShards(t, 2, nil)
+	s.Close()
+	admin := connect(t, s.proxy)
+	if _, err := admin.Exec(t.Context(), `drop function public.coupon_shards()`); err != nil {
+		t.Fatal(err)
+	}
+	s.Store = openStore(t, s.proxy, func(cfg *Config) { cfg.ClaimQueue, cfg.Log = 4096, zerolog.New(log) })
+	const message = "the proxy does not tell which shards it has"
+	eventually(t, "that is logged", func() bool { return len(log.with(t, message)) > 0 })
+
+	const amount, users = 5, 40
+	coupons := s.couponsOf(t, 3)
+	for _, coupon := range slices.Concat(coupons...) {
+		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	var crowd sync.WaitGroup
+	for user := range users {
+		crowd.Go(func() {
+			for _, coupon := range slices.Concat(coupons...) {
+				if _, err := s.Claim(t.Context(), fmt.Sprint("u", user), coupon); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	crowd.Wait()
+	for shard := range coupons {
+		for _, coupon := range coupons[shard] {
+			if n := s.claims(t, shard, coupon); n != amount {
+				t.Errorf("%s: %d claims", coupon, n)
+			}
+		}
+	}
+	if shards := s.Shards(); shards != nil {
+		t.Errorf("shards %v", shards)
+	}
+	if n := len(log.with(t, message)); n != 1 {
+		t.Errorf("it is logged %d times", n)
+	}
+}
+
+// A label that a shard answers and the proxy lacks is a fault of ours, for its coupon alone,
+// and never told as another outcome; nor is one that only this program lacks.
+func TestLabelThatTheProxyLacks(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2)
+	coupons := s.couponsOf(t, 1)
+	for _, coupon := range slices.Concat(coupons...) {
+		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	shard := connect(t, s.urls[1])
+	for _, sql := range []string{
+		`alter type public.claim_status add value 'not_yet'`,
+		`create or replace function public.claim_coupons(p_users text[], p_coupon text)
+			returns public.claim_status[] language sql as $$ select array['not_yet']::public.claim_status[] $$`,
+	} {
+		if _, err := shard.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantFault := func(who string) {
+		t.Helper()
+		status, err := s.Claim(t.Context(), who, coupons[1][0])
+		if status != "" || err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
+			t.Errorf("%s: %q, %v; want a fault", who, status, err)
+		}
+		if status, err := s.Claim(t.Context(), who, coupons[0][0]); status != Claimed {
+			t.Errorf("%s, of the other shard: %q, %v", who, status, err)
+		}
+	}
+	wantFault("before")
+	if _, err := connect(t, s.proxy).Exec(t.Context(), `alter type public.claim_status add value 'not_yet'`); err != nil {
+		t.Fatal(err)
+	}
+	wantFault("after")
+}
