@@ -11,7 +11,7 @@ select col_is_pk('public', 'coupons', 'name', 'a coupon is its name');
 select col_is_pk(
   'public', 'claims', array['coupon_name', 'claim_number'],
   'a claim is a piece of stock: the same one cannot be claimed twice');
-select col_is_unique('public', 'claims', array['user_id', 'coupon_name'], 'a user has a coupon once');
+select col_is_unique('public', 'claims', array['coupon_name', 'user_id'], 'a user has a coupon once');
 select fk_ok('public', 'claims', 'coupon_name', 'public', 'coupons', 'name', 'claims are of coupons that exist');
 select indexes_are('public', 'claims', array['claims_pkey', 'claims_user_has_coupon_once'], 'no index that a claim would pay for in vain');
 select indexes_are('public', 'coupons', array['coupons_pkey']);
