@@ -198,8 +198,8 @@ func (s *Store) takeMap(numbers []int) {
 }
 
 // askShard puts the question to a shard, unless it owes an answer, or too many others do:
-// then it returns nil. ended is closed when the question has ended, one way or another.
-func (s *Store) askShard(pool *pgxpool.Pool, number int) (f *finding, ended chan struct{}) {
+// then it returns nil. The channel is closed when the question has ended, one way or another.
+func (s *Store) askShard(pool *pgxpool.Pool, number int) (*finding, <-chan struct{}) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
 	owing := 0
@@ -208,13 +208,13 @@ func (s *Store) askShard(pool *pgxpool.Pool, number int) (f *finding, ended chan
 			owing++
 		}
 	}
-	f = s.shards.found[number]
+	f := s.shards.found[number]
 	if f.giveUp != nil || owing == mostSilent {
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(s.closing, s.timeout)
 	f.giveUp = cancel
-	ended = make(chan struct{})
+	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		defer cancel()
@@ -267,9 +267,9 @@ func (s *Store) find(f *finding, why string, cause error) {
 		away = fmt.Errorf("%w: shard %d is away: %s", ErrUnavailable, f.Number, why)
 	}
 	s.lanes.setAway(f.Number, away)
-	switch {
-	case why == before:
-	case why == "":
+	switch why {
+	case before:
+	case "":
 		s.log.Info().Int("shard", f.Number).Msg("the shard is healthy again")
 	default:
 		s.log.Warn().Err(cause).Int("shard", f.Number).Str("why", why).Bool("refused", away != nil).Msg("the shard is not healthy")
