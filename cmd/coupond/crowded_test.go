@@ -69,15 +69,7 @@ func (b *bounds) crowded(t *testing.T) {
 			proxy.Away(false)
 			time.Sleep(boundTimeout + time.Second) // who asked before may be refused until then
 			lost := run.Take()
-			time.Sleep(b.calm)
-			again := run.Take()
-			for range 20 { // on a busy machine nobody may have had his answer yet
-				if again.Claims.Answered() > 0 {
-					break
-				}
-				time.Sleep(b.calm)
-				again = run.Take()
-			}
+			again := b.answers(run)
 			onlyClaimed(t, again)
 			return []loadgen.Report{lost, again}
 		})
@@ -118,8 +110,7 @@ func (b *bounds) beside(t *testing.T, database *dbtest.Database, address, who st
 			}
 		})
 	}
-	time.Sleep(b.calm)
-	arriving := run.Take() // while the others come
+	arriving := b.answers(run) // while the others come
 	time.Sleep(b.duration)
 	meanwhile := run.Take()
 	reports := []loadgen.Report{warm, alone, arriving, meanwhile}
@@ -141,6 +132,17 @@ func (b *bounds) beside(t *testing.T, database *dbtest.Database, address, who st
 	}
 	// Nobody of the others has ever sent a whole claim.
 	stored(t, database, reports...)
+}
+
+// answers lets the run go on for a moment, and on a busy machine, where nobody may have had his answer by then, for some more.
+func (b *bounds) answers(run *loadgen.Run) loadgen.Report {
+	for range 20 {
+		time.Sleep(b.calm)
+		if report := run.Take(); report.Claims.Answered() > 0 {
+			return report
+		}
+	}
+	return run.Take()
 }
 
 // arrive makes a connection for one who misbehaves.
