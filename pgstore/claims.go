@@ -137,12 +137,15 @@ func (s *Store) try(ctx context.Context, coupon string, patience bool, call call
 		w := wireOf(conn.Conn())
 		err := call(ctx, conn.Conn())
 		executed, inDoubt = !w.unprepared, w.inDoubt
+		if err != nil && executed && ctx.Err() != nil {
+			s.doubted() // before its connection's place in the pool is somebody else's
+		}
 		return err
 	}()
 	if err != nil {
 		f := failed(err, executed, func() bool { return s.proxied(ctx) })
 		// A coupon stays locked while the commit of another instance's claim hangs.
-		if !f.surely && ctx.Err() != nil || sqlState(err) == pgerrcode.LockNotAvailable {
+		if sqlState(err) == pgerrcode.LockNotAvailable {
 			s.doubted()
 		}
 		return f

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // probeSQL commits a record of the write-ahead log that nobody reads.
@@ -113,10 +115,7 @@ func (i *inquiry) await(ctx context.Context) *notReadyError {
 // commit is try for a call that commits something. It waits for the inquiry that is
 // under way; when that takes too long, the call is not sent.
 func (s *Store) commit(ctx context.Context, coupon string, patience bool, call call) *failure {
-	s.commits.mu.Lock()
-	i := s.commits.inquiry
-	s.commits.mu.Unlock()
-	if i != nil {
+	if i := s.commits.underWay(); i != nil {
 		bounded, cancel := context.WithDeadline(ctx, i.began.Add(readyTimeout))
 		defer cancel()
 		select {
@@ -125,5 +124,18 @@ func (s *Store) commit(ctx context.Context, coupon string, patience bool, call c
 			return notSent(errNotSent)
 		}
 	}
-	return s.try(ctx, coupon, patience, call)
+	return s.try(ctx, coupon, patience, func(ctx context.Context, conn *pgx.Conn) error {
+		// It began while we waited for the connection: perhaps that of a call given up.
+		if s.commits.underWay() != nil {
+			return errNotSent
+		}
+		return call(ctx, conn)
+	})
+}
+
+// underWay is the inquiry under way; nil: there is none.
+func (c *commits) underWay() *inquiry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inquiry
 }

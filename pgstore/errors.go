@@ -34,7 +34,7 @@ func notSent(err error) *failure {
 func failed(err error, executed bool, proxied func() bool) *failure {
 	f := &failure{
 		cause:  err,
-		surely: !executed || pgconn.SafeToRetry(err), // the latter was never written to the connection
+		surely: !executed || pgconn.SafeToRetry(err) || errors.Is(err, errNotSent), // the last two were never written to the connection
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		f.surely = f.surely || provesRollback(pgErr) && !proxied()
