@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -364,6 +365,49 @@ func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 	}
 	if _, err := db.Apply(bounded(t), admin.Conn); err == nil || errors.Is(err, db.ErrMissingPrivilege) {
 		t.Errorf("without a connection: %v", err)
+	}
+}
+
+// The index of migration 005 may have been built before, while claims went on; then it is taken as it is. What was claimed stays.
+func TestApplyTakesTheIndexThatWasBuiltBefore(t *testing.T) {
+	t.Parallel()
+	for _, built := range []string{"", "create unique index concurrently claims_coupon_name_user_id_key on public.claims (coupon_name, user_id)"} {
+		t.Run(built, func(t *testing.T) {
+			t.Parallel()
+			database := dbtest.Empty(t)
+			admin := owner(t, database)
+			older := program(t)
+			maps.DeleteFunc(older, func(name string, _ *fstest.MapFile) bool {
+				return strings.HasPrefix(name, "migrations/") && name >= "migrations/005"
+			})
+			if result, err := db.ApplyFiles(bounded(t), admin.Conn, older); err != nil || result.To != 4 {
+				t.Fatalf("%+v %v", result, err)
+			}
+			admin.create("lamp", 2)
+			admin.claim("ann", "lamp")
+			before := ""
+			if built != "" {
+				admin.exec(built)
+				before = get[string](admin, "select 'public.claims_coupon_name_user_id_key'::regclass::oid::text")
+			}
+
+			if result, err := db.Apply(bounded(t), admin.Conn); err != nil || result != (db.Result{From: 4, To: db.Version()}) {
+				t.Fatalf("%+v %v", result, err)
+			}
+			const constraint = "from pg_catalog.pg_constraint where conname = 'claims_user_has_coupon_once'"
+			if got := get[string](admin, "select pg_catalog.pg_get_constraintdef(oid) "+constraint); got != "UNIQUE (coupon_name, user_id)" {
+				t.Errorf("the constraint: %s", got)
+			}
+			if after := get[string](admin, "select conindid::text "+constraint); before != "" && after != before {
+				t.Errorf("index %s was built before, and the constraint has %s", before, after)
+			}
+			if n := get[int](admin, "select count(*)::int from pg_catalog.pg_index where indrelid = 'public.claims'::regclass"); n != 2 {
+				t.Errorf("%d indexes", n)
+			}
+			if got := admin.claim("ann", "lamp"); got != alreadyClaimed {
+				t.Errorf("claimed again: %s", got)
+			}
+		})
 	}
 }
 

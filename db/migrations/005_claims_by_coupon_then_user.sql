@@ -3,12 +3,7 @@
 -- claims stored it had to be read, and after a checkpoint written whole to the WAL. 6,000 bytes of WAL and 7 blocks read a
 -- claim, instead of 290 bytes and none (docs/adr/0017-claims-by-coupon-then-user.md).
 --
--- Claims wait while the index is built, some seconds for a million. Where that is too long, build it before, while they go on:
+-- New claims are refused (503) while the index is built, some seconds for a million. Where they may not be, build it before:
 --   create unique index concurrently claims_coupon_name_user_id_key on public.claims (coupon_name, user_id);
 create unique index if not exists claims_coupon_name_user_id_key
   on public.claims (coupon_name, user_id);
-
-alter table public.claims
-  drop constraint claims_user_has_coupon_once,
-  add constraint claims_user_has_coupon_once
-    unique using index claims_coupon_name_user_id_key;
