@@ -199,17 +199,23 @@ func (b Books) String() string {
 	return strings.Join(slices.Concat(lines, broken, b.odd), "\n  ")
 }
 
-// Gap is the longest time between one granted claim and the next.
-func Gap(told []Told) (longest time.Duration) {
-	var last time.Time
+// Gap is the longest time without a granted claim, of that between two moments. It wants the answers from beyond them as well:
+// what is granted or refused afterwards shows that there was something to sell until then. When all is sold, nothing is missing.
+func Gap(told []Told, from, to time.Time) (longest time.Duration) {
+	last := from
 	for _, t := range slices.SortedFunc(slices.Values(told), func(a, b Told) int { return a.At.Compare(b.At) }) {
-		if t.Answer != load.Claimed {
+		granted := t.Answer == load.Claimed
+		if t.At.Before(from) || !granted && t.Answer.Clear() {
 			continue
 		}
-		if !last.IsZero() {
-			longest = max(longest, t.At.Sub(last))
+		at := t.At
+		if at.After(to) {
+			at = to
 		}
-		last = t.At
+		longest = max(longest, at.Sub(last))
+		if granted {
+			last = at
+		}
 	}
 	return longest
 }

@@ -16,14 +16,33 @@ import (
 
 func TestGapIsTheLongestTimeWithoutAGrantedClaim(t *testing.T) {
 	t.Parallel()
-	at := func(ms int) Told { return Told{Answer: load.Claimed, At: time.UnixMilli(int64(ms))} }
-	refused := Told{Answer: load.Unavailable, At: time.UnixMilli(70)}
-	// In no order: many connections note what they were told.
-	if got := Gap([]Told{at(5), at(0), refused, at(120), at(20), at(125)}); got != 100*time.Millisecond {
-		t.Errorf("%v", got)
+	moment := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	granted := func(ms int) Told { return Told{Answer: load.Claimed, At: moment(ms)} }
+	refused := func(ms int) Told { return Told{Answer: load.Unavailable, At: moment(ms)} }
+	soldOut := func(ms int) Told { return Told{Answer: load.OutOfStock, At: moment(ms)} }
+	tests := map[string]struct {
+		told     []Told
+		from, to int
+		want     time.Duration
+	}{
+		// In no order: many connections note what they were told.
+		"between two":                     {[]Told{granted(5), granted(0), refused(70), granted(120), granted(20), granted(125)}, 0, 125, 100},
+		"to the end, and granted later":   {[]Told{granted(10), granted(90), granted(20)}, 0, 60, 40},
+		"to the end, and refused later":   {[]Told{granted(10), refused(90)}, 0, 60, 50},
+		"from the beginning":              {[]Told{granted(5), granted(80), granted(90)}, 30, 90, 50},
+		"no longer than somebody wants":   {[]Told{granted(10), refused(30)}, 0, 60, 20},
+		"not when all is sold":            {[]Told{granted(10), soldOut(40), soldOut(90)}, 0, 60, 10},
+		"never granted":                   {[]Told{refused(20), refused(70)}, 0, 60, 60},
+		"longer ones before and after it": {[]Told{granted(0), granted(100), granted(110), granted(120), granted(500)}, 100, 120, 10},
+		"nobody came":                     {nil, 0, 60, 0},
 	}
-	if got := Gap([]Told{refused}); got != 0 {
-		t.Errorf("nobody was granted anything: %v", got)
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := Gap(test.told, moment(test.from), moment(test.to)); got != test.want*time.Millisecond {
+				t.Errorf("%v", got)
+			}
+		})
 	}
 }
 

@@ -98,6 +98,7 @@ func failover(ctx context.Context, c *cluster, o options, i int) (clean bool, er
 	if err != nil {
 		return false, err
 	}
+	opened := time.Now()
 	if err := drill.Sleep(ctx, 5*time.Second); err != nil {
 		return false, err
 	}
@@ -116,7 +117,7 @@ func failover(ctx context.Context, c *cluster, o options, i int) (clean bool, er
 	if err != nil {
 		return false, err
 	}
-	_, _ = fmt.Fprintf(c.out, "  %s took over; gap in service %.1f s; %s\n", next, drill.Gap(b.Told).Seconds(), b)
+	_, _ = fmt.Fprintf(c.out, "  %s took over; gap in service %.1f s; %s\n", next, drill.Gap(b.Told, opened, time.Now()).Seconds(), b)
 	if _, err := c.settled(ctx); err != nil {
 		return false, fmt.Errorf("%s did not come back as a standby: %w", old, err)
 	}

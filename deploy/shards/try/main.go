@@ -133,19 +133,21 @@ func tell(out io.Writer, b drill.Books, where []int, moved int, at times) error 
 	isMoved := func(coupon int) bool { return where[coupon] == moved }
 	say := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format+"\n", args...) }
 
-	outage := between(b.Told, at.opened, at.moving)
-	its, others := divide(outage, isDead)
+	its, others := divide(between(b.Told, at.opened, at.moving), isDead)
+	always, _ := divide(b.Told, isDead)
 	meanwhile := perSecond(others, at.killed, at.started)
 	say("%s killed after %.1f s, started again %.1f s later, answering after %.1f s", shard(dead),
 		at.killed.Sub(at.opened).Seconds(), at.started.Sub(at.killed).Seconds(), at.answering.Sub(at.started).Seconds())
-	say("  its %d coupons: no claim granted for %.1f s; %s", count(where, isDead), drill.Gap(its).Seconds(), refusals(its))
+	say("  its %d coupons: no claim granted for %.1f s; %s", count(where, isDead), drill.Gap(always, at.opened, at.moving).Seconds(), refusals(its))
 	say("  the others: %.0f claims granted in a second before, %.0f while it was dead; %s",
 		perSecond(others, at.opened, at.killed), meanwhile, refusals(others))
 
 	// Some seconds more, for the first claim that is granted again; but not to the end, where the stock runs out.
-	its, others = divide(between(b.Told, at.moving, at.moved.Add(5*time.Second)), isMoved)
+	seen := at.moved.Add(5 * time.Second)
+	its, others = divide(between(b.Told, at.moving, seen), isMoved)
+	always, _ = divide(b.Told, isMoved)
 	say("partition %d moved from %s to %s in %.1f s", moved, shard(from), shard(to), at.moved.Sub(at.moving).Seconds())
-	say("  its %d coupons: no claim granted for %.1f s; %s", count(where, isMoved), drill.Gap(its).Seconds(), refusals(its))
+	say("  its %d coupons: no claim granted for %.1f s; %s", count(where, isMoved), drill.Gap(always, at.moving, seen).Seconds(), refusals(its))
 	say("  the others: %.0f claims granted in a second meanwhile; %s", perSecond(others, at.moving, at.moved), refusals(others))
 
 	say("%s", b)

@@ -51,6 +51,19 @@ func TestTellSaysWhatItCostWhom(t *testing.T) {
 	}
 }
 
+// A shard that has not sold again when the partition moves was away until then, at least.
+func TestTellCountsAnOutageThatGoesOn(t *testing.T) {
+	t.Parallel()
+	b := drill.Books{Told: []drill.Told{told(1000, 0, load.Claimed), told(2800, 3, load.Claimed), told(9000, 0, load.Claimed)}}
+	var out strings.Builder
+	if err := tell(&out, b, where, from+shards, at); err != nil {
+		t.Error(err)
+	}
+	if want := "its 2 coupons: no claim granted for 5.0 s;"; !strings.Contains(out.String(), want) {
+		t.Errorf("does not say\n%s\nbut\n%s", want, out.String())
+	}
+}
+
 func TestTellWantsCleanBooksAndTheOthersSelling(t *testing.T) {
 	t.Parallel()
 	sold := []drill.Told{told(2800, 3, load.Claimed)}
