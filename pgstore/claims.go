@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
@@ -137,21 +136,12 @@ func (s *Store) try(ctx context.Context, coupon string, patience bool, call call
 		w := wireOf(conn.Conn())
 		err := call(ctx, conn.Conn())
 		executed, inDoubt = !w.unprepared, w.inDoubt
-		if err != nil && executed && ctx.Err() != nil {
-			s.doubted() // before its connection's place in the pool is somebody else's
-		}
 		return err
 	}()
 	if err != nil {
-		f := failed(err, executed, func() bool { return s.proxied(ctx) })
-		// A coupon stays locked while the commit of another instance's claim hangs.
-		if sqlState(err) == pgerrcode.LockNotAvailable {
-			s.doubted()
-		}
-		return f
+		return failed(err, executed, func() bool { return s.proxied(ctx) })
 	}
 	if inDoubt {
-		s.doubted()
 		return &failure{cause: errInDoubt}
 	}
 	return nil

@@ -7,11 +7,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 )
 
-// probeSQL commits a record of the write-ahead log that nobody reads.
-const probeSQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '')`
+// inquirySQL commits a record of the write-ahead log that nobody reads.
+const inquirySQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '')`
 
 // commits tells whether commits come back. A server whose synchronous standbys are
 // gone, or whose disk hangs, goes on to answer whatever it can read; so once a call
@@ -28,6 +29,9 @@ type commits struct {
 	mu      sync.Mutex
 	doubt   bool
 	inquiry *inquiry // under way; nil: there is none
+
+	closing context.Context //nolint:containedctx // ends with Close, for the inquiry that waits for its commit
+	close   context.CancelFunc
 }
 
 // inquiry finds out whether commits come back.
@@ -77,7 +81,7 @@ const commitsDoNotComeBack = "the database answers, but its commits do not come 
 // commitSomething is the work of an inquiry. A server that does not even answer is
 // given up soon, as another one may do by then; one that commits is waited for.
 func (s *Store) commitSomething(i *inquiry) *notReadyError {
-	ctx, cancel := context.WithTimeout(s.closing, readyTimeout)
+	ctx, cancel := context.WithTimeout(s.commits.closing, readyTimeout)
 	defer cancel()
 	conn, err := s.watch.Acquire(ctx)
 	if err != nil {
@@ -89,7 +93,7 @@ func (s *Store) commitSomething(i *inquiry) *notReadyError {
 	}
 	i.sent.Store(true)
 	w := wireOf(conn.Conn())
-	_, err = conn.Exec(s.closing, probeSQL)
+	_, err = conn.Exec(s.commits.closing, inquirySQL)
 	if err == nil && w.inDoubt {
 		err = errInDoubt
 	}
@@ -112,25 +116,49 @@ func (i *inquiry) await(ctx context.Context) *notReadyError {
 	return &notReadyError{"the database does not answer", context.Cause(ctx)}
 }
 
-// commit is try for a call that commits something. It waits for the inquiry that is
-// under way; when that takes too long, the call is not sent.
+// commit is try for a call that commits something, and has it looked into when that
+// does not come back. While an inquiry is under way it waits; when that takes too
+// long, the call is not sent.
 func (s *Store) commit(ctx context.Context, coupon string, patience bool, call call) *failure {
-	if i := s.commits.underWay(); i != nil {
-		bounded, cancel := context.WithDeadline(ctx, i.began.Add(readyTimeout))
-		defer cancel()
-		select {
-		case <-i.ended:
-		case <-bounded.Done():
+	for {
+		if i := s.commits.underWay(); i != nil && !i.over(ctx) {
 			return notSent(errNotSent)
 		}
-	}
-	return s.try(ctx, coupon, patience, func(ctx context.Context, conn *pgx.Conn) error {
-		// It began while we waited for the connection: perhaps that of a call given up.
-		if s.commits.underWay() != nil {
-			return errNotSent
+		f := s.try(ctx, coupon, patience, func(ctx context.Context, conn *pgx.Conn) error {
+			// One that began while we waited for the connection: perhaps that of a call given up.
+			if s.commits.underWay() != nil {
+				return errNotSent
+			}
+			err := call(ctx, conn)
+			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				s.doubted() // before its connection's place in the pool is somebody else's
+			}
+			return err
+		})
+		switch {
+		case f == nil:
+			return nil
+		case errors.Is(f.cause, errNotSent):
+			continue
+		// A coupon stays locked while the commit of another instance's claim hangs.
+		case sqlState(f.cause) == pgerrcode.LockNotAvailable, errors.Is(f.cause, errInDoubt):
+			s.doubted()
 		}
-		return call(ctx, conn)
-	})
+		return f
+	}
+}
+
+// over waits until the inquiry has ended, as long as it may keep calls waiting; false:
+// that was not long enough.
+func (i *inquiry) over(ctx context.Context) bool {
+	bounded, cancel := context.WithDeadline(ctx, i.began.Add(readyTimeout))
+	defer cancel()
+	select {
+	case <-i.ended:
+		return true
+	case <-bounded.Done():
+		return false
+	}
 }
 
 // underWay is the inquiry under way; nil: there is none.

@@ -43,7 +43,7 @@ func (s *stand) loseStandby(t *testing.T) {
 		committed := make(chan struct{})
 		go func() {
 			defer close(committed)
-			_, _ = probe.Exec(t.Context(), probeSQL)
+			_, _ = probe.Exec(t.Context(), inquirySQL)
 		}()
 		for {
 			tag, err := s.owner.Exec(t.Context(), cancelWaiting)
@@ -243,5 +243,48 @@ func TestCloseWhileAnInquiryWaits(t *testing.T) {
 	case <-closed:
 	case <-time.After(time.Minute):
 		t.Fatal("Close waits for a commit that does not come back")
+	}
+}
+
+// A reader who leaves, or whose read takes too long, says nothing of commits: claims do not wait for an inquiry.
+func TestReadsRaiseNoDoubt(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, func(cfg *Config) { cfg.ClaimTimeout = time.Second })
+	s.fill(t, "big", 3*pageSize, 2*pageSize)
+	s.create(t, "c", 1)
+	wantReady(t, s.Store)
+	coupon, found, err := s.Coupon(t.Context(), "big")
+	if err != nil || !found {
+		t.Fatal(found, err)
+	}
+
+	// Whoever reads now waits for the lock, until he has had enough.
+	tx, err := s.owner.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "lock table public.claims"); err != nil {
+		t.Fatal(err)
+	}
+	for _, patience := range []time.Duration{100 * time.Millisecond, time.Minute} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		for _, err := range coupon.Claimers(ctx) {
+			if err == nil {
+				t.Errorf("with a patience of %v: a page, although the table is locked", patience)
+			}
+			break
+		}
+		cancel()
+	}
+	s.commits.mu.Lock()
+	if s.commits.inquiry != nil || s.commits.doubt {
+		t.Error("a read has raised a doubt about commits")
+	}
+	s.commits.mu.Unlock()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
+		t.Errorf("%q, %v", status, err)
 	}
 }

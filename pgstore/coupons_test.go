@@ -310,39 +310,37 @@ func TestReadersLeaveConnectionsToClaims(t *testing.T) {
 	readers.Wait()
 }
 
-// A big read rests after each page for as long as the page took, while claims are under way, and only then.
+// A big read rests between two pages for as long as the last one took, while claims are under way, and only then.
 func TestBigReadGivesWay(t *testing.T) {
 	t.Parallel()
 	const pages, each = 5, 10 * time.Millisecond
-	slow := func(yield func([]string, error) bool) {
-		for range pages {
-			time.Sleep(each)
-			if !yield([]string{"user"}, nil) {
-				return
-			}
-		}
-	}
 	for _, c := range []struct {
 		name string
 		busy bool
 		want time.Duration
 	}{
-		{"nobody claims", false, pages * (each + time.Hour)},
-		{"claims are under way", true, pages * (2*each + time.Hour)},
+		{"nobody claims", false, pages * each},
+		{"claims are under way", true, (2*pages - 1) * each},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				began, got := time.Now(), 0
-				for _, err := range giveWay(t.Context(), func() bool { return c.busy }, slow) {
+				upto, began := 0, time.Now()
+				for _, err := range givingWay(t.Context(), func() bool { return c.busy }, pages*pageSize-1, func(from, to int) ([]string, error) {
+					if from != upto || to-from > pageSize {
+						t.Errorf("a page from %d to %d, after %d", from, to, upto)
+					}
+					upto = to
+					time.Sleep(each)
+					return nil, nil
+				}) {
 					if err != nil {
 						t.Error(err)
 					}
-					got++
 					time.Sleep(time.Hour) // a slow reader is no work to rest from
 				}
-				if took := time.Since(began); got != pages || took != c.want {
-					t.Errorf("%d pages in %v; want %d in %v", got, took, pages, c.want)
+				if took := time.Since(began) - pages*time.Hour; upto != pages*pageSize-1 || took != c.want {
+					t.Errorf("%d claimers in %v; want %d in %v", upto, took, pages*pageSize-1, c.want)
 				}
 			})
 		})
@@ -355,11 +353,11 @@ func TestBigReadGivesWay(t *testing.T) {
 			defer cancel()
 			began := time.Now()
 			var last error
-			for _, err := range giveWay(ctx, func() bool { return true }, func(yield func([]string, error) bool) {
-				time.Sleep(each)
-				if yield(nil, nil) {
-					yield(nil, ctx.Err())
+			for _, err := range givingWay(ctx, func() bool { return true }, 2*pageSize, func(int, int) ([]string, error) {
+				if ctx.Err() == nil {
+					time.Sleep(each)
 				}
+				return nil, ctx.Err()
 			}) {
 				last = err
 			}

@@ -23,7 +23,8 @@ type failure struct {
 	fault bool
 }
 
-// notSent is the failure to get a connection.
+// notSent is the failure of a call that was not sent: there was no connection for it, its
+// shard is away, or commits do not come back.
 func notSent(err error) *failure {
 	return &failure{cause: err, surely: true}
 }
@@ -34,7 +35,7 @@ func notSent(err error) *failure {
 func failed(err error, executed bool, proxied func() bool) *failure {
 	f := &failure{
 		cause:  err,
-		surely: !executed || pgconn.SafeToRetry(err) || errors.Is(err, errNotSent), // the last two were never written to the connection
+		surely: !executed || pgconn.SafeToRetry(err), // the latter was never written to the connection
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		f.surely = f.surely || provesRollback(pgErr) && !proxied()

@@ -79,7 +79,7 @@ type Store struct {
 	shards shards
 
 	commits commits
-	closing context.Context //nolint:containedctx // ends with Close, for what waits on behalf of nobody
+	closing context.Context //nolint:containedctx // ends with Close, for the questions to the shards
 	close   context.CancelFunc
 }
 
@@ -110,6 +110,7 @@ func Open(cfg Config) (*Store, error) {
 		schemaVersion: cfg.SchemaVersion,
 	}
 	s.closing, s.close = context.WithCancel(context.Background())
+	s.commits.closing, s.commits.close = context.WithCancel(context.Background())
 	s.lanes = newLanes(cfg.ClaimLanes, cfg.ClaimQueue, cfg.ClaimTimeout, s.send)
 	s.reads.read = s.readCoupon
 	s.reads.timeout = cfg.ClaimTimeout
@@ -167,6 +168,7 @@ func (s *Store) Close() {
 	s.close()
 	s.shards.ended.Wait()
 	s.lanes.close()
+	s.commits.close() // not before: it keeps claims from a server whose commits hang
 	s.pool.Close()
 	s.watch.Close()
 }
