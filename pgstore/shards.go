@@ -37,7 +37,9 @@ const (
 const mostSilent = 8
 
 // questionPause is between two rounds of questions; after questionPatience a shard is
-// away. Together they are less than the first try of a call takes (connect.go).
+// away. Together that is 0.3 T, and the first try of a call whose claims queued for a third
+// of T takes longer still (firstTry): when it fails, it is known that the shard is away, and
+// the second is not sent.
 func questionPause(claim time.Duration) time.Duration    { return max(claim/10, 50*time.Millisecond) }
 func questionPatience(claim time.Duration) time.Duration { return claim / 5 }
 
@@ -50,7 +52,7 @@ type Shard struct {
 // shards is what is known of the servers behind a proxy.
 type shards struct {
 	config *pgxpool.Config // of the connections for questions
-	ended  sync.WaitGroup  // the goroutine that asks
+	ended  sync.WaitGroup  // the goroutine that asks, and each question
 
 	mu      sync.Mutex
 	numbers []int            // by partition; nil: there is no proxy, or no map yet
@@ -90,9 +92,10 @@ func (s *Store) watchShards() {
 		return
 	}
 	defer pool.Close() // waits for the questions, which end with s.closing
+	places := make(chan struct{}, mostSilent)
 	var said error
 	for {
-		err := s.askShards(pool)
+		err := s.askShards(pool, places)
 		if err != nil && said == nil && s.closing.Err() == nil {
 			s.log.Warn().Err(err).Msg("the proxy does not tell which shards it has")
 		}
@@ -129,13 +132,18 @@ func (s *Store) pause() bool {
 	}
 }
 
-// askShards is one round: it reads the proxy's map and asks each shard that owes no answer.
-func (s *Store) askShards(pool *pgxpool.Pool) error {
-	patience := questionPatience(s.timeout)
-	ctx, cancel := context.WithTimeout(s.closing, patience)
+// askShards is one round: it reads the proxy's map and puts the question to each shard that
+// owes no answer. It does not wait for the answers, only for a place where all are taken.
+func (s *Store) askShards(pool *pgxpool.Pool, places chan struct{}) error {
+	conn, err := pool.Acquire(s.closing)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(s.closing, questionPatience(s.timeout))
 	defer cancel()
 	var numbers []int
-	err := pool.QueryRow(ctx, shardsSQL).Scan(&numbers)
+	err = conn.QueryRow(ctx, shardsSQL).Scan(&numbers)
+	conn.Release()
 	switch {
 	case isNotInstalled(sqlState(err)):
 		return fmt.Errorf("run coupond migrate --proxy: %w", err)
@@ -147,17 +155,14 @@ func (s *Store) askShards(pool *pgxpool.Pool) error {
 	s.takeMap(numbers)
 
 	for partition, number := range numbers {
-		if partition != number {
+		if partition != number || s.owes(number) {
 			continue // each shard is asked once
 		}
-		f, ended := s.askShard(pool, number)
-		if f == nil {
-			continue
-		}
 		select {
-		case <-ended:
-		case <-time.After(patience):
-			s.unanswered(f)
+		case places <- struct{}{}:
+			s.askShard(pool, places, number)
+		case <-ctx.Done():
+			return nil // so many are silent
 		}
 	}
 	return nil
@@ -197,42 +202,68 @@ func (s *Store) takeMap(numbers []int) {
 	s.log.Info().Int("partitions", len(numbers)).Int("shards", len(s.shards.found)).Msg("behind the proxy")
 }
 
-// askShard puts the question to a shard, unless it owes an answer, or too many others do:
-// then it returns nil. The channel is closed when the question has ended, one way or another.
-func (s *Store) askShard(pool *pgxpool.Pool, number int) (*finding, <-chan struct{}) {
+// owes: the question to a shard is under way.
+func (s *Store) owes(number int) bool {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	owing := 0
-	for _, other := range s.shards.found {
-		if other.giveUp != nil {
-			owing++
-		}
-	}
+	return s.shards.found[number].giveUp != nil
+}
+
+// askShard puts the question to a shard. When it has ended, one way or another, its place
+// is free again.
+func (s *Store) askShard(pool *pgxpool.Pool, places chan struct{}, number int) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
 	f := s.shards.found[number]
-	if f.giveUp != nil || owing == mostSilent {
-		return nil, nil
-	}
-	ctx, cancel := context.WithTimeout(s.closing, s.timeout)
+	ctx, cancel := context.WithCancel(s.closing)
 	f.giveUp = cancel
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
+	s.shards.ended.Go(func() {
+		defer func() { <-places }()
+		defer s.owesNoMore(f)
 		defer cancel()
-		var version int32
-		err := pool.QueryRow(ctx, shardVersionSQL, number).Scan(&version)
-		if sqlState(err) != "" { // PL/Proxy may have met the connection that a restart had broken
-			err = pool.QueryRow(ctx, shardVersionSQL, number).Scan(&version)
+		conn, err := pool.Acquire(ctx)
+		if err != nil {
+			return // that tells of the proxy, and the map cannot be read either
 		}
-		s.answered(f, version, err)
+		defer conn.Release()
+		s.question(ctx, conn, f)
+	})
+}
+
+func (s *Store) owesNoMore(f *finding) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	f.giveUp = nil
+}
+
+// question asks a shard, and notes how it is. The time that it has begins here: however long
+// a connection to the proxy took, that is not the shard's doing.
+func (s *Store) question(ctx context.Context, conn *pgxpool.Conn, f *finding) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	var version int32
+	ended := make(chan error, 1)
+	go func() {
+		err := conn.QueryRow(ctx, shardVersionSQL, f.Number).Scan(&version)
+		if sqlState(err) != "" { // PL/Proxy may have met the connection that a restart had broken
+			err = conn.QueryRow(ctx, shardVersionSQL, f.Number).Scan(&version)
+		}
+		ended <- err
 	}()
-	return f, ended
+	var err error
+	select {
+	case err = <-ended:
+	case <-time.After(questionPatience(s.timeout)):
+		s.unanswered(f)
+		err = <-ended
+	}
+	s.answered(f, version, err)
 }
 
 // answered notes how the question to a shard ended.
 func (s *Store) answered(f *finding, version int32, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	f.giveUp = nil
 	pgErr, refused := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case err == nil && version < s.schemaVersion:
@@ -249,9 +280,7 @@ func (s *Store) answered(f *finding, version int32, err error) {
 func (s *Store) unanswered(f *finding) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	if f.giveUp != nil {
-		s.find(f, "it does not answer", context.DeadlineExceeded)
-	}
+	s.find(f, "it does not answer", context.DeadlineExceeded)
 }
 
 // find notes how a shard is, and what is wrong; when it is away, as the cause says, its
