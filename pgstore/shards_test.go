@@ -39,10 +39,10 @@ func TestQuestionsFit(t *testing.T) {
 	for _, claim := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		sent := time.Now()
 		left, cancel := context.WithDeadline(t.Context(), sent.Add(claim-claim/3))
-		defer cancel()
-		try, cancel := firstTry(left)
-		defer cancel()
+		try, cancelTry := firstTry(left)
 		ends, _ := try.Deadline()
+		cancelTry()
+		cancel()
 		if found, took := questionPause(claim)+questionPatience(claim), ends.Sub(sent); found >= took {
 			t.Errorf("of %v: a silent shard is found after %v, and the first try ends after %v", claim, found, took)
 		}
