@@ -249,7 +249,8 @@ func TestCloseWhileAnInquiryWaits(t *testing.T) {
 // A reader who leaves, or whose read takes too long, says nothing of commits: claims do not wait for an inquiry.
 func TestReadsRaiseNoDoubt(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.ClaimTimeout = time.Second })
+	url := startServer(t).New(t).URL
+	s := standOn(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = time.Second })
 	s.fill(t, "big", 3*pageSize, 2*pageSize)
 	s.create(t, "c", 1)
 	wantReady(t, s.Store)
@@ -258,7 +259,8 @@ func TestReadsRaiseNoDoubt(t *testing.T) {
 		t.Fatal(found, err)
 	}
 
-	// Whoever reads now waits for the lock, until he has had enough.
+	// An inquiry would not end. Whoever reads waits for the lock, until he has had enough.
+	s.loseStandby(t)
 	tx, err := s.owner.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -284,6 +286,7 @@ func TestReadsRaiseNoDoubt(t *testing.T) {
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	s.wantStandby(t, "")
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
 		t.Errorf("%q, %v", status, err)
 	}
