@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"iter"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -304,24 +306,43 @@ func (l *lane) forgetLeft() {
 	l.queue, l.left = staying, 0
 }
 
-// busy: claims are under way.
-func (ls *lanes) busy() bool {
-	ls.grouping.Lock()
-	defer ls.grouping.Unlock()
-	for _, g := range ls.groups {
-		for i := range g {
-			if g[i].isBusy() {
-				return true
+// all yields the lanes with their names: a number, behind a proxy after the shard's (16/0).
+func (ls *lanes) all() iter.Seq2[string, *lane] {
+	return func(yield func(string, *lane) bool) {
+		ls.grouping.Lock()
+		defer ls.grouping.Unlock()
+		for shard, g := range ls.groups {
+			for i := range g {
+				name := strconv.Itoa(i)
+				if len(*ls.partitions.Load()) > 1 {
+					name = strconv.Itoa(shard) + "/" + name
+				}
+				if !yield(name, &g[i]) {
+					return
+				}
 			}
 		}
 	}
-	return false
 }
 
-func (l *lane) isBusy() bool {
+// load is what a lane has to do: claims that wait, and calls in flight.
+func (l *lane) load() (waiting, inFlight int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.busy
+	if l.busy {
+		inFlight = 1
+	}
+	return len(l.queue) - l.left, inFlight
+}
+
+// busy: claims are under way.
+func (ls *lanes) busy() bool {
+	for _, l := range ls.all() {
+		if _, inFlight := l.load(); inFlight > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // setAway answers err to all who queue for a shard and to whoever comes: none of them is
@@ -362,13 +383,9 @@ func (ls *lanes) whyAway(coupon string) error {
 
 // close refuses new claims and returns when all who wait have been answered.
 func (ls *lanes) close() {
-	ls.grouping.Lock()
-	for _, g := range ls.groups {
-		for i := range g {
-			g[i].close()
-		}
+	for _, l := range ls.all() {
+		l.close()
 	}
-	ls.grouping.Unlock()
 	ls.running.Wait()
 }
 

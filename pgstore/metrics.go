@@ -242,32 +242,3 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.slow, m.crowd, m.duration, m.failures}
 }
-
-// all yields the lanes with their names: a number, behind a proxy after the shard's (16/0).
-func (ls *lanes) all() iter.Seq2[string, *lane] {
-	return func(yield func(string, *lane) bool) {
-		ls.grouping.Lock()
-		defer ls.grouping.Unlock()
-		for shard, g := range ls.groups {
-			for i := range g {
-				name := strconv.Itoa(i)
-				if len(*ls.partitions.Load()) > 1 {
-					name = strconv.Itoa(shard) + "/" + name
-				}
-				if !yield(name, &g[i]) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// load is what a lane has to do: claims that wait, and calls in flight.
-func (l *lane) load() (waiting, inFlight int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.busy {
-		inFlight = 1
-	}
-	return len(l.queue) - l.left, inFlight
-}

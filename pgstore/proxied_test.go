@@ -109,6 +109,18 @@ func (s *sharded) couponsOf(t testing.TB, each int) [][]string {
 	return found
 }
 
+// sell puts coupons on sale on each shard, so many on each, with so many pieces of each.
+func (s *sharded) sell(t testing.TB, each int, amount int32) [][]string {
+	t.Helper()
+	coupons := s.couponsOf(t, each)
+	for _, coupon := range slices.Concat(coupons...) {
+		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	return coupons
+}
+
 // claims counts the claims of a coupon on a shard, and wants its books to be right.
 func (s *sharded) claims(t *testing.T, shard int, coupon string) (count int) {
 	t.Helper()
@@ -190,12 +202,7 @@ func TestSaleThroughAProxy(t *testing.T) {
 func TestDeadShard(t *testing.T) {
 	t.Parallel()
 	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
-	coupons := s.couponsOf(t, 2)
-	for _, coupon := range slices.Concat(coupons...) {
-		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
-			t.Fatal(status, err)
-		}
-	}
+	coupons := s.sell(t, 2, 100)
 	mixed := func(round string) []*claim {
 		return crowd(round, coupons[0][0], round, coupons[1][0], round, coupons[0][1], round, coupons[1][1])
 	}
@@ -306,12 +313,7 @@ func TestCouponOnTheMove(t *testing.T) {
 func TestLockedOnAShard(t *testing.T) {
 	t.Parallel()
 	s := newSharded(t, 2)
-	coupons := s.couponsOf(t, 1)
-	for _, coupon := range slices.Concat(coupons...) {
-		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
-			t.Fatal(status, err)
-		}
-	}
+	coupons := s.sell(t, 1, 100)
 	holder := connect(t, s.urls[1])
 	if _, err := holder.Exec(t.Context(), `begin`); err != nil {
 		t.Fatal(err)
@@ -380,12 +382,7 @@ func TestRolesOfAProxy(t *testing.T) {
 func TestSilentShard(t *testing.T) {
 	t.Parallel()
 	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
-	coupons := s.couponsOf(t, 1)
-	for _, coupon := range slices.Concat(coupons...) {
-		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
-			t.Fatal(status, err)
-		}
-	}
+	coupons := s.sell(t, 1, 100)
 	s.silence(t, 1)
 
 	start := time.Now()

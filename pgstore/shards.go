@@ -194,8 +194,10 @@ func (s *Store) takeMap(numbers []int) {
 		s.lanes.setAway(number, nil)
 	}
 	s.shards.numbers, s.shards.found = numbers, make(map[int]*finding)
-	for _, number := range numbers {
-		s.shards.found[number] = &finding{Shard: Shard{Number: number}}
+	for partition, number := range numbers {
+		if partition == number {
+			s.shards.found[number] = &finding{Shard: Shard{Number: number}}
+		}
 	}
 	s.lanes.regroup(numbers)
 	s.askers.Store(askers(cap(s.readers), s.lanes.count*len(s.shards.found)))

@@ -99,12 +99,7 @@ func (s *sharded) silence(t *testing.T, shard int) (resume func()) {
 func TestShardsAway(t *testing.T) {
 	t.Parallel()
 	s := newSharded(t, 4, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
-	coupons := s.couponsOf(t, 2)
-	for _, coupon := range slices.Concat(coupons...) {
-		if status, err := s.CreateCoupon(t.Context(), coupon, 1_000_000); status != Created {
-			t.Fatal(status, err)
-		}
-	}
+	coupons := s.sell(t, 2, 1_000_000)
 	s.wantShards(t, 4, nil)
 	const dead, silent = 1, 2
 	if err := s.shards[dead].Kill(); err != nil {
@@ -345,12 +340,7 @@ func TestSaleThroughAnOlderProxy(t *testing.T) {
 	eventually(t, "that is logged", func() bool { return len(log.with(t, message)) > 0 })
 
 	const amount, users = 5, 40
-	coupons := s.couponsOf(t, 3)
-	for _, coupon := range slices.Concat(coupons...) {
-		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != Created {
-			t.Fatal(status, err)
-		}
-	}
+	coupons := s.sell(t, 3, amount)
 	var crowd sync.WaitGroup
 	for user := range users {
 		crowd.Go(func() {
@@ -382,12 +372,7 @@ func TestSaleThroughAnOlderProxy(t *testing.T) {
 func TestLabelThatTheProxyLacks(t *testing.T) {
 	t.Parallel()
 	s := newSharded(t, 2)
-	coupons := s.couponsOf(t, 1)
-	for _, coupon := range slices.Concat(coupons...) {
-		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
-			t.Fatal(status, err)
-		}
-	}
+	coupons := s.sell(t, 1, 100)
 	shard := connect(t, s.urls[1])
 	for _, sql := range []string{
 		`alter type public.claim_status add value 'not_yet'`,

@@ -36,8 +36,8 @@ type Config struct {
 	// URL is the connection string, password included: a URL or keyword=value.
 	URL string
 	// MaxConns bounds the connections of the store, 1 or more. From 2 on, one of
-	// them is kept for Ready. Behind a proxy there is one more that asks the shards, and one
-	// for each that owes an answer, 8 at the most.
+	// them is kept for Ready. Behind a proxy there is one more that reads its map, and
+	// one to ask each shard, 8 at the most.
 	MaxConns int32
 	// ClaimLanes is the number of calls of claims in flight at once, 1 or more; behind a
 	// proxy, for each of its shards.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -111,14 +112,15 @@ func prepareShards(ctx context.Context, r *race) (func() error, error) {
 			return tidy, err
 		}
 	}
+	password := rand.Text() // the proxy's on the shards
 	for name, shards := range map[string][]*localpg.Server{oneShard: {m.postgres}, fourShards: four} {
 		for i, shard := range shards {
-			if err := makeShard(ctx, shard, i, len(shards)); err != nil {
+			if err := makeShard(ctx, shard, password, i, len(shards)); err != nil {
 				return tidy, err
 			}
 		}
 		database := "before_" + strconv.Itoa(len(shards))
-		if err := makeProxy(ctx, proxy, database, shards); err != nil {
+		if err := makeProxy(ctx, proxy, password, database, shards); err != nil {
 			return tidy, err
 		}
 		s.open(name, site{url: proxy.URL(database), database: shards, proxies: []*localpg.Server{proxy}})
@@ -126,11 +128,8 @@ func prepareShards(ctx context.Context, r *race) (func() error, error) {
 	return tidy, nil
 }
 
-// proxyPassword is that of the proxy on the shards, which live as long as the race.
-const proxyPassword = "of the race"
-
 // makeShard makes the database of shard i of so many, as deploy/shards/shard.sql does but for the time-outs.
-func makeShard(ctx context.Context, server *localpg.Server, i, of int) error {
+func makeShard(ctx context.Context, server *localpg.Server, password string, i, of int) error {
 	conn, err := createOn(ctx, server, "shard")
 	if err != nil {
 		return err
@@ -139,12 +138,12 @@ func makeShard(ctx context.Context, server *localpg.Server, i, of int) error {
 		create role coupon_proxy_login login password '%s' in role coupon_service;
 		insert into public.shard (partitions, owned)
 		select %d, array_agg(p)
-		from generate_series(%d, %[2]d - 1, %[4]d) as p`, proxyPassword, partitions, i, of))
+		from generate_series(%d, %[2]d - 1, %[4]d) as p`, password, partitions, i, of))
 	return errors.Join(err, conn.Close(ctx))
 }
 
 // makeProxy makes a database that is a proxy before the shards.
-func makeProxy(ctx context.Context, server *localpg.Server, database string, shards []*localpg.Server) error {
+func makeProxy(ctx context.Context, server *localpg.Server, password, database string, shards []*localpg.Server) error {
 	conn, err := newDatabase(ctx, server, database)
 	if err != nil {
 		return err
@@ -161,7 +160,7 @@ func makeProxy(ctx context.Context, server *localpg.Server, database string, sha
 		create server coupons foreign data wrapper plproxy options (%s);
 		grant usage on foreign server coupons to coupon_proxy;
 		create user mapping for coupon_proxy server coupons options (user 'coupon_proxy_login', password '%s')`,
-		strings.Join(options, ", "), proxyPassword))
+		strings.Join(options, ", "), password))
 	return err
 }
 
