@@ -94,10 +94,11 @@ examples: ## Build, vet, test and run _examples: curl (needs jq) and a Go client
 mutants: ## Plant bugs, one at a time, and want each caught by the test named for it (four minutes); the table goes to docs/mutants.md
 	@$(GO) run ./bench/mutants $(ARGS)
 
-# How long each of them is fuzzed.
-FUZZTIME ?= 10s
+# How much each of them is fuzzed: a number of inputs, some ten seconds of it. With a time, Go before 1.27 now and then
+# reports its own end as a failure, "context deadline exceeded" (go.dev/issue/75804).
+FUZZTIME ?= 10000x
 .PHONY: fuzz
-fuzz: ## Fuzz bodies, names, paths and headers through the whole handler, 10 s each; make fuzz FUZZTIME=5m
+fuzz: ## Fuzz bodies, names, paths and headers through the whole handler, 10,000 inputs each; make fuzz FUZZTIME=1000000x
 	@targets=$$($(GO) test -list '^Fuzz' ./api | grep '^Fuzz') && for target in $$targets; do \
 		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./api || exit 1; done
 
