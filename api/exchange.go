@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -138,7 +139,7 @@ const statusClientGone = 499
 
 // writeLog writes the line of the exchange.
 func (x *exchange) writeLog(took time.Duration, stack []byte) {
-	route := x.request.Pattern
+	route := cmp.Or(x.request.Pattern, unroutedRoute) // the metrics' word for it
 	level := zerolog.InfoLevel
 	switch {
 	case route == pathHealth || route == pathLive || route == pathMetrics && x.status == http.StatusOK:

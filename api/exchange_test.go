@@ -105,8 +105,8 @@ func TestAccessLog(t *testing.T) {
 		{"GET /api/coupons/claim", "", "info", "/api/coupons/{name}", 404, false},
 		{"HEAD /api/coupons/sale", "", "info", "/api/coupons/{name}", 200, true},
 		{"HEAD /api/coupons/none", "", "info", "/api/coupons/{name}", 404, true},
-		{"GET /nothing", "", "info", "", 404, false},
-		{"DELETE /api/coupons", "", "info", "", 405, false},
+		{"GET /nothing", "", "info", "none", 404, false},
+		{"DELETE /api/coupons", "", "info", "none", 405, false},
 		{"GET /health", "", "debug", "/health", 503, false},
 		{"GET /health/live", "", "debug", "/health/live", 200, false},
 	} {
