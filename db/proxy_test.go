@@ -38,13 +38,13 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 		where p.pronamespace = 'public'::regnamespace
 		  and has_function_privilege('coupon_service', p.oid, 'execute')
 		order by 1`
-	own := []string{"coupon_shard_version(p_partition integer) integer", "coupon_shards() integer[]"}
+	own := []string{"coupon_shard_commit(p_partition integer) pg_lsn", "coupon_shard_version(p_partition integer) integer", "coupon_shards() integer[]"}
 	equal(t, "signatures", slices.DeleteFunc(list[string](proxy, signatures), func(s string) bool { return slices.Contains(own, s) }),
 		list[string](single, signatures))
 	equal(t, "functions there are", list[string](proxy, "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"),
 		[]string{
 			"claim_batch", "claim_coupon", "claim_coupons", "coupon_claimers", "coupon_schema_version",
-			"coupon_shard_version", "coupon_shards", "create_coupon", "get_coupon",
+			"coupon_shard_commit", "coupon_shard_version", "coupon_shards", "create_coupon", "get_coupon",
 		})
 	for _, enum := range []string{"claim_status", "create_status"} {
 		labels := "select unnest(enum_range(null::public." + enum + "))::text"

@@ -45,9 +45,13 @@ type inquiry struct {
 // errNotSent is why a call is not sent while commits do not come back.
 var errNotSent = errors.New("not sent: commits do not come back")
 
-// doubted notes that a call was sent and not answered in time, or that its commit
-// did not wait for the standby, and has that looked into.
-func (s *Store) doubted() {
+// doubted notes that a call for coupon was sent and not answered in time, or that its
+// commit did not wait for the standby, and has that looked into; behind a proxy, on the
+// shard that has the coupon (shards.go).
+func (s *Store) doubted(coupon string) {
+	if s.shards.doubted(coupon) {
+		return
+	}
 	s.commits.mu.Lock()
 	s.commits.doubt = true
 	s.commits.mu.Unlock()
@@ -75,8 +79,8 @@ func (s *Store) inquire() *inquiry {
 	return i
 }
 
-const commitsDoNotComeBack = "the database answers, but its commits do not come back:" +
-	" it waits for a synchronous standby, or for its disk"
+// commitsDoNotComeBack is said of the database, or of a shard.
+const commitsDoNotComeBack = "answers, but its commits do not come back: it waits for a synchronous standby, or for its disk"
 
 // commitSomething is the work of an inquiry. A server that does not even answer is
 // given up soon, as another one may do by then; one that commits is waited for.
@@ -98,7 +102,7 @@ func (s *Store) commitSomething(i *inquiry) *notReadyError {
 		err = errInDoubt
 	}
 	if err != nil {
-		return &notReadyError{commitsDoNotComeBack, err}
+		return &notReadyError{"the database " + commitsDoNotComeBack, err}
 	}
 	return nil
 }
@@ -111,7 +115,7 @@ func (i *inquiry) await(ctx context.Context) *notReadyError {
 	case <-ctx.Done():
 	}
 	if i.sent.Load() {
-		return &notReadyError{commitsDoNotComeBack, context.Cause(ctx)}
+		return &notReadyError{"the database " + commitsDoNotComeBack, context.Cause(ctx)}
 	}
 	return &notReadyError{"the database does not answer", context.Cause(ctx)}
 }
@@ -120,6 +124,7 @@ func (i *inquiry) await(ctx context.Context) *notReadyError {
 // does not come back. While an inquiry is under way it waits; when that takes too
 // long, the call is not sent.
 func (s *Store) commit(ctx context.Context, coupon string, patience bool, call call) *failure {
+	s.proxied(ctx) // a proxy gets sessions of their own kind (behindProxy), from the first call on
 	for {
 		if i := s.commits.underWay(); i != nil && !i.over(ctx) {
 			return notSent(errNotSent)
@@ -131,7 +136,7 @@ func (s *Store) commit(ctx context.Context, coupon string, patience bool, call c
 			}
 			err := call(ctx, conn)
 			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				s.doubted() // before its connection's place in the pool is somebody else's
+				s.doubted(coupon) // before its connection's place in the pool is somebody else's
 			}
 			return err
 		})
@@ -142,7 +147,7 @@ func (s *Store) commit(ctx context.Context, coupon string, patience bool, call c
 			continue
 		// A coupon stays locked while the commit of another instance's claim hangs.
 		case sqlState(f.cause) == pgerrcode.LockNotAvailable, errors.Is(f.cause, errInDoubt):
-			s.doubted()
+			s.doubted(coupon)
 		}
 		return f
 	}

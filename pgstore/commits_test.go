@@ -235,7 +235,7 @@ func TestCloseWhileAnInquiryWaits(t *testing.T) {
 	url := startServer(t).New(t).URL
 	s := standOn(t, url, connect(t, url))
 	s.loseStandby(t)
-	s.doubted()
+	s.doubted("c")
 	wantReady(t, s.Store, noCommits)
 	closed := make(chan struct{})
 	go func() { s.Close(); close(closed) }()

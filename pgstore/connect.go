@@ -51,7 +51,7 @@ func firstTry(ctx context.Context) (context.Context, context.CancelFunc) {
 // Statements are prepared once a connection (pgx's default), which behind a pooler
 // of transactions wants its max_prepared_statements; default_query_exec_mode in the
 // connection string changes it.
-func parse(cfg Config, m *metrics) (*pgxpool.Config, error) {
+func parse(cfg Config, m *metrics, peer *peer) (*pgxpool.Config, error) {
 	pool, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
 		return nil, explainParseError(err)
@@ -83,6 +83,9 @@ func parse(cfg Config, m *metrics) (*pgxpool.Config, error) {
 	conn.OnPgError = keepConnection
 
 	pool.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
+		if peer.isProxy() {
+			behindProxy(cfg.RuntimeParams)
+		}
 		newWire(cfg, m)
 		return nil
 	}
@@ -98,16 +101,23 @@ func parse(cfg Config, m *metrics) (*pgxpool.Config, error) {
 	return pool, nil
 }
 
-// questions turns the configuration of the pool into that of the connections on which the
-// shards are asked. The proxy's own time-out would not end a question but, by sending a
-// cancel request to a shard that is silent, hang itself; and as each of them may wait
-// for long, the proxy is to look now and then whether anybody waits still.
-func questions(pool *pgxpool.Config) *pgxpool.Config {
-	pool = pool.Copy()
-	pool.MaxConns, pool.MinConns, pool.MinIdleConns = mostSilent+1, 0, 0
-	params := pool.ConnConfig.RuntimeParams
+// behindProxy changes the parameters of a session to those of a session of a proxy. A
+// statement_timeout there comes in the middle of what the shard does, and PL/Proxy passes it
+// on as a cancel request. From a shard that is silent nobody takes that, and the session
+// hangs. One that waits for its synchronous standby gives up the waiting, and then tells
+// everybody of a claim that no standby has. So the shard's own time-outs end what takes too
+// long, or we do, by closing the connection, and the proxy looks now and then whether
+// anybody is still there.
+func behindProxy(params map[string]string) {
 	params["statement_timeout"] = "0"
 	params["client_connection_check_interval"] = "1000"
+}
+
+// questions turns the configuration of the pool into that of the connections on which the
+// shards are asked.
+func questions(pool *pgxpool.Config) *pgxpool.Config {
+	pool = pool.Copy()
+	pool.MaxConns, pool.MinConns, pool.MinIdleConns = 2*mostSilent+1, 0, 0
 	return pool
 }
 

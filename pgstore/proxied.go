@@ -19,6 +19,11 @@ const proxiedSQL = `
 // peer is whom the store speaks to, once that is known.
 type peer struct{ known atomic.Pointer[bool] }
 
+func (p *peer) isProxy() bool {
+	known := p.known.Load()
+	return known != nil && *known
+}
+
 // proxied tells whether the server hands our calls on to shards, whose commits its
 // errors say nothing of. It is asked once, at the start or, if that is not answered yet,
 // when a call has failed in a way that would prove something: a database does not turn
@@ -31,11 +36,15 @@ func (s *Store) proxied(ctx context.Context) bool {
 	return is || err != nil
 }
 
-// askProxied asks the server, on a connection of the pool, and remembers the answer.
+// askProxied asks the server, on a connection of the pool, and remembers the answer. The
+// connections that were made before are not as a proxy's must be (behindProxy), and are
+// replaced.
 func (s *Store) askProxied(ctx context.Context, pool *pgxpool.Pool) (is bool, err error) {
 	if err := pool.QueryRow(ctx, proxiedSQL, pgx.QueryExecModeExec).Scan(&is); err != nil {
 		return false, err
 	}
-	s.peer.known.Store(&is)
+	if before := s.peer.known.Swap(&is); is && before == nil {
+		s.pool.Reset()
+	}
 	return is, nil
 }

@@ -390,6 +390,14 @@ func TestSilentShard(t *testing.T) {
 		t.Errorf("of the silent shard: %q, %v", status, err)
 	}
 	t.Logf("the silent shard's claim was answered after %v", time.Since(start))
+	admin := connect(t, s.proxy)
+	eventually(t, "the proxy gets the session of that call back, while the silence lasts", func() bool {
+		var left int
+		if err := admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity where query = $1 and state = 'active'`, claimCouponsSQL).Scan(&left); err != nil {
+			t.Fatal(err)
+		}
+		return left == 0
+	})
 	if took := time.Since(start); took > s.timeout+time.Second {
 		t.Errorf("of the silent shard: answered after %v", took)
 	}

@@ -24,16 +24,25 @@ import (
 // One that owes an answer is not asked again beside that; only after ClaimTimeout is the
 // question given up for a new one, as another server may have taken its place.
 //
+// A shard that answers questions may still not get its commits done: its synchronous
+// standbys are gone, or its disk hangs. Each call given up leaves a session behind there,
+// and one on the proxy, whose max_connections are those of all shards (commits.go). So once
+// a call did not come back, something is committed on its shard, on a connection of its own;
+// one that lets this wait is away, too. A commit is waited for as long as the shard answers
+// questions.
+//
 // Which partitions are a shard's the proxy tells, in numbers: a shard goes by the lowest of
 // its partitions. The store groups claims by that and refuses some, no more: a call that
 // goes by an old map is as exact as any other, by the proxy's own map and the shards' guard.
 const (
 	shardsSQL       = `select public.coupon_shards()`
 	shardVersionSQL = `select public.coupon_shard_version($1)`
+	shardCommitSQL  = `select public.coupon_shard_commit($1)`
 )
 
-// mostSilent is how many shards may owe an answer at once. Asking takes as many connections,
-// and one more. Of the shards beyond it nothing is found out until one of these answers.
+// mostSilent is how many shards may owe an answer at once, and how many a commit. Each takes
+// a connection, and the map one more. Of the shards beyond it nothing is found out until one
+// of these answers.
 const mostSilent = 8
 
 // questionPause is between two rounds of questions; after questionPatience a shard is
@@ -54,9 +63,10 @@ type shards struct {
 	config *pgxpool.Config // of the connections for questions
 	ended  sync.WaitGroup  // the goroutine that asks, and each question
 
-	mu      sync.Mutex
-	numbers []int            // by partition; nil: there is no proxy, or no map yet
-	found   map[int]*finding // by number
+	mu         sync.Mutex
+	numbers    []int            // by partition; nil: there is no proxy, or no map yet
+	found      map[int]*finding // by number
+	committing int              // shards that owe a commit
 }
 
 // finding is what was found of a shard.
@@ -64,6 +74,10 @@ type finding struct {
 	Shard
 	asked  bool               // only then is it known how the shard is
 	giveUp context.CancelFunc // ends the question under way; nil: it owes no answer
+
+	doubt  bool               // a call did not come back: perhaps its commits do not
+	forgo  context.CancelFunc // ends the waiting for our commit there; nil: it owes none
+	behind bool               // it owes the commit for longer than it may
 }
 
 // Shards are the servers behind the proxy as they were found last, by number; none where
@@ -158,6 +172,7 @@ func (s *Store) askShards(pool *pgxpool.Pool, places chan struct{}) error {
 		if partition != number || s.owes(number) {
 			continue // each shard is asked once
 		}
+		s.lookIntoCommits(pool, number)
 		select {
 		case places <- struct{}{}:
 			s.askShard(pool, places, number)
@@ -188,9 +203,7 @@ func (s *Store) takeMap(numbers []int) {
 		return
 	}
 	for number, f := range s.shards.found {
-		if f.giveUp != nil {
-			f.giveUp()
-		}
+		f.leave()
 		s.lanes.setAway(number, nil)
 	}
 	s.shards.numbers, s.shards.found = numbers, make(map[int]*finding)
@@ -202,6 +215,16 @@ func (s *Store) takeMap(numbers []int) {
 	s.lanes.regroup(numbers)
 	s.askers.Store(askers(cap(s.readers), s.lanes.count*len(s.shards.found)))
 	s.log.Info().Int("partitions", len(numbers)).Int("shards", len(s.shards.found)).Msg("behind the proxy")
+}
+
+// leave waits no longer for anything that the shard owes.
+func (f *finding) leave() {
+	if f.giveUp != nil {
+		f.giveUp()
+	}
+	if f.forgo != nil {
+		f.forgo()
+	}
 }
 
 // owes: the question to a shard is under way.
@@ -270,6 +293,8 @@ func (s *Store) answered(f *finding, version int32, err error) {
 	switch {
 	case err == nil && version < s.schemaVersion:
 		s.find(f, fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion), nil)
+	case err == nil && f.behind:
+		s.find(f, "it "+commitsDoNotComeBack, errNotSent)
 	case err == nil:
 		s.find(f, "", nil)
 	case refused && pgErr.SeverityUnlocalized == "ERROR":
@@ -278,11 +303,78 @@ func (s *Store) answered(f *finding, version int32, err error) {
 	// All else, a FATAL too, tells of the proxy; and who gave up has been told so before.
 }
 
-// unanswered notes that a shard owes an answer for longer than it may.
+// unanswered notes that a shard owes an answer for longer than it may. The commit that it
+// may owe as well is forgone: the server it was asked for may be no more.
 func (s *Store) unanswered(f *finding) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
+	if f.forgo != nil {
+		f.forgo()
+	}
 	s.find(f, "it does not answer", context.DeadlineExceeded)
+}
+
+// doubted notes that a call for coupon did not come back from its shard, which is looked
+// into in the next round; false: it is not known which shard that is.
+func (ss *shards) doubted(coupon string) bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.numbers == nil {
+		return false
+	}
+	partition := hashText(coupon) & uint32(len(ss.numbers)-1) //nolint:gosec // thousands at most
+	ss.found[ss.numbers[partition]].doubt = true
+	return true
+}
+
+// lookIntoCommits commits something on a shard if there is doubt, unless that is under way.
+func (s *Store) lookIntoCommits(pool *pgxpool.Pool, number int) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	f := s.shards.found[number]
+	if !f.doubt || f.forgo != nil || s.shards.committing == mostSilent {
+		return
+	}
+	s.shards.committing++
+	ctx, cancel := context.WithCancel(s.closing)
+	f.forgo = cancel
+	s.shards.ended.Go(func() {
+		err := s.commitThere(ctx, pool, f)
+		cancel()
+		s.committed(f, err)
+	})
+}
+
+// commitThere commits something on a shard that harms nobody. It waits until ctx ends, and
+// notes when that takes longer than it may.
+func (s *Store) commitThere(ctx context.Context, pool *pgxpool.Pool, f *finding) error {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	late := time.AfterFunc(questionPatience(s.timeout), func() {
+		s.shards.mu.Lock()
+		defer s.shards.mu.Unlock()
+		if f.forgo != nil && ctx.Err() == nil {
+			f.behind = true
+			s.find(f, "it "+commitsDoNotComeBack, errNotSent)
+		}
+	})
+	defer late.Stop()
+	_, err = conn.Exec(ctx, shardCommitSQL, f.Number)
+	return err
+}
+
+// committed notes that a shard owes no commit any more, as it has come back or was forgone.
+// The next answer to a question lets the claims in again.
+func (s *Store) committed(f *finding, err error) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	s.shards.committing--
+	if s.closing.Err() == nil { // else it is as it was
+		f.doubt, f.forgo, f.behind = err != nil, nil, false
+	}
 }
 
 // find notes how a shard is, and what is wrong; when it is away, as the cause says, its

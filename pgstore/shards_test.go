@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -274,6 +275,104 @@ func TestQuestionsToASilentShardAreFew(t *testing.T) {
 	eventually(t, "the proxy gets the first session back", func() bool { return !slices.Contains(sessions(`true`), waiting[0]) })
 	s.Close()
 	eventually(t, "the sessions end", func() bool { return len(sessions(`true`)) == 0 })
+}
+
+// A shard whose synchronous standbys are gone reads and does not commit: it is away like one
+// that is silent. However many come for its coupons, they leave few sessions waiting, there
+// and on the proxy, and the other shard's are claimed as if nothing were. All is well again
+// by itself.
+func TestShardWhoseCommitsDoNotComeBack(t *testing.T) {
+	t.Parallel()
+	const maxConns, clients, alone = 8, 20, 1
+	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = 2*time.Second, maxConns })
+	coupons := s.sell(t, 50, 1_000_000)
+	fresh := s.couponsOf(t, 450)[alone][50:]
+	s.wantShards(t, 2, nil)
+	shard := &stand{url: s.urls[alone], owner: connect(t, s.urls[alone])}
+	shard.loseStandby(t)
+
+	// An administrator ends the waiting: the claim is there, and on no standby.
+	told := make(chan error, 1)
+	go func() {
+		_, err := s.Claim(t.Context(), "given up", coupons[alone][1])
+		told <- err
+	}()
+	eventually(t, "a claim waits for the standby", func() bool { return shard.waitForStandby(t) > 0 })
+	shard.exec(t, cancelWaiting)
+	if err := <-told; !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("a claim that did not wait for the standby: %v", err)
+	}
+
+	// What no standby has, nobody is told of.
+	for range 3 {
+		if status, err := s.Claim(t.Context(), "first", coupons[alone][0]); err == nil {
+			t.Errorf("a claim that the standby lacks is answered %q", status)
+		}
+	}
+
+	var next, refused, unknown, neighbours atomic.Int64
+	stop := make(chan struct{})
+	var crowd sync.WaitGroup
+	end := sync.OnceFunc(func() { close(stop); crowd.Wait() })
+	defer end()
+	for client := range clients {
+		crowd.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+				at := client % 2
+				var err error
+				if n%3 == 0 && at == alone { // which needs no lane
+					_, err = s.CreateCoupon(t.Context(), fresh[next.Add(1)%int64(len(fresh))], 1)
+				} else {
+					_, err = s.Claim(t.Context(), fmt.Sprint("u", client, "-", n), coupons[at][n%len(coupons[at])])
+				}
+				switch {
+				case at != alone && err == nil:
+					neighbours.Add(1)
+				case at == alone && errors.Is(err, ErrOutcomeUnknown):
+					unknown.Add(1)
+				case at == alone && errors.Is(err, ErrUnavailable):
+					refused.Add(1)
+				default:
+					t.Errorf("of shard %d: %v", at, err)
+				}
+			}
+		})
+	}
+	time.Sleep(3 * s.timeout)
+	waiting, found := shard.waitForStandby(t), s.Shards()
+	end()
+	var busy int
+	if err := connect(t, s.proxy).QueryRow(t.Context(),
+		`select count(*) from pg_stat_activity where application_name = 'coupond' and state = 'active'`).Scan(&busy); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d calls may have been done and %d were surely not, %d of the neighbours; %d sessions wait for the standby, %d of the proxy are busy",
+		unknown.Load(), refused.Load(), neighbours.Load(), waiting, busy)
+	if waiting > maxConns || busy > maxConns {
+		t.Errorf("%d sessions wait for the standby and %d of the proxy are busy; want no more than %d", waiting, busy, maxConns)
+	}
+	if refused.Load() < 10*unknown.Load() || neighbours.Load() == 0 {
+		t.Errorf("%d may have been done, %d were surely not, %d of the neighbours; want nearly all of them not to be sent", unknown.Load(), refused.Load(), neighbours.Load())
+	}
+	if len(found) != 2 || found[0].Why != "" || !strings.Contains(found[alone].Why, noCommits) {
+		t.Errorf("the shards are %v; want the commits of the second not to come back", found)
+	}
+	wantReady(t, s.Store)
+
+	shard.wantStandby(t, "")
+	s.wantShards(t, 2, nil)
+	if status, err := s.Claim(t.Context(), "after", coupons[alone][0]); status != Claimed {
+		t.Errorf("afterwards: %q, %v", status, err)
+	}
+	eventually(t, "nothing waits any more", func() bool { return shard.waitForStandby(t) == 0 })
+	for _, coupon := range coupons[alone][:3] {
+		s.claims(t, alone, coupon)
+	}
 }
 
 // When partitions move, claims are grouped by the new map, and what was found of a shard

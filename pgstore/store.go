@@ -36,8 +36,8 @@ type Config struct {
 	// URL is the connection string, password included: a URL or keyword=value.
 	URL string
 	// MaxConns bounds the connections of the store, 1 or more. From 2 on, one of
-	// them is kept for Ready. Behind a proxy there is one more that reads its map, and
-	// one to ask each shard, 8 at the most.
+	// them is kept for Ready. Behind a proxy there is one more that reads its map, one
+	// to ask each shard, 8 at the most, and as many for those whose commits are in doubt.
 	MaxConns int32
 	// ClaimLanes is the number of calls of claims in flight at once, 1 or more; behind a
 	// proxy, for each of its shards.
@@ -96,11 +96,6 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	m := newMetrics()
-	poolConfig, err := parse(cfg, m)
-	if err != nil {
-		return nil, err
-	}
-
 	s := &Store{
 		log:           cfg.Log,
 		failures:      cfg.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Second}),
@@ -108,6 +103,10 @@ func Open(cfg Config) (*Store, error) {
 		metrics:       m,
 		timeout:       cfg.ClaimTimeout,
 		schemaVersion: cfg.SchemaVersion,
+	}
+	poolConfig, err := parse(cfg, m, &s.peer)
+	if err != nil {
+		return nil, err
 	}
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.commits.closing, s.commits.close = context.WithCancel(context.Background())

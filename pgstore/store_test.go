@@ -70,7 +70,7 @@ func TestOpenNeverShowsThePassword(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	cfg := testConfig("postgres://u@localhost/db?lock_timeout=1&statement_timeout=1&role=postgres&search_path=public")
-	pool, err := parse(cfg, newMetrics())
+	pool, err := parse(cfg, newMetrics(), new(peer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestParse(t *testing.T) {
 
 	cfg = testConfig("postgres://u@localhost/db?application_name=mine&connect_timeout=1")
 	cfg.ClaimTimeout = time.Minute
-	if pool, err = parse(cfg, newMetrics()); err != nil {
+	if pool, err = parse(cfg, newMetrics(), new(peer)); err != nil {
 		t.Fatal(err)
 	}
 	if got := pool.ConnConfig.RuntimeParams["application_name"]; got != "mine" {

@@ -118,12 +118,28 @@ as $$
   select public.coupon_schema_version();
 $$;
 
+-- A record of the shard's write-ahead log that nobody reads: it changes nothing, and its commit waits for what all commits there
+-- wait for.
+create or replace function public.coupon_shard_commit(p_partition integer)
+returns pg_lsn
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  cluster 'coupons';
+  run on p_partition;
+  select pg_catalog.pg_logical_emit_message(true, 'coupond', '');
+$$;
+
 comment on function public.coupon_schema_version() is
   'The version of the schema whose functions this proxy has. It asks no shard.';
 comment on function public.coupon_shards() is
   'For each partition, from 0 on, the shard that has it: the lowest of the partitions whose connection string is the same. It asks no shard.';
 comment on function public.coupon_shard_version(integer) is
   'On the shard that has p_partition: the version of its schema. Whoever gets an answer knows that the shard is there.';
+comment on function public.coupon_shard_commit(integer) is
+  'On the shard that has p_partition: commits something that changes nothing. Whoever gets an answer knows that commits come back there.';
 comment on function public.create_coupon(text, bigint) is
   'On the shard that owns p_coupon: creates it.';
 comment on function public.get_coupon(text) is
@@ -145,6 +161,7 @@ begin
     'public.coupon_schema_version()',
     'public.coupon_shards()',
     'public.coupon_shard_version(integer)',
+    'public.coupon_shard_commit(integer)',
     'public.create_coupon(text, bigint)',
     'public.get_coupon(text)',
     'public.coupon_claimers(text, integer, integer)',
