@@ -19,7 +19,7 @@ func forProxy(t *testing.T) *session {
 	return owner(t, dbtest.Private(t, map[string]string{"fsync": "off"}).ForProxy(t))
 }
 
-// A proxy has the functions that the service may call, with the same signatures and labels, the two that tell of its shards,
+// A proxy has the functions that the service may call, with the same signatures and labels, those that tell of its shards,
 // and nothing else.
 func TestProxyHasTheSameSignatures(t *testing.T) {
 	t.Parallel()

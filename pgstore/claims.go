@@ -120,10 +120,10 @@ func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
 type call func(context.Context, *pgx.Conn) error
 
 // try makes one call about a coupon on a connection of the pool, unless the coupon's
-// shard is away. nil: it was answered, and what it did is committed. With patience it
+// shard does not even answer. nil: it was answered, and what it did is committed. With patience it
 // waits, as long as ctx lets it, for a server that no connection can be made to.
 func (s *Store) try(ctx context.Context, coupon string, patience bool, call call) *failure {
-	if away := s.lanes.whyAway(coupon); away != nil {
+	if away := s.lanes.whyAway(coupon); away != nil && !errors.Is(away, errNotSent) {
 		return notSent(away)
 	}
 	conn, err := s.acquire(ctx, patience)

@@ -18,7 +18,8 @@ const inquirySQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '
 // gone, or whose disk hangs, goes on to answer whatever it can read; so once a call
 // that was sent did not come back, something is committed that harms nobody. Until
 // that has come back, Ready does not say that all is well, and no call is sent that
-// commits anything. Without doubt all of it costs a look.
+// commits anything. Without doubt all of it costs a look. Behind a proxy all this is each
+// shard's own affair (shards.go).
 //
 // PostgreSQL does not notice that a client has gone who waits for a synchronous
 // standby: each call given up leaves a session behind, and they would take up
@@ -49,7 +50,7 @@ var errNotSent = errors.New("not sent: commits do not come back")
 // commit did not wait for the standby, and has that looked into; behind a proxy, on the
 // shard that has the coupon (shards.go).
 func (s *Store) doubted(coupon string) {
-	if s.shards.doubted(coupon) {
+	if s.shardDoubted(coupon) {
 		return
 	}
 	s.commits.mu.Lock()
@@ -124,14 +125,17 @@ func (i *inquiry) await(ctx context.Context) *notReadyError {
 // does not come back. While an inquiry is under way it waits; when that takes too
 // long, the call is not sent.
 func (s *Store) commit(ctx context.Context, coupon string, patience bool, call call) *failure {
-	s.proxied(ctx) // a proxy gets sessions of their own kind (behindProxy), from the first call on
+	s.proxied(ctx) // the sessions of a proxy are of a kind of their own (behindProxy), from the first call on
 	for {
-		if i := s.commits.underWay(); i != nil && !i.over(ctx) {
+		if away := s.lanes.whyAway(coupon); away != nil {
+			return notSent(away)
+		}
+		if i := s.underWay(coupon); i != nil && !i.over(ctx) {
 			return notSent(errNotSent)
 		}
 		f := s.try(ctx, coupon, patience, func(ctx context.Context, conn *pgx.Conn) error {
 			// One that began while we waited for the connection: perhaps that of a call given up.
-			if s.commits.underWay() != nil {
+			if s.underWay(coupon) != nil || s.lanes.whyAway(coupon) != nil {
 				return errNotSent
 			}
 			err := call(ctx, conn)
@@ -166,7 +170,14 @@ func (i *inquiry) over(ctx context.Context) bool {
 	}
 }
 
-// underWay is the inquiry under way; nil: there is none.
+// underWay is the inquiry under way on the server that has the coupon; nil: there is none.
+func (s *Store) underWay(coupon string) *inquiry {
+	if i := s.shards.underWay(coupon); i != nil {
+		return i
+	}
+	return s.commits.underWay()
+}
+
 func (c *commits) underWay() *inquiry {
 	c.mu.Lock()
 	defer c.mu.Unlock()

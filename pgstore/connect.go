@@ -83,11 +83,16 @@ func parse(cfg Config, m *metrics, peer *peer) (*pgxpool.Config, error) {
 	conn.OnPgError = keepConnection
 
 	pool.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
-		if peer.isProxy() {
+		proxied := peer.isProxy()
+		if proxied {
 			behindProxy(cfg.RuntimeParams)
 		}
-		newWire(cfg, m)
+		newWire(cfg, m, proxied)
 		return nil
+	}
+	// Those that were made before it was known are replaced.
+	pool.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) {
+		return wireOf(conn).proxied == peer.isProxy(), nil
 	}
 	// A connection that was idle for more than a second is pinged before it carries a
 	// call (pgxpool's default), which keeps claims off connections that died
@@ -114,10 +119,12 @@ func behindProxy(params map[string]string) {
 }
 
 // questions turns the configuration of the pool into that of the connections on which the
-// shards are asked.
+// shards are asked. Whoever asks has bounds of his own: one reads the map, mostSilent
+// questions and an inquiry for each shard may be under way, and there are fewer shards than
+// what is set here.
 func questions(pool *pgxpool.Config) *pgxpool.Config {
 	pool = pool.Copy()
-	pool.MaxConns, pool.MinConns, pool.MinIdleConns = 2*mostSilent+1, 0, 0
+	pool.MaxConns, pool.MinConns, pool.MinIdleConns = 1<<17, 0, 0
 	return pool
 }
 

@@ -150,7 +150,7 @@ var (
 	descQueue = prometheus.NewDesc("coupond_lane_queue_limit",
 		"Claims that may wait in a lane (CLAIM_QUEUE); the next one is answered 503.", nil, nil)
 	descShard = prometheus.NewDesc("coupond_shard_healthy",
-		"Whether a shard behind the proxy answers and has the schema, as found a moment ago: 1 or 0. Missing without a proxy.", []string{"shard"}, nil)
+		"Whether a shard behind the proxy answers, gets its commits done and has the schema, as found a moment ago: 1 or 0. Missing without a proxy.", []string{"shard"}, nil)
 	descReady = prometheus.NewDesc("coupond_database_ready",
 		"Whether claims could be made when somebody last asked (GET /health): 1 or 0. Missing until then.", nil, nil)
 	descSchema = prometheus.NewDesc("coupond_schema_version",

@@ -25,9 +25,9 @@ func (p *peer) isProxy() bool {
 }
 
 // proxied tells whether the server hands our calls on to shards, whose commits its
-// errors say nothing of. It is asked once, at the start or, if that is not answered yet,
-// when a call has failed in a way that would prove something: a database does not turn
-// into a proxy, nor back. Who cannot be asked may be one.
+// errors say nothing of. It is asked at the start and by each call that commits, until that
+// is answered once: a database does not turn into a proxy, nor back. Who cannot be asked may
+// be one.
 func (s *Store) proxied(ctx context.Context) bool {
 	if known := s.peer.known.Load(); known != nil {
 		return *known
@@ -36,15 +36,11 @@ func (s *Store) proxied(ctx context.Context) bool {
 	return is || err != nil
 }
 
-// askProxied asks the server, on a connection of the pool, and remembers the answer. The
-// connections that were made before are not as a proxy's must be (behindProxy), and are
-// replaced.
+// askProxied asks the server, on a connection of the pool, and remembers the answer.
 func (s *Store) askProxied(ctx context.Context, pool *pgxpool.Pool) (is bool, err error) {
 	if err := pool.QueryRow(ctx, proxiedSQL, pgx.QueryExecModeExec).Scan(&is); err != nil {
 		return false, err
 	}
-	if before := s.peer.known.Swap(&is); is && before == nil {
-		s.pool.Reset()
-	}
+	s.peer.known.Store(&is)
 	return is, nil
 }

@@ -15,9 +15,8 @@ import (
 // How a store behind a proxy sees the servers there.
 //
 // PL/Proxy waits for a shard as long as the shard lets it. So one that is silent, and not
-// dead, costs each call that needs it half of ClaimTimeout, and the proxy a session that it
-// cannot get back before the shard speaks again. Claims are not the ones to find that out:
-// the store asks each shard something small, again and again, on connections kept for
+// dead, costs each call that needs it half of ClaimTimeout. Claims are not the ones to find
+// that out: the store asks each shard something small, again and again, on connections kept for
 // that. A shard that has no answer is away: until it has one, its coupons are refused at
 // once and nothing is sent for them (lanes.setAway), so surely nothing was done.
 //
@@ -25,11 +24,11 @@ import (
 // question given up for a new one, as another server may have taken its place.
 //
 // A shard that answers questions may still not get its commits done: its synchronous
-// standbys are gone, or its disk hangs. Each call given up leaves a session behind there,
-// and one on the proxy, whose max_connections are those of all shards (commits.go). So once
-// a call did not come back, something is committed on its shard, on a connection of its own;
-// one that lets this wait is away, too. A commit is waited for as long as the shard answers
-// questions.
+// standbys are gone, or its disk hangs. What commits.go does for a single server is done for
+// each shard: once a call did not come back, something is committed there, nothing else that
+// commits is sent to it meanwhile, and if that takes longer than a question may, the shard is
+// away for whatever commits. It is let in again by a commit that came back, and by nothing
+// else.
 //
 // Which partitions are a shard's the proxy tells, in numbers: a shard goes by the lowest of
 // its partitions. The store groups claims by that and refuses some, no more: a call that
@@ -40,9 +39,8 @@ const (
 	shardCommitSQL  = `select public.coupon_shard_commit($1)`
 )
 
-// mostSilent is how many shards may owe an answer at once, and how many a commit. Each takes
-// a connection, and the map one more. Of the shards beyond it nothing is found out until one
-// of these answers.
+// mostSilent is how many shards may owe an answer at once. Asking takes as many connections,
+// and one more. Of the shards beyond it nothing is found out until one of these answers.
 const mostSilent = 8
 
 // questionPause is between two rounds of questions; after questionPatience a shard is
@@ -61,23 +59,25 @@ type Shard struct {
 // shards is what is known of the servers behind a proxy.
 type shards struct {
 	config *pgxpool.Config // of the connections for questions
-	ended  sync.WaitGroup  // the goroutine that asks, and each question
+	ended  sync.WaitGroup  // the goroutine that asks, each question and each inquiry
 
-	mu         sync.Mutex
-	numbers    []int            // by partition; nil: there is no proxy, or no map yet
-	found      map[int]*finding // by number
-	committing int              // shards that owe a commit
+	mu      sync.Mutex
+	pool    *pgxpool.Pool    // the connections for questions; not before there is a proxy
+	numbers []int            // by partition; nil: there is no proxy, or no map yet
+	found   map[int]*finding // by number
 }
 
 // finding is what was found of a shard.
 type finding struct {
 	Shard
-	asked  bool               // only then is it known how the shard is
-	giveUp context.CancelFunc // ends the question under way; nil: it owes no answer
+	asked   bool               // only then is it known how the shard is
+	refused bool               // it is away
+	giveUp  context.CancelFunc // ends the question under way; nil: it owes no answer
 
-	doubt  bool               // a call did not come back: perhaps its commits do not
-	forgo  context.CancelFunc // ends the waiting for our commit there; nil: it owes none
-	behind bool               // it owes the commit for longer than it may
+	doubt   bool               // a call did not come back: perhaps its commits do not
+	inquiry *inquiry           // under way, to find that out; nil: there is none
+	forgo   context.CancelFunc // ends it
+	behind  bool               // its commits were found not to come back, and none has since
 }
 
 // Shards are the servers behind the proxy as they were found last, by number; none where
@@ -105,7 +105,10 @@ func (s *Store) watchShards() {
 		s.log.Error().Err(err).Msg("connections for questions to the shards")
 		return
 	}
-	defer pool.Close() // waits for the questions, which end with s.closing
+	defer pool.Close() // waits for the questions and inquiries, which end with s.closing
+	s.shards.mu.Lock()
+	s.shards.pool = pool
+	s.shards.mu.Unlock()
 	places := make(chan struct{}, mostSilent)
 	var said error
 	for {
@@ -172,7 +175,6 @@ func (s *Store) askShards(pool *pgxpool.Pool, places chan struct{}) error {
 		if partition != number || s.owes(number) {
 			continue // each shard is asked once
 		}
-		s.lookIntoCommits(pool, number)
 		select {
 		case places <- struct{}{}:
 			s.askShard(pool, places, number)
@@ -202,29 +204,24 @@ func (s *Store) takeMap(numbers []int) {
 	if slices.Equal(numbers, s.shards.numbers) {
 		return
 	}
+	doubt := false
 	for number, f := range s.shards.found {
-		f.leave()
+		doubt = doubt || f.doubt
+		if f.giveUp != nil {
+			f.giveUp()
+		}
+		f.forgoInquiry()
 		s.lanes.setAway(number, nil)
 	}
 	s.shards.numbers, s.shards.found = numbers, make(map[int]*finding)
 	for partition, number := range numbers {
 		if partition == number {
-			s.shards.found[number] = &finding{Shard: Shard{Number: number}}
+			s.shards.found[number] = &finding{Shard: Shard{Number: number}, doubt: doubt}
 		}
 	}
 	s.lanes.regroup(numbers)
 	s.askers.Store(askers(cap(s.readers), s.lanes.count*len(s.shards.found)))
 	s.log.Info().Int("partitions", len(numbers)).Int("shards", len(s.shards.found)).Msg("behind the proxy")
-}
-
-// leave waits no longer for anything that the shard owes.
-func (f *finding) leave() {
-	if f.giveUp != nil {
-		f.giveUp()
-	}
-	if f.forgo != nil {
-		f.forgo()
-	}
 }
 
 // owes: the question to a shard is under way.
@@ -271,6 +268,7 @@ func (s *Store) question(ctx context.Context, conn *pgxpool.Conn, f *finding) {
 	go func() {
 		err := conn.QueryRow(ctx, shardVersionSQL, f.Number).Scan(&version)
 		if sqlState(err) != "" { // PL/Proxy may have met the connection that a restart had broken
+			s.lostTouch(f)
 			err = conn.QueryRow(ctx, shardVersionSQL, f.Number).Scan(&version)
 		}
 		ended <- err
@@ -290,11 +288,14 @@ func (s *Store) answered(f *finding, version int32, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
 	pgErr, refused := errors.AsType[*pgconn.PgError](err)
+	if err == nil && f.doubt {
+		s.inquireAt(f) // before claims are let in
+	}
 	switch {
-	case err == nil && version < s.schemaVersion:
-		s.find(f, fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion), nil)
 	case err == nil && f.behind:
 		s.find(f, "it "+commitsDoNotComeBack, errNotSent)
+	case err == nil && version < s.schemaVersion:
+		s.find(f, fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion), nil)
 	case err == nil:
 		s.find(f, "", nil)
 	case refused && pgErr.SeverityUnlocalized == "ERROR":
@@ -303,51 +304,83 @@ func (s *Store) answered(f *finding, version int32, err error) {
 	// All else, a FATAL too, tells of the proxy; and who gave up has been told so before.
 }
 
-// unanswered notes that a shard owes an answer for longer than it may. The commit that it
-// may owe as well is forgone: the server it was asked for may be no more.
+// unanswered notes that a shard owes an answer for longer than it may.
 func (s *Store) unanswered(f *finding) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	if f.forgo != nil {
-		f.forgo()
-	}
+	f.forgoInquiry()
 	s.find(f, "it does not answer", context.DeadlineExceeded)
 }
 
-// doubted notes that a call for coupon did not come back from its shard, which is looked
-// into in the next round; false: it is not known which shard that is.
-func (ss *shards) doubted(coupon string) bool {
-	ss.mu.Lock()
-	defer ss.mu.Unlock()
+// lostTouch notes that the proxy's connection to a shard was of no use any more.
+func (s *Store) lostTouch(f *finding) {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	f.forgoInquiry()
+}
+
+// forgoInquiry ends the inquiry, if there is one: the server that it asked may be no more.
+// The doubt stays. The caller holds the mutex.
+func (f *finding) forgoInquiry() {
+	if f.forgo != nil {
+		f.forgo()
+	}
+}
+
+// of is what was found of the coupon's shard; nil: there is no map. The caller holds the
+// mutex.
+func (ss *shards) of(coupon string) *finding {
 	if ss.numbers == nil {
-		return false
+		return nil
 	}
 	partition := hashText(coupon) & uint32(len(ss.numbers)-1) //nolint:gosec // thousands at most
-	ss.found[ss.numbers[partition]].doubt = true
+	return ss.found[ss.numbers[partition]]
+}
+
+// underWay is the inquiry under way on the coupon's shard; nil: there is none.
+func (ss *shards) underWay(coupon string) *inquiry {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if f := ss.of(coupon); f != nil {
+		return f.inquiry
+	}
+	return nil
+}
+
+// shardDoubted is doubted behind a proxy; false: it is not known which shard the coupon is
+// on. One that is away is looked into when it answers.
+func (s *Store) shardDoubted(coupon string) bool {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	f := s.shards.of(coupon)
+	if f == nil {
+		return false
+	}
+	f.doubt = true
+	if !f.refused {
+		s.inquireAt(f)
+	}
 	return true
 }
 
-// lookIntoCommits commits something on a shard if there is doubt, unless that is under way.
-func (s *Store) lookIntoCommits(pool *pgxpool.Pool, number int) {
-	s.shards.mu.Lock()
-	defer s.shards.mu.Unlock()
-	f := s.shards.found[number]
-	if !f.doubt || f.forgo != nil || s.shards.committing == mostSilent {
+// inquireAt begins an inquiry on a shard, unless one is under way. The caller holds the
+// mutex.
+func (s *Store) inquireAt(f *finding) {
+	if f.inquiry != nil || s.shards.found[f.Number] != f || s.closing.Err() != nil {
 		return
 	}
-	s.shards.committing++
 	ctx, cancel := context.WithCancel(s.closing)
-	f.forgo = cancel
+	f.inquiry, f.forgo = &inquiry{began: time.Now(), ended: make(chan struct{})}, cancel
 	s.shards.ended.Go(func() {
-		err := s.commitThere(ctx, pool, f)
+		err := s.commitAt(ctx, s.shards.pool, f)
 		cancel()
-		s.committed(f, err)
+		s.inquired(f, err)
 	})
 }
 
-// commitThere commits something on a shard that harms nobody. It waits until ctx ends, and
+// commitAt commits something on a shard that harms nobody. It waits until ctx ends, and
 // notes when that takes longer than it may.
-func (s *Store) commitThere(ctx context.Context, pool *pgxpool.Pool, f *finding) error {
+func (s *Store) commitAt(ctx context.Context, pool *pgxpool.Pool, f *finding) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -356,24 +389,39 @@ func (s *Store) commitThere(ctx context.Context, pool *pgxpool.Pool, f *finding)
 	late := time.AfterFunc(questionPatience(s.timeout), func() {
 		s.shards.mu.Lock()
 		defer s.shards.mu.Unlock()
-		if f.forgo != nil && ctx.Err() == nil {
+		if ctx.Err() == nil {
 			f.behind = true
 			s.find(f, "it "+commitsDoNotComeBack, errNotSent)
 		}
 	})
 	defer late.Stop()
+	w := wireOf(conn.Conn())
 	_, err = conn.Exec(ctx, shardCommitSQL, f.Number)
+	if err == nil && w.inDoubt {
+		err = errInDoubt
+	}
 	return err
 }
 
-// committed notes that a shard owes no commit any more, as it has come back or was forgone.
-// The next answer to a question lets the claims in again.
-func (s *Store) committed(f *finding, err error) {
+// inquired notes what an inquiry on a shard came to.
+func (s *Store) inquired(f *finding, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	s.shards.committing--
-	if s.closing.Err() == nil { // else it is as it was
-		f.doubt, f.forgo, f.behind = err != nil, nil, false
+	close(f.inquiry.ended)
+	f.inquiry, f.forgo = nil, nil
+	switch {
+	case s.closing.Err() != nil: // it is as it was
+	case err == nil:
+		f.doubt = false
+		if f.behind {
+			f.behind = false
+			s.find(f, "", nil)
+		}
+	case isNotInstalled(sqlState(err)):
+		f.doubt = false
+		s.failures.Warn().Err(err).Msg("whether the commits of shards come back cannot be asked: run coupond migrate --proxy")
+	case !errors.Is(err, context.Canceled):
+		s.failures.Warn().Err(err).Int("shard", f.Number).Msg("a commit on the shard failed; it is tried again")
 	}
 }
 
@@ -384,9 +432,12 @@ func (s *Store) find(f *finding, why string, cause error) {
 		return // by an old map
 	}
 	before := f.Why
-	f.asked, f.Why = true, why
+	f.asked, f.Why, f.refused = true, why, cause != nil
 	var away error
-	if cause != nil {
+	switch {
+	case cause == errNotSent: //nolint:errorlint // it is never wrapped here
+		away = fmt.Errorf("%w: shard %d: %w", ErrUnavailable, f.Number, errNotSent)
+	case cause != nil:
 		away = fmt.Errorf("%w: shard %d is away: %s", ErrUnavailable, f.Number, why)
 	}
 	s.lanes.setAway(f.Number, away)

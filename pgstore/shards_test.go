@@ -277,92 +277,96 @@ func TestQuestionsToASilentShardAreFew(t *testing.T) {
 	eventually(t, "the sessions end", func() bool { return len(sessions(`true`)) == 0 })
 }
 
-// A shard whose synchronous standbys are gone reads and does not commit: it is away like one
-// that is silent. However many come for its coupons, they leave few sessions waiting, there
-// and on the proxy, and the other shard's are claimed as if nothing were. All is well again
-// by itself.
+// A shard whose synchronous standbys are gone reads and does not commit: nothing more that
+// commits is sent there. However many come for its coupons, they leave few sessions waiting,
+// there and on the proxy, and the other shard's are claimed as if nothing were. Whatever was
+// surely not done was not done, and all is well again by itself.
 func TestShardWhoseCommitsDoNotComeBack(t *testing.T) {
 	t.Parallel()
-	const maxConns, clients, alone = 8, 20, 1
-	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = 2*time.Second, maxConns })
-	coupons := s.sell(t, 50, 1_000_000)
-	fresh := s.couponsOf(t, 450)[alone][50:]
+	const maxConns, clients, alone = 8, 40, 1
+	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = 4*time.Second, maxConns })
+	coupons := s.sell(t, 20, 1_000_000)
+	fresh := s.couponsOf(t, 1500)[alone][20:]
 	s.wantShards(t, 2, nil)
 	shard := &stand{url: s.urls[alone], owner: connect(t, s.urls[alone])}
-	shard.loseStandby(t)
+	admin := connect(t, s.proxy)
 
-	// An administrator ends the waiting: the claim is there, and on no standby.
-	told := make(chan error, 1)
-	go func() {
-		_, err := s.Claim(t.Context(), "given up", coupons[alone][1])
-		told <- err
-	}()
-	eventually(t, "a claim waits for the standby", func() bool { return shard.waitForStandby(t) > 0 })
-	shard.exec(t, cancelWaiting)
-	if err := <-told; !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("a claim that did not wait for the standby: %v", err)
-	}
-
-	// What no standby has, nobody is told of.
-	for range 3 {
-		if status, err := s.Claim(t.Context(), "first", coupons[alone][0]); err == nil {
-			t.Errorf("a claim that the standby lacks is answered %q", status)
-		}
-	}
-
-	var next, refused, unknown, neighbours atomic.Int64
+	var mu sync.Mutex
+	told := map[string]int{} // how often
+	var refused []string     // users who were told that they surely have nothing
+	var next atomic.Int64
 	stop := make(chan struct{})
 	var crowd sync.WaitGroup
 	end := sync.OnceFunc(func() { close(stop); crowd.Wait() })
 	defer end()
 	for client := range clients {
 		crowd.Go(func() {
+			at := client % 2
 			for n := 0; ; n++ {
 				select {
 				case <-stop:
 					return
 				case <-time.After(20 * time.Millisecond):
 				}
-				at := client % 2
+				user, word := fmt.Sprint("u", client, "-", n), "claim"
 				var err error
-				if n%3 == 0 && at == alone { // which needs no lane
-					_, err = s.CreateCoupon(t.Context(), fresh[next.Add(1)%int64(len(fresh))], 1)
+				if at == alone && n%3 == 0 && int(next.Load()) < len(fresh)-clients { // which needs no lane
+					word = "creation"
+					_, err = s.CreateCoupon(t.Context(), fresh[next.Add(1)], 1)
 				} else {
-					_, err = s.Claim(t.Context(), fmt.Sprint("u", client, "-", n), coupons[at][n%len(coupons[at])])
+					_, err = s.Claim(t.Context(), user, coupons[at][n%len(coupons[at])])
 				}
+				said := "done"
 				switch {
-				case at != alone && err == nil:
-					neighbours.Add(1)
-				case at == alone && errors.Is(err, ErrOutcomeUnknown):
-					unknown.Add(1)
-				case at == alone && errors.Is(err, ErrUnavailable):
-					refused.Add(1)
-				default:
+				case errors.Is(err, ErrOutcomeUnknown):
+					said = "unknown"
+				case errors.Is(err, ErrUnavailable), errors.Is(err, ErrOverloaded):
+					said = "surely not done"
+				case err != nil:
 					t.Errorf("of shard %d: %v", at, err)
 				}
+				mu.Lock()
+				told[fmt.Sprintf("shard %d: %s", at, said)]++
+				if at == alone && word == "claim" && said == "surely not done" {
+					refused = append(refused, user)
+				}
+				mu.Unlock()
 			}
 		})
 	}
+	shard.loseStandby(t)
+	mu.Lock()
+	clear(told)
+	mu.Unlock()
+
+	// An administrator ends the waiting of the first: their claims are there, and on no standby.
+	eventually(t, "a claim waits for the standby", func() bool { return shard.waitForStandby(t) > 0 })
+	shard.exec(t, cancelWaiting)
 	time.Sleep(3 * s.timeout)
 	waiting, found := shard.waitForStandby(t), s.Shards()
-	end()
 	var busy int
-	if err := connect(t, s.proxy).QueryRow(t.Context(),
+	if err := admin.QueryRow(t.Context(),
 		`select count(*) from pg_stat_activity where application_name = 'coupond' and state = 'active'`).Scan(&busy); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d calls may have been done and %d were surely not, %d of the neighbours; %d sessions wait for the standby, %d of the proxy are busy",
-		unknown.Load(), refused.Load(), neighbours.Load(), waiting, busy)
+	if _, _, err := s.Coupon(t.Context(), coupons[alone][0]); err != nil {
+		t.Errorf("reading: %v", err)
+	}
+	wantReady(t, s.Store)
+	end()
+	t.Logf("%v; %d sessions wait for the standby, %d of the proxy are busy", told, waiting, busy)
 	if waiting > maxConns || busy > maxConns {
 		t.Errorf("%d sessions wait for the standby and %d of the proxy are busy; want no more than %d", waiting, busy, maxConns)
 	}
-	if refused.Load() < 10*unknown.Load() || neighbours.Load() == 0 {
-		t.Errorf("%d may have been done, %d were surely not, %d of the neighbours; want nearly all of them not to be sent", unknown.Load(), refused.Load(), neighbours.Load())
+	if told["shard 1: surely not done"] < 5*told["shard 1: unknown"] {
+		t.Errorf("%v; want nearly all of the second shard's not to be sent", told)
+	}
+	if told["shard 0: done"] < 10*(told["shard 0: unknown"]+told["shard 0: surely not done"]) {
+		t.Errorf("%v; want the first shard's claims to be made", told)
 	}
 	if len(found) != 2 || found[0].Why != "" || !strings.Contains(found[alone].Why, noCommits) {
 		t.Errorf("the shards are %v; want the commits of the second not to come back", found)
 	}
-	wantReady(t, s.Store)
 
 	shard.wantStandby(t, "")
 	s.wantShards(t, 2, nil)
@@ -370,8 +374,28 @@ func TestShardWhoseCommitsDoNotComeBack(t *testing.T) {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}
 	eventually(t, "nothing waits any more", func() bool { return shard.waitForStandby(t) == 0 })
-	for _, coupon := range coupons[alone][:3] {
+	var done int
+	if err := shard.owner.QueryRow(t.Context(), `select count(*) from public.claims where user_id = any ($1)`, refused).Scan(&done); err != nil || done > 0 {
+		t.Errorf("%d claims were made that were told surely not to be: %v", done, err)
+	}
+	for _, coupon := range coupons[alone] {
 		s.claims(t, alone, coupon)
+	}
+}
+
+// What the standby of a shard lacks, nobody is told of: neither by the claim, nor by asking
+// again.
+func TestClaimThatAShardsStandbyLacks(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 1, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	coupons := s.sell(t, 1, 100)
+	s.wantShards(t, 1, nil)
+	shard := &stand{url: s.urls[0], owner: connect(t, s.urls[0])}
+	shard.loseStandby(t)
+	for n := range 3 {
+		if status, err := s.Claim(t.Context(), "u", coupons[0][0]); err == nil {
+			t.Errorf("asked for the %d. time: %q", n+1, status)
+		}
 	}
 }
 

@@ -37,7 +37,7 @@ type Config struct {
 	URL string
 	// MaxConns bounds the connections of the store, 1 or more. From 2 on, one of
 	// them is kept for Ready. Behind a proxy there is one more that reads its map, one
-	// to ask each shard, 8 at the most, and as many for those whose commits are in doubt.
+	// to ask each shard, 8 at the most, and one for each whose commits are in doubt.
 	MaxConns int32
 	// ClaimLanes is the number of calls of claims in flight at once, 1 or more; behind a
 	// proxy, for each of its shards.
@@ -164,7 +164,9 @@ func (cfg Config) check() error {
 // Close answers everything that waits, then closes the connections. Calls that
 // begin later find the database unavailable.
 func (s *Store) Close() {
+	s.shards.mu.Lock() // whoever begins an inquiry there has begun it, or begins none
 	s.close()
+	s.shards.mu.Unlock()
 	s.shards.ended.Wait()
 	s.lanes.close()
 	s.commits.close() // not before: it keeps claims from a server whose commits hang

@@ -39,6 +39,8 @@ type wire struct {
 	unprepared bool // the call under way did not get beyond preparing
 	inDoubt    bool // the call under way was answered, but its commit is not what it should be
 
+	proxied bool // the session is as a proxy's must be
+
 	metrics *metrics
 	began   time.Time // the call under way
 	sql     string    // of the call under way
@@ -61,9 +63,9 @@ type connecting struct{}
 const wireKey = "pgstore.wire"
 
 // newWire puts a wire under the connection that cfg, which is of this connection
-// alone, is about to make.
-func newWire(cfg *pgx.ConnConfig, m *metrics) {
-	w := &wire{metrics: m}
+// alone, is about to make; proxied: as a session of a proxy (behindProxy).
+func newWire(cfg *pgx.ConnConfig, m *metrics, proxied bool) {
+	w := &wire{metrics: m, proxied: proxied}
 	cfg.Tracer = w
 	cfg.DialFunc = w.dial
 	cfg.OnNotice = w.notice
