@@ -38,9 +38,11 @@ type commits struct {
 // inquiry finds out whether commits come back.
 type inquiry struct {
 	began time.Time
-	sent  atomic.Bool    // the database answers, and is committing
-	ended chan struct{}  // closed when it has ended
-	why   *notReadyError // what it came to; then
+	ended chan struct{} // closed when it has ended
+
+	// Of a single server:
+	sent atomic.Bool    // the database answers, and is committing
+	why  *notReadyError // what it came to, when it has ended
 }
 
 // errNotSent is why a call is not sent while commits do not come back.
@@ -125,7 +127,9 @@ func (i *inquiry) await(ctx context.Context) *notReadyError {
 // does not come back. While an inquiry is under way it waits; when that takes too
 // long, the call is not sent.
 func (s *Store) commit(ctx context.Context, coupon string, patience bool, call call) *failure {
-	s.proxied(ctx) // the sessions of a proxy are of a kind of their own (behindProxy), from the first call on
+	if err := s.knowPeer(ctx); err != nil { // the sessions of a proxy are of a kind of their own (behindProxy)
+		return notSent(err)
+	}
 	for {
 		if away := s.lanes.whyAway(coupon); away != nil {
 			return notSent(away)

@@ -373,7 +373,8 @@ func (l *lane) setAway(err error) {
 	l.queue, l.left = l.queue[:0], 0
 }
 
-// whyAway is why the coupon's server is not asked for anything; nil: it is.
+// whyAway is why the coupon's server is not asked for anything, or (errNotSent) for nothing
+// that commits; nil: it is.
 func (ls *lanes) whyAway(coupon string) error {
 	l := ls.of(coupon)
 	l.mu.Lock()

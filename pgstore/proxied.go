@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -25,15 +26,27 @@ func (p *peer) isProxy() bool {
 }
 
 // proxied tells whether the server hands our calls on to shards, whose commits its
-// errors say nothing of. It is asked at the start and by each call that commits, until that
-// is answered once: a database does not turn into a proxy, nor back. Who cannot be asked may
-// be one.
+// errors say nothing of. It is asked at the start and by each call, until that is answered
+// once: a database does not turn into a proxy, nor back. Who cannot be asked may be one.
 func (s *Store) proxied(ctx context.Context) bool {
 	if known := s.peer.known.Load(); known != nil {
 		return *known
 	}
 	is, err := s.askProxied(ctx, s.pool)
 	return is || err != nil
+}
+
+// knowPeer sees that it is known whom the store speaks to, before anything is sent that
+// commits. Where our functions are missing nothing can be.
+func (s *Store) knowPeer(ctx context.Context) error {
+	if s.peer.known.Load() != nil {
+		return nil
+	}
+	_, err := s.askProxied(ctx, s.pool)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	return err
 }
 
 // askProxied asks the server, on a connection of the pool, and remembers the answer.

@@ -25,10 +25,9 @@ import (
 //
 // A shard that answers questions may still not get its commits done: its synchronous
 // standbys are gone, or its disk hangs. What commits.go does for a single server is done for
-// each shard: once a call did not come back, something is committed there, nothing else that
-// commits is sent to it meanwhile, and if that takes longer than a question may, the shard is
-// away for whatever commits. It is let in again by a commit that came back, and by nothing
-// else.
+// each shard: once a call did not come back, something is committed there, and nothing else
+// that commits is sent to it meanwhile. If that takes longer than a question may, or does not
+// end well, the shard is away for whatever commits, until a commit has come back.
 //
 // Which partitions are a shard's the proxy tells, in numbers: a shard goes by the lowest of
 // its partitions. The store groups claims by that and refuses some, no more: a call that
@@ -40,7 +39,7 @@ const (
 )
 
 // mostSilent is how many shards may owe an answer at once. Asking takes as many connections,
-// and one more. Of the shards beyond it nothing is found out until one of these answers.
+// and one more. Those beyond it are not asked until one of these answers.
 const mostSilent = 8
 
 // questionPause is between two rounds of questions; after questionPatience a shard is
@@ -70,14 +69,14 @@ type shards struct {
 // finding is what was found of a shard.
 type finding struct {
 	Shard
-	asked   bool               // only then is it known how the shard is
-	refused bool               // it is away
-	giveUp  context.CancelFunc // ends the question under way; nil: it owes no answer
+	asked  bool               // only then is it known how the shard is
+	away   error              // why it is away: errNotSent, for whatever commits; else for everything
+	giveUp context.CancelFunc // ends the question under way; nil: it owes no answer
 
 	doubt   bool               // a call did not come back: perhaps its commits do not
-	inquiry *inquiry           // under way, to find that out; nil: there is none
-	forgo   context.CancelFunc // ends it
 	behind  bool               // its commits were found not to come back, and none has since
+	inquiry *inquiry           // under way, to find that out; nil: there is none
+	cancel  context.CancelFunc // ends its waiting
 }
 
 // Shards are the servers behind the proxy as they were found last, by number; none where
@@ -165,6 +164,7 @@ func (s *Store) askShards(pool *pgxpool.Pool, places chan struct{}) error {
 	case isNotInstalled(sqlState(err)):
 		return fmt.Errorf("run coupond migrate --proxy: %w", err)
 	case err != nil:
+		s.forgoInquiries() // it may be another proxy that answers next
 		return err
 	case !isMap(numbers):
 		return fmt.Errorf("the options of its server coupons are no p0 to p(2^n - 1): %v", numbers)
@@ -210,7 +210,7 @@ func (s *Store) takeMap(numbers []int) {
 		if f.giveUp != nil {
 			f.giveUp()
 		}
-		f.forgoInquiry()
+		f.detach()
 		s.lanes.setAway(number, nil)
 	}
 	s.shards.numbers, s.shards.found = numbers, make(map[int]*finding)
@@ -288,7 +288,10 @@ func (s *Store) answered(f *finding, version int32, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
 	pgErr, refused := errors.AsType[*pgconn.PgError](err)
-	if err == nil && f.doubt {
+	switch {
+	case err != nil:
+		s.forgo(f)
+	case f.doubt:
 		s.inquireAt(f) // before claims are let in
 	}
 	switch {
@@ -308,7 +311,6 @@ func (s *Store) answered(f *finding, version int32, err error) {
 func (s *Store) unanswered(f *finding) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	f.forgoInquiry()
 	s.find(f, "it does not answer", context.DeadlineExceeded)
 }
 
@@ -316,14 +318,44 @@ func (s *Store) unanswered(f *finding) {
 func (s *Store) lostTouch(f *finding) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	f.forgoInquiry()
+	s.forgo(f)
 }
 
-// forgoInquiry ends the inquiry, if there is one: the server that it asked may be no more.
-// The doubt stays. The caller holds the mutex.
-func (f *finding) forgoInquiry() {
-	if f.forgo != nil {
-		f.forgo()
+// forgoInquiries ends all inquiries.
+func (s *Store) forgoInquiries() {
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	for _, f := range s.shards.found {
+		s.forgo(f)
+	}
+}
+
+// forgo ends the inquiry on a shard, if there is one: whom it asked may be no more. The
+// caller holds the mutex.
+func (s *Store) forgo(f *finding) {
+	if f.inquiry != nil {
+		f.cancel()
+		s.fallBehind(f)
+		f.detach()
+	}
+}
+
+// detach ends the inquiry, if there is one, for those who wait for it. The caller holds the
+// mutex.
+func (f *finding) detach() {
+	if f.inquiry != nil {
+		f.cancel()
+		close(f.inquiry.ended)
+		f.inquiry, f.cancel = nil, nil
+	}
+}
+
+// fallBehind notes that commits do not come back from a shard, as far as is known. The
+// caller holds the mutex.
+func (s *Store) fallBehind(f *finding) {
+	f.behind = true
+	if f.away == nil {
+		s.find(f, "it "+commitsDoNotComeBack, errNotSent)
 	}
 }
 
@@ -357,7 +389,7 @@ func (s *Store) shardDoubted(coupon string) bool {
 		return false
 	}
 	f.doubt = true
-	if !f.refused {
+	if f.away == nil {
 		s.inquireAt(f)
 	}
 	return true
@@ -370,17 +402,17 @@ func (s *Store) inquireAt(f *finding) {
 		return
 	}
 	ctx, cancel := context.WithCancel(s.closing)
-	f.inquiry, f.forgo = &inquiry{began: time.Now(), ended: make(chan struct{})}, cancel
+	i := &inquiry{began: time.Now(), ended: make(chan struct{})}
+	f.inquiry, f.cancel = i, cancel
 	s.shards.ended.Go(func() {
-		err := s.commitAt(ctx, s.shards.pool, f)
-		cancel()
-		s.inquired(f, err)
+		defer cancel()
+		s.inquired(f, i, s.commitAt(ctx, s.shards.pool, f, i))
 	})
 }
 
 // commitAt commits something on a shard that harms nobody. It waits until ctx ends, and
 // notes when that takes longer than it may.
-func (s *Store) commitAt(ctx context.Context, pool *pgxpool.Pool, f *finding) error {
+func (s *Store) commitAt(ctx context.Context, pool *pgxpool.Pool, f *finding, i *inquiry) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -389,9 +421,8 @@ func (s *Store) commitAt(ctx context.Context, pool *pgxpool.Pool, f *finding) er
 	late := time.AfterFunc(questionPatience(s.timeout), func() {
 		s.shards.mu.Lock()
 		defer s.shards.mu.Unlock()
-		if ctx.Err() == nil {
-			f.behind = true
-			s.find(f, "it "+commitsDoNotComeBack, errNotSent)
+		if f.inquiry == i {
+			s.fallBehind(f)
 		}
 	})
 	defer late.Stop()
@@ -403,26 +434,30 @@ func (s *Store) commitAt(ctx context.Context, pool *pgxpool.Pool, f *finding) er
 	return err
 }
 
-// inquired notes what an inquiry on a shard came to.
-func (s *Store) inquired(f *finding, err error) {
+// inquired notes what an inquiry on a shard came to, unless it was forgone. One that failed
+// is repeated when the shard has answered a question.
+func (s *Store) inquired(f *finding, i *inquiry, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	close(f.inquiry.ended)
-	f.inquiry, f.forgo = nil, nil
+	if f.inquiry != i {
+		return
+	}
+	missing := isNotInstalled(sqlState(err))
 	switch {
-	case s.closing.Err() != nil: // it is as it was
-	case err == nil:
-		f.doubt = false
-		if f.behind {
-			f.behind = false
-			s.find(f, "", nil)
-		}
-	case isNotInstalled(sqlState(err)):
-		f.doubt = false
+	case missing:
 		s.failures.Warn().Err(err).Msg("whether the commits of shards come back cannot be asked: run coupond migrate --proxy")
-	case !errors.Is(err, context.Canceled):
+	case err != nil:
 		s.failures.Warn().Err(err).Int("shard", f.Number).Msg("a commit on the shard failed; it is tried again")
 	}
+	if err == nil || missing {
+		f.doubt, f.behind = false, false
+		if f.away == errNotSent { //nolint:errorlint // it is never wrapped there
+			s.find(f, "", nil)
+		}
+	} else {
+		s.fallBehind(f)
+	}
+	f.detach()
 }
 
 // find notes how a shard is, and what is wrong; when it is away, as the cause says, its
@@ -432,7 +467,7 @@ func (s *Store) find(f *finding, why string, cause error) {
 		return // by an old map
 	}
 	before := f.Why
-	f.asked, f.Why, f.refused = true, why, cause != nil
+	f.asked, f.Why, f.away = true, why, cause
 	var away error
 	switch {
 	case cause == errNotSent: //nolint:errorlint // it is never wrapped here

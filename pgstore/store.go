@@ -79,7 +79,7 @@ type Store struct {
 	shards shards
 
 	commits commits
-	closing context.Context //nolint:containedctx // ends with Close, for the questions to the shards
+	closing context.Context //nolint:containedctx // ends with Close, for the questions to the shards and the inquiries there
 	close   context.CancelFunc
 }
 

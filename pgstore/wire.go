@@ -51,7 +51,7 @@ type wire struct {
 var errClosedNotCancelled = errors.New("closed instead of cancelled")
 
 // dialer notices within half a minute that an idle connection's server is gone.
-// Calls need no such help: each of them is bounded by its context.
+// Calls need no such help: each of them is bounded by its context (but for inquiries).
 var dialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
 }
