@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // inquirySQL commits a record of the write-ahead log that nobody reads.
@@ -99,15 +100,20 @@ func (s *Store) commitSomething(i *inquiry) *notReadyError {
 		return why
 	}
 	i.sent.Store(true)
-	w := wireOf(conn.Conn())
-	_, err = conn.Exec(s.commits.closing, inquirySQL)
-	if err == nil && w.inDoubt {
-		err = errInDoubt
-	}
-	if err != nil {
+	if err := commitOn(s.commits.closing, conn, inquirySQL); err != nil {
 		return &notReadyError{"the database " + commitsDoNotComeBack, err}
 	}
 	return nil
+}
+
+// commitOn makes a call that commits; nil: the commit is all that it should be.
+func commitOn(ctx context.Context, conn *pgxpool.Conn, sql string, args ...any) error {
+	w := wireOf(conn.Conn())
+	_, err := conn.Exec(ctx, sql, args...)
+	if err == nil && w.inDoubt {
+		err = errInDoubt
+	}
+	return err
 }
 
 // await waits for what the inquiry comes to, not longer than ctx.

@@ -334,7 +334,6 @@ func (s *Store) forgoInquiries() {
 // caller holds the mutex.
 func (s *Store) forgo(f *finding) {
 	if f.inquiry != nil {
-		f.cancel()
 		s.fallBehind(f)
 		f.detach()
 	}
@@ -406,14 +405,14 @@ func (s *Store) inquireAt(f *finding) {
 	f.inquiry, f.cancel = i, cancel
 	s.shards.ended.Go(func() {
 		defer cancel()
-		s.inquired(f, i, s.commitAt(ctx, s.shards.pool, f, i))
+		s.inquired(f, i, s.commitAt(ctx, f, i))
 	})
 }
 
 // commitAt commits something on a shard that harms nobody. It waits until ctx ends, and
 // notes when that takes longer than it may.
-func (s *Store) commitAt(ctx context.Context, pool *pgxpool.Pool, f *finding, i *inquiry) error {
-	conn, err := pool.Acquire(ctx)
+func (s *Store) commitAt(ctx context.Context, f *finding, i *inquiry) error {
+	conn, err := s.shards.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
@@ -426,12 +425,7 @@ func (s *Store) commitAt(ctx context.Context, pool *pgxpool.Pool, f *finding, i 
 		}
 	})
 	defer late.Stop()
-	w := wireOf(conn.Conn())
-	_, err = conn.Exec(ctx, shardCommitSQL, f.Number)
-	if err == nil && w.inDoubt {
-		err = errInDoubt
-	}
-	return err
+	return commitOn(ctx, conn, shardCommitSQL, f.Number)
 }
 
 // inquired notes what an inquiry on a shard came to, unless it was forgone. One that failed
@@ -451,7 +445,7 @@ func (s *Store) inquired(f *finding, i *inquiry, err error) {
 	}
 	if err == nil || missing {
 		f.doubt, f.behind = false, false
-		if f.away == errNotSent { //nolint:errorlint // it is never wrapped there
+		if errors.Is(f.away, errNotSent) {
 			s.find(f, "", nil)
 		}
 	} else {
@@ -470,7 +464,7 @@ func (s *Store) find(f *finding, why string, cause error) {
 	f.asked, f.Why, f.away = true, why, cause
 	var away error
 	switch {
-	case cause == errNotSent: //nolint:errorlint // it is never wrapped here
+	case errors.Is(cause, errNotSent):
 		away = fmt.Errorf("%w: shard %d: %w", ErrUnavailable, f.Number, errNotSent)
 	case cause != nil:
 		away = fmt.Errorf("%w: shard %d is away: %s", ErrUnavailable, f.Number, why)
