@@ -51,7 +51,7 @@ sql: ## Print the whole schema and its functions as a script for psql: make --si
 
 .PHONY: attack
 attack: ## Let a crowd loose on the running service; see make attack ARGS=-help
-	@$(GO) run ./bench/attack $(ARGS)
+	@$(GO) run ./bench/sale $(ARGS)
 
 .PHONY: docker-up
 docker-up: ## Serve on :8080 from containers (docker compose), in the background
@@ -74,12 +74,12 @@ stress: compiler postgres ## Run the sales alone and show their numbers: 50 for 
 
 .PHONY: test-sql
 test-sql: ## Run the specification of the SQL functions (pgTAP), here or in a container; make test-sql ARGS=claim_coupon
-	@db/tests/run $(ARGS)
+	@test/pgtap/run $(ARGS)
 
 .PHONY: test-dba
 test-dba: compiler ## Type the DBA's handbook, restore a dump, sell through PgBouncer: with psql, pg_dump and pgbouncer of this machine
-	$(GO) vet -tags dba ./docs/dba
-	$(GO) test $(RACE) -tags dba -count=1 -timeout 10m ./docs/dba $(if $(ARGS),-args $(ARGS))
+	$(GO) vet -tags dba ./test/handbook
+	$(GO) test $(RACE) -tags dba -count=1 -timeout 10m ./test/handbook $(if $(ARGS),-args $(ARGS))
 
 .PHONY: test-browser
 test-browser: ## Open /docs in a headless Chromium (Debian: apt-get install chromium), wide and narrow, and try it out; it shows in pictures/
@@ -92,7 +92,7 @@ examples: ## Build, vet, test and run _examples: curl (needs jq) and a Go client
 
 .PHONY: mutants
 mutants: ## Plant bugs, one at a time, and want each caught by the test named for it (four minutes); the table goes to docs/mutants.md
-	@$(GO) run ./bench/mutants $(ARGS)
+	@$(GO) run ./test/mutants $(ARGS)
 
 # How much each of them is fuzzed: a number of inputs, some ten seconds of it. With a time, Go before 1.27 now and then
 # reports its own end as a failure, "context deadline exceeded" (go.dev/issue/75804).
@@ -128,7 +128,7 @@ SEED ?= 0
 REPORT ?= proof/report.md
 .PHONY: prove
 prove: ## Break everything around the running service, hold every answer against a model: make prove DURATION=10m SEED=7
-	@mkdir -p .bin && $(GO) build -o .bin/prove ./bench/prove
+	@mkdir -p .bin && $(GO) build -o .bin/prove ./test/faults
 	@exec .bin/prove -duration $(DURATION) -seed $(SEED) -report $(REPORT) $(ARGS)
 
 .PHONY: metrics-check
@@ -154,8 +154,8 @@ lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint (gosec is one of them)
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release .ci/examples deploy/release db/tests/run deploy/ha/node deploy/ha/first deploy/shards/setup deploy/shards/move
-	shellcheck --shell=sh db/localpg/watchdog.sh _examples/curl/coupons.sh
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release .ci/examples deploy/release test/pgtap/run deploy/ha/node deploy/ha/first deploy/shards/setup deploy/shards/move
+	shellcheck --shell=sh internal/localpg/watchdog.sh _examples/curl/coupons.sh
 	yamllint --strict .
 	$(ACTIONLINT)
 
@@ -215,7 +215,7 @@ compiler:
 # for want of a program; and whoever has no PostgreSQL yet sees here how it is got.
 .PHONY: postgres
 postgres:
-	@$(GO) test -count=1 -v -run '^Test(EmptyHasNothing|ForProxyHasPLProxy)$$' ./db/dbtest | grep -vE '^(=== |--- PASS|PASS|ok )'
+	@$(GO) test -count=1 -v -run '^Test(EmptyHasNothing|ForProxyHasPLProxy)$$' ./internal/pgtest | grep -vE '^(=== |--- PASS|PASS|ok )'
 	@command -v promtool >/dev/null || echo 'promtool is missing (Debian: prometheus): the names of the metrics are not judged'
 
 $(GOLANGCI_LINT):

@@ -130,7 +130,7 @@ func BenchmarkCoupon(b *testing.B) {
 			}
 			store := oneAnswer{coupon: func() *pgstore.Coupon {
 				if claims <= pageSize {
-					return pgstore.WholeCoupon("summer sale", claims+1, users)
+					return pgstore.NewCoupon("summer sale", claims+1, users)
 				}
 				return &pgstore.Coupon{Name: "summer sale", Amount: claims + 1, RemainingAmount: 1, Claimers: pages}
 			}}

@@ -108,7 +108,7 @@ var cases = []documented{
 	{operation: "health", status: 200, example: "healthy"},
 	{operation: "health", status: 200, example: "shards", given: func(s *service) {
 		s.store.HasShards(pgstore.Shard{Number: 0}, pgstore.Shard{Number: 1},
-			pgstore.Shard{Number: 2, Why: "it does not answer"}, pgstore.Shard{Number: 3, Why: "the proxy gets no answer from it"})
+			pgstore.Shard{Number: 2, Reason: "it does not answer"}, pgstore.Shard{Number: 3, Reason: "the proxy gets no answer from it"})
 	}},
 	{operation: "health", status: 500, example: "fault", given: func(s *service) {
 		s.store.ready = func(context.Context) error { panic("boom") }

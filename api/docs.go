@@ -12,8 +12,6 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/swaggest/swgui/v5/static"
-
-	coupons "scalable-coupon-system"
 )
 
 const (
@@ -21,6 +19,13 @@ const (
 	pathDocsFile = "/docs/{file}"
 	pathOpenAPI  = "/openapi.yaml"
 )
+
+// OpenAPI is the contract of the HTTP API. The file is a copy of openapi.yaml at the top of the
+// repository, because go:embed cannot read a parent directory; a test compares the two.
+//
+//go:generate cp ../openapi.yaml openapi.yaml
+//go:embed openapi.yaml
+var OpenAPI []byte
 
 // docsPolicy is the page's Content-Security-Policy: nothing inline, and nothing from anywhere else. The pictures
 // in Swagger UI's style sheet are data: URLs.
@@ -69,7 +74,7 @@ func (h *Handler) docsFile(x *exchange) {
 
 // openAPI answers GET /openapi.yaml: the contract of this very binary.
 func (h *Handler) openAPI(x *exchange) {
-	x.sendAs("application/yaml", coupons.OpenAPI)
+	x.sendAs("application/yaml", OpenAPI)
 }
 
 func (x *exchange) sendDocs(file docsFile) {

@@ -55,12 +55,12 @@ func healthy(shards []pgstore.Shard) []byte {
 		}
 		body = append(body, `{"shard":`...)
 		body = strconv.AppendInt(body, int64(shard.Number), 10)
-		if shard.Why == "" {
+		if shard.Reason == "" {
 			body = append(body, `,"status":"healthy"}`...)
 			continue
 		}
 		body = append(body, `,"status":"unhealthy","error":`...)
-		body = append(appendString(body, shard.Why), '}')
+		body = append(appendString(body, shard.Reason), '}')
 	}
 	return append(body, "]}\n"...)
 }

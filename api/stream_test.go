@@ -132,7 +132,7 @@ func TestSharedCoupon(t *testing.T) {
 	s := serve(t)
 	for _, claims := range []int{0, 1, 100, 10_000} {
 		users := page(claims)
-		shared := pgstore.WholeCoupon("big", claims+7, users)
+		shared := pgstore.NewCoupon("big", claims+7, users)
 		s.store.coupon = func(context.Context, string) (*pgstore.Coupon, bool, error) { return shared, true, nil }
 		first := s.do("GET", "/api/coupons/big", "")
 		coupon := first.coupon(t)

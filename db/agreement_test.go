@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"pgregory.net/rapid"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // wish is one claim of a crowd.
@@ -40,7 +40,7 @@ func (m model) claim(w wish) string {
 // get the same answers from each, and leave the same tables.
 func TestTheThreeWaysToClaimAgree(t *testing.T) {
 	t.Parallel()
-	s := owner(t, dbtest.New(t))
+	s := owner(t, pgtest.New(t))
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
 		run++
@@ -147,7 +147,7 @@ func (s *session) inABatch(t *rapid.T, crowd []wish) []string {
 // no such coupons, unless the user has them already or nothing is left of them.
 func TestCouponsThatAppearWhileABatchWaits(t *testing.T) {
 	t.Parallel()
-	d := dbtest.New(t)
+	d := pgtest.New(t)
 	stage := newStage(t, d, "holder", "batch")
 	admin := stage.watcher
 	run := 0

@@ -14,12 +14,12 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 func TestApplyBringsAnEmptyDatabaseUpToDate(t *testing.T) {
 	t.Parallel()
-	database := dbtest.Empty(t)
+	database := pgtest.Empty(t)
 	admin := owner(t, database)
 
 	for _, want := range []db.Result{{From: 0, To: db.Version()}, {From: db.Version(), To: db.Version()}} {
@@ -40,7 +40,7 @@ func TestApplyBringsAnEmptyDatabaseUpToDate(t *testing.T) {
 
 func TestApplyAgainChangesNothing(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin := owner(t, database)
 	admin.create("kept", 2)
 	admin.claim("somebody", "kept")
@@ -59,7 +59,7 @@ func TestApplyAgainChangesNothing(t *testing.T) {
 
 func TestApplyThreeAtOnceOnAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
-	database := dbtest.Empty(t)
+	database := pgtest.Empty(t)
 	results := together(t, several(t, 3, database, owner), func(ctx context.Context, _ int, s *session) (db.Result, error) {
 		return db.Apply(ctx, s.Conn)
 	})
@@ -73,7 +73,7 @@ func TestApplyThreeAtOnceOnAnEmptyDatabase(t *testing.T) {
 	if migrated != 1 {
 		t.Errorf("one was first, the others found the schema: %+v", results)
 	}
-	equal(t, "the catalog after three at once", catalog(owner(t, database)), catalog(owner(t, dbtest.New(t))))
+	equal(t, "the catalog after three at once", catalog(owner(t, database)), catalog(owner(t, pgtest.New(t))))
 }
 
 // A role belongs to the cluster: the databases' advisory locks do not order those who create it.
@@ -150,12 +150,12 @@ func waitBlocked(watcher *session, n int, databases []string) error {
 
 func TestApplyOnEveryServerThereIs(t *testing.T) {
 	t.Parallel()
-	private := dbtest.Private(t, map[string]string{"fsync": "off"})
-	databases := map[string]*dbtest.Database{
-		"the tests' server, a superuser":   dbtest.Empty(t),
-		"the tests' server, a plain owner": dbtest.Owner(t),
+	private := pgtest.StartServer(t, map[string]string{"fsync": "off"})
+	databases := map[string]*pgtest.Database{
+		"the tests' server, a superuser":   pgtest.Empty(t),
+		"the tests' server, a plain owner": pgtest.NewOwned(t),
 		"a private server, a superuser":    private.Empty(t),
-		"a private server, a plain owner":  private.Owner(t),
+		"a private server, a plain owner":  private.NewOwned(t),
 	}
 	for name, database := range databases {
 		s := owner(t, database)
@@ -252,7 +252,7 @@ func TestApplyAsAPlainOwnerOfAClusterWithoutTheRole(t *testing.T) {
 
 func TestApplyRefusesANewerSchema(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin := owner(t, database)
 	newer := newerProgram(t)
 	result, err := db.ApplyFiles(bounded(t), admin.Conn, newer)
@@ -276,7 +276,7 @@ func TestApplyRefusesANewerSchema(t *testing.T) {
 // An older program that has found an old schema must not install its functions after a newer program has come in between.
 func TestApplyOfAnOlderProgramNeverReplacesNewerFunctions(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin, newer := owner(t, database), newerProgram(t)
 	sessions := several(t, 5, database, owner)
 	for range 5 {
@@ -334,7 +334,7 @@ func TestJudgeServer(t *testing.T) {
 
 func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin := owner(t, database)
 	before := catalog(admin)
 	broken := func(name, sql string) fs.FS {
@@ -374,7 +374,7 @@ func TestApplyTakesTheIndexThatWasBuiltBefore(t *testing.T) {
 	for _, built := range []string{"", "create unique index concurrently claims_coupon_name_user_id_key on public.claims (coupon_name, user_id)"} {
 		t.Run(built, func(t *testing.T) {
 			t.Parallel()
-			database := dbtest.Empty(t)
+			database := pgtest.Empty(t)
 			admin := owner(t, database)
 			older := program(t)
 			maps.DeleteFunc(older, func(name string, _ *fstest.MapFile) bool {

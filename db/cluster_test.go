@@ -10,19 +10,19 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // cluster is a superuser's session on an empty database, to make logins and more databases with.
 type cluster struct {
 	*session
-	base *dbtest.Database
+	base *pgtest.Database
 	tb   testing.TB
 }
 
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
-	base := dbtest.Empty(t)
+	base := pgtest.Empty(t)
 	return &cluster{owner(t, base), base, t}
 }
 
@@ -47,7 +47,7 @@ func (c *cluster) login(attributes ...string) string {
 }
 
 // database makes an empty one that belongs to login, or to the superuser.
-func (c *cluster) database(login string, options ...string) *dbtest.Database {
+func (c *cluster) database(login string, options ...string) *pgtest.Database {
 	c.t.Helper()
 	name := uniqueName()
 	if login != "" {
@@ -55,13 +55,13 @@ func (c *cluster) database(login string, options ...string) *dbtest.Database {
 	}
 	c.exec("create database " + name + " template template0 " + strings.Join(options, " "))
 	c.atTheEnd("drop database " + name + " with (force)")
-	return &dbtest.Database{Name: name, URL: c.url(login, name)}
+	return &pgtest.Database{Name: name, URL: c.url(login, name)}
 }
 
 // as connects to a database as login.
-func (c *cluster) as(login string, d *dbtest.Database) *pgx.Conn {
+func (c *cluster) as(login string, d *pgtest.Database) *pgx.Conn {
 	c.t.Helper()
-	return (&dbtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.tb)
+	return (&pgtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.tb)
 }
 
 func (c *cluster) url(login, database string) string {

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // What the service may call. All else in the schema is the owner's.
@@ -29,7 +29,7 @@ var internal = []string{
 
 func TestGrants(t *testing.T) {
 	t.Parallel()
-	s := owner(t, dbtest.New(t))
+	s := owner(t, pgtest.New(t))
 	s.exec("set search_path = public, pg_catalog")
 
 	for who, want := range map[string][]string{"coupon_service": public, "public": nil} {
@@ -91,7 +91,7 @@ func TestGrants(t *testing.T) {
 // The role tries for itself.
 func TestTheServiceTouchesNothingElse(t *testing.T) {
 	t.Parallel()
-	s := service(t, dbtest.New(t))
+	s := service(t, pgtest.New(t))
 	for _, sql := range []string{
 		"select from public.coupons",
 		"select from public.claims",
@@ -127,7 +127,7 @@ func TestTheServiceTouchesNothingElse(t *testing.T) {
 // The monitor's role tries, too: it reads the view, and that is all.
 func TestTheMonitorReadsTheViewAlone(t *testing.T) {
 	t.Parallel()
-	s := owner(t, dbtest.New(t))
+	s := owner(t, pgtest.New(t))
 	s.create("lamp", 2)
 	s.claim("ann", "lamp")
 	equal(t, "what the role is", list[string](s, `
@@ -160,7 +160,7 @@ func TestTheMonitorReadsTheViewAlone(t *testing.T) {
 // reaches into the functions.
 func TestWhatTheCallerMakesChangesNothing(t *testing.T) {
 	t.Parallel()
-	s := service(t, dbtest.New(t))
+	s := service(t, pgtest.New(t))
 	s.exec(`
 		create temporary table coupons (like pg_catalog.pg_class);
 		create temporary table claims as select 'hot'::text as coupon_name, 1 as claim_number, 'a'::text as user_id;

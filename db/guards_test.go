@@ -10,7 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // whiteSpace is every character that Unicode calls White_Space, taken from Go's tables.
@@ -26,7 +26,7 @@ var whiteSpace = func() (all []rune) {
 // A bad argument is SQLSTATE 22023 and a message that begins with its name, from every function; nothing is stored.
 func TestGuards(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin, s := owner(t, database), service(t, database)
 	admin.create("good", 5)
 	contents := func() []string {
@@ -116,7 +116,7 @@ func TestGuards(t *testing.T) {
 // What is just within the bounds is kept byte for byte, and fits the indexes.
 func TestWhatTheGuardsLetThrough(t *testing.T) {
 	t.Parallel()
-	s := service(t, dbtest.New(t))
+	s := service(t, pgtest.New(t))
 	for _, name := range []string{
 		"x",
 		strings.Repeat("x", 255),
@@ -142,7 +142,7 @@ func TestWhatTheGuardsLetThrough(t *testing.T) {
 // Go's White_Space and ours are the same, for every code point.
 func TestBlankIsWhatUnicodeCallsWhiteSpace(t *testing.T) {
 	t.Parallel()
-	s := owner(t, dbtest.New(t))
+	s := owner(t, pgtest.New(t))
 	blank := list[int32](s, `
 		select c
 		from generate_series(1, 1114111) as c

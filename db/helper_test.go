@@ -13,10 +13,10 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { dbtest.Main(m) }
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // The labels of claim_status and create_status.
 const (
@@ -49,13 +49,13 @@ type session struct {
 }
 
 // owner connects as the database's owner, who may look into the tables.
-func owner(t testing.TB, d *dbtest.Database) *session {
+func owner(t testing.TB, d *pgtest.Database) *session {
 	t.Helper()
 	return &session{d.Connect(t), t}
 }
 
 // service connects as the service does: in the role coupon_service.
-func service(t testing.TB, d *dbtest.Database) *session {
+func service(t testing.TB, d *pgtest.Database) *session {
 	t.Helper()
 	s := owner(t, d)
 	s.exec("set role coupon_service")
@@ -63,7 +63,7 @@ func service(t testing.TB, d *dbtest.Database) *session {
 }
 
 // several are n sessions of a kind.
-func several(t testing.TB, n int, d *dbtest.Database, kind func(testing.TB, *dbtest.Database) *session) []*session {
+func several(t testing.TB, n int, d *pgtest.Database, kind func(testing.TB, *pgtest.Database) *session) []*session {
 	t.Helper()
 	all := make([]*session, n)
 	for i := range all {

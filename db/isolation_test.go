@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // play is what several sessions do, in every order there is.
@@ -92,7 +92,7 @@ func (p play) perform(t *testing.T, level string) []string {
 		scripts = append(scripts, own)
 	}
 
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	s := newStage(t, database, actors...)
 	var traces []string
 	var impossible []string

@@ -7,13 +7,13 @@ import (
 	"slices"
 	"testing"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // Somebody holds the rows of the coupons with the strongest lock there is. Whoever gets no coupon must not notice.
 func TestRejectionsTakeNoLock(t *testing.T) {
 	t.Parallel()
-	s := newStage(t, dbtest.New(t), "holder", "caller")
+	s := newStage(t, pgtest.New(t), "holder", "caller")
 	s.watcher.create("stocked", 10)
 	s.watcher.create("sold", 1)
 	s.watcher.claim("owner", "stocked")
@@ -69,7 +69,7 @@ func TestRejectionsTakeNoLock(t *testing.T) {
 // on meanwhile.
 func TestClaimsDoNotWaitForForeignKeys(t *testing.T) {
 	t.Parallel()
-	s := newStage(t, dbtest.New(t), "order", "claim")
+	s := newStage(t, pgtest.New(t), "order", "claim")
 	s.watcher.create("lamp", 10)
 	s.watcher.exec("create table public.orders (coupon_name text references public.coupons (name))")
 
@@ -85,7 +85,7 @@ func TestClaimsDoNotWaitForForeignKeys(t *testing.T) {
 // for.
 func TestRejectionsWriteNothing(t *testing.T) {
 	t.Parallel()
-	s := owner(t, dbtest.New(t))
+	s := owner(t, pgtest.New(t))
 	s.create("stocked", 10)
 	s.create("sold", 1)
 	s.claim("owner", "stocked")
@@ -126,7 +126,7 @@ func TestCrowdsOverManyCouponsDoNotDeadlock(t *testing.T) {
 		rounds = 15
 		stock  = 60
 	)
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin := owner(t, database)
 	coupons := names("c%02d", 12)
 	for _, coupon := range coupons {
@@ -191,7 +191,7 @@ func TestClaimNumbersHaveNoGapsAfterASale(t *testing.T) {
 		each  = 60
 		stock = 700
 	)
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin := owner(t, database)
 	admin.create("hot", stock)
 	won := together(t, several(t, 16, database, service), func(ctx context.Context, me int, s *session) ([]string, error) {

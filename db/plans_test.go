@@ -8,7 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // A session plans each statement of a function a few times, then keeps a plan for good (or until the table is analyzed). What
@@ -46,7 +46,7 @@ func TestPlansOfOldSessionsHold(t *testing.T) {
 	} {
 		t.Run(state.name, func(t *testing.T) {
 			t.Parallel()
-			database := dbtest.New(t)
+			database := pgtest.New(t)
 			admin := owner(t, database)
 			admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
 			admin.exec(state.sql)

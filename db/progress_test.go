@@ -5,14 +5,14 @@ import (
 	"testing"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // Whoever watches a sale asks every few seconds, while millions of claims are stored. A row of the view must stay a matter of a
 // few index probes: the first claim, the last, and the steps back from it to those that are older than ten seconds.
 func TestSaleProgressProbesIndexes(t *testing.T) {
 	t.Parallel()
-	admin := owner(t, dbtest.New(t))
+	admin := owner(t, pgtest.New(t))
 	admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
 	grow(admin)
 	admin.exec(fmt.Sprintf(`
@@ -73,7 +73,7 @@ func TestSaleProgressProbesIndexes(t *testing.T) {
 // nor while it waits.
 func TestSaleProgressBeingReadHoldsUpNoClaim(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	watcher, admin, client := owner(t, database), owner(t, database), service(t, database)
 	client.create("lamp", 2)
 	watcher.exec("begin; set local role coupon_monitor; select from public.sale_progress")

@@ -10,13 +10,13 @@ import (
 	"github.com/jackc/pgerrcode"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // forProxy is an empty database on a server that has PL/Proxy.
 func forProxy(t *testing.T) *session {
 	t.Helper()
-	return owner(t, dbtest.Private(t, map[string]string{"fsync": "off"}).ForProxy(t))
+	return owner(t, pgtest.StartServer(t, map[string]string{"fsync": "off"}).ForProxy(t))
 }
 
 // A proxy has the functions that the service may call, with the same signatures and labels, those that tell of its shards,
@@ -30,7 +30,7 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	single := owner(t, dbtest.New(t))
+	single := owner(t, pgtest.New(t))
 	single.exec("set search_path = pg_catalog")
 	const signatures = `
 		select p.proname || '(' || pg_get_function_arguments(p.oid) || ') ' || pg_get_function_result(p.oid)
@@ -73,7 +73,7 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 // migrate --proxy came first, also for sessions that are older than that.
 func TestNewLabelGoesToTheProxiesFirst(t *testing.T) {
 	t.Parallel()
-	server := dbtest.Private(t, map[string]string{"fsync": "off"})
+	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
 	on := server.ForProxy(t)
 	proxy := owner(t, on)
 	database := server.New(t)
@@ -126,7 +126,7 @@ func TestNewLabelGoesToTheProxiesFirst(t *testing.T) {
 // A database with coupons does not become a proxy by mistake; nor does a proxy get tables.
 func TestProxyOrNot(t *testing.T) {
 	t.Parallel()
-	s := owner(t, dbtest.New(t))
+	s := owner(t, pgtest.New(t))
 	if err := db.ApplyProxy(context.Background(), s.Conn); !errors.Is(err, db.ErrNotAProxy) {
 		t.Error(err)
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // A deploy installs the functions anew while a sale is on. Nobody who is calling them may notice.
@@ -19,7 +19,7 @@ func TestFunctionsAreInstalledAnewUnderClaimingClients(t *testing.T) {
 		clients  = 8
 		installs = 50
 	)
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	admin := owner(t, database)
 	admin.create("hot", 1_000_000)
 

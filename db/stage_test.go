@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // stage steps several sessions through a play, one step at a time, and writes down what each step answers, as PostgreSQL's own
@@ -35,7 +35,7 @@ type actor struct {
 	done chan string // the answer of step
 }
 
-func newStage(t testing.TB, d *dbtest.Database, actors ...string) *stage {
+func newStage(t testing.TB, d *pgtest.Database, actors ...string) *stage {
 	t.Helper()
 	s := &stage{t: t, watcher: owner(t, d), actors: map[string]*actor{}}
 	for _, name := range actors {

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // The crowd sizes at which a call is measured; the last is the most that travels in one (mostInCall).
@@ -19,7 +19,7 @@ var crowdSizes = []int{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
 // benchSession is a session of a store, and as many coupons as are asked for.
 func benchSession(b *testing.B, coupons int) (conn *pgx.Conn, names []string) {
 	b.Helper()
-	database := dbtest.New(b)
+	database := pgtest.New(b)
 	owner := database.Connect(b)
 	for i := range coupons {
 		names = append(names, fmt.Sprintf("coupon-%d", i))
@@ -102,7 +102,7 @@ func BenchmarkClaimBatch(b *testing.B) {
 
 // BenchmarkStoreClaim is Claim from end to end: 1 caller, who carries his own claim, and crowds that travel together.
 func BenchmarkStoreClaim(b *testing.B) {
-	database := dbtest.New(b)
+	database := pgtest.New(b)
 	if _, err := database.Connect(b).Exec(b.Context(), "select public.create_coupon('coupon', 2147483647)"); err != nil {
 		b.Fatal(err)
 	}

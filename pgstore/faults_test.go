@@ -12,32 +12,32 @@ import (
 	"testing"
 	"time"
 
-	"scalable-coupon-system/pgstore/cutproxy"
+	"scalable-coupon-system/internal/faultproxy"
 )
 
 // faults are the moments at which a connection is cut under a call, and whether the
 // server has then committed it (nil: that is for the server to know).
 var faults = []struct {
 	name      string
-	fault     cutproxy.Fault
+	fault     faultproxy.Fault
 	committed *bool
 }{
-	{"before the call", cutproxy.CutBeforeCall, new(false)},
-	{"before the commit", cutproxy.CutBeforeCommit, new(false)},
-	{"answered but not committed", cutproxy.CutAnsweredBeforeCommit, new(false)},
-	{"during the call", cutproxy.CutDuring, nil},
-	{"after the commit", cutproxy.CutAfterCommit, new(true)},
-	{"answered and committed but not confirmed", cutproxy.CutAnsweredAfterCommit, new(true)},
+	{"before the call", faultproxy.CutBeforeCall, new(false)},
+	{"before the commit", faultproxy.CutBeforeCommit, new(false)},
+	{"answered but not committed", faultproxy.CutAnsweredBeforeCommit, new(false)},
+	{"during the call", faultproxy.CutDuring, nil},
+	{"after the commit", faultproxy.CutAfterCommit, new(true)},
+	{"answered and committed but not confirmed", faultproxy.CutAnsweredAfterCommit, new(true)},
 }
 
 // cutFirst cuts the first call of a function, and no other.
-func (s *stand) cutFirst(function string, f cutproxy.Fault) {
+func (s *stand) cutFirst(function string, f faultproxy.Fault) {
 	var cut atomic.Bool
-	s.proxy.Plan(func(sql string) cutproxy.Fault {
+	s.proxy.Inject(func(sql string) faultproxy.Fault {
 		if strings.Contains(sql, function) && cut.CompareAndSwap(false, true) {
 			return f
 		}
-		return cutproxy.Pass
+		return faultproxy.Pass
 	})
 }
 
@@ -80,7 +80,7 @@ func TestClaimCut(t *testing.T) {
 			if status, err := s.Claim(t.Context(), "u", "unknown"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
 				t.Errorf("no such coupon: %q, %v; want it unknown", status, err)
 			}
-			s.proxy.Plan(nil)
+			s.proxy.Inject(nil)
 			if status, err := s.Claim(t.Context(), "v", "c"); status != Claimed || err != nil {
 				t.Errorf("afterwards: %q, %v", status, err)
 			}
@@ -139,7 +139,7 @@ func TestCreateCut(t *testing.T) {
 			case status != Created || err != nil:
 				t.Errorf("%q, %v; want created, by the second call", status, err)
 			}
-			s.proxy.Plan(nil)
+			s.proxy.Inject(nil)
 			if status, err := s.CreateCoupon(t.Context(), "c", 7); status != CouponExists || err != nil {
 				t.Errorf("afterwards: %q, %v", status, err)
 			}
@@ -172,11 +172,11 @@ func TestBothCallsCut(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
 	s.create(t, "c", 7)
-	s.proxy.Plan(func(sql string) cutproxy.Fault {
+	s.proxy.Inject(func(sql string) faultproxy.Fault {
 		if strings.Contains(sql, "public.") && !strings.Contains(sql, "pg_proc") { // but for the question whether it is a proxy
-			return cutproxy.CutBeforeCommit
+			return faultproxy.CutBeforeCommit
 		}
-		return cutproxy.Pass
+		return faultproxy.Pass
 	})
 	if status, err := s.Claim(t.Context(), "u", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
 		t.Errorf("claim: %q, %v", status, err)
@@ -196,15 +196,15 @@ func TestStalledConnection(t *testing.T) {
 	t.Parallel()
 	s := newStand(t, func(cfg *Config) { cfg.ClaimTimeout = 6 * time.Second })
 	s.create(t, "c", 5)
-	s.cutFirst("claim_coupons", cutproxy.Stall)
+	s.cutFirst("claim_coupons", faultproxy.Stall)
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed || err != nil {
 		t.Errorf("claim: %q, %v", status, err)
 	}
-	s.cutFirst("create_coupon", cutproxy.Stall)
+	s.cutFirst("create_coupon", faultproxy.Stall)
 	if status, err := s.CreateCoupon(t.Context(), "d", 5); status != Created || err != nil {
 		t.Errorf("creation: %q, %v", status, err)
 	}
-	s.cutFirst("get_coupon", cutproxy.Stall)
+	s.cutFirst("get_coupon", faultproxy.Stall)
 	if _, found, err := s.Coupon(t.Context(), "d"); !found || err != nil {
 		t.Errorf("read: %v, %v", found, err)
 	}
@@ -219,13 +219,13 @@ func TestServerAwayForAMoment(t *testing.T) {
 	s.create(t, "c", 5)
 	awayAfter := func(function string) {
 		var once sync.Once
-		s.proxy.Plan(func(sql string) cutproxy.Fault {
-			f := cutproxy.Pass
+		s.proxy.Inject(func(sql string) faultproxy.Fault {
+			f := faultproxy.Pass
 			if strings.Contains(sql, function) {
 				once.Do(func() {
-					f = cutproxy.CutBeforeCall
-					s.proxy.Away(true)
-					time.AfterFunc(300*time.Millisecond, func() { s.proxy.Away(false) })
+					f = faultproxy.CutBeforeCall
+					s.proxy.SetDown(true)
+					time.AfterFunc(300*time.Millisecond, func() { s.proxy.SetDown(false) })
 				})
 			}
 			return f
@@ -249,12 +249,12 @@ func TestCallersWhoLeaveAfterSending(t *testing.T) {
 	leaveAt := func(function string) context.Context {
 		ctx, leave := context.WithCancel(t.Context())
 		t.Cleanup(leave)
-		s.proxy.Plan(func(sql string) cutproxy.Fault {
+		s.proxy.Inject(func(sql string) faultproxy.Fault {
 			if strings.Contains(sql, function) {
 				leave()
 				time.Sleep(50 * time.Millisecond)
 			}
-			return cutproxy.Pass
+			return faultproxy.Pass
 		})
 		return ctx
 	}

@@ -14,7 +14,7 @@ import (
 // wrong (another machine, a later PostgreSQL), calls are less well grouped and as exact.
 func hashText(s string) uint32 {
 	const start = 0x9e3779b9 + 3923095
-	a := start + uint32(len(s)) //nolint:gosec // a name is short
+	a := start + uint32(len(s))
 	b, c := a, a
 	var block [12]byte
 	for len(s) >= len(block) {

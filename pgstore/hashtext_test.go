@@ -6,13 +6,13 @@ import (
 
 	"pgregory.net/rapid"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // The hash in Go is PostgreSQL's own, for every text that it can hold.
 func TestHashTextIsPostgreSQLs(t *testing.T) {
 	t.Parallel()
-	conn := dbtest.New(t).Connect(t)
+	conn := pgtest.New(t).Connect(t)
 	ctx := t.Context()
 	check := func(t rapid.TB, texts []string) {
 		rows, err := conn.Query(ctx, `select pg_catalog.hashtext(w) from pg_catalog.unnest($1::text[]) with ordinality as w order by w.ordinality`, texts)

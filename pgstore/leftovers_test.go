@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
-	"scalable-coupon-system/pgstore/cutproxy"
+	"scalable-coupon-system/internal/faultproxy"
 )
 
 // After faults of every kind nothing is left behind: as long as the store is open, no
@@ -56,23 +56,23 @@ func TestFaultsLeaveNothing(t *testing.T) {
 		}
 		callers.Wait()
 	}
-	for _, fault := range append([]cutproxy.Fault{cutproxy.Stall}, cutFaults()...) {
+	for _, fault := range append([]faultproxy.Fault{faultproxy.Stall}, cutFaults()...) {
 		var mu sync.Mutex
 		calls := 0
-		s.proxy.Plan(func(sql string) cutproxy.Fault {
+		s.proxy.Inject(func(sql string) faultproxy.Fault {
 			mu.Lock()
 			defer mu.Unlock()
 			if calls++; strings.Contains(sql, "public.") && calls%2 == 0 {
 				return fault
 			}
-			return cutproxy.Pass
+			return faultproxy.Pass
 		})
 		burst()
 	}
-	s.proxy.Plan(nil)
-	s.proxy.Away(true)
+	s.proxy.Inject(nil)
+	s.proxy.SetDown(true)
 	burst()
-	s.proxy.Away(false)
+	s.proxy.SetDown(false)
 	s.exec(t, `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'coupond'`)
 	burst()
 	s.proxy.Freeze()
@@ -103,7 +103,7 @@ func isWeather(err error) bool {
 }
 
 // cutFaults are the faults of TestClaimCut.
-func cutFaults() (all []cutproxy.Fault) {
+func cutFaults() (all []faultproxy.Fault) {
 	for _, f := range faults {
 		all = append(all, f.fault)
 	}

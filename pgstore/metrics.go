@@ -207,7 +207,7 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 	gauge(descQueue, float64(s.lanes.limit))
 	for _, shard := range s.Shards() {
 		healthy := 0.0
-		if shard.Why == "" {
+		if shard.Reason == "" {
 			healthy = 1
 		}
 		gauge(descShard, healthy, strconv.Itoa(shard.Number))

@@ -16,7 +16,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/rs/zerolog"
 
-	"scalable-coupon-system/pgstore/cutproxy"
+	"scalable-coupon-system/internal/faultproxy"
 )
 
 // scrape is all that the store counts, less the buckets: by name and labels, as text.
@@ -56,7 +56,7 @@ func (s *stand) wantSamples(t *testing.T, want map[string]string) {
 
 func TestMetricsOfAStore(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.ClaimLanes, cfg.ClaimQueue, cfg.MaxConns = 2, 7, 5 })
+	s := newStand(t, func(cfg *Config) { cfg.ClaimConcurrency, cfg.ClaimQueue, cfg.MaxConns = 2, 7, 5 })
 	if got := s.scrape(t); got["coupond_database_ready"] != "" || got["coupond_database_schema_version"] != "" {
 		t.Errorf("before anybody has asked, it is told whether the database is ready: %v", got)
 	}
@@ -282,7 +282,7 @@ func TestLogNamesTheRequest(t *testing.T) {
 	if ready := log.with(t, "the database is ready"); len(ready) != 1 || ready[0]["request_id"] != id {
 		t.Errorf("the log says %v", ready)
 	}
-	s.cutFirst("create_coupon", cutproxy.CutBeforeCommit)
+	s.cutFirst("create_coupon", faultproxy.CutBeforeCommit)
 	id = "request of the creation"
 	_, _ = s.CreateCoupon(ctx, "c", 1)
 	if failed := log.with(t, "creating a coupon failed; asking again"); len(failed) != 1 || failed[0]["request_id"] != id {

@@ -11,11 +11,11 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 
-	"scalable-coupon-system/db/dbtest"
-	"scalable-coupon-system/pgstore/cutproxy"
+	"scalable-coupon-system/internal/faultproxy"
+	"scalable-coupon-system/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { dbtest.Main(m) }
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // patience is the ClaimTimeout of tests that are not about time: a busy machine must
 // not fail them.
@@ -27,19 +27,19 @@ type stand struct {
 	*Store
 	url   string // of the database itself, as its owner
 	owner *pgx.Conn
-	proxy *cutproxy.Proxy
+	proxy *faultproxy.Proxy
 }
 
 // newStand makes a stand; change, if any, changes the store's Config.
 func newStand(t *testing.T, change ...func(*Config)) *stand {
 	t.Helper()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	return standOn(t, database.URL, database.Connect(t), change...)
 }
 
 func standOn(t *testing.T, url string, owner *pgx.Conn, change ...func(*Config)) *stand {
 	t.Helper()
-	proxy, err := cutproxy.New(url)
+	proxy, err := faultproxy.New(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,13 +132,13 @@ func (s *stand) lock(t *testing.T, coupon string) (unlock func()) {
 // noticeCalls returns a function that tells whether a claim or a creation was sent since.
 func (s *stand) noticeCalls() (sent func() bool) {
 	var noticed atomic.Bool
-	s.proxy.Plan(func(sql string) cutproxy.Fault {
+	s.proxy.Inject(func(sql string) faultproxy.Fault {
 		for _, call := range []string{claimCouponsSQL, claimBatchSQL, createCouponSQL} {
 			if strings.Contains(sql, call) {
 				noticed.Store(true)
 			}
 		}
-		return cutproxy.Pass
+		return faultproxy.Pass
 	})
 	return noticed.Load
 }

@@ -13,7 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // BenchmarkThroughAProxy is one call of claim_batch for 512 users who want 512 coupons, straight to a shard and through a proxy
@@ -104,7 +104,7 @@ func (s *sharded) calls(b *testing.B) float64 {
 }
 
 // cpu is what the servers' processes have used so far, in hundredths of a second (Linux).
-func cpu(b *testing.B, servers ...*dbtest.Server) (ticks int) {
+func cpu(b *testing.B, servers ...*pgtest.Server) (ticks int) {
 	b.Helper()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -118,7 +118,7 @@ func cpu(b *testing.B, servers ...*dbtest.Server) (ticks int) {
 		_, rest, _ := strings.Cut(string(stat), ") ")
 		fields := strings.Fields(rest)
 		parent, _ := strconv.Atoi(fields[1])
-		if slices.ContainsFunc(servers, func(s *dbtest.Server) bool { return s.Pid() == parent }) {
+		if slices.ContainsFunc(servers, func(s *pgtest.Server) bool { return s.Pid() == parent }) {
 			for _, field := range fields[11:13] { // user and system
 				n, _ := strconv.Atoi(field)
 				ticks += n

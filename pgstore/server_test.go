@@ -20,14 +20,14 @@ import (
 	"go.uber.org/goleak"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // startServer starts a server of the test's own, for what cannot be done to a
 // shared one. It ends with the test.
-func startServer(t testing.TB) *dbtest.Server {
+func startServer(t testing.TB) *pgtest.Server {
 	t.Helper()
-	return dbtest.Private(t, map[string]string{"fsync": "off"})
+	return pgtest.StartServer(t, map[string]string{"fsync": "off"})
 }
 
 func connect(t testing.TB, url string) *pgx.Conn {
@@ -281,7 +281,7 @@ func TestServerCrashes(t *testing.T) {
 
 // After Close nothing is left: no goroutine here and no session there.
 func TestCloseLeavesNothing(t *testing.T) {
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	owner := database.Connect(t)
 	before := goleak.IgnoreCurrent()
 

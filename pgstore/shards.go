@@ -52,7 +52,7 @@ func questionPatience(claim time.Duration) time.Duration { return claim / 5 }
 // Shard is a server behind a proxy, as it was found last.
 type Shard struct {
 	Number int    // the lowest of its partitions
-	Why    string // what is wrong: a sentence that may be shown to anybody; "": nothing
+	Reason string // what is wrong: a sentence that may be shown to anybody; "": nothing
 }
 
 // shards is what is known of the servers behind a proxy.
@@ -364,7 +364,7 @@ func (ss *shards) of(coupon string) *finding {
 	if ss.numbers == nil {
 		return nil
 	}
-	partition := hashText(coupon) & uint32(len(ss.numbers)-1) //nolint:gosec // thousands at most
+	partition := hashText(coupon) & uint32(len(ss.numbers)-1)
 	return ss.found[ss.numbers[partition]]
 }
 
@@ -460,8 +460,8 @@ func (s *Store) find(f *finding, why string, cause error) {
 	if s.shards.found[f.Number] != f {
 		return // by an old map
 	}
-	before := f.Why
-	f.asked, f.Why, f.away = true, why, cause
+	before := f.Reason
+	f.asked, f.Reason, f.away = true, why, cause
 	var away error
 	switch {
 	case errors.Is(cause, errNotSent):

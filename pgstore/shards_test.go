@@ -57,7 +57,7 @@ func (s *sharded) wantShards(t testing.TB, count int, unhealthy map[int]string) 
 	var all []Shard
 	as := func(shard Shard) bool {
 		words, is := unhealthy[shard.Number]
-		return is == (shard.Why != "") && strings.Contains(shard.Why, words)
+		return is == (shard.Reason != "") && strings.Contains(shard.Reason, words)
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		all = s.Shards()
@@ -364,7 +364,7 @@ func TestShardWhoseCommitsDoNotComeBack(t *testing.T) {
 	if told["shard 0: done"] < 10*(told["shard 0: unknown"]+told["shard 0: surely not done"]) {
 		t.Errorf("%v; want the first shard's claims to be made", told)
 	}
-	if len(found) != 2 || found[0].Why != "" || !strings.Contains(found[alone].Why, noCommits) {
+	if len(found) != 2 || found[0].Reason != "" || !strings.Contains(found[alone].Reason, noCommits) {
 		t.Errorf("the shards are %v; want the commits of the second not to come back", found)
 	}
 

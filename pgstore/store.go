@@ -39,9 +39,9 @@ type Config struct {
 	// them is kept for Ready. Behind a proxy there is one more that reads its map, one
 	// to ask each shard, 8 at the most, and one for each whose commits are in doubt.
 	MaxConns int32
-	// ClaimLanes is the number of calls of claims in flight at once, 1 or more; behind a
+	// ClaimConcurrency is the number of calls of claims in flight at once, 1 or more; behind a
 	// proxy, for each of its shards.
-	ClaimLanes int
+	ClaimConcurrency int
 	// ClaimQueue is the number of claims that may wait in a lane, 1 or more.
 	ClaimQueue int
 	// ClaimTimeout is the longest that a claim, a creation or a read waits for its
@@ -79,7 +79,7 @@ type Store struct {
 	shards shards
 
 	commits commits
-	closing context.Context //nolint:containedctx // ends with Close, for the questions to the shards and the inquiries there
+	closing context.Context
 	close   context.CancelFunc
 }
 
@@ -110,14 +110,14 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.commits.closing, s.commits.close = context.WithCancel(context.Background())
-	s.lanes = newLanes(cfg.ClaimLanes, cfg.ClaimQueue, cfg.ClaimTimeout, s.send)
+	s.lanes = newLanes(cfg.ClaimConcurrency, cfg.ClaimQueue, cfg.ClaimTimeout, s.send)
 	s.reads.read = s.readCoupon
 	s.reads.timeout = cfg.ClaimTimeout
 
 	poolConfig.MaxConns = max(1, cfg.MaxConns-1)
 	half := (int(poolConfig.MaxConns) + 1) / 2
 	s.readers = make(chan struct{}, half)
-	s.askers.Store(askers(half, cfg.ClaimLanes))
+	s.askers.Store(askers(half, cfg.ClaimConcurrency))
 
 	// The context is the parent of connections made in advance, not of the pool.
 	if s.pool, err = pgxpool.NewWithConfig(context.Background(), poolConfig); err != nil {
@@ -138,7 +138,7 @@ func Open(cfg Config) (*Store, error) {
 }
 
 // askers shares half of the pool among the lanes.
-func askers(half, lanes int) int32 { return int32(max(1, half/lanes)) } //nolint:gosec // at most half
+func askers(half, lanes int) int32 { return int32(max(1, half/lanes)) }
 
 // check refuses what makes no sense, all of it at once.
 func (cfg Config) check() error {
@@ -149,8 +149,8 @@ func (cfg Config) check() error {
 	if cfg.MaxConns < 1 {
 		errs = append(errs, fmt.Errorf("MaxConns is %d; at least 1 is needed", cfg.MaxConns))
 	}
-	if cfg.ClaimLanes < 1 {
-		errs = append(errs, fmt.Errorf("ClaimLanes is %d; at least 1 is needed", cfg.ClaimLanes))
+	if cfg.ClaimConcurrency < 1 {
+		errs = append(errs, fmt.Errorf("ClaimLanes is %d; at least 1 is needed", cfg.ClaimConcurrency))
 	}
 	if cfg.ClaimQueue < 1 {
 		errs = append(errs, fmt.Errorf("ClaimQueue is %d; at least 1 is needed", cfg.ClaimQueue))

@@ -10,12 +10,12 @@ import (
 // testConfig is a Config for the database at url.
 func testConfig(url string) Config {
 	return Config{
-		URL:           url,
-		MaxConns:      8,
-		ClaimLanes:    1,
-		ClaimQueue:    100,
-		ClaimTimeout:  5 * time.Second,
-		SchemaVersion: 1,
+		URL:              url,
+		MaxConns:         8,
+		ClaimConcurrency: 1,
+		ClaimQueue:       100,
+		ClaimTimeout:     5 * time.Second,
+		SchemaVersion:    1,
 	}
 }
 

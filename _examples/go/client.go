@@ -51,8 +51,8 @@ type Client struct {
 
 // New makes a client of the service at base, such as http://127.0.0.1:8080.
 func New(base string) *Client {
-	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // it is one
-	transport.MaxIdleConnsPerHost = 64                           // 2 unless told: all others would be closed after each claim
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = 64 // 2 unless told: all others would be closed after each claim
 	return &Client{
 		base: strings.TrimSuffix(base, "/"),
 		http: &http.Client{
@@ -179,7 +179,7 @@ func (c *Client) call(ctx context.Context, method, path string, body any) (final
 		}
 		// Half to one and a half of the pause, and on top of what the service asks for: a crowd that was refused
 		// together must not come back together.
-		wait += pause/2 + rand.N(pause) //nolint:gosec // no secret
+		wait += pause/2 + rand.N(pause)
 		if last == nil || ctx.Err() == nil {
 			last = failure // and not that the last try was cut short
 		}

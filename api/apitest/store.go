@@ -96,7 +96,7 @@ func (s *Store) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, e
 	}
 	claimers := c.claimers
 	if len(claimers) <= PageSize {
-		return pgstore.WholeCoupon(name, c.amount, claimers), true, nil
+		return pgstore.NewCoupon(name, c.amount, claimers), true, nil
 	}
 	return &pgstore.Coupon{
 		Name:            name,

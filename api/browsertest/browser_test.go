@@ -22,10 +22,10 @@ import (
 
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/api/apitest"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { dbtest.Main(m) }
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // patience bounds all that one window does. It is long: a laden machine is no reason for a test to fail.
 const patience = 3 * time.Minute
@@ -42,7 +42,7 @@ func TestDocsInABrowser(t *testing.T) {
 		{"narrow", 390, 844},
 	} {
 		t.Run(window.name, func(t *testing.T) {
-			service := start(t, binary, dbtest.New(t).URL)
+			service := start(t, binary, pgtest.New(t).URL)
 			w := open(t, window.width, window.height)
 			w.do(chromedp.Navigate(service + "/docs"))
 
@@ -133,7 +133,7 @@ func start(t *testing.T, binary, database string) string {
 // window is a browser with one page, and what was heard from it.
 type window struct {
 	t   *testing.T
-	ctx context.Context //nolint:containedctx // chromedp's context is the page
+	ctx context.Context
 
 	mu       sync.Mutex
 	said     []chromedp.ConsoleMessage
@@ -309,10 +309,10 @@ func (w *window) picture(name string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := os.MkdirAll(folder, 0o750); err != nil { //nolint:gosec // whoever runs the test chooses where
+	if err := os.MkdirAll(folder, 0o750); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(folder, "docs-"+name+".png"), picture, 0o600); err != nil { //nolint:gosec // as above
+	if err := os.WriteFile(filepath.Join(folder, "docs-"+name+".png"), picture, 0o600); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -39,13 +39,13 @@ var (
 	Malformed = Answer{0, "MALFORMED"}
 )
 
-// Clear says whether this ends a claim: the user has the coupon, or will never have it.
-func (a Answer) Clear() bool {
+// Definite says whether this ends a claim: the user has the coupon, or will never have it.
+func (a Answer) Definite() bool {
 	return a == Claimed || a == AlreadyClaimed || a == OutOfStock
 }
 
-// Uncertain says whether a claim so answered may have been carried out all the same.
-func (a Answer) Uncertain() bool {
+// Ambiguous says whether a claim so answered may have been carried out all the same.
+func (a Answer) Ambiguous() bool {
 	switch a {
 	case Overloaded, Unavailable, NotSent:
 		return false

@@ -73,8 +73,8 @@ func TestAnswer(t *testing.T) {
 		{Malformed, false, true, "no answer (MALFORMED)"},
 	}
 	for _, test := range tests {
-		if test.answer.Clear() != test.clear || test.answer.Uncertain() != test.uncertain || test.answer.String() != test.text {
-			t.Errorf("%v: clear %v, uncertain %v", test.answer, test.answer.Clear(), test.answer.Uncertain())
+		if test.answer.Definite() != test.clear || test.answer.Ambiguous() != test.uncertain || test.answer.String() != test.text {
+			t.Errorf("%v: clear %v, uncertain %v", test.answer, test.answer.Definite(), test.answer.Ambiguous())
 		}
 	}
 }

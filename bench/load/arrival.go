@@ -21,7 +21,7 @@ type arrivals struct {
 }
 
 func newArrivals(total int, rate float64, seed uint64) *arrivals {
-	a := &arrivals{total: total, rate: rate, gaps: rand.New(rand.NewPCG(seed, 0x5a1e))} //nolint:gosec // a reproducible sale, no secret
+	a := &arrivals{total: total, rate: rate, gaps: rand.New(rand.NewPCG(seed, 0x5a1e))}
 	if rate > 0 {
 		a.due = time.Now().Add(a.gap())
 	}
@@ -74,7 +74,7 @@ type againHeap []repetition
 func (h againHeap) Len() int           { return len(h) }
 func (h againHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
 func (h againHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *againHeap) Push(x any)        { *h = append(*h, x.(repetition)) } //nolint:forcetypeassert // only repeat pushes
+func (h *againHeap) Push(x any)        { *h = append(*h, x.(repetition)) }
 func (h *againHeap) Pop() any {
 	last := (*h)[len(*h)-1]
 	*h = (*h)[:len(*h)-1]

@@ -32,7 +32,7 @@ func scripted(t testing.TB, serve func(number int, conn net.Conn)) (address stri
 				return
 			}
 			go func() {
-				defer conn.Close() //nolint:errcheck // the client sees it
+				defer conn.Close()
 				serve(number, conn)
 			}()
 		}

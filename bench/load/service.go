@@ -91,7 +91,7 @@ func (s Service) do(ctx context.Context, method, path string, body []byte, read 
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close() //nolint:errcheck // all that mattered was read
+	defer response.Body.Close()
 	if err := read(response); err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}

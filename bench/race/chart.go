@@ -11,7 +11,7 @@ import (
 	"github.com/dustin/go-humanize/english"
 	"github.com/go-analyze/charts"
 
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 var notInFileName = regexp.MustCompile(`[^a-z0-9]+`)
@@ -29,7 +29,7 @@ func (r *results) draw(w workload) ([]byte, error) {
 	if shown.of == nil {
 		shown = measure{"claims a second", "%.0f", rate}
 	}
-	ourMiddle, _ := median(r.Runs[w.name][rivals.Ours], shown.of)
+	ourMiddle, _ := median(r.Runs[w.name][contestants.Coupond], shown.of)
 	var names []string
 	var ours, others []float64
 	largest := 0.0
@@ -44,7 +44,7 @@ func (r *results) draw(w workload) ([]byte, error) {
 		// The library measures with its own font and the reader's browser writes in another: room for a wider one.
 		names = append(names, name+"\u00a0\u00a0\u00a0")
 		// Two series, stacked, of which each bar has one: so that ours has a colour of its own.
-		if name == rivals.Ours {
+		if name == contestants.Coupond {
 			ours, others = append(ours, middle), append(others, 0)
 		} else {
 			ours, others = append(ours, 0), append(others, middle)

@@ -16,7 +16,7 @@ import (
 
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 // serveFlag makes this program the service of one rival, in a process of its own, so that its CPU time can be told from
@@ -26,7 +26,7 @@ const serveFlag = "-serve-rival"
 // serve answers for the rival of that name until standard input closes, which it does when the race ends however it ends.
 // It prints the address it listens on.
 func serve(ctx context.Context, name string) error {
-	rival, err := rivals.Find(name)
+	rival, err := contestants.Find(name)
 	if err != nil {
 		return err
 	}
@@ -38,10 +38,10 @@ func serve(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	store, stop, err := rival.Open(ctx, rivals.Config{
+	store, stop, err := rival.Open(ctx, contestants.Config{
 		PostgresURL:  os.Getenv("RACE_POSTGRES"),
 		RedisAddress: os.Getenv("RACE_REDIS"),
-		MaxConns:     int32(maxConns), //nolint:gosec // from our own parent
+		MaxConns:     int32(maxConns),
 		Lanes:        lanes,
 	})
 	if err != nil {
@@ -84,7 +84,7 @@ type contestant struct {
 	service load.Service
 	cmd     *exec.Cmd
 	stdin   io.Closer
-	redis   *rivals.RedisServer // nil unless it is one of the two that need it
+	redis   *contestants.RedisServer // nil unless it is one of the two that need it
 }
 
 // start starts the service of an entry on the machine.
@@ -97,7 +97,7 @@ func (m *machine) start(ctx context.Context, e entry) (*contestant, error) {
 		if err != nil {
 			return nil, err
 		}
-		if c.redis, err = rivals.StartRedis(ctx, dir, fsync); err != nil {
+		if c.redis, err = contestants.StartRedis(ctx, dir, fsync); err != nil {
 			return nil, err
 		}
 	}
@@ -105,7 +105,7 @@ func (m *machine) start(ctx context.Context, e entry) (*contestant, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.cmd = exec.CommandContext(ctx, self, serveFlag, rival) //nolint:gosec // ourselves
+	c.cmd = exec.CommandContext(ctx, self, serveFlag, rival)
 	c.cmd.Stderr = os.Stderr
 	c.cmd.Env = append(os.Environ(),
 		"RACE_POSTGRES="+m.at(c).url,

@@ -13,8 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"scalable-coupon-system/bench/rivals"
-	"scalable-coupon-system/db/localpg"
+	"scalable-coupon-system/bench/race/contestants"
+	"scalable-coupon-system/internal/localpg"
 )
 
 const (
@@ -38,7 +38,7 @@ func prepare(ctx context.Context, lanes int) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // PostgreSQL runs as another user when we are root
+	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
 	m := &machine{dir: dir, lanes: lanes, sites: make(map[string]site)}
@@ -224,7 +224,7 @@ func (m *machine) about(ctx context.Context) map[string]string {
 			}
 		}
 	}
-	if version := rivals.RedisVersion(ctx); version != "" {
+	if version := contestants.RedisVersion(ctx); version != "" {
 		about["redis"] = version
 	}
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {

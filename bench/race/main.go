@@ -26,7 +26,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 func main() {
@@ -175,14 +175,14 @@ func selectRivals(ctx context.Context, who string) ([]string, error) {
 		return nil, err
 	}
 	var names []string
-	for _, rival := range rivals.All() {
+	for _, rival := range contestants.All() {
 		switch {
 		case rival.Name != "Redis":
 			names = append(names, rival.Name)
-		case rivals.FindRedis(ctx) != "":
+		case contestants.FindRedis(ctx) != "":
 			names = append(names, redisPrefix+"everysec", redisPrefix+"always")
 		default:
-			fmt.Fprintln(os.Stderr, "race: no redis-server on this machine, and no Docker engine with "+rivals.RedisImage+": Redis does not run")
+			fmt.Fprintln(os.Stderr, "race: no redis-server on this machine, and no Docker engine with "+contestants.RedisImage+": Redis does not run")
 		}
 	}
 	return slices.DeleteFunc(names, func(name string) bool { return !expression.MatchString(name) }), nil

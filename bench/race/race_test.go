@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 func TestMedianAndSpread(t *testing.T) {
@@ -111,18 +111,18 @@ func TestSelection(t *testing.T) {
 	}
 
 	var want []string
-	for _, r := range rivals.All() {
+	for _, r := range contestants.All() {
 		switch {
 		case r.Name != "Redis":
 			want = append(want, r.Name)
-		case rivals.FindRedis(t.Context()) != "":
+		case contestants.FindRedis(t.Context()) != "":
 			want = append(want, redisEverysec, redisPrefix+"always")
 		}
 	}
 	if got, err := selectRivals(t.Context(), ""); err != nil || !slices.Equal(got, want) {
 		t.Errorf("all: %v, %v, want %v", got, err, want)
 	}
-	if got, err := selectRivals(t.Context(), "^coupond$|active"); err != nil || !slices.Equal(got, []string{rivals.Ours, interactive}) {
+	if got, err := selectRivals(t.Context(), "^coupond$|active"); err != nil || !slices.Equal(got, []string{contestants.Coupond, interactive}) {
 		t.Errorf("two: %v, %v", got, err)
 	}
 	if _, err := selectRivals(t.Context(), "("); err == nil {
@@ -138,11 +138,11 @@ func TestEntries(t *testing.T) {
 		}
 		return strings.Join(all, "; ")
 	}
-	beside := workload{database: "full", rivals: []string{rivals.Ours, single}, run: hot, beside: []variant{{name: "other", database: "bare"}}}
+	beside := workload{database: "full", rivals: []string{contestants.Coupond, single}, run: hot, beside: []variant{{name: "other", database: "bare"}}}
 	for _, c := range []struct{ got, want string }{
-		{show(workload{}, rivals.Ours, interactive), "coupond: coupond on race; interactive: interactive on race"},
-		{show(workload{rivals: []string{single}}, rivals.Ours, single), "one call a claim: one call a claim on race"},
-		{show(beside, rivals.Ours, interactive), "coupond: coupond on full; other: coupond on bare"},
+		{show(workload{}, contestants.Coupond, interactive), "coupond: coupond on race; interactive: interactive on race"},
+		{show(workload{rivals: []string{single}}, contestants.Coupond, single), "one call a claim: one call a claim on race"},
+		{show(beside, contestants.Coupond, interactive), "coupond: coupond on full; other: coupond on bare"},
 		{show(beside, single), "one call a claim: one call a claim on full"},
 		{show(beside), ""},
 	} {
@@ -150,7 +150,7 @@ func TestEntries(t *testing.T) {
 			t.Errorf("%q, want %q", c.got, c.want)
 		}
 	}
-	if e := beside.entries([]string{rivals.Ours}); e[1].run == nil {
+	if e := beside.entries([]string{contestants.Coupond}); e[1].run == nil {
 		t.Error("the one beside has nothing to run")
 	}
 }
@@ -159,7 +159,7 @@ func TestEntries(t *testing.T) {
 func TestTargetsAreAboutWhatRuns(t *testing.T) {
 	all := newResults(nil, 1, time.Second)
 	for _, w := range workloads() {
-		for _, e := range w.entries([]string{rivals.Ours, interactive, single, ceiling, redisEverysec}) {
+		for _, e := range w.entries([]string{contestants.Coupond, interactive, single, ceiling, redisEverysec}) {
 			all.add(w.name, e.name, figures{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ""})
 		}
 	}
@@ -168,8 +168,8 @@ func TestTargetsAreAboutWhatRuns(t *testing.T) {
 			t.Errorf("%s, %s: cannot be measured", target.work, target.what)
 		}
 	}
-	for _, r := range []string{rivals.Ours, interactive, single, ceiling} {
-		if _, err := rivals.Find(r); err != nil {
+	for _, r := range []string{contestants.Coupond, interactive, single, ceiling} {
+		if _, err := contestants.Find(r); err != nil {
 			t.Error(err)
 		}
 	}
@@ -179,9 +179,9 @@ func TestTargetsAreAboutWhatRuns(t *testing.T) {
 func sample() (*results, workload) {
 	r := newResults(map[string]string{"cpus": "2"}, 2, time.Second)
 	w := workload{name: hotCoupon, what: "one coupon"}
-	r.add(w.name, rivals.Ours, figures{Rate: 20_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DataCPU: 20})
+	r.add(w.name, contestants.Coupond, figures{Rate: 20_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DataCPU: 20})
 	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DataCPU: 400})
-	r.add(w.name, rivals.Ours, figures{Rate: 24_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DataCPU: 20})
+	r.add(w.name, contestants.Coupond, figures{Rate: 24_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DataCPU: 20})
 	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DataCPU: 400})
 	return r, w
 }
@@ -265,7 +265,7 @@ func TestResultsAreKept(t *testing.T) {
 	if err := json.Unmarshal(body, &kept); err != nil {
 		t.Fatal(err)
 	}
-	if got := kept.Runs[hotCoupon][rivals.Ours]; len(got) != 2 || got[1].Rate != 24_000 || kept.Machine["cpus"] != "2" {
+	if got := kept.Runs[hotCoupon][contestants.Coupond]; len(got) != 2 || got[1].Rate != 24_000 || kept.Machine["cpus"] != "2" {
 		t.Errorf("%s", body)
 	}
 

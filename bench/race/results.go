@@ -11,7 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 // results are what all runs came to, in the form that is kept.
@@ -110,7 +110,7 @@ func (r *results) print(w io.Writer, of workload) error {
 	if len(runs) == 0 {
 		return nil
 	}
-	ours, _ := median(runs[rivals.Ours], rate)
+	ours, _ := median(runs[contestants.Coupond], rate)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	p := &printer{w: table}
 	p.printf("\n%s: %s\n\tclaims/s\t±\tours is\t", of.name, of.what)
@@ -145,14 +145,14 @@ func (r *results) print(w io.Writer, of workload) error {
 
 // keep writes results.json and the charts of workloads into folder.
 func (r *results) keep(folder string, workloads []workload) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // results to be read
+	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
 	body, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(folder, "results.json"), append(body, '\n'), 0o644); err != nil { //nolint:gosec // as above
+	if err := os.WriteFile(filepath.Join(folder, "results.json"), append(body, '\n'), 0o644); err != nil {
 		return err
 	}
 	for _, w := range workloads {
@@ -163,7 +163,7 @@ func (r *results) keep(folder string, workloads []workload) error {
 		if err != nil {
 			return fmt.Errorf("chart of %s: %w", w.name, err)
 		}
-		if err := os.WriteFile(filepath.Join(folder, chartFile(w.name)), svg, 0o644); err != nil { //nolint:gosec // as above
+		if err := os.WriteFile(filepath.Join(folder, chartFile(w.name)), svg, 0o644); err != nil {
 			return err
 		}
 	}

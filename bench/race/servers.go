@@ -17,7 +17,7 @@ import (
 
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/localpg"
+	"scalable-coupon-system/internal/localpg"
 )
 
 // The workloads here are about more than one PostgreSQL server: shards behind a proxy (deploy/shards), and standbys
@@ -231,10 +231,10 @@ func (s *servers) replicated(ctx context.Context, copier string, i, count int, w
 
 // copyServer makes the home of a standby of primary.
 func copyServer(ctx context.Context, copier string, primary *localpg.Server, home string) error {
-	if err := os.Mkdir(home, 0o711); err != nil { //nolint:gosec // PostgreSQL runs as another user when we are root
+	if err := os.Mkdir(home, 0o711); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, copier, "--pgdata", filepath.Join(home, "data"), //nolint:gosec // our own
+	out, err := exec.CommandContext(ctx, copier, "--pgdata", filepath.Join(home, "data"),
 		"--dbname", primary.URL(""), "--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("pg_basebackup: %w: %s", err, out)
@@ -243,7 +243,7 @@ func copyServer(ctx context.Context, copier string, primary *localpg.Server, hom
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(home, "pgpass"), password, 0o600) //nolint:gosec // in a folder of our own
+	return os.WriteFile(filepath.Join(home, "pgpass"), password, 0o600)
 }
 
 // waitFor has commits wait for standbys as that says, and returns when so many are there.

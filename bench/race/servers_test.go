@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 // The race starts its contestants as processes of its own program, which is this one here.
@@ -45,7 +45,7 @@ func compete(t *testing.T, name string, inspect func(*machine)) map[string][]fig
 		}
 		return tidy, err
 	}
-	if err := r.compete(t.Context(), w, []string{rivals.Ours}, 1, results); err != nil {
+	if err := r.compete(t.Context(), w, []string{contestants.Coupond}, 1, results); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.sites) != 0 {
@@ -101,12 +101,12 @@ func TestShards(t *testing.T) {
 		}
 		t.Skip("PL/Proxy is missing")
 	}
-	for _, who := range []string{rivals.Ours, oneShard, fourShards} {
+	for _, who := range []string{contestants.Coupond, oneShard, fourShards} {
 		if len(runs[who]) != 1 {
 			t.Fatalf("%s did not run", who)
 		}
 		// That of those who have a part in it may be too short for the kernel's clock, which ticks a hundred times a second.
-		if f := runs[who][0]; f.StandbyCPU > 0 || f.ProxyCPU > 0 && who == rivals.Ours {
+		if f := runs[who][0]; f.StandbyCPU > 0 || f.ProxyCPU > 0 && who == contestants.Coupond {
 			t.Errorf("%s: %+v", who, f)
 		}
 	}
@@ -139,11 +139,11 @@ func TestStandbys(t *testing.T) {
 	if len(runs) == 0 {
 		t.Skip("pg_basebackup is missing")
 	}
-	for _, who := range []string{rivals.Ours, asynchronous, synchronous, anyOfTwo} {
+	for _, who := range []string{contestants.Coupond, asynchronous, synchronous, anyOfTwo} {
 		if len(runs[who]) != 1 {
 			t.Fatalf("%s did not run", who)
 		}
-		if f := runs[who][0]; f.CalmP50 == 0 || f.ProxyCPU > 0 || f.StandbyCPU > 0 && who == rivals.Ours {
+		if f := runs[who][0]; f.CalmP50 == 0 || f.ProxyCPU > 0 || f.StandbyCPU > 0 && who == contestants.Coupond {
 			t.Errorf("%s: %+v", who, f)
 		}
 	}

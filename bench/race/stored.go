@@ -137,7 +137,7 @@ func million(ctx context.Context, r *race, c *contestant) (figures, error) {
 // copyOut is how long psql takes to write down who has the coupon of 1,000,000 claims.
 func (r *race) copyOut(ctx context.Context, c *contestant) (time.Duration, error) {
 	began := time.Now()
-	command := exec.CommandContext(ctx, filepath.Join(r.machine.postgres.BinDir(), "psql"), //nolint:gosec // our own
+	command := exec.CommandContext(ctx, filepath.Join(r.machine.postgres.BinDir(), "psql"),
 		"--no-psqlrc", "--quiet", "--dbname", r.machine.postgres.URL(c.database), "--command",
 		"copy (select user_id from public.claims where coupon_name = '"+millionCoupon+"' order by claim_number) to stdout")
 	out, err := command.Output()
@@ -271,7 +271,7 @@ func rejectByFreshSession(ctx context.Context, r *race, _ *contestant) (figures,
 
 // rejections is how many claims a session rejects in a second.
 func (r *race) rejections(ctx context.Context, conn *pgx.Conn) (figures, error) {
-	random := rand.New(rand.NewPCG(r.seed, 0)) //nolint:gosec // a reproducible crowd, no secret
+	random := rand.New(rand.NewPCG(r.seed, 0))
 	users := make([]string, oldCrowd)
 	began, n := time.Now(), 0
 	for time.Since(began) < r.duration {

@@ -5,7 +5,7 @@ import (
 	"io"
 	"text/tabwriter"
 
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 // target is what the project set out to reach in one workload, nearly always as a ratio within one race: figures of
@@ -33,28 +33,28 @@ func targets() []target {
 	p50 := func(f figures) float64 { return f.P50 }
 	p99 := func(f figures) float64 { return f.P99 }
 	return []target{
-		{hotCoupon, "claims/s, interactive's", true, 15, times, ratio(rate, hotCoupon, rivals.Ours, hotCoupon, interactive)},
-		{hotCoupon, "claims/s, Redis everysec's", true, 1.1, times, ratio(rate, hotCoupon, rivals.Ours, hotCoupon, redisEverysec)},
-		{hotCoupon, "claims/s, the ceiling's", true, 0.45, times, ratio(rate, hotCoupon, rivals.Ours, hotCoupon, ceiling)},
-		{hotCoupon, "p99, interactive's", false, 0.1, share, ratio(p99, hotCoupon, rivals.Ours, hotCoupon, interactive)},
-		{hotCoupon, "CPU a claim, service and PostgreSQL", false, 50, us, value(bothCPU, hotCoupon, rivals.Ours)},
-		{hotCoupon, "CPU a claim, interactive's", false, 0.065, share, ratio(bothCPU, hotCoupon, rivals.Ours, hotCoupon, interactive)},
-		{soldOut, "claims/s, interactive's", true, 6, times, ratio(rate, soldOut, rivals.Ours, soldOut, interactive)},
-		{soldOut, "claims/s, Redis everysec's", true, 1.3, times, ratio(rate, soldOut, rivals.Ours, soldOut, redisEverysec)},
-		{soldOut, "claims/s, the ceiling's", true, 0.6, times, ratio(rate, soldOut, rivals.Ours, soldOut, ceiling)},
-		{manyEvenly, "claims/s, interactive's", true, 4, times, ratio(rate, manyEvenly, rivals.Ours, manyEvenly, interactive)},
-		{manyEvenly, "claims/s, the hot coupon's", true, 0.85, times, ratio(rate, manyEvenly, rivals.Ours, hotCoupon, rivals.Ours)},
-		{onSlowDisk, "claims/s, interactive's", true, 45, times, ratio(rate, onSlowDisk, rivals.Ours, onSlowDisk, interactive)},
-		{idleClient, "p50, a direct call's", false, 1.15, times, ratio(p50, idleClient, rivals.Ours, idleClient, single)},
-		{manyClients, "claims/s, that of 128 connections", true, 0.95, times, ratio(rate, manyClients, rivals.Ours, manyClients, with128)},
+		{hotCoupon, "claims/s, interactive's", true, 15, times, ratio(rate, hotCoupon, contestants.Coupond, hotCoupon, interactive)},
+		{hotCoupon, "claims/s, Redis everysec's", true, 1.1, times, ratio(rate, hotCoupon, contestants.Coupond, hotCoupon, redisEverysec)},
+		{hotCoupon, "claims/s, the ceiling's", true, 0.45, times, ratio(rate, hotCoupon, contestants.Coupond, hotCoupon, ceiling)},
+		{hotCoupon, "p99, interactive's", false, 0.1, share, ratio(p99, hotCoupon, contestants.Coupond, hotCoupon, interactive)},
+		{hotCoupon, "CPU a claim, service and PostgreSQL", false, 50, us, value(bothCPU, hotCoupon, contestants.Coupond)},
+		{hotCoupon, "CPU a claim, interactive's", false, 0.065, share, ratio(bothCPU, hotCoupon, contestants.Coupond, hotCoupon, interactive)},
+		{soldOut, "claims/s, interactive's", true, 6, times, ratio(rate, soldOut, contestants.Coupond, soldOut, interactive)},
+		{soldOut, "claims/s, Redis everysec's", true, 1.3, times, ratio(rate, soldOut, contestants.Coupond, soldOut, redisEverysec)},
+		{soldOut, "claims/s, the ceiling's", true, 0.6, times, ratio(rate, soldOut, contestants.Coupond, soldOut, ceiling)},
+		{manyEvenly, "claims/s, interactive's", true, 4, times, ratio(rate, manyEvenly, contestants.Coupond, manyEvenly, interactive)},
+		{manyEvenly, "claims/s, the hot coupon's", true, 0.85, times, ratio(rate, manyEvenly, contestants.Coupond, hotCoupon, contestants.Coupond)},
+		{onSlowDisk, "claims/s, interactive's", true, 45, times, ratio(rate, onSlowDisk, contestants.Coupond, onSlowDisk, interactive)},
+		{idleClient, "p50, a direct call's", false, 1.15, times, ratio(p50, idleClient, contestants.Coupond, idleClient, single)},
+		{manyClients, "claims/s, that of 128 connections", true, 0.95, times, ratio(rate, manyClients, contestants.Coupond, manyClients, with128)},
 		{manyClients, "rounds with an error", false, 0, "%.0f", errorsIn(manyClients)},
-		{openSnapshot, "claims/s, without a dump", true, 0.8, times, ratio(rate, openSnapshot, rivals.Ours, openSnapshot, withoutDump)},
-		{readsInSale, "reads/s, one query a request's", true, 5, times, ratio(readRate, readsInSale, rivals.Ours, readsInSale, single)},
-		{oneMillionRead, "more memory", false, 16, mib, value(func(f figures) float64 { return f.MoreMemory }, oneMillionRead, rivals.Ours)},
-		{oneMillionRead, "time, psql's COPY's", false, 2, times, value(func(f figures) float64 { return f.CopyTimes }, oneMillionRead, rivals.Ours)},
-		{oneMillionRead, "other claims/s, without the GET", true, 0.75, times, ratio(rate, oneMillionRead, rivals.Ours, oneMillionRead, nobodyReads)},
-		{oldPlans, "time, a fresh session's", false, 1.2, times, ratio(rate, oldPlans, freshSession, oldPlans, rivals.Ours)},
-		{tenMillion, "claims/s, empty tables'", true, 0.95, times, ratio(rate, tenMillion, rivals.Ours, tenMillion, emptyTables)},
+		{openSnapshot, "claims/s, without a dump", true, 0.8, times, ratio(rate, openSnapshot, contestants.Coupond, openSnapshot, withoutDump)},
+		{readsInSale, "reads/s, one query a request's", true, 5, times, ratio(readRate, readsInSale, contestants.Coupond, readsInSale, single)},
+		{oneMillionRead, "more memory", false, 16, mib, value(func(f figures) float64 { return f.MoreMemory }, oneMillionRead, contestants.Coupond)},
+		{oneMillionRead, "time, psql's COPY's", false, 2, times, value(func(f figures) float64 { return f.CopyTimes }, oneMillionRead, contestants.Coupond)},
+		{oneMillionRead, "other claims/s, without the GET", true, 0.75, times, ratio(rate, oneMillionRead, contestants.Coupond, oneMillionRead, nobodyReads)},
+		{oldPlans, "time, a fresh session's", false, 1.2, times, ratio(rate, oldPlans, freshSession, oldPlans, contestants.Coupond)},
+		{tenMillion, "claims/s, empty tables'", true, 0.95, times, ratio(rate, tenMillion, contestants.Coupond, tenMillion, emptyTables)},
 	}
 }
 
@@ -85,12 +85,12 @@ func ratio(of func(figures) float64, workload, contestant, otherWorkload, other 
 func errorsIn(workload string) func(*results) (float64, bool) {
 	return func(r *results) (float64, bool) {
 		n := 0
-		for _, f := range r.Runs[workload][rivals.Ours] {
+		for _, f := range r.Runs[workload][contestants.Coupond] {
 			if f.Unexpected != "" {
 				n++
 			}
 		}
-		return float64(n), len(r.Runs[workload][rivals.Ours]) > 0
+		return float64(n), len(r.Runs[workload][contestants.Coupond]) > 0
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/bench/rivals"
+	"scalable-coupon-system/bench/race/contestants"
 )
 
 // runner runs a workload for a contestant once.
@@ -53,11 +53,11 @@ func (w workload) entries(names []string) []entry {
 			entries = append(entries, entry{name: name, rival: name, database: cmp.Or(w.database, database), run: w.run})
 		}
 	}
-	if !slices.Contains(names, rivals.Ours) {
+	if !slices.Contains(names, contestants.Coupond) {
 		return entries
 	}
 	for _, v := range w.beside {
-		other := entry{name: v.name, rival: rivals.Ours, database: cmp.Or(v.database, w.database, database), run: w.run}
+		other := entry{name: v.name, rival: contestants.Coupond, database: cmp.Or(v.database, w.database, database), run: w.run}
 		if v.run != nil {
 			other.run = v.run
 		}
@@ -124,7 +124,7 @@ const (
 )
 
 func workloads() []workload {
-	ours := []string{rivals.Ours}
+	ours := []string{contestants.Coupond}
 	return []workload{
 		{name: hotCoupon, what: "one coupon, all win", quick: true, run: hot},
 		{name: soldOut, what: "50,000 users for 1,000 coupons", quick: true, run: sellOut},
@@ -134,17 +134,17 @@ func workloads() []workload {
 		}},
 		{name: "repeats", what: "everybody has the coupon already", run: repeats},
 		{name: onSlowDisk, what: "a commit takes 2 ms more", run: slowDisk,
-			rivals: []string{rivals.Ours, interactive, "optimistic", "serializable", single}},
+			rivals: []string{contestants.Coupond, interactive, "optimistic", "serializable", single}},
 		{name: idleClient, what: "one connection; the latency counts", quick: true, run: idle,
 			shows:  measure{"p50 in ms", "%.2f", func(f figures) float64 { return f.P50 }},
-			rivals: []string{rivals.Ours, single, interactive}},
+			rivals: []string{contestants.Coupond, single, interactive}},
 		{name: manyClients, what: "one coupon, all win", rivals: ours, run: crowded,
 			beside: []variant{{name: with128, run: hot}}},
 		{name: openSnapshot, what: "a dump holds its snapshot over 150,000 claims", rivals: ours, run: underSnapshot,
 			beside: []variant{{name: withoutDump, run: withoutSnapshot}}},
 		{name: readsInSale, what: "16 connections read a coupon of 1,000 claims meanwhile", run: reads,
 			shows:  measure{"reads a second", "%.0f", readRate},
-			rivals: []string{rivals.Ours, single, interactive}},
+			rivals: []string{contestants.Coupond, single, interactive}},
 		{name: oneMillionRead, what: "read again and again while others claim", rivals: ours, run: million,
 			database: "million", prepare: prepareMillion, beside: []variant{{name: nobodyReads, run: hot}}},
 		{name: oldPlans, what: "rejections by a session that planned when the tables were empty, 200,000 claims later",
@@ -234,7 +234,7 @@ func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond)
 
 // create makes a coupon of a name that nobody had before.
 func (r *race) create(ctx context.Context, c *contestant, stock int) (string, error) {
-	name := fmt.Sprintf("race-%d-%x", r.next.Add(1), rand.Uint32()) //nolint:gosec // a name, no secret
+	name := fmt.Sprintf("race-%d-%x", r.next.Add(1), rand.Uint32())
 	return name, c.service.Create(ctx, name, stock)
 }
 

@@ -14,7 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	loadgen "scalable-coupon-system/bench/load"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // TestBounds brings the service to its bounds and beyond them: more claims than it can carry (overload_test.go), clients that
@@ -81,7 +82,7 @@ func (b *bounds) write(t *testing.T, path string) {
 	t.Helper()
 	head := fmt.Sprintf("# At the bounds\n\nWhat `make bounds` (`TestBounds` in cmd/coupond) measured and wrote, %s a trial (the upgrades end by themselves), load generator, service and\n"+
 		"PostgreSQL on one machine. `make test` does the same for a second each. CLAIM_TIMEOUT was %s, CLAIM_QUEUE %d.\n", b.duration, boundTimeout, boundQueue)
-	if err := os.WriteFile(path, []byte(head+b.text.String()), 0o644); err != nil { //nolint:gosec // a document, to be read
+	if err := os.WriteFile(path, []byte(head+b.text.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -108,7 +109,7 @@ func (b *bounds) serve(t *testing.T, binary, database string, limit int, more ..
 		p = startBinary(t, binary, env, "serve")
 	}
 	p.url = "http://" + address
-	waitFor(t, "a healthy service", func() bool {
+	wait.For(t, "a healthy service", func() bool {
 		status, _ := probe(p.url + "/health")
 		return status == http.StatusOK
 	})
@@ -171,7 +172,7 @@ func perSecond(report loadgen.Report) float64 {
 
 // stored fails unless the database has every claim that was told as claimed, and beyond these at most those that were told as
 // unknown. The reports are all that the service was ever asked.
-func stored(t *testing.T, database *dbtest.Database, reports ...loadgen.Report) {
+func stored(t *testing.T, database *pgtest.Database, reports ...loadgen.Report) {
 	t.Helper()
 	claimed, unknown := 0, 0
 	for _, r := range reports {

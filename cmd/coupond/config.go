@@ -340,7 +340,7 @@ func cutScheme(text string) (scheme, rest string, isURL bool) {
 }
 
 func readPassword(path string) (string, error) {
-	content, err := os.ReadFile(path) //nolint:gosec // reading the file that the operator names is the point
+	content, err := os.ReadFile(path)
 	if err != nil {
 		if cause, ok := errors.AsType[*os.PathError](err); ok {
 			err = cause.Err // the path is shown already

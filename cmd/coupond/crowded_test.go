@@ -14,8 +14,10 @@ import (
 	"time"
 
 	loadgen "scalable-coupon-system/bench/load"
-	"scalable-coupon-system/db/dbtest"
-	"scalable-coupon-system/pgstore/cutproxy"
+	"scalable-coupon-system/internal/drain"
+	"scalable-coupon-system/internal/faultproxy"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // crowded lets 16 clients claim beside others who misbehave: those 16 are all to be served.
@@ -39,7 +41,7 @@ func (b *bounds) crowded(t *testing.T) {
 		{"50 clients who leave in the middle of a request, again and again", 50, leaving},
 	} {
 		t.Run(c.who, func(t *testing.T) {
-			database := dbtest.New(t)
+			database := pgtest.New(t)
 			_, address := b.serve(t, b.binary, database.URL, 0)
 			b.sell(t, address)
 			b.beside(t, database, address, c.who, c.many, c.behave, nil)
@@ -50,8 +52,8 @@ func (b *bounds) crowded(t *testing.T) {
 	// already is served, and whoever waits is let in as soon as others go.
 	t.Run("out of file descriptors", func(t *testing.T) {
 		const limit, toPostgreSQL = 100, 4
-		database := dbtest.New(t)
-		proxy, err := cutproxy.New(database.URL)
+		database := pgtest.New(t)
+		proxy, err := faultproxy.New(database.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,20 +62,20 @@ func (b *bounds) crowded(t *testing.T) {
 		b.sell(t, address)
 		who := fmt.Sprintf("%d idle connections to a service that may have %d file descriptors; then PostgreSQL is away for 2 s", 3*limit, limit)
 		b.beside(t, database, address, who, 3*limit, idling, func(run *loadgen.Run) []loadgen.Report {
-			const taken = limit - toPostgreSQL - reserve
+			const taken = limit - toPostgreSQL - drain.ReservedFDs
 			if open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.pid)); err == nil && len(open) < taken { // Linux only
 				t.Errorf("it has %d descriptors, and %d connections may be open: this proves nothing", len(open), taken)
 			}
-			proxy.Away(true)
+			proxy.SetDown(true)
 			time.Sleep(2 * time.Second) // net/http tries within a second whether a descriptor is free
-			proxy.Away(false)
+			proxy.SetDown(false)
 			time.Sleep(boundTimeout + time.Second) // who asked before may be refused until then
 			lost := run.Take()
 			again := b.answers(run)
 			onlyClaimed(t, again)
 			return []loadgen.Report{lost, again}
 		})
-		waitFor(t, "newcomers to be let in", func() bool {
+		wait.For(t, "newcomers to be let in", func() bool {
 			status, _ := probe(p.url + "/health")
 			return status == http.StatusOK
 		})
@@ -82,7 +84,7 @@ func (b *bounds) crowded(t *testing.T) {
 
 // beside measures the claims of the 16 alone, then beside many others. then, if any, is called while these are still there, and
 // returns what the 16 were told meanwhile.
-func (b *bounds) beside(t *testing.T, database *dbtest.Database, address, who string, many int,
+func (b *bounds) beside(t *testing.T, database *pgtest.Database, address, who string, many int,
 	behave func(context.Context, string) error, then func(*loadgen.Run) []loadgen.Report,
 ) {
 	t.Helper()

@@ -18,7 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
-	"scalable-coupon-system/db/localpg"
+	"scalable-coupon-system/internal/localpg"
 )
 
 // devDatabase is the database that dev keeps in its private PostgreSQL.
@@ -68,13 +68,13 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	door, err := listenAt(ctx, config.Listen.Addr)
+	listener, err := listenAt(ctx, config.Listen.Addr)
 	if err != nil {
 		return err
 	}
 	// From here on connections queue at the door, and are answered when the service runs.
-	defer func() { _ = door.Close() }() // the service has closed it, unless we did not get that far
-	if err := noteDev(lock, door.Addr()); err != nil {
+	defer func() { _ = listener.Close() }() // the service has closed it, unless we did not get that far
+	if err := noteDev(lock, listener.Addr()); err != nil {
 		return err
 	}
 
@@ -110,11 +110,11 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 	s := service{
 		config:   config.Service,
 		database: server.URL(devDatabase),
-		door:     door,
+		listener: listener,
 		log:      log,
 		ready: func() {
 			// Nobody to tell when stdout is closed; the service is of use all the same.
-			_, _ = io.WriteString(stdout, whatNext(baseURL(door.Addr()), dir, psqlLine(psql, server)))
+			_, _ = io.WriteString(stdout, whatNext(baseURL(listener.Addr()), dir, psqlLine(psql, server)))
 		},
 	}
 	return s.run(ctx)
@@ -185,7 +185,7 @@ exec %s "$@"
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.WriteFile(path, []byte(script), 0o700) //nolint:gosec // it is a program; it names the password's file, not the password
+	return os.WriteFile(path, []byte(script), 0o700)
 }
 
 func shellQuote(s string) string {
@@ -196,10 +196,10 @@ func shellQuote(s string) string {
 // however it ends. localpg has a lock of its own on the data: this one stands in front of it to be able to say where the first
 // one serves. The error tells which process has it.
 func lockDev(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // PostgreSQL's own user must reach its data in there
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	file, err := os.OpenFile(filepath.Join(dir, "dev"), os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the user's own choice
+	file, err := os.OpenFile(filepath.Join(dir, "dev"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

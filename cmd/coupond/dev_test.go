@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"scalable-coupon-system/db/dbtest"
-	"scalable-coupon-system/db/localpg"
+	"scalable-coupon-system/internal/localpg"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // devEnviron is the environment of a dev on a free port. DATABASE_URL is there to be ignored.
@@ -37,7 +38,7 @@ func sh(t *testing.T, line string) string {
 func typed(t *testing.T, p *program) (curl []string, psql string) {
 	t.Helper()
 	const last = "select claim_number, user_id, claimed_at from claims;"
-	waitFor(t, "what to type", func() bool { return strings.Contains(p.stdout.String(), last) })
+	wait.For(t, "what to type", func() bool { return strings.Contains(p.stdout.String(), last) })
 	var input []string
 	for line := range strings.Lines(p.stdout.String()) {
 		line, indented := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "  ")
@@ -57,7 +58,7 @@ func typed(t *testing.T, p *program) (curl []string, psql string) {
 // Start, do what it says, stop, start again, and find it as it was. The second one of two says where the first one is.
 func TestDev(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(dbtest.Home(t), "dev's own")
+	dir := filepath.Join(pgtest.ClusterDir(t), "dev's own")
 	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 	curl, psql := typed(t, p)
 	if len(curl) != 3 {
@@ -110,7 +111,7 @@ func TestDev(t *testing.T) {
 // Whatever ends dev, no process of PostgreSQL is left, and the next start finds all that was answered.
 func TestDevLeavesNoProcessBehind(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(dbtest.Home(t), "dev")
+	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 	for claims, signal := range []os.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 		c := newClient(t, p.url, 1)
@@ -137,7 +138,7 @@ func TestDevLeavesNoProcessBehind(t *testing.T) {
 // When PostgreSQL is ended by somebody else, dev ends too, and says why.
 func TestDevEndsWithItsPostgreSQL(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(dbtest.Home(t), "dev")
+	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 	if err := syscall.Kill(runningPG(t, dir).Pid(), syscall.SIGINT); err != nil {
 		t.Fatal(err)
@@ -157,7 +158,7 @@ func TestDevEndsWithItsPostgreSQL(t *testing.T) {
 func TestDevStopsWhileItStarts(t *testing.T) {
 	t.Parallel()
 	for _, wait := range []time.Duration{50 * time.Millisecond, 500 * time.Millisecond, time.Second} {
-		dir := filepath.Join(dbtest.Home(t), "dev")
+		dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 		p := startProcess(t, devEnviron, "dev", "--dir", dir)
 		time.Sleep(wait)
 		p.signal(syscall.SIGINT)
@@ -183,7 +184,7 @@ func TestDevOnATakenPort(t *testing.T) {
 	}
 	defer func() { _ = listener.Close() }()
 	address := listener.Addr().String()
-	dir := filepath.Join(dbtest.Home(t), "dev")
+	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 	expect(t, exitFailure, "cannot listen on "+address+": another program does already", []string{"LISTEN_ADDR=" + address}, "dev", "--dir", dir)
 	if _, err := os.Stat(filepath.Join(dir, "data")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a cluster was made: %v", err)

@@ -9,7 +9,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-func init() { //nolint:gochecknoinits // once, before anybody logs: a global that changes later is a race
+func init() {
 	// zerolog knows the format of its time only globally. Seconds are too coarse to follow a sale.
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
 }

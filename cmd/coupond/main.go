@@ -34,7 +34,7 @@ const (
 // args are the arguments without the program's name, environ is a list of NAME=value. Results go to stdout, the log and
 // errors to stderr; each may be a terminal.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, stderr) //nolint:contextcheck // cobra carries it: ExecuteContext
+	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, stderr)
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {

@@ -23,7 +23,8 @@ import (
 
 	"scalable-coupon-system/api/apitest"
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/rawhttp"
 )
 
 // beCoupond in the environment makes the test binary the program itself, for tests that send it signals.
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(beCoupond) != "" {
 		main()
 	}
-	dbtest.Main(m)
+	pgtest.Main(m)
 }
 
 // program is a coupond that runs, in this process or in one of its own.
@@ -210,7 +211,7 @@ type client struct {
 // newClient makes a client with at most connections keep-alive connections.
 func newClient(t *testing.T, base string, connections int) *client {
 	t.Helper()
-	lean := &leanTransport{idle: make(chan *guest, connections)}
+	lean := &leanTransport{idle: make(chan *rawhttp.Conn, connections)}
 	t.Cleanup(lean.CloseIdleConnections)
 	return &client{http.Client{Transport: apitest.Checked(t, lean)}, base}
 }
@@ -219,19 +220,19 @@ func newClient(t *testing.T, base string, connections int) *client {
 // each answer to its end: what a crowd of 50,000 costs should be the service's doing, under the race detector too. It asks
 // nothing twice.
 type leanTransport struct {
-	idle chan *guest
+	idle chan *rawhttp.Conn
 }
 
 func (l *leanTransport) RoundTrip(request *http.Request) (*http.Response, error) {
-	var g *guest
+	var g *rawhttp.Conn
 	select {
 	case g = <-l.idle:
 	default:
-		conn, err := net.Dial("tcp", request.URL.Host) //nolint:gosec // our own service
+		conn, err := net.Dial("tcp", request.URL.Host)
 		if err != nil {
 			return nil, err
 		}
-		g = newGuest(conn)
+		g = rawhttp.New(conn)
 	}
 	response, err := l.ask(g, request)
 	if err != nil || response.Close {
@@ -245,14 +246,14 @@ func (l *leanTransport) RoundTrip(request *http.Request) (*http.Response, error)
 	return response, err
 }
 
-func (l *leanTransport) ask(g *guest, request *http.Request) (*http.Response, error) {
+func (l *leanTransport) ask(g *rawhttp.Conn, request *http.Request) (*http.Response, error) {
 	if err := g.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return nil, err
 	}
 	if err := request.Write(g); err != nil {
 		return nil, err
 	}
-	response, err := http.ReadResponse(g.r, request)
+	response, err := http.ReadResponse(g.R, request)
 	if err != nil {
 		return nil, err
 	}
@@ -376,7 +377,7 @@ func expect(t *testing.T, code int, says string, environ []string, args ...strin
 
 func TestServeASale(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	p := start(t, environ(database.URL), "serve").ready(t)
 	c := newClient(t, p.url, 1)
 

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // scrape is what the service's /metrics says: each sample by its name and labels.
@@ -32,7 +32,7 @@ func (c *client) scrape(t *testing.T) (text string, samples map[string]string) {
 func TestMetricsOfAKnownLoad(t *testing.T) {
 	t.Parallel()
 	const stock, users, clients = 50, 400, 16
-	p := start(t, environ(dbtest.New(t).URL, "CLAIM_LANES=2"), "serve").ready(t)
+	p := start(t, environ(pgtest.New(t).URL, "CLAIM_LANES=2"), "serve").ready(t)
 	c := newClient(t, p.url, clients)
 	c.create(t, "SALE", stock)
 	orders := make([]order, 0, users+40)

@@ -5,13 +5,13 @@ import (
 	"testing"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // migrate --proxy makes a proxy of an empty database, and neither kind is mistaken for the other.
 func TestMigrateProxy(t *testing.T) {
 	t.Parallel()
-	server := dbtest.Private(t, map[string]string{"fsync": "off"})
+	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
 	proxy := []string{"DATABASE_URL=" + server.ForProxy(t).URL}
 	for range 2 {
 		expect(t, 0, fmt.Sprintf("proxy of schema version %d; functions installed", db.Version()), proxy, "migrate", "--proxy")

@@ -13,13 +13,14 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // Three at once on an empty database: all succeed, and what they say adds up to one migration.
 func TestMigrateThriceAtOnce(t *testing.T) {
 	t.Parallel()
-	database := dbtest.Empty(t)
+	database := pgtest.Empty(t)
 	environ := []string{"DATABASE_URL=" + database.URL}
 	programs := []*program{start(t, environ, "migrate"), start(t, environ, "migrate"), start(t, environ, "migrate")}
 	for _, p := range programs {
@@ -39,7 +40,7 @@ func TestMigrateThriceAtOnce(t *testing.T) {
 
 func TestMigrateSaysWhyNot(t *testing.T) {
 	t.Parallel()
-	database := dbtest.Empty(t)
+	database := pgtest.Empty(t)
 	login := role(t, database, "")
 
 	withUser := func(user *url.Userinfo) string {
@@ -99,7 +100,7 @@ func TestSQLPrintsTheScript(t *testing.T) {
 // serve never changes the schema. It says what is missing, and goes on when that has come.
 func TestServeWaitsForMigrate(t *testing.T) {
 	t.Parallel()
-	database := dbtest.Empty(t)
+	database := pgtest.Empty(t)
 	p := start(t, environ(database.URL), "serve").listening(t)
 	c := newClient(t, p.url, 1)
 
@@ -124,7 +125,7 @@ func TestServeWaitsForMigrate(t *testing.T) {
 // A schema that is older than the binary is waited for like none; a newer one is fine for serve, and none of migrate's business.
 func TestServeOnOtherSchemas(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	conn := database.Connect(t)
 	setVersion := func(version int32) {
 		t.Helper()
@@ -168,13 +169,13 @@ func relations(t *testing.T, conn *pgx.Conn) int {
 // healthy waits until the service says that it is.
 func healthy(t *testing.T, c *client) {
 	t.Helper()
-	waitFor(t, "a healthy service", func() bool { return c.must(t, http.MethodGet, "/health", "").status == http.StatusOK })
+	wait.For(t, "a healthy service", func() bool { return c.must(t, http.MethodGet, "/health", "").status == http.StatusOK })
 }
 
 // unhealthy waits until the service says that it is not, because of why.
 func unhealthy(t *testing.T, c *client, why string) {
 	t.Helper()
-	waitFor(t, "/health to say "+why, func() bool {
+	wait.For(t, "/health to say "+why, func() bool {
 		a := c.must(t, http.MethodGet, "/health", "")
 		if a.status == http.StatusServiceUnavailable && (a.code != "UNAVAILABLE" || !strings.Contains(a.body, `"status":"unhealthy"`)) {
 			t.Fatalf("/health says %s", a.body)
@@ -184,7 +185,7 @@ func unhealthy(t *testing.T, c *client, why string) {
 }
 
 // role makes a login role without rights, whose password is marker, and grants it the roles of granted. It is dropped at the end.
-func role(t *testing.T, database *dbtest.Database, granted string) string {
+func role(t *testing.T, database *pgtest.Database, granted string) string {
 	t.Helper()
 	conn := database.Connect(t)
 	name := "coupond_test_" + strings.ToLower(rand.Text())

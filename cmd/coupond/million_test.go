@@ -18,7 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // A coupon with so many claims, by users with such long ids, that an answer held in memory anywhere would be seen: it has more
@@ -30,7 +31,7 @@ const (
 )
 
 // bigCoupon puts the coupon BIG with a million claims of 1,000,200 into the database, as the claims would have left it.
-func bigCoupon(t *testing.T, database *dbtest.Database) {
+func bigCoupon(t *testing.T, database *pgtest.Database) {
 	t.Helper()
 	conn := database.Connect(t)
 	for _, sql := range []string{
@@ -60,7 +61,7 @@ func plainBinary(t *testing.T) string {
 // TestMillionClaims reads the big coupon while others claim it, and measures the memory of the service's process: all of it that
 // the kernel has counted, at its highest.
 func TestMillionClaims(t *testing.T) {
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	bigCoupon(t, database)
 	p := startBinary(t, plainBinary(t), environ(database.URL), "serve").ready(t)
 	c := newClient(t, p.url, 16)
@@ -125,7 +126,7 @@ func TestMillionClaims(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A client that takes nothing is waited for: when the buffers on the way are full, no page is read.
-		waitFor(t, "the reading to pause", func() bool { return pagesRead(t, database, 300*time.Millisecond) == 0 })
+		wait.For(t, "the reading to pause", func() bool { return pagesRead(t, database, 300*time.Millisecond) == 0 })
 		cancel()
 		_ = response.Body.Close()
 
@@ -163,7 +164,7 @@ func readBig(t *testing.T, c *client) (state, int64) {
 }
 
 // pagesRead counts the statements that the service's sessions begin within the time.
-func pagesRead(t *testing.T, database *dbtest.Database, within time.Duration) int {
+func pagesRead(t *testing.T, database *pgtest.Database, within time.Duration) int {
 	t.Helper()
 	conn := database.Connect(t)
 	n := 0
@@ -196,7 +197,7 @@ func pagesRead(t *testing.T, database *dbtest.Database, within time.Duration) in
 func requestLine(t *testing.T, p *program, id string) map[string]any {
 	t.Helper()
 	var fields map[string]any
-	waitFor(t, "the line of request "+id, func() bool {
+	wait.For(t, "the line of request "+id, func() bool {
 		for line := range strings.Lines(p.stderr.String()) {
 			fields = nil
 			if strings.Contains(line, id) && json.Unmarshal([]byte(line), &fields) == nil && fields["message"] == "request" {

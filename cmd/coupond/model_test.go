@@ -11,15 +11,15 @@ import (
 	"pgregory.net/rapid"
 
 	loadgen "scalable-coupon-system/bench/load"
-	"scalable-coupon-system/bench/prove/model"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/couponmodel"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // Random sequences of creations, claims, crowds that claim at once, and reads get the answers of the model, over HTTP from a
 // real service on a real PostgreSQL. rapid shrinks a sequence that does not to the shortest it finds, and prints its seed.
 func TestModel(t *testing.T) {
 	t.Parallel()
-	p := start(t, environ(dbtest.New(t).URL), "serve").ready(t)
+	p := start(t, environ(pgtest.New(t).URL), "serve").ready(t)
 	c := newClient(t, p.url, 16)
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
@@ -27,7 +27,7 @@ func TestModel(t *testing.T) {
 		// Names that need care on their way, and each sequence has coupons of its own.
 		names := []string{fmt.Sprintf("%d a/b", run), fmt.Sprintf("%d ünï 🎟", run), fmt.Sprintf("%d claim", run)}
 		coupon, user := rapid.SampledFrom(names), rapid.SampledFrom([]string{"ann", "bob", "eve", " eve", "Eve", "%65ve", "joe", "名前"})
-		m := modelled{c, model.Coupons{}}
+		m := modelled{c, couponmodel.Coupons{}}
 		wish := rapid.Custom(func(t *rapid.T) order { return order{user: user.Draw(t, "user"), coupon: coupon.Draw(t, "coupon")} })
 		t.Repeat(map[string]func(*rapid.T){
 			"create": func(t *rapid.T) {
@@ -48,10 +48,10 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// modelled is the service beside its model.
+// modelled is the service beside its couponmodel.
 type modelled struct {
 	client *client
-	model.Coupons
+	couponmodel.Coupons
 }
 
 func (m modelled) post(t *rapid.T, path, body string) loadgen.Answer {
@@ -117,7 +117,7 @@ func (m modelled) crowd(t *rapid.T, crowd []order) {
 	}
 }
 
-// read holds what the service reports against the model.
+// read holds what the service reports against the couponmodel.
 func (m modelled) read(t *rapid.T, name string) {
 	t.Helper()
 	reported, answer := m.get(t, name)
@@ -129,8 +129,8 @@ func (m modelled) read(t *rapid.T, name string) {
 
 func (m modelled) compare(t *rapid.T, name string, reported state) {
 	t.Helper()
-	got, want := model.Coupon{Amount: reported.Amount, ClaimedBy: reported.ClaimedBy}, m.Coupons[name]
-	if reported.Name != name || reported.RemainingAmount != got.Left() || !got.Equal(want) {
+	got, want := couponmodel.Coupon{Amount: reported.Amount, ClaimedBy: reported.ClaimedBy}, m.Coupons[name]
+	if reported.Name != name || reported.RemainingAmount != got.Remaining() || !got.Equal(want) {
 		t.Errorf("read %q: %+v, and the model says %+v", name, reported, want)
 	}
 }

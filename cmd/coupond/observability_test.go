@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/oasdiff/yaml"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // observability is where Prometheus and Grafana are told what to look at.
@@ -115,7 +115,7 @@ func metricsOf(expr string) (found []string) {
 // an alert that never comes.
 func TestObservabilityNamesWhatIsExported(t *testing.T) {
 	t.Parallel()
-	p := start(t, environ(dbtest.New(t).URL), "serve").ready(t)
+	p := start(t, environ(pgtest.New(t).URL), "serve").ready(t)
 	c := newClient(t, p.url, 1)
 	c.create(t, "SALE", 1)
 	if _, err := c.claim("ann", "SALE"); err != nil {
@@ -248,7 +248,7 @@ func TestObservabilityAlertsAreExplained(t *testing.T) {
 // and they say what happens.
 func TestObservabilityAsksPostgres(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	p := start(t, environ(database.URL), "serve").ready(t)
 	c := newClient(t, p.url, 1)
 	c.create(t, "SALE", 10)

@@ -9,14 +9,15 @@ import (
 	"testing"
 	"time"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // TestOutage goes through the life of a service whose PostgreSQL comes, goes and comes back. It is a server of its own: nobody
 // else's tests can be in it.
 func TestOutage(t *testing.T) {
 	t.Parallel()
-	server := dbtest.Private(t, map[string]string{"fsync": "off"})
+	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
 	database := server.New(t).URL
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
@@ -70,7 +71,7 @@ func TestOutage(t *testing.T) {
 		defer mu.Unlock()
 		return counts["201"]
 	}
-	waitFor(t, "claims", func() bool { return claimed() > 100 })
+	wait.For(t, "claims", func() bool { return claimed() > 100 })
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +79,7 @@ func TestOutage(t *testing.T) {
 	startPG()
 	healthy(t, c)
 	before := claimed()
-	waitFor(t, "claims again", func() bool { return claimed() > before+100 })
+	wait.For(t, "claims again", func() bool { return claimed() > before+100 })
 	over.Store(true)
 	clients.Wait()
 	t.Logf("while it was away and back: %v", counts)

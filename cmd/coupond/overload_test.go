@@ -10,8 +10,8 @@ import (
 	"time"
 
 	loadgen "scalable-coupon-system/bench/load"
-	"scalable-coupon-system/db/dbtest"
-	"scalable-coupon-system/pgstore/cutproxy"
+	"scalable-coupon-system/internal/faultproxy"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // overload lets ten times as many clients claim as the lane and its queue hold, while PostgreSQL is well, slow or silent.
@@ -21,20 +21,20 @@ func (b *bounds) overload(t *testing.T) {
 		"PostgreSQL | answers | slowest claim | /health/live, slowest | memory before, most | back")
 	for _, c := range []struct {
 		postgres   string
-		begin, end func(*cutproxy.Proxy)
+		begin, end func(*faultproxy.Proxy)
 	}{
-		{"healthy", func(*cutproxy.Proxy) {}, func(*cutproxy.Proxy) {}},
-		{"slow: 100 ms for each call", func(p *cutproxy.Proxy) {
-			p.Plan(func(string) cutproxy.Fault {
+		{"healthy", func(*faultproxy.Proxy) {}, func(*faultproxy.Proxy) {}},
+		{"slow: 100 ms for each call", func(p *faultproxy.Proxy) {
+			p.Inject(func(string) faultproxy.Fault {
 				time.Sleep(100 * time.Millisecond)
-				return cutproxy.Pass
+				return faultproxy.Pass
 			})
-		}, func(p *cutproxy.Proxy) { p.Plan(nil) }},
-		{"frozen", (*cutproxy.Proxy).Freeze, (*cutproxy.Proxy).Thaw},
+		}, func(p *faultproxy.Proxy) { p.Inject(nil) }},
+		{"frozen", (*faultproxy.Proxy).Freeze, (*faultproxy.Proxy).Thaw},
 	} {
 		t.Run("overload, PostgreSQL "+c.postgres, func(t *testing.T) {
-			database := dbtest.New(t)
-			proxy, err := cutproxy.New(database.URL)
+			database := pgtest.New(t)
+			proxy, err := faultproxy.New(database.URL)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // tally counts answers by what they were, "201" or "400 OUT_OF_STOCK".
@@ -105,7 +105,7 @@ func checkCoupon(t *testing.T, c *client, coupon string, remaining int, claimedB
 // sale starts a service on a database of its own, with clients keep-alive connections to it.
 func sale(t *testing.T, clients int) *client {
 	t.Helper()
-	p := start(t, environ(dbtest.New(t).URL), "serve").listening(t)
+	p := start(t, environ(pgtest.New(t).URL), "serve").listening(t)
 	return newClient(t, p.url, clients)
 }
 
@@ -204,7 +204,7 @@ func TestSaleOfManyCouponsInRandomOrder(t *testing.T) {
 func TestSaleByTwoServices(t *testing.T) {
 	t.Parallel()
 	const clients, users, amount = 64, 1_000, 300
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	services := make([]*client, 2)
 	for i := range services {
 		p := start(t, environ(database.URL), "serve").listening(t)

@@ -7,14 +7,14 @@ import (
 	"strings"
 	"testing"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // A service's whole life with a password in it, and all that can go wrong with its connections: nothing that it writes, at the
 // lowest level of the log, has the password in it. It works as a login that has no rights but those of coupon_service.
 func TestServeNeverSaysThePassword(t *testing.T) {
 	t.Parallel()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	login := role(t, database, "in role coupon_service")
 	owner := database.Connect(t)
 	exec := func(sql string) {

@@ -52,12 +52,12 @@ func serve(ctx context.Context, vars environment, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	door, err := listenAt(ctx, config.Listen.Addr)
+	listener, err := listenAt(ctx, config.Listen.Addr)
 	if err != nil {
 		return err
 	}
 	logStart(log, config.Database.address(), &config)
-	s := service{config: config.Service, database: database, door: door, log: log}
+	s := service{config: config.Service, database: database, listener: listener, log: log}
 	return s.run(ctx)
 }
 

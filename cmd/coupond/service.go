@@ -15,6 +15,7 @@ import (
 
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/db"
+	"scalable-coupon-system/internal/drain"
 	"scalable-coupon-system/pgstore"
 )
 
@@ -22,14 +23,14 @@ import (
 type service struct {
 	config   serviceConfig
 	database string // connection string with the password
-	door     *door
+	listener *drain.Listener
 	log      zerolog.Logger
 	ready    func() // when not nil, called once when the first claim could be made
 }
 
 // listenAt opens the door; its error names the address.
-func listenAt(ctx context.Context, address string) (*door, error) {
-	d, err := openDoor(ctx, address)
+func listenAt(ctx context.Context, address string) (*drain.Listener, error) {
+	d, err := drain.Listen(ctx, address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("cannot listen on %s: another program does already (choose another address with LISTEN_ADDR)", address)
 	}
@@ -42,32 +43,32 @@ func listenAt(ctx context.Context, address string) (*door, error) {
 // run serves until ctx is done, then ends in this order: /health says no, nobody new is let in, every request is answered, the
 // store is closed. It returns nil when all of it was done within SHUTDOWN_TIMEOUT.
 func (s *service) run(ctx context.Context) error {
-	store, err := pgstore.Open(pgstore.Config{ //nolint:contextcheck // Open asks nobody anything
-		URL:           s.database,
-		MaxConns:      s.config.MaxConns,
-		ClaimLanes:    s.config.ClaimLanes,
-		ClaimQueue:    s.config.ClaimQueue,
-		ClaimTimeout:  s.config.ClaimTimeout,
-		SchemaVersion: db.Version(),
-		Log:           s.log,
+	store, err := pgstore.Open(pgstore.Config{
+		URL:              s.database,
+		MaxConns:         s.config.MaxConns,
+		ClaimConcurrency: s.config.ClaimLanes,
+		ClaimQueue:       s.config.ClaimQueue,
+		ClaimTimeout:     s.config.ClaimTimeout,
+		SchemaVersion:    db.Version(),
+		Log:              s.log,
 	})
 	if err != nil {
-		return errors.Join(usageError{err}, s.door.Close())
+		return errors.Join(usageError{err}, s.listener.Close())
 	}
 	handler := api.New(store, api.Options{Log: s.log, Registry: newRegistry(store)})
 	server := api.NewServer(handler, s.log)
-	server.ConnState = s.door.connState
-	most := mostConnections(s.config.MaxConns)
-	s.door.bound(most)
+	server.ConnState = s.listener.ConnState
+	most := drain.MaxConns(s.config.MaxConns)
+	s.listener.Limit(most)
 
 	started := time.Now()
 	served := make(chan struct{})
 	var serveErr error
 	go func() {
 		defer close(served)
-		serveErr = server.Serve(s.door)
+		serveErr = server.Serve(s.listener)
 	}()
-	s.log.Info().Stringer("address", s.door.Addr()).Int("most_connections", most).Msg("listening")
+	s.log.Info().Stringer("address", s.listener.Addr()).Int("most_connections", most).Msg("listening")
 	var watching sync.WaitGroup
 	watch, stopWatching := context.WithCancel(ctx)
 	watching.Go(func() { s.tellReadiness(watch, store) })
@@ -79,7 +80,7 @@ func (s *service) run(ctx context.Context) error {
 	case <-served: // never without a cause: the listener broke
 		_ = server.Close()
 		store.Close()
-		return fmt.Errorf("cannot listen on %s any more: %w", s.door.Addr(), serveErr)
+		return fmt.Errorf("cannot listen on %s any more: %w", s.listener.Addr(), serveErr)
 	}
 
 	stopping := time.Now()
@@ -89,7 +90,7 @@ func (s *service) run(ctx context.Context) error {
 	defer cancel()
 
 	handler.Drain()
-	cut := s.door.close(deadline, served)
+	cut := s.listener.Drain(deadline, served)
 	_ = server.Close() // what is left is cut; an error would be that of closing a connection
 
 	closed := make(chan struct{})

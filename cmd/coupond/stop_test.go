@@ -16,7 +16,10 @@ import (
 
 	"go.uber.org/goleak"
 
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/drain"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/rawhttp"
+	"scalable-coupon-system/internal/wait"
 )
 
 // SIGTERM in the middle of a sale: whoever was in before it gets his answer, and the database has exactly the claims that were
@@ -24,7 +27,7 @@ import (
 func TestStopLosesNoRequest(t *testing.T) {
 	t.Parallel()
 	const amount = 1_000_000 // nobody is told that it is sold out
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	p := startProcess(t, environ(database.URL), "serve").ready(t)
 	newClient(t, p.url, 1).create(t, "SALE", amount)
 
@@ -47,14 +50,14 @@ func TestStopLosesNoRequest(t *testing.T) {
 					t.Errorf("before the signal: %v", err)
 					return
 				}
-				for g, closes := newGuest(conn), false; !closes; n++ {
+				for g, closes := rawhttp.New(conn), false; !closes; n++ {
 					body := claimBody(fmt.Sprintf("user %d.%d", i, n), "SALE")
 					sent := time.Now()
 					_, err := fmt.Fprintf(g, "POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 					if err == nil {
-						closes, err = g.answer(http.StatusCreated)
+						closes, err = g.Response(http.StatusCreated)
 					}
-					if err != nil && stopping.Load() && sent.Sub(signalled) > idleGrace/2 {
+					if err != nil && stopping.Load() && sent.Sub(signalled) > drain.IdleGrace/2 {
 						late.Add(1) // on a busy machine a client may be too slow for the grace
 						break
 					}
@@ -69,7 +72,7 @@ func TestStopLosesNoRequest(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, "a busy service", func() bool { return claimed.Load() > 1000 })
+	wait.For(t, "a busy service", func() bool { return claimed.Load() > 1000 })
 	signalled = time.Now()
 	stopping.Store(true)
 	p.signal(syscall.SIGTERM)
@@ -98,9 +101,9 @@ func TestStopLosesNoRequest(t *testing.T) {
 }
 
 // heldClaim is a service with one claim under way that cannot be answered before release is called, and an idle connection.
-func heldClaim(t *testing.T, environs ...string) (p *program, idle, held *guest, release func()) {
+func heldClaim(t *testing.T, environs ...string) (p *program, idle, held *rawhttp.Conn, release func()) {
 	t.Helper()
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	// The claim waits for the lock on its coupon for a fifth of CLAIM_TIMEOUT.
 	p = startProcess(t, environ(database.URL, append(environs, "CLAIM_TIMEOUT=5m")...), "serve").ready(t)
 	newClient(t, p.url, 1).create(t, "SALE", 5)
@@ -116,11 +119,11 @@ func heldClaim(t *testing.T, environs ...string) (p *program, idle, held *guest,
 	if err != nil {
 		t.Fatal(err)
 	}
-	idle, held = dial(t, address), dial(t, address)
+	idle, held = rawhttp.Dial(t, address), rawhttp.Dial(t, address)
 	body := claimBody("ann", "SALE")
-	held.send(t, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+	held.Send(t, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
 	watcher := database.Connect(t)
-	waitFor(t, "the claim to wait for the lock", func() bool {
+	wait.For(t, "the claim to wait for the lock", func() bool {
 		var waiting bool
 		err := watcher.QueryRow(t.Context(), `select exists (select from pg_locks where not granted and
 			pid in (select pid from pg_stat_activity where datname = current_database()))`).Scan(&waiting)
@@ -141,19 +144,19 @@ func TestStopInItsOrder(t *testing.T) {
 	t.Parallel()
 	p, idle, held, release := heldClaim(t)
 	// The idle connection has had an answer, so that it is a keep-alive connection like those of a load balancer.
-	idle.send(t, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-	if closes, err := idle.answer(http.StatusOK); err != nil || closes {
+	idle.Send(t, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+	if closes, err := idle.Response(http.StatusOK); err != nil || closes {
 		t.Fatalf("before the signal: closes %t, %v", closes, err)
 	}
 
 	p.signal(syscall.SIGTERM)
 	p.logged(t, stoppingMessage)
-	idle.send(t, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-	if closes, err := idle.answer(http.StatusServiceUnavailable); err != nil || !closes {
+	idle.Send(t, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+	if closes, err := idle.Response(http.StatusServiceUnavailable); err != nil || !closes {
 		t.Errorf("/health after the signal: closes %t, %v", closes, err)
 	}
 	stopped := time.Now()
-	waitFor(t, "the door to close", func() bool {
+	wait.For(t, "the door to close", func() bool {
 		conn, err := net.Dial("tcp", held.RemoteAddr().String())
 		if err == nil {
 			_ = conn.Close()
@@ -170,7 +173,7 @@ func TestStopInItsOrder(t *testing.T) {
 	}
 
 	release()
-	if closes, err := held.answer(http.StatusCreated); err != nil || !closes {
+	if closes, err := held.Response(http.StatusCreated); err != nil || !closes {
 		t.Errorf("the claim: closes %t, %v", closes, err)
 	}
 	if code := p.wait(t); code != 0 {
@@ -190,7 +193,7 @@ func TestStopCutsAtShutdownTimeout(t *testing.T) {
 	if took := time.Since(started); took < time.Second || took > 10*time.Second {
 		t.Errorf("it took %s", took)
 	}
-	if _, err := held.answer(http.StatusCreated); err == nil {
+	if _, err := held.Response(http.StatusCreated); err == nil {
 		t.Error("the claim was answered, though its coupon is locked")
 	}
 	if want := "coupond: cut off after SHUTDOWN_TIMEOUT (1s): 1 request without a whole answer\n"; !strings.HasSuffix(p.stderr.String(), want) {
@@ -224,7 +227,7 @@ func TestStopWhenTheListenerBreaks(t *testing.T) {
 	if err := load(environment{}, &config); err != nil {
 		t.Fatal(err)
 	}
-	door, err := listenAt(t.Context(), "127.0.0.1:0")
+	listener, err := listenAt(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,16 +236,16 @@ func TestStopWhenTheListenerBreaks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := service{config: config.Service, database: "postgres://127.0.0.1:1/db", door: door, log: log}
+	s := service{config: config.Service, database: "postgres://127.0.0.1:1/db", listener: listener, log: log}
 	ended := make(chan error)
 	go func() { ended <- s.run(t.Context()) }()
-	waitFor(t, "the service", func() bool { return strings.Contains(text.String(), "listening") })
-	if err := door.Close(); err != nil {
+	wait.For(t, "the service", func() bool { return strings.Contains(text.String(), "listening") })
+	if err := listener.Close(); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case err := <-ended:
-		if err == nil || !strings.Contains(err.Error(), "cannot listen on "+door.Addr().String()+" any more") {
+		if err == nil || !strings.Contains(err.Error(), "cannot listen on "+listener.Addr().String()+" any more") {
 			t.Errorf("it ended with %v", err)
 		}
 	case <-time.After(20 * time.Second):
@@ -269,7 +272,7 @@ func TestStopWithoutADatabase(t *testing.T) {
 
 // Not parallel: goroutines belong to nobody, so nobody else's may be running.
 func TestStopLeavesNoGoroutine(t *testing.T) {
-	database := dbtest.New(t)
+	database := pgtest.New(t)
 	before := goleak.IgnoreCurrent()
 	p := start(t, environ(database.URL), "serve").ready(t)
 	c := newClient(t, p.url, 4)
@@ -286,7 +289,7 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 }
 
 // sessions counts the service's sessions, once those that are about to end have ended.
-func sessions(t *testing.T, database *dbtest.Database) int {
+func sessions(t *testing.T, database *pgtest.Database) int {
 	t.Helper()
 	conn := database.Connect(t)
 	n := 0

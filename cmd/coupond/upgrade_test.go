@@ -18,7 +18,10 @@ import (
 	"time"
 
 	"scalable-coupon-system/db"
-	"scalable-coupon-system/db/dbtest"
+	"scalable-coupon-system/internal/drain"
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/rawhttp"
+	"scalable-coupon-system/internal/wait"
 )
 
 // upgrades installs the functions anew, and rolls the service from one version to the next, while clients claim.
@@ -28,7 +31,7 @@ func (b *bounds) upgrades(t *testing.T) {
 
 	t.Run("functions installed anew 50 times", func(t *testing.T) {
 		const installs = 50
-		database := dbtest.New(t)
+		database := pgtest.New(t)
 		_, address := b.serve(t, b.binary, database.URL, 0)
 		b.sell(t, address)
 		l := newLoad(t, address)
@@ -46,7 +49,7 @@ func (b *bounds) upgrades(t *testing.T) {
 
 	t.Run("rolled to the next version", func(t *testing.T) {
 		next := nextBinary(t)
-		database := dbtest.New(t)
+		database := pgtest.New(t)
 		conn := database.Connect(t)
 		var running []*program
 		var addresses []string
@@ -156,13 +159,13 @@ func (l *clients) claim(t *testing.T, i int) {
 			time.Sleep(time.Millisecond)
 			continue // nobody there: the next one
 		}
-		g, heard := newGuest(conn), time.Now()
+		g, heard := rawhttp.New(conn), time.Now()
 		for closes := false; !closes && !l.over.Load(); {
 			body := claimBody(fmt.Sprint("user ", users.Add(1)), sold)
 			_, err := io.WriteString(g, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
-			silent := time.Since(heard) > idleGrace/2
+			silent := time.Since(heard) > drain.IdleGrace/2
 			if err == nil {
-				closes, err = g.answer(http.StatusCreated)
+				closes, err = g.Response(http.StatusCreated)
 			}
 			heard = time.Now()
 			switch {
@@ -186,7 +189,7 @@ func (l *clients) claim(t *testing.T, i int) {
 func (l *clients) progress(t *testing.T) {
 	t.Helper()
 	before := l.claimed.Load()
-	waitFor(t, "claims", func() bool { return l.claimed.Load() > before+100 || l.failed.Load() > 0 })
+	wait.For(t, "claims", func() bool { return l.claimed.Load() > before+100 || l.failed.Load() > 0 })
 }
 
 // end stops the clients and returns how many claims they were granted.

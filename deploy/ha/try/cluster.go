@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"scalable-coupon-system/deploy/drill"
+	"scalable-coupon-system/deploy/internal/drill"
 )
 
 var nodes = []string{"pg1", "pg2", "pg3"}
@@ -22,9 +22,9 @@ type cluster struct {
 
 // member is a node as Patroni sees it.
 type member struct {
-	Name  string `json:"Member"` //nolint:tagliatelle // patronictl's name
-	Role  string `json:"Role"`   //nolint:tagliatelle // patronictl's name
-	State string `json:"State"`  //nolint:tagliatelle // patronictl's name
+	Name  string `json:"Member"`
+	Role  string `json:"Role"`
+	State string `json:"State"`
 }
 
 // members asks Patroni on any node that answers.

@@ -16,7 +16,7 @@ import (
 	"os"
 	"time"
 
-	"scalable-coupon-system/deploy/drill"
+	"scalable-coupon-system/deploy/internal/drill"
 )
 
 type options struct {
@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		out: out,
 	}
 	began := time.Now()
-	return c.While(ctx, o.keep, func(ctx context.Context) error {
+	return c.Run(ctx, o.keep, func(ctx context.Context) error {
 		if err := drill.Healthy(ctx, o.address); err != nil {
 			return err
 		}
@@ -117,12 +117,12 @@ func failover(ctx context.Context, c *cluster, o options, i int) (clean bool, er
 	if err != nil {
 		return false, err
 	}
-	_, _ = fmt.Fprintf(c.out, "  %s took over; gap in service %.1f s; %s\n", next, drill.Gap(b.Told, opened, time.Now()).Seconds(), b)
+	_, _ = fmt.Fprintf(c.out, "  %s took over; gap in service %.1f s; %s\n", next, drill.Gap(b.Replies, opened, time.Now()).Seconds(), b)
 	if _, err := c.settled(ctx); err != nil {
 		return false, fmt.Errorf("%s did not come back as a standby: %w", old, err)
 	}
 	_, _ = fmt.Fprintf(c.out, "  %s is a synchronous standby again\n", old)
-	return b.Clean(), nil
+	return b.OK(), nil
 }
 
 // upgrade replaces one instance after the other in the middle of a sale.
@@ -144,5 +144,5 @@ func upgrade(ctx context.Context, c *cluster, o options) (clean bool, err error)
 		return false, err
 	}
 	_, _ = fmt.Fprintf(c.out, "rolling upgrade: both instances replaced; failed requests %d; %s\n", b.Failed, b)
-	return b.Clean() && b.Failed == 0, nil
+	return b.OK() && b.Failed == 0, nil
 }

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"scalable-coupon-system/deploy/drill"
+	"scalable-coupon-system/deploy/internal/drill"
 )
 
 // deployment is the proxy and its shards.

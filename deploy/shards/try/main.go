@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/deploy/drill"
+	"scalable-coupon-system/deploy/internal/drill"
 )
 
 type options struct {
@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		},
 	}
 	began := time.Now()
-	return d.While(ctx, o.keep, func(ctx context.Context) error {
+	return d.Run(ctx, o.keep, func(ctx context.Context) error {
 		if err := drill.Healthy(ctx, o.address); err != nil {
 			return err
 		}
@@ -128,13 +128,13 @@ func after(ctx context.Context, pause time.Duration, do func() error) (time.Time
 }
 
 // tell says what was seen. where has the partition of each coupon.
-func tell(out io.Writer, b drill.Books, where []int, moved int, at times) error {
+func tell(out io.Writer, b drill.Result, where []int, moved int, at times) error {
 	isDead := func(coupon int) bool { return where[coupon]%shards == dead }
 	isMoved := func(coupon int) bool { return where[coupon] == moved }
 	say := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format+"\n", args...) }
 
-	its, others := divide(between(b.Told, at.opened, at.moving), isDead)
-	always, _ := divide(b.Told, isDead)
+	its, others := divide(between(b.Replies, at.opened, at.moving), isDead)
+	always, _ := divide(b.Replies, isDead)
 	meanwhile := perSecond(others, at.killed, at.started)
 	say("%s killed after %.1f s, started again %.1f s later, answering after %.1f s", shard(dead),
 		at.killed.Sub(at.opened).Seconds(), at.started.Sub(at.killed).Seconds(), at.answering.Sub(at.started).Seconds())
@@ -144,15 +144,15 @@ func tell(out io.Writer, b drill.Books, where []int, moved int, at times) error 
 
 	// Some seconds more, for the first claim that is granted again; but not to the end, where the stock runs out.
 	seen := at.moved.Add(5 * time.Second)
-	its, others = divide(between(b.Told, at.moving, seen), isMoved)
-	always, _ = divide(b.Told, isMoved)
+	its, others = divide(between(b.Replies, at.moving, seen), isMoved)
+	always, _ = divide(b.Replies, isMoved)
 	say("partition %d moved from %s to %s in %.1f s", moved, shard(from), shard(to), at.moved.Sub(at.moving).Seconds())
 	say("  its %d coupons: no claim granted for %.1f s; %s", count(where, isMoved), drill.Gap(always, at.moving, seen).Seconds(), refusals(its))
 	say("  the others: %.0f claims granted in a second meanwhile; %s", perSecond(others, at.moving, at.moved), refusals(others))
 
 	say("%s", b)
 	switch {
-	case !b.Clean():
+	case !b.OK():
 		return drill.ErrNotClean
 	case meanwhile == 0:
 		return fmt.Errorf("%w: one dead shard kept the others from selling", drill.ErrNotClean)
@@ -189,12 +189,12 @@ func count(where []int, belongs func(coupon int) bool) (n int) {
 	return n
 }
 
-func between(told []drill.Told, from, to time.Time) []drill.Told {
-	return slices.DeleteFunc(slices.Clone(told), func(t drill.Told) bool { return t.At.Before(from) || t.At.After(to) })
+func between(told []drill.Reply, from, to time.Time) []drill.Reply {
+	return slices.DeleteFunc(slices.Clone(told), func(t drill.Reply) bool { return t.At.Before(from) || t.At.After(to) })
 }
 
 // divide tells the answers about some coupons from those about the others.
-func divide(told []drill.Told, belongs func(coupon int) bool) (its, others []drill.Told) {
+func divide(told []drill.Reply, belongs func(coupon int) bool) (its, others []drill.Reply) {
 	for _, t := range told {
 		if belongs(t.Coupon) {
 			its = append(its, t)
@@ -206,7 +206,7 @@ func divide(told []drill.Told, belongs func(coupon int) bool) (its, others []dri
 }
 
 // perSecond is how many claims were granted in a second.
-func perSecond(told []drill.Told, from, to time.Time) float64 {
+func perSecond(told []drill.Reply, from, to time.Time) float64 {
 	n := 0
 	for _, t := range between(told, from, to) {
 		if t.Answer == load.Claimed {
@@ -217,10 +217,10 @@ func perSecond(told []drill.Told, from, to time.Time) float64 {
 }
 
 // refusals counts the answers that were not clear, by what they were.
-func refusals(told []drill.Told) string {
+func refusals(told []drill.Reply) string {
 	times := make(map[string]int)
 	for _, t := range told {
-		if !t.Answer.Clear() {
+		if !t.Answer.Definite() {
 			times[t.Answer.String()]++
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/deploy/drill"
+	"scalable-coupon-system/deploy/internal/drill"
 )
 
 // Coupons 0 and 1 are on the shard that dies, 2 on the partition that moves, 3 elsewhere.
@@ -17,13 +17,13 @@ var (
 	at    = times{start, start.Add(2 * time.Second), start.Add(4 * time.Second), start.Add(5 * time.Second), start.Add(6 * time.Second), start.Add(7 * time.Second)}
 )
 
-func told(ms, coupon int, answer load.Answer) drill.Told {
-	return drill.Told{Coupon: coupon, Answer: answer, At: start.Add(time.Duration(ms) * time.Millisecond)}
+func told(ms, coupon int, answer load.Answer) drill.Reply {
+	return drill.Reply{Coupon: coupon, Answer: answer, At: start.Add(time.Duration(ms) * time.Millisecond)}
 }
 
 func TestTellSaysWhatItCostWhom(t *testing.T) {
 	t.Parallel()
-	b := drill.Books{Told: []drill.Told{
+	b := drill.Result{Replies: []drill.Reply{
 		told(1000, 0, load.Claimed), told(1500, 3, load.Claimed), told(1600, 2, load.Claimed),
 		told(2500, 0, load.OutcomeUnknown), told(2600, 1, load.Unavailable), told(2700, 1, load.Unavailable), // dead
 		told(2800, 3, load.Claimed), told(2900, 2, load.Claimed), told(3000, 2, load.Claimed), told(3100, 3, load.OutcomeUnknown),
@@ -54,7 +54,7 @@ func TestTellSaysWhatItCostWhom(t *testing.T) {
 // A shard that has not sold again when the partition moves was away until then, at least.
 func TestTellCountsAnOutageThatGoesOn(t *testing.T) {
 	t.Parallel()
-	b := drill.Books{Told: []drill.Told{told(1000, 0, load.Claimed), told(2800, 3, load.Claimed), told(9000, 0, load.Claimed)}}
+	b := drill.Result{Replies: []drill.Reply{told(1000, 0, load.Claimed), told(2800, 3, load.Claimed), told(9000, 0, load.Claimed)}}
 	var out strings.Builder
 	if err := tell(&out, b, where, from+shards, at); err != nil {
 		t.Error(err)
@@ -66,14 +66,14 @@ func TestTellCountsAnOutageThatGoesOn(t *testing.T) {
 
 func TestTellWantsCleanBooksAndTheOthersSelling(t *testing.T) {
 	t.Parallel()
-	sold := []drill.Told{told(2800, 3, load.Claimed)}
-	if err := tell(io.Discard, drill.Books{Told: sold}, where, from, at); err != nil {
+	sold := []drill.Reply{told(2800, 3, load.Claimed)}
+	if err := tell(io.Discard, drill.Result{Replies: sold}, where, from, at); err != nil {
 		t.Error(err)
 	}
-	if err := tell(io.Discard, drill.Books{Told: sold, Lost: 1}, where, from, at); err == nil {
+	if err := tell(io.Discard, drill.Result{Replies: sold, Lost: 1}, where, from, at); err == nil {
 		t.Error("a claim was lost")
 	}
-	if err := tell(io.Discard, drill.Books{Told: []drill.Told{told(2800, 0, load.Claimed)}}, where, from, at); err == nil {
+	if err := tell(io.Discard, drill.Result{Replies: []drill.Reply{told(2800, 0, load.Claimed)}}, where, from, at); err == nil {
 		t.Error("nobody else was granted anything while the shard was dead")
 	}
 }

@@ -1,0 +1,20 @@
+// Package wait lets a test wait for a condition instead of for a time.
+package wait
+
+import (
+	"testing"
+	"time"
+)
+
+// timeout is generous: only a failing test waits that long.
+const timeout = 30 * time.Second
+
+// For returns when condition holds. After 30 s it fails the test and names what it waited for.
+func For(tb testing.TB, what string, condition func() bool) {
+	tb.Helper()
+	for deadline := time.Now().Add(timeout); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			tb.Fatalf("waited %v for %s", timeout, what)
+		}
+	}
+}

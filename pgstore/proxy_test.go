@@ -1,0 +1,410 @@
+package pgstore
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/db"
+	"scalable-coupon-system/internal/pgtest"
+)
+
+// sharded is a Store whose server is a proxy before shards, each a server of its own.
+type sharded struct {
+	*stand
+	front  *pgtest.Server // the proxy's
+	shards []*pgtest.Server
+	urls   []string // of the shards' databases, as their owner
+	proxy  string   // the proxy's, as its owner
+}
+
+const partitions = 64
+
+// newSharded makes as many shards, the proxy, and the roles as deploy/shards says, by its
+// shard.sql: the proxy's login may EXECUTE on the shards, and a NOLOGIN role has the user
+// mapping.
+func newSharded(t testing.TB, shards int, change ...func(*Config)) *sharded {
+	t.Helper()
+	proxy := startServer(t)
+	s := &sharded{proxy: proxy.ForProxy(t).URL, front: proxy}
+	admin := connect(t, s.proxy)
+	if err := db.ApplyProxy(t.Context(), admin); err != nil {
+		t.Fatal(err)
+	}
+
+	options := make([]string, partitions)
+	for i := range shards {
+		server := pgtest.StartServer(t, map[string]string{"fsync": "off", "wal_level": "logical"})
+		at := server.New(t).URL
+		s.shards, s.urls = append(s.shards, server), append(s.urls, at)
+		owned := make([]int32, 0, partitions)
+		for p := i; p < partitions; p += shards {
+			options[p] = fmt.Sprintf("p%d '%s'", p, libpq(t, at))
+			owned = append(owned, int32(p))
+		}
+		shard := connect(t, at)
+		setUp, err := os.ReadFile("../deploy/shards/shard.sql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := strings.ReplaceAll(strings.Trim(fmt.Sprint(owned), "[]"), " ", ",")
+		for _, sql := range []string{
+			strings.NewReplacer(":'password'", "'of the test'", ":partitions", strconv.Itoa(partitions), ":'owned'", "'{"+list+"}'").Replace(string(setUp)),
+			// A busy machine is no reason to fail.
+			`alter role coupon_proxy_login set statement_timeout = '5s'`,
+		} {
+			if _, err := shard.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, sql := range []string{
+		`create server coupons foreign data wrapper plproxy options (` + strings.Join(options, ", ") + `)`,
+		`grant usage on foreign server coupons to coupon_proxy`,
+		`create user mapping for coupon_proxy server coupons options (user 'coupon_proxy_login', password 'of the test')`,
+	} {
+		if _, err := admin.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	s.stand = &stand{Store: openStore(t, s.proxy, change...)}
+	return s
+}
+
+// libpq is where a shard is, as PL/Proxy wants it told: without its login.
+func libpq(t testing.TB, at string) string {
+	t.Helper()
+	u, err := url.Parse(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("host=%s port=%s dbname=%s", u.Hostname(), u.Port(), strings.TrimPrefix(u.Path, "/"))
+}
+
+// couponsOf finds coupon names that are on each shard, so many of each.
+func (s *sharded) couponsOf(t testing.TB, each int) [][]string {
+	t.Helper()
+	conn := connect(t, s.proxy)
+	found := make([][]string, len(s.urls))
+	for n := 0; slices.ContainsFunc(found, func(c []string) bool { return len(c) < each }); n++ {
+		name := fmt.Sprint("coupon-", n)
+		var i int
+		if err := conn.QueryRow(t.Context(), `select (hashtext($1) & $2) % $3`, name, partitions-1, len(s.urls)).Scan(&i); err != nil {
+			t.Fatal(err)
+		}
+		if len(found[i]) < each {
+			found[i] = append(found[i], name)
+		}
+	}
+	return found
+}
+
+// sell puts coupons on sale on each shard, so many on each, with so many pieces of each.
+func (s *sharded) sell(t testing.TB, each int, amount int32) [][]string {
+	t.Helper()
+	coupons := s.couponsOf(t, each)
+	for _, coupon := range slices.Concat(coupons...) {
+		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	return coupons
+}
+
+// claims counts the claims of a coupon on a shard, and wants its books to be right.
+func (s *sharded) claims(t *testing.T, shard int, coupon string) (count int) {
+	t.Helper()
+	conn := connect(t, s.urls[shard])
+	var sold, most int
+	if err := conn.QueryRow(t.Context(), `
+		select
+			(select count(*) from public.claims where coupon_name = $1),
+			(select coalesce(max(claim_number), 0) from public.claims where coupon_name = $1),
+			(select amount - remaining_amount from public.coupons where name = $1)`, coupon).Scan(&count, &most, &sold); err != nil {
+		t.Fatal(err)
+	}
+	if count != most || count != sold {
+		t.Errorf("%q: %d claims, numbered to %d, and %d are missing in the stock", coupon, count, most, sold)
+	}
+	return count
+}
+
+// A sale through a proxy is as exact as any, and everything is where it belongs.
+func TestSaleThroughAProxy(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 3, func(cfg *Config) { cfg.ClaimQueue = 4096 })
+	wantReady(t, s.Store)
+	const each, amount, users = 4, 7, 40
+	coupons := s.couponsOf(t, each)
+	all := slices.Concat(coupons...)
+	for _, coupon := range all {
+		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != Created {
+			t.Fatal(status, err)
+		}
+		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != CouponExists {
+			t.Fatal(status, err)
+		}
+	}
+	if status, err := s.Claim(t.Context(), "u", "none"); status != CouponNotFound {
+		t.Error(status, err)
+	}
+
+	var mu sync.Mutex
+	told := make(map[string]map[ClaimStatus]int)
+	var crowd sync.WaitGroup
+	for user := range users {
+		crowd.Go(func() {
+			for n := range 2 * len(all) { // each coupon twice
+				coupon := all[(n+user)%len(all)]
+				status, err := s.Claim(t.Context(), fmt.Sprint("u", user), coupon)
+				if err != nil {
+					t.Errorf("%d, %s: %v", user, coupon, err)
+				}
+				mu.Lock()
+				if told[coupon] == nil {
+					told[coupon] = make(map[ClaimStatus]int)
+				}
+				told[coupon][status]++
+				mu.Unlock()
+			}
+		})
+	}
+	crowd.Wait()
+	for i := range coupons {
+		for _, coupon := range coupons[i] {
+			counts := told[coupon]
+			if counts[Claimed] != amount || counts[AlreadyClaimed] != amount || counts[OutOfStock] != 2*(users-amount) {
+				t.Errorf("%s: %v", coupon, counts)
+			}
+			if n := s.claims(t, i, coupon); n != amount {
+				t.Errorf("%s: %d claims on shard %d", coupon, n, i)
+			}
+			read, found, err := s.Coupon(t.Context(), coupon)
+			if err != nil || !found || read.RemainingAmount != 0 {
+				t.Errorf("%s: %+v, %v, %v", coupon, read, found, err)
+			}
+		}
+	}
+}
+
+// One shard is down: its own coupons are refused, no others, and no claim is told as
+// what it is not. When it is back, it goes on by itself.
+func TestDeadShard(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	coupons := s.sell(t, 2, 100)
+	mixed := func(round string) []*claim {
+		return crowd(round, coupons[0][0], round, coupons[1][0], round, coupons[0][1], round, coupons[1][1])
+	}
+	claims := mixed("before")
+	s.sendWithin(t, patience, claims)
+	for _, c := range claims {
+		if c.status != Claimed {
+			t.Errorf("before: %s, %s, %v", c.coupon, c.status, c.err)
+		}
+	}
+
+	if err := s.shards[1].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// Of a whole split call that fails, the living shard's part may have been committed: so
+	// alone for itself each of its coupons is claimed at once …
+	for i, coupon := range coupons[0] {
+		if status, err := s.Claim(t.Context(), fmt.Sprint("meanwhile", i), coupon); status != Claimed {
+			t.Errorf("meanwhile: %s, %v", status, err)
+		}
+	}
+	// … and in company as well, or else it is said to be unknown, which is what the books show.
+	claims = mixed("down")
+	s.sendWithin(t, patience, claims)
+	for _, c := range claims {
+		switch {
+		case slices.Contains(coupons[1], c.coupon):
+			if !errors.Is(c.err, ErrOutcomeUnknown) && !errors.Is(c.err, ErrUnavailable) {
+				t.Errorf("of the dead shard: %s, %v", c.status, c.err)
+			}
+		case c.status != Claimed && !errors.Is(c.err, ErrOutcomeUnknown):
+			t.Errorf("of the living shard: %s, %v", c.status, c.err)
+		}
+	}
+	if _, _, err := s.Coupon(t.Context(), coupons[1][0]); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("reading of the dead shard: %v", err)
+	}
+	wantReady(t, s.Store)
+	for _, coupon := range coupons[0] {
+		if n := s.claims(t, 0, coupon); n != 3 {
+			t.Errorf("%s: %d claims", coupon, n)
+		}
+	}
+
+	if err := s.shards[1].Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the shard is back", func() bool {
+		_, found, err := s.Coupon(t.Context(), coupons[1][0])
+		return found && err == nil
+	})
+	for _, coupon := range coupons[1] {
+		before := s.claims(t, 1, coupon)
+		eventually(t, "claims are granted again", func() bool {
+			_, err := s.Claim(t.Context(), "again", coupon)
+			return err == nil
+		})
+		if n := s.claims(t, 1, coupon); n != before+1 {
+			t.Errorf("%s: %d claims after %d", coupon, n, before)
+		}
+	}
+}
+
+// A coupon that the proxy's map and the shard's do not agree on is refused, surely and
+// for the while, and never said not to exist.
+func TestCouponOnTheMove(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2)
+	coupons := s.couponsOf(t, 1)
+	ours, moving := coupons[0][0], coupons[1][0]
+	for _, coupon := range []string{ours, moving} {
+		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
+			t.Fatal(status, err)
+		}
+	}
+	shard := connect(t, s.urls[1])
+	own := func(sql string) {
+		t.Helper()
+		if _, err := shard.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own(`update public.shard set owned = '{}'`)
+
+	if status, err := s.Claim(t.Context(), "u", moving); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("a claim: %q, %v", status, err)
+	}
+	if status, err := s.CreateCoupon(t.Context(), moving, 5); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("a creation: %q, %v", status, err)
+	}
+	if _, _, err := s.Coupon(t.Context(), moving); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a read: %v", err)
+	}
+	if status, err := s.Claim(t.Context(), "u", ours); status != Claimed {
+		t.Errorf("meanwhile: %q, %v", status, err)
+	}
+	own(`update public.shard set owned = (select array_agg(p) from generate_series(1, 63, 2) as p)`)
+	if status, err := s.Claim(t.Context(), "u", moving); status != Claimed {
+		t.Errorf("afterwards: %q, %v", status, err)
+	}
+	if n := s.claims(t, 1, moving); n != 1 {
+		t.Errorf("%d claims", n)
+	}
+}
+
+// Behind a proxy a coupon that is locked on its shard fails nobody else's, and what
+// the shard's time-out ends is said to be unknown: the proxy's errors prove nothing.
+func TestLockedOnAShard(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2)
+	coupons := s.sell(t, 1, 100)
+	holder := connect(t, s.urls[1])
+	if _, err := holder.Exec(t.Context(), `begin`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := holder.Exec(t.Context(), `select from public.coupons for update`); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("of the locked coupon: %q, %v", status, err)
+	}
+	if status, err := s.Claim(t.Context(), "u", coupons[0][0]); status != Claimed {
+		t.Errorf("of the other: %q, %v", status, err)
+	}
+	if _, err := holder.Exec(t.Context(), `rollback`); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); status != Claimed {
+		t.Errorf("afterwards: %q, %v", status, err)
+	}
+}
+
+// Nobody but the functions' owner can use the way to the shards, and on a shard the
+// proxy's login can call the functions and nothing else.
+func TestRolesOfAProxy(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 1)
+	as := func(at, sql string) *pgx.Conn {
+		conn := connect(t, at)
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	if _, err := connect(t, s.proxy).Exec(t.Context(), `create role service login in role coupon_service`); err != nil {
+		t.Fatal(err)
+	}
+	service := as(s.proxy, `set session authorization service`)
+	shard := as(s.urls[0], `set session authorization coupon_proxy_login`)
+	for _, test := range []struct {
+		conn *pgx.Conn
+		sql  string
+	}{
+		{service, `create function public.mine() returns integer language plproxy as $$ cluster 'coupons'; run on 0; select 1; $$`},
+		{service, `set role coupon_proxy`},
+		{service, `alter function public.get_coupon(text) security invoker`},
+		{service, `alter server coupons options (set p0 'host=elsewhere')`},
+		{service, `select umoptions from pg_catalog.pg_user_mapping`},
+		{shard, `select from public.coupons`},
+		{shard, `select from public.shard`},
+		{shard, `update public.shard set owned = '{}'`},
+		{shard, `create table public.mine ()`},
+	} {
+		if _, err := test.conn.Exec(t.Context(), test.sql); sqlState(err) != "42501" {
+			t.Errorf("%s: %v", test.sql, err)
+		}
+	}
+	var seen *string
+	if err := service.QueryRow(t.Context(), `select umoptions::text from pg_catalog.pg_user_mappings`).Scan(&seen); err != nil || seen != nil {
+		t.Errorf("the service sees the mapping: %v, %v", seen, err)
+	}
+}
+
+// A shard that falls silent, and is not dead, keeps nobody longer than ClaimTimeout who was
+// on his way then, and its neighbours get their claims: a stuck connection to the proxy is
+// closed. What comes of those who come later: TestShardsAway.
+func TestSilentShard(t *testing.T) {
+	t.Parallel()
+	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	coupons := s.sell(t, 1, 100)
+	s.silence(t, 1)
+
+	start := time.Now()
+	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("of the silent shard: %q, %v", status, err)
+	}
+	took := time.Since(start)
+	t.Logf("the silent shard's claim was answered after %v", took)
+	if took > s.timeout+time.Second {
+		t.Errorf("of the silent shard: answered after %v", took)
+	}
+	admin := connect(t, s.proxy)
+	eventually(t, "the proxy gets the session of that call back, while the silence lasts", func() bool {
+		var left int
+		if err := admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity where query = $1 and state = 'active'`, claimCouponsSQL).Scan(&left); err != nil {
+			t.Fatal(err)
+		}
+		return left == 0
+	})
+	start = time.Now()
+	if status, err := s.Claim(t.Context(), "u", coupons[0][0]); status != Claimed {
+		t.Errorf("of the other: %q, %v", status, err)
+	}
+	t.Logf("the other's after %v", time.Since(start))
+}

@@ -1,0 +1,197 @@
+//go:build dba
+
+package handbook_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/internal/localpg"
+	"scalable-coupon-system/internal/pgtest"
+)
+
+// patience bounds what a test waits for. It is long: a laden machine is no reason for a test to fail.
+const patience = 2 * time.Minute
+
+// bin is the folder of the coupond that is tried here.
+var bin string
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	var err error
+	if bin, err = os.MkdirTemp("", "coupon-dba-"); err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(bin)
+	build := exec.Command("go", "build", "-o", filepath.Join(bin, "coupond"), "../../cmd/coupond")
+	if output, err := build.CombinedOutput(); err != nil {
+		return 1, fmt.Errorf("%w\n%s", err, output)
+	}
+	return m.Run(), nil
+}
+
+// cluster is a PostgreSQL of a test's own, from this machine's binaries.
+type cluster struct {
+	*localpg.Server
+	t *testing.T
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	server, err := localpg.Start(ctx, localpg.Options{Dir: pgtest.ClusterDir(t), Log: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Kill() })
+	for _, program := range []string{"psql", "pg_dump", "pg_restore"} {
+		if _, err := os.Stat(filepath.Join(server.BinDir(), program)); err != nil {
+			t.Fatalf("%s is not beside the server (Debian: apt-get install postgresql-15)", program)
+		}
+	}
+	return &cluster{server, t}
+}
+
+// startAgain starts it after a Stop, at the same address.
+func (c *cluster) startAgain() {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	server, err := localpg.Start(ctx, localpg.Options{Dir: c.Dir(), Port: c.Port(), Log: os.Stderr})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = server.Kill() })
+	c.Server = server
+}
+
+// env is the environment of a shell whose PostgreSQL programs find the database of a login of this cluster.
+func (c *cluster) env(login, database string) []string {
+	u, err := url.Parse(c.URL(database))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	password, _ := u.User.Password()
+	if login != "postgres" {
+		password = login
+	}
+	return []string{
+		"PATH=" + bin + ":" + c.BinDir() + ":/usr/sbin:" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "LC_ALL=C.UTF-8",
+		"PGHOST=" + u.Hostname(), "PGPORT=" + u.Port(), "PGUSER=" + login, "PGPASSWORD=" + password, "PGDATABASE=" + database,
+		"PGTZ=UTC", "PSQLRC=/dev/null", "PSQL_PAGER=cat",
+		"DATABASE_URL=" + c.url(login, database),
+	}
+}
+
+// url is the connection string of a login, whose password is its name.
+func (c *cluster) url(login, database string) string {
+	if login == "postgres" {
+		return c.URL(database)
+	}
+	u, err := url.Parse(c.URL(database))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	u.User = url.UserPassword(login, login)
+	return u.String()
+}
+
+// shell types a command. Its output is what a terminal shows of both of its outputs.
+func shell(t *testing.T, env []string, command string) (output string, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-c", command)
+	cmd.Env, cmd.Dir = env, workDir(t)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.WaitDelay = time.Second
+	err = cmd.Run()
+	return said.String(), err
+}
+
+// must types a command that has to work.
+func must(t *testing.T, env []string, command string) string {
+	t.Helper()
+	output, err := shell(t, env, command)
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, output)
+	}
+	return output
+}
+
+// workDir is the folder in which a test types: one for each test.
+func workDir(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(bin, strings.ReplaceAll(t.Name(), "/", "_"))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func connect(t *testing.T, address string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+func get[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) (value T) {
+	t.Helper()
+	if err := conn.QueryRow(t.Context(), sql, args...).Scan(&value); err != nil {
+		t.Fatalf("%v\n%s", err, sql)
+	}
+	return value
+}
+
+// booksEqual wants the claims of a coupon to be numbered 1 to n, and the stock to lack n pieces.
+func booksEqual(t *testing.T, conn *pgx.Conn, coupon string, n int) {
+	t.Helper()
+	got := get[string](t, conn, `
+		select format('%s missing, claims %s to %s, %s of them, %s users', c.amount - c.remaining_amount,
+		  min(k.claim_number), max(k.claim_number), count(k.claim_number), count(distinct k.user_id))
+		from public.coupons as c
+		join public.claims as k on k.coupon_name = c.name
+		where c.name = $1
+		group by c.name`, coupon)
+	if want := fmt.Sprintf("%d missing, claims 1 to %d, %[1]d of them, %[1]d users", n, n); got != want {
+		t.Errorf("%s: %s; want %s", coupon, got, want)
+	}
+}
+
+// fromHandbook is the block of docs/dba.md that follows <!-- name -->, without its fences.
+func fromHandbook(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/dba.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := regexp.MustCompile("(?s)<!-- " + regexp.QuoteMeta(name) + " -->\n```\\w+\n(.*?)```\n").FindSubmatch(text)
+	if match == nil {
+		t.Fatalf("docs/dba.md has no block %s", name)
+	}
+	return string(match[1])
+}
