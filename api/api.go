@@ -1,13 +1,14 @@
-// Package api is the HTTP face of the coupons: it turns requests into calls of a
-// Store, and the Store's outcomes into answers. The contract it keeps is
-// openapi.yaml at the top of the repository.
+// Package api serves the coupons over HTTP: it turns requests into calls of a Store, and the
+// Store's outcomes into responses. Its contract is openapi.yaml at the top of the repository.
 //
-// A request passes, in this order, the request id, the access log and the
-// recovery from panics (exchange.go), its route (this file), the media type, the
-// size and the arrival of its body (body.go), the JSON and its fields (decode.go,
-// names.go), the Store (claim.go, coupon.go, health.go), and the one table and
-// the one writer of answers (answer.go). What the first of these refuses, the
-// later ones never see.
+// A request passes these steps in order. A step never sees what an earlier one rejected:
+//
+//   - request id, access log, recovery from panics (exchange.go)
+//   - route (this file)
+//   - media type, size and deadline of the body (body.go)
+//   - JSON and its fields (decode.go, names.go)
+//   - the call of the Store (claim.go, coupon.go, health.go)
+//   - the response, by one table and one writer (response.go)
 package api
 
 import (
@@ -24,55 +25,54 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// Store is what the HTTP layer needs to know about coupons; *pgstore.Store is
-// the real one. All of it is called concurrently, with names and user ids that
-// keep the rule for names and amounts from 1 to 2147483647. The context ends
-// when the client goes away. An error that wraps none of pgstore's sentinel
-// errors is answered as a fault of ours.
+// Store is what the HTTP layer needs to know about coupons; *pgstore.Store implements it. Methods
+// are called concurrently, with valid names and user ids and with amounts from 1 to 2147483647. The
+// context ends when the client disconnects. An error that wraps none of pgstore's sentinel errors
+// is answered with CodeInternal.
 type Store interface {
-	// Claim gives user one piece of coupon, or tells why not.
+	// Claim gives user one piece of coupon, or returns the status that says why not.
 	Claim(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error)
-	// CreateCoupon creates a coupon of amount pieces, or tells why not.
+	// CreateCoupon creates a coupon of amount pieces, or returns the status that says why not.
 	CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error)
-	// Coupon reads one consistent state of a coupon; found is false when there is
-	// none of that name. Concurrent callers may get the same *Coupon.
+	// Coupon reads one consistent state of a coupon; found is false if no coupon has this name.
+	// Concurrent callers may get the same *Coupon.
 	Coupon(ctx context.Context, name string) (coupon *pgstore.Coupon, found bool, err error)
-	// Ready returns nil when claims can be made, else one sentence that may be
-	// shown to anybody, also when ctx ends while it asks.
+	// Ready returns nil if claims can be made. Otherwise, also when ctx ends first, the error's text
+	// is one sentence that is safe to publish.
 	Ready(ctx context.Context) error
 }
 
-// Sharded is a Store whose coupons may be on several servers.
+// Sharded is a Store with coupons on one or several servers.
 type Sharded interface {
-	// Shards are the servers as they were found last; none where there is but one. It asks
-	// nobody.
+	// Shards returns the last known state of each server; none if there is only one server. It does
+	// not query the database.
 	Shards() []pgstore.Shard
 }
 
 // Options is what New needs besides the Store.
 type Options struct {
-	// Log gets one line a request. The zero Logger writes nowhere.
+	// Log gets one line for each request. The zero Logger writes nothing.
 	Log zerolog.Logger
-	// Registry holds what GET /metrics shows; New adds the requests. nil: nothing else
-	// is shown.
+	// Registry holds what GET /metrics shows; New adds the request metrics. If it is nil, only those
+	// are shown.
 	Registry *prometheus.Registry
 }
 
-// Handler answers the whole API. Make it with New.
+// Handler serves the whole API. Create it with New.
 type Handler struct {
 	store    Store
 	shards   func() []pgstore.Shard
 	log      zerolog.Logger
 	mux      *chi.Mux
 	registry *prometheus.Registry
-	traffic  *traffic
+	requests *requestMetrics
 	draining atomic.Bool
 
 	bodyTimeout  time.Duration
 	stallTimeout time.Duration
 }
 
-// New makes the Handler that answers for store.
+// New returns a Handler that serves the coupons of store.
 func New(store Store, o Options) *Handler {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
@@ -90,14 +90,14 @@ func New(store Store, o Options) *Handler {
 	} else {
 		h.shards = func() []pgstore.Shard { return nil }
 	}
-	h.mux.Use(h.observe)
-	h.mux.NotFound(h.unrouted)
-	h.mux.MethodNotAllowed(h.unrouted)
+	h.mux.Use(h.withExchange)
+	h.mux.NotFound(h.noRoute)
+	h.mux.MethodNotAllowed(h.noRoute)
 
-	h.mux.Post("/api/coupons", on(h.createCoupon))
-	h.mux.Post("/api/coupons/claim", on(h.claim))
-	// This route also reads the coupon called claim: to chi, a path that matches
-	// word for word but not in its method is still free for a parameter.
+	h.mux.Post("/api/coupons", handle(h.createCoupon))
+	h.mux.Post("/api/coupons/claim", handle(h.claim))
+	// This route also serves GET for a coupon called "claim": if chi finds a literal path without a
+	// matching method, it still tries patterns with parameters.
 	h.get("/api/coupons/{name}", h.coupon)
 	h.get(pathHealth, h.health)
 	h.get(pathLive, h.live)
@@ -105,39 +105,38 @@ func New(store Store, o Options) *Handler {
 	h.get(pathDocsFile, h.docsFile)
 	h.get(pathOpenAPI, h.openAPI)
 	h.get(pathMetrics, h.metrics)
-	h.traffic = newTraffic(h.mux, o.Registry) // after all routes
+	h.requests = newRequestMetrics(h.mux, o.Registry) // after all routes
 	return h
 }
 
-// ServeHTTP answers one request.
+// ServeHTTP serves one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
 
-// Drain begins the end: from now on /health says 503, so that load balancers
-// send no more, and every answer closes its connection. Requests are answered as
-// before. There is no way back.
+// Drain prepares for shutdown, once and for good: /health returns 503, so that load balancers stop
+// sending requests, and every response closes its connection. Requests are otherwise served as
+// before.
 func (h *Handler) Drain() { h.draining.Store(true) }
 
-// get routes GET, and HEAD with it.
-func (h *Handler) get(pattern string, answer func(*exchange)) {
-	h.mux.Get(pattern, on(answer))
-	h.mux.Head(pattern, on(answer))
+// get routes GET and HEAD.
+func (h *Handler) get(pattern string, f func(*exchange)) {
+	h.mux.Get(pattern, handle(f))
+	h.mux.Head(pattern, handle(f))
 }
 
-// on lets chi call what answers an exchange.
-func on(answer func(*exchange)) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { answer(exchangeOf(w)) }
+// handle adapts a handler of exchanges to chi.
+func handle(f func(*exchange)) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { f(exchangeOf(w)) }
 }
 
-// exchangeOf is the exchange behind what chi hands to a handler.
+// exchangeOf returns the exchange that withExchange passed to chi as the ResponseWriter.
 func exchangeOf(w http.ResponseWriter) *exchange {
 	return w.(*exchange)
 }
 
-// unrouted answers what no route takes: 405 when another method would be
-// answered at this path, else 404. chi's own choice between the two is no use:
-// it says 405 to an unknown method at an unknown path, and tells its list of
-// methods to nobody but its own handler.
-func (h *Handler) unrouted(w http.ResponseWriter, r *http.Request) {
+// noRoute handles a request without a route: 405 if the path has a route with another method,
+// otherwise 404. chi's own choice is not usable: it returns 405 for an unknown method at an unknown
+// path, and does not export the list of allowed methods.
+func (h *Handler) noRoute(w http.ResponseWriter, r *http.Request) {
 	x := exchangeOf(w)
 	path := r.URL.RawPath
 	if path == "" {
@@ -150,9 +149,9 @@ func (h *Handler) unrouted(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if allowed == nil {
-		x.answer(CodeNotFound)
+		x.sendCode(CodeNotFound)
 		return
 	}
 	x.Header().Set("Allow", strings.Join(allowed, ", "))
-	x.answer(CodeMethodNotAllowed)
+	x.sendCode(CodeMethodNotAllowed)
 }

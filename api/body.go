@@ -14,50 +14,51 @@ import (
 )
 
 const (
-	maxBody     = 64 << 10         // bytes; a body of exactly so many passes
+	maxBody     = 64 << 10         // bytes; a body of exactly this size is accepted
 	bodyTimeout = 10 * time.Second // from the end of the header to the end of the body
 
-	// keptBuffer is the largest buffer that goes back to the pool. A claim takes
-	// some 60 bytes, and at most 6 KiB when all of it is written in \u escapes.
-	keptBuffer = 8 << 10
+	// maxPooledBuffer is the largest buffer, in bytes, that returns to the pool. A claim has some 60
+	// bytes, and at most 6 KiB if every character is a \u escape.
+	maxPooledBuffer = 8 << 10
 )
 
-// reader holds what reading and decoding a body needs, to be used again.
-type reader struct {
+// bodyReader reads and decodes a body. Its buffers are reused, see bodyReaders.
+type bodyReader struct {
 	body  bytes.Buffer
 	limit io.LimitedReader
 	json  jsontext.Decoder
 }
 
-var readers = sync.Pool{New: func() any { return new(reader) }}
+var bodyReaders = sync.Pool{New: func() any { return new(bodyReader) }}
 
-// readObject reads the body of a request, which must be the wanted object.
-func (x *exchange) readObject(want *object) (values, error) {
+// readObject reads the body of the request, which must be a JSON object that matches schema.
+func (x *exchange) readObject(schema *objectSchema) (values, error) {
 	if !isJSON(x.request.Header["Content-Type"]) {
 		return values{}, errUnsupportedMediaType
 	}
 	if x.request.ContentLength > maxBody {
 		return values{}, errBodyTooLarge
 	}
-	r := readers.Get().(*reader)
+	r := bodyReaders.Get().(*bodyReader)
 	defer r.release()
 	if err := r.read(x); err != nil {
 		return values{}, err
 	}
-	return r.decode(want)
+	return r.decode(schema)
 }
 
-func (r *reader) release() {
-	if r.body.Cap() > keptBuffer {
+func (r *bodyReader) release() {
+	if r.body.Cap() > maxPooledBuffer {
 		return
 	}
 	r.body.Reset()
 	r.limit.R = nil
-	readers.Put(r)
+	bodyReaders.Put(r)
 }
 
-// read reads the whole body, whatever its Content-Length says.
-func (r *reader) read(x *exchange) error {
+// read reads the whole body. The size limit holds for chunked bodies, too, which have no
+// Content-Length.
+func (r *bodyReader) read(x *exchange) error {
 	if !x.unread {
 		return nil
 	}
@@ -70,22 +71,21 @@ func (r *reader) read(x *exchange) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return invalidf("the body must arrive within %v", x.h.bodyTimeout)
 	case err != nil:
-		return invalidf("the body must be as long as its Content-Length or its chunks say")
+		return invalidf("the body must be as long as its Content-Length, or correctly chunked")
 	}
 	x.unread = false
 	return nil
 }
 
-// setReadDeadline bounds the time in which the body of the request must arrive.
-// net/http lifts the deadline when the body has ended, before it begins to watch
-// whether the client goes away.
+// setReadDeadline sets the deadline for the arrival of the whole body. net/http clears it at the
+// end of the body, before it starts to watch whether the client disconnects.
 func (x *exchange) setReadDeadline() {
-	// Only a ResponseWriter without a connection, in a test, has no deadline.
+	// This fails only without a connection, in a test.
 	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(x.started.Add(x.h.bodyTimeout))
 }
 
-// isJSON judges a request's Content-Type header: application/json, with whatever
-// parameters (RFC 8259 knows none, charset neither: JSON is UTF-8), or no type.
+// isJSON reports whether the values of a Content-Type header allow JSON: there is none, or it is
+// application/json. Parameters are ignored: RFC 8259 defines none, not even charset.
 func isJSON(contentType []string) bool {
 	switch len(contentType) {
 	case 0:
@@ -96,7 +96,7 @@ func isJSON(contentType []string) bool {
 		}
 		mediaType, _, err := mime.ParseMediaType(contentType[0])
 		return mediaType == valueJSON[0] && (err == nil || errors.Is(err, mime.ErrInvalidMediaParameter))
-	default: // which of them?
+	default: // ambiguous
 		return false
 	}
 }

@@ -6,39 +6,39 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// claim answers POST /api/coupons/claim.
+// claim handles POST /api/coupons/claim.
 func (h *Handler) claim(x *exchange) {
-	given, err := x.readObject(claimObject)
+	fields, err := x.readObject(claimSchema)
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	user, coupon := given[0].text, given[1].text
+	user, coupon := fields[0].text, fields[1].text
 	status, err := h.store.Claim(x.context(), user, coupon)
 	if err != nil {
 		x.fail(err)
 		return
 	}
 	if status == pgstore.Claimed {
-		x.created()
+		x.sendCreated()
 		return
 	}
 	code, known := claimCodes[status]
 	if !known {
-		x.fail(fmt.Errorf("claim_status %q is unknown to this version of the service", status))
+		x.fail(fmt.Errorf("unknown claim_status %q: the database is newer than this service", status))
 		return
 	}
-	x.answer(code)
+	x.sendCode(code)
 }
 
-// createCoupon answers POST /api/coupons.
+// createCoupon handles POST /api/coupons.
 func (h *Handler) createCoupon(x *exchange) {
-	given, err := x.readObject(createObject)
+	fields, err := x.readObject(createSchema)
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	name, amount := given[0].text, given[1].number
+	name, amount := fields[0].text, fields[1].number
 	status, err := h.store.CreateCoupon(x.context(), name, amount)
 	if err != nil {
 		x.fail(err)
@@ -46,13 +46,13 @@ func (h *Handler) createCoupon(x *exchange) {
 	}
 	if status == pgstore.Created {
 		x.Header().Set("Location", couponPath(name))
-		x.created()
+		x.sendCreated()
 		return
 	}
 	code, known := createCodes[status]
 	if !known {
-		x.fail(fmt.Errorf("create_status %q is unknown to this version of the service", status))
+		x.fail(fmt.Errorf("unknown create_status %q: the database is newer than this service", status))
 		return
 	}
-	x.answer(code)
+	x.sendCode(code)
 }

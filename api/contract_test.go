@@ -21,19 +21,17 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// What the answers in the examples of openapi.yaml have in common.
+// The request id in all examples of openapi.yaml.
 const exampleRequestID = "4bf92f3577b34da6"
 
-// documented is a case for an answer that openapi.yaml documents: the operation
-// (empty for what has none), the status, and the example that the answer must be
-// equal to (empty when the answer has no body).
-type documented struct {
-	operation string
+// responseCase produces a response that openapi.yaml documents.
+type responseCase struct {
+	operation string // empty if the path or the method has none
 	status    int
-	example   string
+	example   string // the name of the example that the response must equal; empty if it has no body
 
-	given   func(*service) // what the Store holds, or how it fails
-	request string         // method and path; the operation's own when empty
+	given   func(*service) // prepares the Store
+	request string         // method and path; if empty, those of the operation
 	body    string
 	header  []string
 }
@@ -44,12 +42,12 @@ const (
 	textPlain = "text/plain"
 )
 
-// fails lets the Store fail with err.
+// fails makes the Store fail with err.
 func fails(err error) func(*service) {
-	return func(s *service) { s.store.Fail(fmt.Errorf("ask the database: %w", err)) }
+	return func(s *service) { s.store.SetError(fmt.Errorf("query the database: %w", err)) }
 }
 
-// holds lets the Store hold a sale that these users have claimed.
+// holds creates a coupon that these users have claimed.
 func holds(amount int32, users ...string) func(*service) {
 	return func(s *service) {
 		ctx := context.Background()
@@ -65,7 +63,7 @@ var (
 	tooLarge = `"` + strings.Repeat("x", 64<<10) + `"`
 )
 
-var cases = []documented{
+var responseCases = []responseCase{
 	{operation: "createCoupon", status: 201, body: sale},
 	{operation: "createCoupon", status: 400, example: "amount", body: `{"name":"summer sale","amount":0}`},
 	{operation: "createCoupon", status: 400, example: "unknown", body: `{"Name":"summer sale","amount":5}`},
@@ -73,8 +71,8 @@ var cases = []documented{
 	{operation: "createCoupon", status: 413, example: "large", body: tooLarge},
 	{operation: "createCoupon", status: 415, example: "type", body: sale, header: []string{"Content-Type", textPlain}},
 	{operation: "createCoupon", status: 500, example: "fault", body: sale, given: fails(errFault)},
-	{operation: "createCoupon", status: 503, example: "away", body: sale, given: fails(pgstore.ErrUnavailable)},
-	{operation: "createCoupon", status: 503, example: "crowded", body: sale, given: fails(pgstore.ErrOverloaded)},
+	{operation: "createCoupon", status: 503, example: "unavailable", body: sale, given: fails(pgstore.ErrUnavailable)},
+	{operation: "createCoupon", status: 503, example: "overloaded", body: sale, given: fails(pgstore.ErrOverloaded)},
 	{operation: "createCoupon", status: 503, example: "unknown", body: sale, given: fails(pgstore.ErrOutcomeUnknown)},
 
 	{operation: "claimCoupon", status: 201, body: adaClaims, given: holds(5)},
@@ -86,34 +84,34 @@ var cases = []documented{
 	{operation: "claimCoupon", status: 413, example: "large", body: tooLarge},
 	{operation: "claimCoupon", status: 415, example: "type", body: adaClaims, header: []string{"Content-Type", textPlain}},
 	{operation: "claimCoupon", status: 500, example: "fault", body: adaClaims, given: fails(errFault)},
-	{operation: "claimCoupon", status: 503, example: "away", body: adaClaims, given: fails(pgstore.ErrUnavailable)},
-	{operation: "claimCoupon", status: 503, example: "crowded", body: adaClaims, given: fails(pgstore.ErrOverloaded)},
+	{operation: "claimCoupon", status: 503, example: "unavailable", body: adaClaims, given: fails(pgstore.ErrUnavailable)},
+	{operation: "claimCoupon", status: 503, example: "overloaded", body: adaClaims, given: fails(pgstore.ErrOverloaded)},
 	{operation: "claimCoupon", status: 503, example: "unknown", body: adaClaims, given: fails(pgstore.ErrOutcomeUnknown)},
 
 	{operation: "getCoupon", status: 200, example: "claimed", given: holds(5, "ada", "grace")},
 	{operation: "getCoupon", status: 400, example: "blank", request: "GET /api/coupons/%20"},
 	{operation: "getCoupon", status: 404, example: "coupon"},
 	{operation: "getCoupon", status: 500, example: "fault", given: fails(errFault)},
-	{operation: "getCoupon", status: 503, example: "away", given: fails(pgstore.ErrUnavailable)},
-	{operation: "getCoupon", status: 503, example: "crowded", given: fails(pgstore.ErrOverloaded)},
+	{operation: "getCoupon", status: 503, example: "unavailable", given: fails(pgstore.ErrUnavailable)},
+	{operation: "getCoupon", status: 503, example: "overloaded", given: fails(pgstore.ErrOverloaded)},
 
 	{operation: "getCouponNamedClaim", status: 200, example: "untouched", given: func(s *service) {
 		_, _ = s.store.Store.CreateCoupon(context.Background(), "claim", 5)
 	}},
 	{operation: "getCouponNamedClaim", status: 404, example: "coupon"},
 	{operation: "getCouponNamedClaim", status: 500, example: "fault", given: fails(errFault)},
-	{operation: "getCouponNamedClaim", status: 503, example: "away", given: fails(pgstore.ErrUnavailable)},
-	{operation: "getCouponNamedClaim", status: 503, example: "crowded", given: fails(pgstore.ErrOverloaded)},
+	{operation: "getCouponNamedClaim", status: 503, example: "unavailable", given: fails(pgstore.ErrUnavailable)},
+	{operation: "getCouponNamedClaim", status: 503, example: "overloaded", given: fails(pgstore.ErrOverloaded)},
 
 	{operation: "health", status: 200, example: "healthy"},
 	{operation: "health", status: 200, example: "shards", given: func(s *service) {
-		s.store.HasShards(pgstore.Shard{Number: 0}, pgstore.Shard{Number: 1},
+		s.store.SetShards(pgstore.Shard{Number: 0}, pgstore.Shard{Number: 1},
 			pgstore.Shard{Number: 2, Reason: "it does not answer"}, pgstore.Shard{Number: 3, Reason: "the proxy gets no answer from it"})
 	}},
 	{operation: "health", status: 500, example: "fault", given: func(s *service) {
 		s.store.ready = func(context.Context) error { panic("boom") }
 	}},
-	{operation: "health", status: 503, example: "database", given: func(s *service) { s.store.Fail(pgstore.ErrUnavailable) }},
+	{operation: "health", status: 503, example: "database", given: func(s *service) { s.store.SetError(pgstore.ErrUnavailable) }},
 	{operation: "health", status: 503, example: "shutdown", given: func(s *service) { s.handler.Drain() }},
 	{operation: "live", status: 200, example: "alive", given: fails(pgstore.ErrUnavailable)},
 
@@ -124,26 +122,25 @@ var cases = []documented{
 	{operation: "docsFile", status: 404, example: "path", request: "GET /docs/nothing"},
 	{operation: "openapi", status: 200, example: "application/yaml"},
 	{operation: "metrics", status: 200, example: "text/plain; version=0.0.4; charset=utf-8", given: func(s *service) { s.do("GET", "/health/live", "") }},
-	{operation: "metrics", status: 500, example: "fault", given: func(s *service) { s.registry.MustRegister(broken{}) }},
+	{operation: "metrics", status: 500, example: "fault", given: func(s *service) { s.registry.MustRegister(brokenCollector{}) }},
 
 	{status: 404, example: "path", request: "GET /api/coupon"},
 	{status: 405, example: "method", request: "DELETE /api/coupons/summer%20sale"},
 }
 
-// Every answer that openapi.yaml documents is given by the service, and is word
-// for word what its example says.
-func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
+// The service gives every response that openapi.yaml documents, and it equals the example.
+func TestContract_everyResponse(t *testing.T) {
 	t.Parallel()
 	doc := apitest.Contract(t)
-	open := answersOf(doc)
-	for _, c := range cases {
+	untested := documentedResponses(doc)
+	for _, c := range responseCases {
 		key := fmt.Sprintf("%s %d %s", c.operation, c.status, c.example)
-		example, known := open[key]
+		example, known := untested[key]
 		if !known {
-			t.Errorf("openapi.yaml has no answer %q, or it has two cases", key)
+			t.Errorf("openapi.yaml has no response %q, or it has two cases", key)
 			continue
 		}
-		delete(open, key)
+		delete(untested, key)
 		t.Run(key, func(t *testing.T) {
 			t.Parallel()
 			s := serve(t)
@@ -157,7 +154,7 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 			method, path, _ := strings.Cut(request, " ")
 			got := s.do(method, path, c.body, append(c.header, "X-Request-ID", exampleRequestID)...)
 			if got.status != c.status {
-				t.Fatalf("answered %d, want %d: %s", got.status, c.status, got.body)
+				t.Fatalf("status %d, want %d: %s", got.status, c.status, got.body)
 			}
 			if c.example == "" {
 				if got.body != "" {
@@ -165,44 +162,44 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 				}
 				return
 			}
-			if example == noJSON {
+			if example == notJSONBody {
 				if got.header.Get("Content-Type") != c.example || got.body == "" {
-					t.Errorf("answered %q: %q", got.header.Get("Content-Type"), got.body)
+					t.Errorf("Content-Type %q: %q", got.header.Get("Content-Type"), got.body)
 				}
 				return
 			}
 			if !reflect.DeepEqual(parsed(t, got.body), example) {
-				t.Errorf("answered %s, but the example is %v", got.body, example)
+				t.Errorf("body %s, want the example %v", got.body, example)
 			}
 		})
 	}
-	for _, key := range slices.Sorted(maps.Keys(open)) {
-		t.Errorf("openapi.yaml documents %q, and no case gives this answer", key)
+	for _, key := range slices.Sorted(maps.Keys(untested)) {
+		t.Errorf("openapi.yaml documents %q, which has no case", key)
 	}
 }
 
-// noJSON stands for the body of an answer that is no JSON.
-const noJSON = "(no JSON)"
+// notJSONBody replaces the example of a response that is not JSON.
+const notJSONBody = "(not JSON)"
 
-// answersOf lists the document's answers: operation, status and example, with
-// what the example is. An answer without a body has an example "" of nil, one that
-// is no JSON has its Content-Type for an example.
-func answersOf(doc *openapi3.T) map[string]any {
-	answers := make(map[string]any)
+// documentedResponses returns the examples of all responses in the document, by operation, status
+// and name of the example. The name is empty for a response without a body, and the Content-Type
+// for one that is not JSON.
+func documentedResponses(doc *openapi3.T) map[string]any {
+	examples := make(map[string]any)
 	add := func(operation, status string, response *openapi3.Response) {
 		if len(response.Content) == 0 {
-			answers[fmt.Sprintf("%s %s ", operation, status)] = nil
+			examples[fmt.Sprintf("%s %s ", operation, status)] = nil
 		}
 		for name, media := range response.Content {
 			if name != "application/json" {
-				answers[fmt.Sprintf("%s %s %s", operation, status, name)] = noJSON
+				examples[fmt.Sprintf("%s %s %s", operation, status, name)] = notJSONBody
 				continue
 			}
-			if len(media.Examples) == 0 { // no case can have this name: it fails
-				answers[fmt.Sprintf("%s %s (an answer without an example)", operation, status)] = nil
+			if len(media.Examples) == 0 { // no case has this name, so the test fails
+				examples[fmt.Sprintf("%s %s (no example)", operation, status)] = nil
 			}
 			for name, example := range media.Examples {
-				answers[fmt.Sprintf("%s %s %s", operation, status, name)] = example.Value.Value
+				examples[fmt.Sprintf("%s %s %s", operation, status, name)] = example.Value.Value
 			}
 		}
 	}
@@ -215,11 +212,11 @@ func answersOf(doc *openapi3.T) map[string]any {
 	}
 	add("", "404", doc.Components.Responses["NotFound"].Value)
 	add("", "405", doc.Components.Responses["MethodNotAllowed"].Value)
-	return answers
+	return examples
 }
 
-// exampleRequest is the method and the path of an operation, with the example of
-// its parameter.
+// exampleRequest returns the method and the path of an operation, with the example of its
+// parameter.
 func exampleRequest(t *testing.T, doc *openapi3.T, id string) string {
 	t.Helper()
 	for path, item := range doc.Paths.Map() {
@@ -239,8 +236,8 @@ func exampleRequest(t *testing.T, doc *openapi3.T, id string) string {
 	return ""
 }
 
-// Every request in openapi.yaml's examples succeeds.
-func TestEveryExampleRequestSucceeds(t *testing.T) {
+// Every example of a request in openapi.yaml succeeds.
+func TestContract_exampleRequests(t *testing.T) {
 	sent := 0
 	for path, item := range apitest.Contract(t).Paths.Map() {
 		for method, operation := range item.Operations() {
@@ -270,13 +267,12 @@ func TestEveryExampleRequestSucceeds(t *testing.T) {
 		}
 	}
 	if sent < 2 {
-		t.Errorf("only %d examples of requests", sent)
+		t.Errorf("%d examples of requests, want at least 2", sent)
 	}
 }
 
-// The three lists of codes are one: Go's constants, the schema's enum, and the
-// paragraphs that explain them.
-func TestListsAgree(t *testing.T) {
+// Go, the schema and the description of openapi.yaml have the same codes.
+func TestContract_codes(t *testing.T) {
 	doc := apitest.Contract(t)
 	inGo := sorted(api.Codes())
 
@@ -301,9 +297,8 @@ func TestListsAgree(t *testing.T) {
 	}
 }
 
-// Each outcome the Store may name is answered as the design's table says, and one
-// that it may not is a fault of ours.
-func TestEveryOutcomeHasItsAnswer(t *testing.T) {
+// Each outcome of the Store has a response. An unknown outcome is an internal error.
+func TestContract_everyOutcome(t *testing.T) {
 	claims := map[pgstore.ClaimStatus]struct {
 		status int
 		code   api.Code
@@ -317,7 +312,7 @@ func TestEveryOutcomeHasItsAnswer(t *testing.T) {
 	}
 	for _, status := range pgstore.ClaimStatuses() {
 		if _, ok := claims[status]; !ok {
-			t.Errorf("no answer is known for claim_status %q", status)
+			t.Errorf("claim_status %q has no case", status)
 		}
 	}
 	creations := map[pgstore.CreateStatus]struct {
@@ -331,7 +326,7 @@ func TestEveryOutcomeHasItsAnswer(t *testing.T) {
 	}
 	for _, status := range pgstore.CreateStatuses() {
 		if _, ok := creations[status]; !ok {
-			t.Errorf("no answer is known for create_status %q", status)
+			t.Errorf("create_status %q has no case", status)
 		}
 	}
 	s := serve(t)
@@ -345,8 +340,8 @@ func TestEveryOutcomeHasItsAnswer(t *testing.T) {
 	}
 }
 
-// An error is only as certain as the least certain one in it.
-func TestMixedErrors(t *testing.T) {
+// If an error wraps several, the least certain one decides.
+func TestErrors_wrapped(t *testing.T) {
 	s := serve(t)
 	for _, c := range []struct {
 		err  error
@@ -355,35 +350,36 @@ func TestMixedErrors(t *testing.T) {
 		{errors.Join(pgstore.ErrUnavailable, pgstore.ErrOutcomeUnknown), api.CodeOutcomeUnknown},
 		{errors.Join(pgstore.ErrOverloaded, pgstore.ErrOutcomeUnknown), api.CodeOutcomeUnknown},
 		{fmt.Errorf("a: %w", fmt.Errorf("b: %w", pgstore.ErrOverloaded)), api.CodeOverloaded},
-		// Nobody has left here: a context that ended in the Store is a fault of ours.
+		// The client is still connected, so these are internal errors.
 		{context.Canceled, api.CodeInternal},
 		{context.DeadlineExceeded, api.CodeInternal},
 	} {
-		s.store.Fail(c.err)
+		s.store.SetError(c.err)
 		got := s.claim("ada", "summer sale")
 		if code := got.error(t).Code; code != string(c.code) {
-			t.Errorf("%v is answered %s, want %s", c.err, code, c.code)
+			t.Errorf("%v: code %s, want %s", c.err, code, c.code)
 		}
 		if strings.Contains(got.body, c.err.Error()) {
-			t.Errorf("the error of the Store stands in the answer: %s", got.body)
+			t.Errorf("the response contains the error of the Store: %s", got.body)
 		}
 	}
 }
 
-func TestLocationLeadsToTheCoupon(t *testing.T) {
+func TestLocation_leadsToCoupon(t *testing.T) {
 	s := serve(t)
 	for _, name := range keptNames {
 		created := s.create(name, 5)
 		created.want(t, 201, "")
 		location := created.header.Get("Location")
 		if read := s.do("GET", location, "").coupon(t).Name; read != name {
-			t.Errorf("coupon %q is at %s, but there is %q", name, location, read)
+			t.Errorf("coupon %q has the Location %s, which reads %q", name, location, read)
 		}
 	}
 }
 
-// What a client could take for a step in the path, or for the end of it, is encoded.
-func TestLocationIsEncoded(t *testing.T) {
+// Location encodes names that clients could take for a relative path segment or for the end of the
+// path.
+func TestLocation_encoded(t *testing.T) {
 	s := serve(t)
 	for name, want := range map[string]string{
 		"summer sale": "/api/coupons/summer%20sale",
@@ -394,7 +390,7 @@ func TestLocationIsEncoded(t *testing.T) {
 		"é\n":         "/api/coupons/%C3%A9%0A",
 	} {
 		if got := s.create(name, 1).header.Get("Location"); got != want {
-			t.Errorf("coupon %q is at %s, want %s", name, got, want)
+			t.Errorf("coupon %q: Location %s, want %s", name, got, want)
 		}
 	}
 }
@@ -436,33 +432,33 @@ func TestAllow(t *testing.T) {
 			switch {
 			case allow == "":
 				if got.status != 404 || got.header.Get("Allow") != "" {
-					t.Errorf("%s %s is answered %d, Allow %q, want 404", method, path, got.status, got.header.Get("Allow"))
+					t.Errorf("%s %s: status %d, Allow %q, want 404", method, path, got.status, got.header.Get("Allow"))
 				}
 			case slices.Contains(strings.Split(allow, ", "), method):
 				if got.status == 404 && method != "HEAD" && got.error(t).Code == string(api.CodeNotFound) || got.status == 405 {
-					t.Errorf("%s %s is answered %d", method, path, got.status)
+					t.Errorf("%s %s: status %d", method, path, got.status)
 				}
 			default:
 				if got.status != 405 || got.header.Get("Allow") != allow {
-					t.Errorf("%s %s is answered %d, Allow %q, want 405 and %q", method, path, got.status, got.header.Get("Allow"), allow)
+					t.Errorf("%s %s: status %d, Allow %q, want 405 and %q", method, path, got.status, got.header.Get("Allow"), allow)
 				}
 			}
 		}
 	}
 	if s.store.Calls() == 0 {
-		t.Error("no request has got to the Store")
+		t.Error("no request reached the Store")
 	}
 }
 
-// HEAD is GET without a body: the same status and headers.
-func TestHead(t *testing.T) {
+// HEAD returns the status and headers of GET, and no body.
+func TestHead_matchesGet(t *testing.T) {
 	s := serve(t)
 	holds(5, "ada", "grace")(s)
 	for _, path := range []string{"/api/coupons/summer%20sale", "/api/coupons/none", "/api/coupons/%00", "/api/coupons/claim", "/health", "/health/live", "/docs", "/docs/swagger-ui.css", "/docs/nothing", "/openapi.yaml", "/nothing"} {
 		get := s.do("GET", path, "", "X-Request-ID", "same", "Accept-Encoding", "identity")
 		head := s.do("HEAD", path, "", "X-Request-ID", "same", "Accept-Encoding", "identity")
 		if head.status != get.status || head.body != "" {
-			t.Errorf("HEAD %s is answered %d %q, GET %d", path, head.status, head.body, get.status)
+			t.Errorf("HEAD %s: status %d, body %q; GET: status %d", path, head.status, head.body, get.status)
 		}
 		for _, header := range []http.Header{get.header, head.header} {
 			header.Del("Date")

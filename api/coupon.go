@@ -10,17 +10,17 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// chunkSize is how much of a big answer is encoded before it is sent, and how much
-// the client has to take within stallTimeout, in bytes.
+// chunkSize is how many bytes of a large response are encoded and then sent at once. The client
+// must read each chunk within stallTimeout.
 const chunkSize = 32 << 10
 
-// chunks are buffers that hold a chunk and the user id that made it full.
-var chunks = sync.Pool{New: func() any {
+// chunkBuffers have room for a chunk and the user id that exceeds it.
+var chunkBuffers = sync.Pool{New: func() any {
 	buffer := make([]byte, 0, chunkSize+4<<10)
 	return &buffer
 }}
 
-// coupon answers GET and HEAD /api/coupons/{name}.
+// coupon handles GET and HEAD /api/coupons/{name}.
 func (h *Handler) coupon(x *exchange) {
 	name, err := pathName(x.request)
 	if err != nil {
@@ -34,23 +34,23 @@ func (h *Handler) coupon(x *exchange) {
 		return
 	}
 	if !found {
-		x.answer(CodeCouponNotFound)
+		x.sendCode(CodeCouponNotFound)
 		return
 	}
 	if x.request.Method == http.MethodHead {
-		// No Content-Length: to know it, a million claims would have to be read.
+		// No Content-Length: it would require reading all claims.
 		x.sendHeader(http.StatusOK)
 		return
 	}
 	if _, whole := c.Whole(); whole {
-		// All who share this read share its encoding.
+		// Requests that share this read also share its encoding.
 		x.send(http.StatusOK, c.EncodeOnce(encodeCoupon))
 		return
 	}
 	x.streamCoupon(ctx, c)
 }
 
-// encodeCoupon encodes a coupon whose claimers are all at hand.
+// encodeCoupon encodes a coupon with all claimers in memory.
 func encodeCoupon(c *pgstore.Coupon) []byte {
 	users, _ := c.Whole()
 	size := 128 + len(c.Name)
@@ -64,15 +64,15 @@ func encodeCoupon(c *pgstore.Coupon) []byte {
 	return append(body, couponTail...)
 }
 
-// streamCoupon sends a coupon chunk by chunk while the pages of its claimers are
-// read, in memory that does not grow with it. Nothing is sent before the first
-// page is there; what goes wrong later can only be told by cutting the answer off.
+// streamCoupon sends a coupon in chunks while it reads the pages of its claimers, in constant
+// memory. Nothing is sent before the first page was read. An error after the first chunk can only
+// abort the response.
 func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) {
-	buffer := chunks.Get().(*[]byte)
+	buffer := chunkBuffers.Get().(*[]byte)
 	body := appendCouponHead((*buffer)[:0], c)
 	defer func() {
 		*buffer = body[:0]
-		chunks.Put(buffer)
+		chunkBuffers.Put(buffer)
 	}()
 	claimers := 0
 	for page, err := range c.Claimers(ctx) {
@@ -90,14 +90,14 @@ func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) {
 		}
 	}
 	if claimers != c.Amount-c.RemainingAmount {
-		x.failCoupon(fmt.Errorf("coupon %q has %d claimers, but %d of %d remain", c.Name, claimers, c.RemainingAmount, c.Amount))
+		x.failCoupon(fmt.Errorf("coupon %q has %d claimers, but a remaining amount of %d of %d", c.Name, claimers, c.RemainingAmount, c.Amount))
 		return
 	}
 	x.sendChunk(append(body, couponTail...))
 }
 
-// sendChunk sends a part of a coupon, the header first. It does not flush: a chunk
-// is larger than net/http's buffers and goes through them.
+// sendChunk sends a part of a coupon, after the header if that was not sent yet. It needs no flush:
+// a chunk is larger than net/http's buffers.
 func (x *exchange) sendChunk(part []byte) {
 	if x.status == 0 {
 		x.sendHeader(http.StatusOK)
@@ -105,7 +105,7 @@ func (x *exchange) sendChunk(part []byte) {
 	x.sendPart(part)
 }
 
-// failCoupon tells what went wrong, or cuts the answer off when it has begun.
+// failCoupon sends an error response, or aborts a response that was started.
 func (x *exchange) failCoupon(err error) {
 	if x.status == 0 {
 		x.fail(err)
@@ -114,7 +114,7 @@ func (x *exchange) failCoupon(err error) {
 	x.abort(err)
 }
 
-// The body of a coupon: the head, the users with commas between them, the tail.
+// The body of a coupon is its head, its users separated by commas, and couponTail.
 
 func appendCouponHead(body []byte, c *pgstore.Coupon) []byte {
 	body = append(body, `{"name":`...)

@@ -27,65 +27,65 @@ const (
 //go:embed openapi.yaml
 var OpenAPI []byte
 
-// docsPolicy is the page's Content-Security-Policy: nothing inline, and nothing from anywhere else. The pictures
-// in Swagger UI's style sheet are data: URLs.
+// docsPolicy is the Content-Security-Policy of the docs page: nothing inline and nothing from other
+// origins. The images in Swagger UI's style sheet are data: URLs.
 const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
 	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// docsOwn is the page around Swagger UI. swgui has a page as well, but with inline scripts and styles, which a
-// policy must allow one by one, and without a viewport for telephones; so only Swagger UI itself is taken from there.
+// docsFS has the page that contains Swagger UI. Only Swagger UI itself comes from swgui: its own
+// page has inline scripts and styles, which the policy forbids, and no viewport for phones.
 //
 //go:embed docs
-var docsOwn embed.FS
+var docsFS embed.FS
 
-// docsFile is a file of the page, as it stands in the binary.
+// docsFile is an embedded file of the docs page.
 type docsFile struct {
 	contentType string
-	in          embed.FS
-	path        string // ends in .gz when it is compressed there
+	fs          embed.FS
+	path        string // ends in .gz if it is compressed
 }
 
-var docsIndex = docsFile{"text/html; charset=utf-8", docsOwn, "docs/index.html"}
+var docsIndex = docsFile{"text/html; charset=utf-8", docsFS, "docs/index.html"}
 
-// docsFiles are the files behind /docs/{file}.
+// docsFiles has the files at /docs/{file}.
 var docsFiles = map[string]docsFile{
-	"docs.css":             {"text/css; charset=utf-8", docsOwn, "docs/docs.css"},
-	"docs.js":              {"text/javascript; charset=utf-8", docsOwn, "docs/docs.js"},
+	"docs.css":             {"text/css; charset=utf-8", docsFS, "docs/docs.css"},
+	"docs.js":              {"text/javascript; charset=utf-8", docsFS, "docs/docs.js"},
 	"favicon-32x32.png":    {"image/png", static.FS, "favicon-32x32.png"},
 	"swagger-ui.css":       {"text/css; charset=utf-8", static.FS, "swagger-ui.css.gz"},
 	"swagger-ui-bundle.js": {"text/javascript; charset=utf-8", static.FS, "swagger-ui-bundle.js.gz"},
 }
 
-// docs answers GET /docs: Swagger UI.
+// docs handles GET /docs, the page with Swagger UI.
 func (h *Handler) docs(x *exchange) {
 	x.Header().Set("Content-Security-Policy", docsPolicy)
-	x.sendDocs(docsIndex)
+	x.sendDocsFile(docsIndex)
 }
 
-// docsFile answers GET /docs/{file}: what the page is made of.
+// docsFile handles GET /docs/{file}, the files that the page loads.
 func (h *Handler) docsFile(x *exchange) {
 	file, found := docsFiles[chi.URLParam(x.request, "file")]
 	if !found {
-		x.answer(CodeNotFound)
+		x.sendCode(CodeNotFound)
 		return
 	}
-	x.sendDocs(file)
+	x.sendDocsFile(file)
 }
 
-// openAPI answers GET /openapi.yaml: the contract of this very binary.
+// openAPI handles GET /openapi.yaml.
 func (h *Handler) openAPI(x *exchange) {
 	x.sendAs("application/yaml", OpenAPI)
 }
 
-func (x *exchange) sendDocs(file docsFile) {
-	body, err := file.in.ReadFile(file.path)
+func (x *exchange) sendDocsFile(file docsFile) {
+	body, err := file.fs.ReadFile(file.path)
 	if err != nil {
-		x.fail(fmt.Errorf("read the docs: %w", err))
+		x.fail(fmt.Errorf("read a file of the docs page: %w", err))
 		return
 	}
 	if strings.HasSuffix(file.path, ".gz") {
 		x.Header().Set("Vary", "Accept-Encoding")
-		if takesGzip(x.request) {
+		if acceptsGzip(x.request) {
 			x.Header().Set("Content-Encoding", "gzip")
 		} else if body, err = gunzip(body); err != nil {
 			x.fail(fmt.Errorf("decompress %s: %w", file.path, err))
@@ -95,15 +95,15 @@ func (x *exchange) sendDocs(file docsFile) {
 	x.sendAs(file.contentType, body)
 }
 
-// sendAs sends what is no JSON; a browser is not to guess otherwise.
+// sendAs sends a body with a Content-Type other than JSON, which browsers must not second-guess.
 func (x *exchange) sendAs(contentType string, body []byte) {
 	x.Header().Set("Content-Type", contentType)
 	x.Header().Set("X-Content-Type-Options", "nosniff")
 	x.send(http.StatusOK, body)
 }
 
-// takesGzip says whether the request's Accept-Encoding has gzip, and not at the quality 0, which means never.
-func takesGzip(r *http.Request) bool {
+// acceptsGzip reports whether the request's Accept-Encoding lists gzip with a quality other than 0.
+func acceptsGzip(r *http.Request) bool {
 	for coding := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
 		name, quality, _ := strings.Cut(coding, ";")
 		if !strings.EqualFold(strings.TrimSpace(name), "gzip") {

@@ -13,7 +13,7 @@ import (
 	"scalable-coupon-system/api/apitest"
 )
 
-func TestOpenAPIIsServedAsItIs(t *testing.T) {
+func TestOpenAPI_servedUnchanged(t *testing.T) {
 	t.Parallel()
 	got := serve(t).do(http.MethodGet, "/openapi.yaml", "")
 	got.want(t, http.StatusOK, "")
@@ -22,12 +22,12 @@ func TestOpenAPIIsServedAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.body != string(source) {
-		t.Error("the service serves another openapi.yaml than the repository's; run go generate ./api")
+		t.Error("api/openapi.yaml differs from openapi.yaml; run go generate ./api")
 	}
 }
 
-// All that the page names is there, and nothing of it is elsewhere or inline.
-func TestDocsAreWhole(t *testing.T) {
+// All links of the page are relative and work, and it has no inline code.
+func TestDocs_links(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	page := s.do(http.MethodGet, "/docs", "")
@@ -40,18 +40,18 @@ func TestDocsAreWhole(t *testing.T) {
 		}
 		got := s.do(http.MethodGet, "/"+link[1], "")
 		if got.status != http.StatusOK || got.body == "" || got.header.Get("X-Content-Type-Options") != "nosniff" {
-			t.Errorf("%s is answered %d, %d bytes, %v", link[1], got.status, len(got.body), got.header)
+			t.Errorf("%s: status %d, %d bytes, %v", link[1], got.status, len(got.body), got.header)
 		}
 	}
 	if len(links) < 6 {
-		t.Errorf("the page has only %d links", len(links))
+		t.Errorf("the page has %d links, want at least 6", len(links))
 	}
 	if inline := regexp.MustCompile(`<style|<script>| style=| on[a-z]+=`).FindString(page.body); inline != "" {
 		t.Errorf("the page has %q, which its policy forbids", inline)
 	}
 }
 
-func TestDocsPolicy(t *testing.T) {
+func TestDocs_contentSecurityPolicy(t *testing.T) {
 	t.Parallel()
 	policy := serve(t).do(http.MethodGet, "/docs", "").header.Get("Content-Security-Policy")
 	for directive := range strings.SplitSeq(policy, ";") {
@@ -63,49 +63,49 @@ func TestDocsPolicy(t *testing.T) {
 	}
 	for _, wanted := range []string{"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"} {
 		if !strings.Contains(policy, wanted) {
-			t.Errorf("the policy is %q, without %s", policy, wanted)
+			t.Errorf("the policy %q does not have %s", policy, wanted)
 		}
 	}
 }
 
-// Swagger UI travels compressed to whoever takes that, and is the same for whoever does not.
-func TestDocsAreCompressedOnWish(t *testing.T) {
+// Swagger UI is compressed only if the client accepts gzip.
+func TestDocs_compression(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	const path = "/docs/swagger-ui-bundle.js"
 	plain := s.do(http.MethodGet, path, "", "Accept-Encoding", "identity")
-	for wish, compressed := range map[string]bool{
+	for accepted, compressed := range map[string]bool{
 		"gzip": true, "br, GZIP;q=0.5": true, "gzip; q=1": true, "deflate,gzip": true,
 		"gzip;q=0": false, "gzip;q=0.0": false, "gzip;q=x": false, "br": false, "*;q=0": false, "x-gzipped": false,
 	} {
-		got := s.do(http.MethodGet, path, "", "Accept-Encoding", wish)
+		got := s.do(http.MethodGet, path, "", "Accept-Encoding", accepted)
 		got.want(t, http.StatusOK, "")
 		if got.header.Get("Vary") != "Accept-Encoding" {
-			t.Errorf("a cache is not told that %s varies", path)
+			t.Errorf("%s: Vary is %q", path, got.header.Get("Vary"))
 		}
 		if (got.header.Get("Content-Encoding") == "gzip") != compressed {
-			t.Errorf("who takes %q gets %q", wish, got.header.Get("Content-Encoding"))
+			t.Errorf("Accept-Encoding %q gets Content-Encoding %q", accepted, got.header.Get("Content-Encoding"))
 		}
 		if !compressed && got.body != plain.body || compressed && len(got.body) >= len(plain.body)/2 {
-			t.Errorf("who takes %q gets %d bytes, the file has %d", wish, len(got.body), len(plain.body))
+			t.Errorf("Accept-Encoding %q gets %d bytes, the file has %d", accepted, len(got.body), len(plain.body))
 		}
 	}
-	// This one asks for gzip by itself, and unpacks what it gets.
+	// Without an Accept-Encoding, http.Client requests gzip and decompresses the response.
 	if got := s.do(http.MethodGet, path, ""); got.body != plain.body {
-		t.Errorf("unpacked, it has %d bytes, the file %d", len(got.body), len(plain.body))
+		t.Errorf("decompressed, it has %d bytes, the file has %d", len(got.body), len(plain.body))
 	}
 }
 
-// The documents are there when nothing else is.
-func TestDocsNeedNoDatabase(t *testing.T) {
+// The docs page and openapi.yaml do not depend on the database.
+func TestDocs_withoutDatabase(t *testing.T) {
 	t.Parallel()
 	store := apitest.NewStore()
-	store.Fail(errFault)
+	store.SetError(errFault)
 	s := serve(t, func(s *service) { s.server.Handler = api.New(store, api.Options{Log: zerolog.Nop()}) })
 	for _, path := range []string{"/docs", "/docs/swagger-ui.css", "/openapi.yaml"} {
 		s.do(http.MethodGet, path, "").want(t, http.StatusOK, "")
 	}
 	if store.Calls() > 0 {
-		t.Error("the Store was asked")
+		t.Error("the Store was called")
 	}
 }

@@ -15,27 +15,27 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// exchange is one request and its answer. It is the ResponseWriter of all
-// handlers, so that whatever they send is counted and logged.
+// exchange is one request and its response. It is the ResponseWriter that handlers write to, so
+// that every response is counted and logged.
 type exchange struct {
 	http.ResponseWriter
 
 	h       *Handler
 	request *http.Request
-	id      [1]string // the request id, in the form of a header's values
+	id      [1]string // the request id; an array, so that it can serve as header values
 	started time.Time
 
-	// unread: the request has a body that nobody has read to its end.
+	// unread is true while the request has a body that was not read to its end.
 	unread bool
 
-	status  int   // 0 until the header of the answer is sent
-	bytes   int64 // of the answer's body
-	aborted bool  // the answer was cut off
-	err     error // why it is a 5xx, or was cut off; for the log alone
+	status  int   // 0 until the header of the response is sent
+	bytes   int64 // of the response's body
+	aborted bool  // the response was cut off
+	err     error // why it is a 5xx or was cut off; only logged
 }
 
-// observe makes the exchange, and stands around everything that answers it.
-func (h *Handler) observe(next http.Handler) http.Handler {
+// withExchange creates the exchange of a request and finishes it after next, also after a panic.
+func (h *Handler) withExchange(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := &exchange{
 			ResponseWriter: w,
@@ -51,7 +51,7 @@ func (h *Handler) observe(next http.Handler) http.Handler {
 	})
 }
 
-// WriteHeader sends the header of the answer, once.
+// WriteHeader sends the header of the response, once.
 func (x *exchange) WriteHeader(status int) {
 	if x.status == 0 {
 		x.status = status
@@ -59,23 +59,23 @@ func (x *exchange) WriteHeader(status int) {
 	x.ResponseWriter.WriteHeader(status)
 }
 
-// Write sends a part of the answer's body.
+// Write sends a part of the response's body.
 func (x *exchange) Write(p []byte) (int, error) {
 	if x.status == 0 {
 		x.status = http.StatusOK
 	}
 	n, err := x.ResponseWriter.Write(p)
-	if x.request.Method != http.MethodHead { // net/http takes it and sends nothing
+	if x.request.Method != http.MethodHead { // net/http accepts the body but does not send it
 		x.bytes += int64(n)
 	}
 	return n, err
 }
 
-// Unwrap gives http.ResponseController what it looks for.
+// Unwrap is for http.ResponseController.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
-// context is the context of the request, for the Store: it knows the request's id as
-// well. It is the exchange itself, seen as a context: a request pays no allocation.
+// context returns the request's context with its id, for the Store. It is the exchange itself under
+// another type, so that it needs no allocation.
 func (x *exchange) context() context.Context { return (*exchangeContext)(x) }
 
 type exchangeContext exchange
@@ -91,67 +91,66 @@ func (c *exchangeContext) Value(key any) any {
 	return c.request.Context().Value(key)
 }
 
-// abort cuts the answer off, so that the client sees a broken one and never a
-// whole one that is not true; err says why.
+// abort closes the connection, so that the client sees a broken response and never a complete one
+// that is wrong. err is logged.
 func (x *exchange) abort(err error) {
 	x.err = err
 	panic(http.ErrAbortHandler)
 }
 
-// abortIfGone ends the exchange without an answer when err is only the Store's way
-// to say that the client has gone.
-func (x *exchange) abortIfGone(err error) {
+// abortIfClientClosed ends the exchange without a response if the Store returned err because the
+// client disconnected.
+func (x *exchange) abortIfClientClosed(err error) {
 	if x.request.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		x.status = statusClientGone
+		x.status = statusClientClosed
 		x.abort(err)
 	}
 }
 
-// finish ends the exchange, whatever has happened: a panic with a value other than
-// nil becomes a 500, or the end of the connection when a part of the answer is out
-// already; and one line goes to the log.
-func (x *exchange) finish(failure any) {
+// finish counts and logs the exchange. recovered is the value of a panic, or nil. A panic becomes a
+// 500, or closes the connection if a part of the response was sent already.
+func (x *exchange) finish(recovered any) {
 	var stack []byte
-	switch failure {
+	switch recovered {
 	case nil:
 	case http.ErrAbortHandler:
 		x.aborted = true
 	default:
-		x.err = fmt.Errorf("panic: %v", failure)
+		x.err = fmt.Errorf("panic: %v", recovered)
 		stack = debug.Stack()
 		if x.status == 0 {
-			x.answer(CodeInternal)
+			x.sendCode(CodeInternal)
 		} else {
 			x.aborted = true
 		}
 	}
 	took := time.Since(x.started)
-	x.h.traffic.observe(x.request.Method, x.request.Pattern, x.status, took)
+	x.h.requests.observe(x.request.Method, x.request.Pattern, x.status, took)
 	x.writeLog(took, stack)
 	if x.aborted {
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// statusClientGone stands in the log and the metrics, and only there, for an answer
-// that nobody was left to take. nginx made the number up.
-const statusClientGone = 499
+// statusClientClosed is the status in the log and the metrics if the client disconnected before the
+// response. It is never sent. The number is nginx's.
+const statusClientClosed = 499
 
-// writeLog writes the line of the exchange.
+// writeLog writes the log line of the exchange.
 func (x *exchange) writeLog(took time.Duration, stack []byte) {
-	route := cmp.Or(x.request.Pattern, unroutedRoute) // the metrics' word for it
+	route := cmp.Or(x.request.Pattern, noRouteLabel) // as in the metrics
 	level := zerolog.InfoLevel
 	switch {
 	case route == pathHealth || route == pathLive || route == pathMetrics && x.status == http.StatusOK:
 		level = zerolog.DebugLevel
 	case x.status == http.StatusInternalServerError || stack != nil:
 		level = zerolog.ErrorLevel
-	case x.status > http.StatusInternalServerError || x.aborted && x.status != statusClientGone:
+	case x.status > http.StatusInternalServerError || x.aborted && x.status != statusClientClosed:
 		level = zerolog.WarnLevel
 	}
 	line := x.h.log.WithLevel(level)
 	if line == nil {
-		return // below the level of the log
+		return // below the log level
 	}
 	if x.err != nil {
 		line.Err(x.err)
@@ -172,23 +171,21 @@ func (x *exchange) writeLog(took time.Duration, stack []byte) {
 }
 
 const (
-	headerRequestID    = "X-Request-Id" // as net/http spells X-Request-ID
+	headerRequestID    = "X-Request-Id" // X-Request-ID in net/http's canonical form
 	maxRequestIDLength = 128
 )
 
-// requestID takes the request's X-Request-ID when there is one and it is sane,
-// and makes one otherwise.
+// requestID returns the request's X-Request-ID if it is valid, otherwise a new one.
 func requestID(r *http.Request) string {
-	if given := r.Header[headerRequestID]; len(given) == 1 && saneRequestID(given[0]) {
+	if given := r.Header[headerRequestID]; len(given) == 1 && validRequestID(given[0]) {
 		return given[0]
 	}
 	return rand.Text()
 }
 
-// saneRequestID allows what the usual makers of request ids use (UUIDs, ULIDs,
-// base64, trace headers, addresses) and nothing that means something to JSON, to
-// a terminal or to a shell.
-func saneRequestID(id string) bool {
+// validRequestID allows the characters of common request ids (UUIDs, ULIDs, base64, trace headers,
+// addresses), and none with a special meaning in JSON, in a terminal or in a shell.
+func validRequestID(id string) bool {
 	if id == "" || len(id) > maxRequestIDLength {
 		return false
 	}

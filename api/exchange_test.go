@@ -19,13 +19,13 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// An X-Request-ID is taken when it is sane and made otherwise, and stands in the
-// header, in the body of an error and in the log.
+// A valid X-Request-ID is kept, any other is replaced. The id is in the response header, in the
+// body of an error and in the log.
 func TestRequestID(t *testing.T) {
 	s := serve(t)
 	seen := make(map[string]bool)
 	for _, c := range []struct {
-		sane  bool
+		valid bool
 		given []string
 	}{
 		{true, []string{"a"}},
@@ -53,19 +53,19 @@ func TestRequestID(t *testing.T) {
 		got := s.do("GET", "/nothing", "", header...)
 		ids := got.header.Values("X-Request-ID")
 		if len(ids) != 1 {
-			t.Fatalf("the answer has the request ids %q", ids)
+			t.Fatalf("the response has the request ids %q, want one", ids)
 		}
 		id := ids[0]
-		if c.sane {
+		if c.valid {
 			if id != c.given[0] {
-				t.Errorf("X-Request-ID %q was made %q", c.given, id)
+				t.Errorf("X-Request-ID %q became %q", c.given, id)
 			}
 		} else {
 			if !regexp.MustCompile(`^[A-Z2-7]{26}$`).MatchString(id) {
-				t.Errorf("X-Request-ID %q was made %q", c.given, id)
+				t.Errorf("X-Request-ID %q became %q", c.given, id)
 			}
 			if seen[id] {
-				t.Errorf("%q was made twice", id)
+				t.Errorf("%q was generated twice", id)
 			}
 			seen[id] = true
 		}
@@ -76,7 +76,7 @@ func TestRequestID(t *testing.T) {
 			t.Errorf("the header says %q, the log %v", id, line["request_id"])
 		}
 	}
-	// Successes carry it as well.
+	// Successful responses have it, too.
 	for _, path := range []string{"/health", "/health/live"} {
 		if got := s.do("GET", path, "", "X-Request-ID", "mine"); got.header.Get("X-Request-ID") != "mine" {
 			t.Errorf("GET %s has the request id %q", path, got.header.Get("X-Request-ID"))
@@ -84,7 +84,7 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
-// One line a request, with all that the design wants in it.
+// Each request is logged in one line.
 func TestAccessLog(t *testing.T) {
 	s := serve(t)
 	s.store.ready = func(context.Context) error { return errors.New("no database") }
@@ -113,7 +113,7 @@ func TestAccessLog(t *testing.T) {
 		method, path, _ := strings.Cut(c.request, " ")
 		got := s.do(method, path, c.body)
 		if got.status != c.status {
-			t.Fatalf("%s is answered %d, want %d", c.request, got.status, c.status)
+			t.Fatalf("%s: status %d, want %d", c.request, got.status, c.status)
 		}
 		line := s.log.take(t, 1)[0]
 		for field, value := range map[string]any{
@@ -122,11 +122,11 @@ func TestAccessLog(t *testing.T) {
 			"request_id": got.header.Get("X-Request-ID"),
 		} {
 			if line[field] != value {
-				t.Errorf("%s: the log says %s=%v, want %v", c.request, field, line[field], value)
+				t.Errorf("%s: logged %s=%v, want %v", c.request, field, line[field], value)
 			}
 		}
 		if duration, ok := line["duration_ms"].(float64); !ok || duration < 0 || duration > 10_000 {
-			t.Errorf("%s: the log says duration_ms=%v", c.request, line["duration_ms"])
+			t.Errorf("%s: logged duration_ms=%v", c.request, line["duration_ms"])
 		}
 		if c.empty != (len(got.body) == 0) {
 			t.Errorf("%s has a body of %d bytes", c.request, len(got.body))
@@ -138,17 +138,16 @@ func TestAccessLog(t *testing.T) {
 		pgstore.ErrOutcomeUnknown: "warn",
 		errors.New("boom"):        "error",
 	} {
-		s.store.Fail(fmt.Errorf("why: %w", err))
+		s.store.SetError(fmt.Errorf("why: %w", err))
 		s.claim("bob", "sale")
 		if line := s.log.take(t, 1)[0]; line["level"] != level || line["error"] != "why: "+err.Error() {
-			t.Errorf("%v: the log says %v", err, line)
+			t.Errorf("%v: logged %v", err, line)
 		}
 	}
 }
 
-// What is below the level of the log is not written, and a Handler without a log
-// has none.
-func TestLogLevel(t *testing.T) {
+// Lines below the log level are not written, and a Handler works without a log.
+func TestAccessLog_level(t *testing.T) {
 	log := new(logBuffer)
 	h := api.New(apitest.NewStore(), api.Options{Log: zerolog.New(log).Level(zerolog.InfoLevel)})
 	silent := api.New(apitest.NewStore(), api.Options{})
@@ -158,43 +157,43 @@ func TestLogLevel(t *testing.T) {
 		}
 	}
 	if lines := log.take(t, 1); len(lines) != 1 || lines[0]["status"] != 404.0 {
-		t.Errorf("the log has %v", lines)
+		t.Errorf("logged %v, want only the 404", lines)
 	}
 }
 
-// A panic is answered 500; why, and where, stands in the log alone.
+// A panic is answered with 500. Its value and its stack are only logged.
 func TestPanic(t *testing.T) {
 	s := serve(t)
 	s.store.claim = func(context.Context, string, string) (pgstore.ClaimStatus, error) { panic("secret of the panic") }
 	got := s.claim("ada", "sale")
 	got.want(t, 500, api.CodeInternal)
 	if strings.Contains(got.body, "secret") {
-		t.Errorf("the answer tells the panic: %s", got.body)
+		t.Errorf("the response contains the panic's value: %s", got.body)
 	}
 	line := s.log.take(t, 1)[0]
 	stack, _ := line["stack"].(string)
 	if line["error"] != "panic: secret of the panic" || line["level"] != "error" || line["status"] != 500.0 ||
 		!strings.Contains(stack, "TestPanic") {
-		t.Errorf("the log says %v", line)
+		t.Errorf("logged %v", line)
 	}
-	// The connection, and the service, go on.
+	// The service continues.
 	s.store.claim = nil
 	s.claim("ada", "sale").want(t, 404, api.CodeCouponNotFound)
 }
 
-// What net/http reports comes to our log, as a warning.
-func TestServerLog(t *testing.T) {
+// Errors that net/http logs become warnings.
+func TestNewServer_errorLog(t *testing.T) {
 	log := new(logBuffer)
 	server := api.NewServer(http.NotFoundHandler(), zerolog.New(log))
 	server.ErrorLog.Printf("http: Accept error: %v", "too many open files")
 	line := log.take(t, 1)[0]
 	if line["level"] != "warn" || line["message"] != "http: Accept error: too many open files" {
-		t.Errorf("the log says %v", line)
+		t.Errorf("logged %v", line)
 	}
 }
 
-// The bounds that openapi.yaml and the design promise.
-func TestServerBounds(t *testing.T) {
+// These limits are documented in openapi.yaml.
+func TestNewServer_limits(t *testing.T) {
 	s := api.NewServer(http.NotFoundHandler(), zerolog.Nop())
 	if s.ReadHeaderTimeout != 5*time.Second || s.IdleTimeout != 2*time.Minute || s.MaxHeaderBytes != 32<<10 ||
 		s.WriteTimeout != 30*time.Second || s.ReadTimeout != 0 || !s.DisableGeneralOptionsHandler {
@@ -202,73 +201,73 @@ func TestServerBounds(t *testing.T) {
 	}
 }
 
-func TestIdleConnectionIsClosed(t *testing.T) {
+func TestServer_idleConnection(t *testing.T) {
 	s := serve(t, func(s *service) { s.server.IdleTimeout = 50 * time.Millisecond })
-	w := s.dial()
-	w.send("GET /health HTTP/1.1", "Host: x", "", "")
-	if got := w.answer("GET", "/health"); got.closes {
-		t.Error("closed at once")
+	conn := s.dial()
+	conn.sendLines("GET /health HTTP/1.1", "Host: x", "", "")
+	if got := conn.response("GET", "/health"); got.closes {
+		t.Error("closed after the first response")
 	}
-	w.closed()
+	conn.waitClosed()
 }
 
-// /health waits for the Store, but not for ever.
-func TestHealthIsBounded(t *testing.T) {
+// /health waits at most 2 s for the Store.
+func TestHealth_timeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &stub{Store: apitest.NewStore()}
 		store.ready = func(ctx context.Context) error {
 			<-ctx.Done()
 			return errors.New("the database does not answer")
 		}
-		answer := httptest.NewRecorder()
+		response := httptest.NewRecorder()
 		began := time.Now()
-		api.New(store, api.Options{}).ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/health", nil))
-		if took := time.Since(began); took > 2*time.Second || answer.Code != 503 ||
-			!strings.Contains(answer.Body.String(), `"status":"unhealthy","error":"the database does not answer"`) {
-			t.Errorf("answered %d after %v: %s", answer.Code, took, answer.Body)
+		api.New(store, api.Options{}).ServeHTTP(response, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/health", nil))
+		if took := time.Since(began); took > 2*time.Second || response.Code != 503 ||
+			!strings.Contains(response.Body.String(), `"status":"unhealthy","error":"the database does not answer"`) {
+			t.Errorf("status %d after %v: %s", response.Code, took, response.Body)
 		}
 	})
 }
 
-// A probe that leaves is no news.
-func TestHealthProbeLeaves(t *testing.T) {
+// A health check that disconnects is logged at debug level.
+func TestHealth_clientDisconnects(t *testing.T) {
 	s := serve(t)
-	asked := make(chan struct{})
+	called := make(chan struct{})
 	s.store.ready = func(ctx context.Context) error {
-		close(asked)
+		close(called)
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	w := s.dial()
-	w.send("GET /health HTTP/1.1", "Host: x", "", "")
-	<-asked
-	_ = w.conn.Close()
+	conn := s.dial()
+	conn.sendLines("GET /health HTTP/1.1", "Host: x", "", "")
+	<-called
+	_ = conn.Close()
 	if line := s.log.take(t, 1)[0]; line["status"] != 499.0 || line["level"] != "debug" {
-		t.Errorf("the log says %v", line)
+		t.Errorf("logged %v", line)
 	}
 }
 
-// From Drain on, /health says no, everything else is answered as before, and
-// each answer is the last of its connection.
-func TestDrain(t *testing.T) {
+// After Drain, /health returns 503, other requests are served as before, and each response closes
+// its connection.
+func TestHandler_Drain(t *testing.T) {
 	s := serve(t)
 	holds(5)(s)
 	before := s.do("GET", "/health", "")
 	before.want(t, 200, "")
-	w := s.dial()
-	w.send("GET /health/live HTTP/1.1", "Host: x", "", "")
-	if got := w.answer("GET", "/health/live"); got.closes {
+	conn := s.dial()
+	conn.sendLines("GET /health/live HTTP/1.1", "Host: x", "", "")
+	if got := conn.response("GET", "/health/live"); got.closes {
 		t.Error("closed before Drain")
 	}
 
 	s.handler.Drain()
-	w.write(postClaim + measured(object("user_id", "ada", "coupon_name", "summer sale")))
-	got := w.answer("POST", "/api/coupons/claim")
+	conn.send(postClaim + measured(object("user_id", "ada", "coupon_name", "summer sale")))
+	got := conn.response("POST", "/api/coupons/claim")
 	got.want(t, 201, "")
 	if !got.closes {
-		t.Error("a connection from before Drain goes on")
+		t.Error("a connection from before Drain stays open")
 	}
-	w.closed()
+	conn.waitClosed()
 
 	for _, c := range []struct {
 		request string
@@ -278,18 +277,18 @@ func TestDrain(t *testing.T) {
 		{"HEAD /api/coupons/summer%20sale", 200}, {"GET /api/coupons/none", 404}, {"GET /nothing", 404}, {"PUT /api/coupons", 405},
 	} {
 		method, path, _ := strings.Cut(c.request, " ")
-		w := s.dial()
-		w.send(c.request+" HTTP/1.1", "Host: x", "", "")
-		got := w.answer(method, path)
+		conn := s.dial()
+		conn.sendLines(c.request+" HTTP/1.1", "Host: x", "", "")
+		got := conn.response(method, path)
 		if got.status != c.status || !got.closes {
-			t.Errorf("%s is answered %d, close %v", c.request, got.status, got.closes)
+			t.Errorf("%s: status %d, close %v; want %d and close", c.request, got.status, got.closes, c.status)
 		}
-		w.closed()
+		conn.waitClosed()
 	}
 }
 
-// Many at once get their own answers, ids and coupons.
-func TestConcurrentRequests(t *testing.T) {
+// Concurrent requests do not mix up their responses.
+func TestHandler_concurrentRequests(t *testing.T) {
 	s := serve(t)
 	s.create("sale", 100).want(t, 201, "")
 	const users = 40
@@ -302,7 +301,7 @@ func TestConcurrentRequests(t *testing.T) {
 				id := fmt.Sprintf("%d/%d", worker, i)
 				got, err := s.try("POST", "/api/coupons/claim", body, "X-Request-ID", id)
 				if err != nil || got.header.Get("X-Request-ID") != id {
-					t.Errorf("request %s is answered %v, %v", id, got, err)
+					t.Errorf("request %s: response %v, %v", id, got, err)
 				}
 				statuses <- got.status
 			}
@@ -313,6 +312,6 @@ func TestConcurrentRequests(t *testing.T) {
 		count[<-statuses]++
 	}
 	if count[201] != 100 || count[400] != 60 {
-		t.Errorf("the answers are %v", count)
+		t.Errorf("statuses %v, want 100 times 201 and 60 times 400", count)
 	}
 }

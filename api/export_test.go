@@ -2,5 +2,6 @@ package api
 
 import "time"
 
-// Hurry shortens the bounds of a Handler for tests that wait for them.
-func (h *Handler) Hurry(body, stall time.Duration) { h.bodyTimeout, h.stallTimeout = body, stall }
+// SetTimeouts replaces a Handler's limits for the arrival of a body and for a client that does not
+// read the response.
+func (h *Handler) SetTimeouts(body, stall time.Duration) { h.bodyTimeout, h.stallTimeout = body, stall }

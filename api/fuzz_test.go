@@ -18,24 +18,24 @@ import (
 	"scalable-coupon-system/api/apitest"
 )
 
-// What no request may bring about, whatever it is: a 5xx, a panic, an answer
-// against openapi.yaml, a trace of what was refused. The fake Store has no faults.
+// No request may cause a 5xx, a panic, or a response that violates openapi.yaml, and no rejected
+// request may reach the Store. The in-memory Store never fails.
 
-// fuzzed is an API with an empty Store.
-type fuzzed struct {
+// fuzzTarget is an API with an empty Store.
+type fuzzTarget struct {
 	t     *testing.T
 	store *apitest.Store
 	api   *api.Handler
 }
 
-func newFuzzed(t *testing.T) *fuzzed {
+func newFuzzTarget(t *testing.T) *fuzzTarget {
 	t.Helper()
 	store := apitest.NewStore()
-	return &fuzzed{t, store, api.New(store, api.Options{})}
+	return &fuzzTarget{t, store, api.New(store, api.Options{})}
 }
 
-// do lets the handler answer a request, as net/http would have read it.
-func (f *fuzzed) do(request *http.Request) (status int, header http.Header, body []byte) {
+// do serves a request as net/http would have parsed it.
+func (f *fuzzTarget) do(request *http.Request) (status int, header http.Header, body []byte) {
 	f.t.Helper()
 	var sent []byte
 	if request.Body != nil {
@@ -48,37 +48,37 @@ func (f *fuzzed) do(request *http.Request) (status int, header http.Header, body
 	response := recorder.Result()
 
 	if response.StatusCode >= 500 {
-		f.t.Fatalf("%s %q with %q is answered %d: %s", request.Method, request.URL, sent, response.StatusCode, recorder.Body)
+		f.t.Fatalf("%s %q with body %q: status %d: %s", request.Method, request.URL, sent, response.StatusCode, recorder.Body)
 	}
-	refused := response.StatusCode == http.StatusBadRequest && !strings.Contains(recorder.Body.String(), `"OUT_OF_STOCK"`) ||
+	rejected := response.StatusCode == http.StatusBadRequest && !strings.Contains(recorder.Body.String(), `"OUT_OF_STOCK"`) ||
 		response.StatusCode == http.StatusMethodNotAllowed || response.StatusCode == http.StatusRequestEntityTooLarge ||
 		response.StatusCode == http.StatusUnsupportedMediaType
-	if refused && f.store.Calls() != calls {
-		f.t.Fatalf("%s %q with %q is refused, but the Store was asked", request.Method, request.URL, sent)
+	if rejected && f.store.Calls() != calls {
+		f.t.Fatalf("%s %q with body %q is rejected, but the Store was called", request.Method, request.URL, sent)
 	}
 	if request.Method == http.MethodHead {
-		response.Body = http.NoBody // net/http would not have sent it
+		response.Body = http.NoBody // net/http would not send it
 	}
 	if err := apitest.Check(apitest.Contract(f.t), request, io.NopCloser(bytes.NewReader(sent)), response); err != nil {
-		f.t.Fatalf("%s %q with %q is answered %d, against the contract: %v", request.Method, request.URL, sent, response.StatusCode, err)
+		f.t.Fatalf("%s %q with body %q: status %d violates the contract: %v", request.Method, request.URL, sent, response.StatusCode, err)
 	}
 	return response.StatusCode, response.Header, recorder.Body.Bytes()
 }
 
-func (f *fuzzed) post(path string, body []byte) (status int, header http.Header) {
+func (f *fuzzTarget) post(path string, body []byte) (status int, header http.Header) {
 	f.t.Helper()
 	status, header, _ = f.do(httptest.NewRequestWithContext(f.t.Context(), http.MethodPost, path, bytes.NewReader(body)))
 	return status, header
 }
 
 // read reads the coupon at a path.
-func (f *fuzzed) read(path string) couponBody {
+func (f *fuzzTarget) read(path string) couponBody {
 	f.t.Helper()
 	status, _, body := f.do(get(f.t, path))
 	return result{status: status, body: string(body)}.coupon(f.t)
 }
 
-// get is a GET as net/http reads it from the wire, or nil when it refuses it.
+// get returns a GET as net/http parses it, or nil if net/http rejects it.
 func get(t *testing.T, target string) *http.Request {
 	t.Helper()
 	request, err := http.ReadRequest(bufio.NewReader(strings.NewReader("GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n")))
@@ -88,7 +88,7 @@ func get(t *testing.T, target string) *http.Request {
 	return request
 }
 
-// isName is the rule for names in other words.
+// isName is an independent implementation of checkName.
 func isName(s string) bool {
 	characters, visible := 0, 0
 	for i, r := range s {
@@ -113,7 +113,7 @@ func FuzzCreateBody(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		s := newFuzzed(t)
+		s := newFuzzTarget(t)
 		status, header := s.post("/api/coupons", body)
 		if status != 201 {
 			return
@@ -123,7 +123,7 @@ func FuzzCreateBody(f *testing.F) {
 			Amount int    `json:"amount"`
 		}
 		if err := json.Unmarshal(body, &sent); err != nil {
-			t.Fatalf("%q is accepted, and to encoding/json it is %v", body, err)
+			t.Fatalf("%q is accepted, but encoding/json returns %v", body, err)
 		}
 		got := s.read(header.Get("Location"))
 		if got.Name != sent.Name || got.Amount != sent.Amount || len(got.ClaimedBy) != 0 || !isName(got.Name) {
@@ -141,26 +141,26 @@ func FuzzClaimBody(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		s := newFuzzed(t)
+		s := newFuzzTarget(t)
 		status, _ := s.post("/api/coupons/claim", body)
 		if status != 404 {
 			return
 		}
-		// It is correct, and names a coupon that there is not: now let it be.
+		// The claim is valid, but the coupon does not exist. Create it.
 		var sent struct {
 			User   string `json:"user_id"`
 			Coupon string `json:"coupon_name"`
 		}
 		if err := json.Unmarshal(body, &sent); err != nil {
-			t.Fatalf("%q is accepted, and to encoding/json it is %v", body, err)
+			t.Fatalf("%q is accepted, but encoding/json returns %v", body, err)
 		}
 		status, header := s.post("/api/coupons", []byte(object("name", sent.Coupon, "amount", 1)))
 		if status != 201 {
-			t.Fatalf("coupon %q can be claimed, but not created: %d", sent.Coupon, status)
+			t.Fatalf("coupon %q can be claimed, but creating it returns %d", sent.Coupon, status)
 		}
 		for _, want := range []int{201, 409} {
 			if status, _ = s.post("/api/coupons/claim", body); status != want {
-				t.Fatalf("%q is answered %d, want %d", body, status, want)
+				t.Fatalf("%q: status %d, want %d", body, status, want)
 			}
 		}
 		if got := s.read(header.Get("Location")); !slices.Equal(got.ClaimedBy, []string{sent.User}) || !isName(sent.User) {
@@ -177,14 +177,14 @@ func FuzzName(f *testing.F) {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		s := newFuzzed(t)
-		if utf8.ValidString(name) { // else JSON cannot say it
+		s := newFuzzTarget(t)
+		if utf8.ValidString(name) { // otherwise it cannot be sent as JSON
 			status, _ := s.post("/api/coupons", []byte(object("name", name, "amount", 1)))
 			if (status == 201) != isName(name) {
-				t.Fatalf("creating %q is answered %d", name, status)
+				t.Fatalf("creating %q: status %d", name, status)
 			}
 		}
-		if name == "" { // a path of its own
+		if name == "" { // another route
 			return
 		}
 		for _, path := range []string{couponPath(name), "/api/coupons/" + percentEncoded(name)} {
@@ -195,7 +195,7 @@ func FuzzName(f *testing.F) {
 				continue
 			}
 			if status, _, body := s.do(get(t, path)); status != 400 {
-				t.Fatalf("GET %s is answered %d: %s", path, status, body)
+				t.Fatalf("GET %s: status %d: %s", path, status, body)
 			}
 		}
 	})
@@ -218,8 +218,8 @@ func FuzzPath(f *testing.F) {
 			return
 		}
 		request.Method = method
-		status, _, _ := newFuzzed(t).do(request)
-		// A path with a good name in it is found, whatever else it holds.
+		status, _, _ := newFuzzTarget(t).do(request)
+		// A path with a valid name reads the coupon of this name.
 		path := request.URL.RawPath
 		if path == "" {
 			path = request.URL.EscapedPath()
@@ -230,16 +230,16 @@ func FuzzPath(f *testing.F) {
 		}
 		name, err := url.PathUnescape(last)
 		if err != nil {
-			t.Fatalf("net/http has let %q pass", target)
+			t.Fatalf("net/http accepted %q, which cannot be decoded: %v", target, err)
 		}
-		s := newFuzzed(t)
+		s := newFuzzTarget(t)
 		if isName(name) {
 			s.post("/api/coupons", []byte(object("name", name, "amount", 1)))
 			if read := s.read(target).Name; read != name {
 				t.Fatalf("GET %q reads %q, want %q", target, read, name)
 			}
 		} else if want := map[bool]int{true: 404, false: 400}[name == ""]; status != want {
-			t.Fatalf("GET %q is answered %d, want %d", target, status, want)
+			t.Fatalf("GET %q: status %d, want %d", target, status, want)
 		}
 	})
 }
@@ -255,15 +255,15 @@ func FuzzHeaders(f *testing.F) {
 		f.Add(seed.contentType, seed.requestID, seed.length)
 	}
 	f.Fuzz(func(t *testing.T, contentType, requestID string, length int64) {
-		s := newFuzzed(t)
+		s := newFuzzTarget(t)
 		request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/coupons/claim", strings.NewReader(adaClaims))
 		request.Header["Content-Type"] = []string{contentType}
 		request.Header["X-Request-Id"] = []string{requestID}
 		request.ContentLength = max(length, -1)
 		_, header, _ := s.do(request)
-		echoed := header.Get("X-Request-ID")
-		if echoed != requestID && len(echoed) != 26 {
-			t.Fatalf("X-Request-ID %q is answered %q", requestID, echoed)
+		got := header.Get("X-Request-ID")
+		if got != requestID && len(got) != 26 {
+			t.Fatalf("X-Request-ID %q became %q, want it unchanged or a new one", requestID, got)
 		}
 	})
 }

@@ -13,8 +13,8 @@ const (
 	pathHealth = "/health"
 	pathLive   = "/health/live"
 
-	// readyTimeout bounds the question to the Store, so that /health is answered
-	// within 2 s. pgstore allows itself less, so that it can say what it waited for.
+	// readyTimeout limits Store.Ready, so that /health responds within 2 s. pgstore's own limit is
+	// shorter, so that its error can say what it waited for.
 	readyTimeout = 1750 * time.Millisecond
 )
 
@@ -23,28 +23,27 @@ var (
 	bodyAlive   = []byte("{\"status\":\"alive\"}\n")
 )
 
-// health answers GET /health: may this instance be sent requests?
+// health handles GET /health, which reports whether this instance can serve requests.
 func (h *Handler) health(x *exchange) {
 	if h.draining.Load() {
-		x.unhealthy("the service is shutting down")
+		x.sendUnhealthy("the service is shutting down")
 		return
 	}
 	ctx, cancel := context.WithTimeout(x.context(), readyTimeout)
 	defer cancel()
 	err := h.store.Ready(ctx)
 	if err == nil {
-		x.send(http.StatusOK, healthy(h.shards()))
+		x.send(http.StatusOK, healthyBody(h.shards()))
 		return
 	}
-	x.abortIfGone(err)
+	x.abortIfClientClosed(err)
 	x.err = err
-	x.unhealthy(err.Error())
+	x.sendUnhealthy(err.Error())
 }
 
-// healthy is the body of an instance that may be sent requests, and how the shards are
-// behind a proxy: one that is away costs its own coupons, which is no reason to send the
-// others' requests elsewhere.
-func healthy(shards []pgstore.Shard) []byte {
+// healthyBody returns the body of a 200, with the state of each shard behind a proxy. An unhealthy
+// shard does not make the instance unhealthy: it affects only the coupons it stores.
+func healthyBody(shards []pgstore.Shard) []byte {
 	if len(shards) == 0 {
 		return bodyHealthy
 	}
@@ -65,12 +64,11 @@ func healthy(shards []pgstore.Shard) []byte {
 	return append(body, "]}\n"...)
 }
 
-// live answers GET /health/live: does the process run?
+// live handles GET /health/live, which always returns 200.
 func (h *Handler) live(x *exchange) { x.send(http.StatusOK, bodyAlive) }
 
-// unhealthy is an error like any other, with the status that load balancers and
-// people look for on top.
-func (x *exchange) unhealthy(sentence string) {
+// sendUnhealthy sends an UNAVAILABLE error with an additional member, the status.
+func (x *exchange) sendUnhealthy(message string) {
 	x.send(http.StatusServiceUnavailable,
-		appendError(nil, `"status":"unhealthy",`, CodeUnavailable, sentence, x.id[0]))
+		appendError(nil, `"status":"unhealthy",`, CodeUnavailable, message, x.id[0]))
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -19,12 +20,13 @@ import (
 
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/api/apitest"
+	"scalable-coupon-system/internal/wait"
 	"scalable-coupon-system/pgstore"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// stub is the fake Store with some of its methods replaced.
+// stub is the in-memory Store with some methods replaced.
 type stub struct {
 	*apitest.Store
 
@@ -62,35 +64,37 @@ func (s *stub) Ready(ctx context.Context) error {
 	return s.Store.Ready(ctx)
 }
 
-// service is the API on a real listener, with the Store in memory.
+// service is the API on a real listener, with an in-memory Store.
 type service struct {
 	tb      testing.TB
-	addr    string
+	addr    net.Addr
+	url     string // without a path
 	store   *stub
 	handler *api.Handler
 	server  *http.Server
-	client  *http.Client // holds every answer against openapi.yaml
+	client  *http.Client // checks every response against openapi.yaml
 	log     *logBuffer
 
 	registry *prometheus.Registry
 }
 
-// serve starts a service that ends with the test. The tune functions change the
+// serve starts a service that stops at the end of the test. The configure functions change the
 // server or the handler before the first connection.
-func serve(tb testing.TB, tune ...func(*service)) *service {
+func serve(tb testing.TB, configure ...func(*service)) *service {
 	tb.Helper()
 	s := &service{tb: tb, store: &stub{Store: apitest.NewStore()}, log: &logBuffer{}, registry: prometheus.NewRegistry()}
 	logger := zerolog.New(s.log)
 	s.handler = api.New(s.store, api.Options{Log: logger, Registry: s.registry})
 	s.server = api.NewServer(s.handler, logger)
-	for _, f := range tune {
+	for _, f := range configure {
 		f(s)
 	}
 	listener, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s.addr = listener.Addr().String()
+	s.addr = listener.Addr()
+	s.url = "http://" + s.addr.String()
 	served := make(chan error, 1)
 	go func() { served <- s.server.Serve(listener) }()
 
@@ -110,15 +114,15 @@ func serve(tb testing.TB, tune ...func(*service)) *service {
 	return s
 }
 
-// result is an answer, read to its end.
+// result is a response that was read to its end.
 type result struct {
 	status int
 	header http.Header
 	body   string
-	closes bool // the connection
+	closes bool // it has Connection: close
 }
 
-// do sends a request and reads the answer; header has pairs of name and value.
+// do sends a request and reads the response; header has pairs of name and value.
 func (s *service) do(method, path, body string, header ...string) result {
 	s.tb.Helper()
 	got, err := s.try(method, path, body, header...)
@@ -128,13 +132,13 @@ func (s *service) do(method, path, body string, header ...string) result {
 	return got
 }
 
-// try is do for other goroutines than the test's.
+// try is do for goroutines other than the test's.
 func (s *service) try(method, path, body string, header ...string) (result, error) {
 	var reader io.Reader
 	if body != "" {
 		reader = strings.NewReader(body)
 	}
-	request, err := http.NewRequestWithContext(context.Background(), method, "http://"+s.addr+path, reader)
+	request, err := http.NewRequestWithContext(context.Background(), method, s.url+path, reader)
 	if err != nil {
 		return result{}, err
 	}
@@ -150,31 +154,31 @@ func (s *service) try(method, path, body string, header ...string) (result, erro
 	return result{response.StatusCode, response.Header, string(content), response.Close}, err
 }
 
-// claim and create send what these two requests are; their arguments may be
-// anything that JSON can hold.
+// claim sends a claim; the arguments may be invalid.
 func (s *service) claim(user, coupon string) result {
 	s.tb.Helper()
 	return s.do("POST", "/api/coupons/claim", object("user_id", user, "coupon_name", coupon))
 }
 
+// create sends the creation of a coupon; the arguments may be invalid.
 func (s *service) create(name string, amount int) result {
 	s.tb.Helper()
 	return s.do("POST", "/api/coupons", object("name", name, "amount", amount))
 }
 
-// object writes a JSON object of two fields, in this order.
+// object returns a JSON object of two fields, in this order.
 func object(name1 string, value1 any, name2 string, value2 any) string {
 	encode := func(v any) string {
 		text, err := json.Marshal(v)
 		if err != nil {
-			panic(err) // a mistake of the test
+			panic(err) // an error in the test
 		}
 		return string(text)
 	}
 	return "{" + encode(name1) + ":" + encode(value1) + "," + encode(name2) + ":" + encode(value2) + "}"
 }
 
-// couponBody is the body of a coupon that is found.
+// couponBody is the body of a response with a coupon.
 type couponBody struct {
 	Name            string   `json:"name"`
 	Amount          int      `json:"amount"`
@@ -182,7 +186,7 @@ type couponBody struct {
 	ClaimedBy       []string `json:"claimed_by"`
 }
 
-// coupon is the coupon in an answer, which must be a 200.
+// coupon decodes the coupon in a response, which must be a 200.
 func (r result) coupon(tb testing.TB) couponBody {
 	tb.Helper()
 	r.want(tb, http.StatusOK, "")
@@ -195,7 +199,7 @@ func (r result) coupon(tb testing.TB) couponBody {
 	return body
 }
 
-// errorBody is the body of every answer that is no success.
+// errorBody is the body of an error response.
 type errorBody struct {
 	Error     string `json:"error"`
 	Code      string `json:"code"`
@@ -213,18 +217,17 @@ func (r result) error(tb testing.TB) errorBody {
 	return body
 }
 
-// want fails unless the answer has this status, and this code when it is no
-// success.
+// want fails the test unless the response has this status and, if code is not empty, this code.
 func (r result) want(tb testing.TB, status int, code api.Code) {
 	tb.Helper()
 	if r.status != status {
-		tb.Fatalf("answered %d, want %d: %s", r.status, status, r.body)
+		tb.Fatalf("status %d, want %d: %s", r.status, status, r.body)
 	}
 	if code == "" {
 		return
 	}
 	if got := r.error(tb); got.Code != string(code) {
-		tb.Fatalf("answered %s, want %s: %s", got.Code, code, r.body)
+		tb.Fatalf("code %s, want %s: %s", got.Code, code, r.body)
 	}
 }
 
@@ -240,31 +243,27 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	return b.lines.Write(p)
 }
 
-// take returns the lines so far, decoded, and forgets them. The line of a request
-// is written after its answer, so it waits until there are n.
+// take waits for n lines, which are written after the response, then removes and decodes all lines.
 func (b *logBuffer) take(tb testing.TB, n int) []map[string]any {
 	tb.Helper()
-	deadline := time.Now().Add(5 * time.Second)
-	for {
+	var text string
+	wait.For(tb, fmt.Sprintf("%d log lines", n), func() bool {
 		b.mu.Lock()
-		text := b.lines.String()
-		if strings.Count(text, "\n") >= n {
-			b.lines.Reset()
-			b.mu.Unlock()
-			var lines []map[string]any
-			for line := range strings.Lines(text) {
-				var fields map[string]any
-				if err := json.Unmarshal([]byte(line), &fields); err != nil {
-					tb.Fatalf("log line %q: %v", line, err)
-				}
-				lines = append(lines, fields)
-			}
-			return lines
+		defer b.mu.Unlock()
+		text = b.lines.String()
+		if strings.Count(text, "\n") < n {
+			return false
 		}
-		b.mu.Unlock()
-		if time.Now().After(deadline) {
-			tb.Fatalf("want %d log lines, got %q", n, text)
+		b.lines.Reset()
+		return true
+	})
+	var lines []map[string]any
+	for line := range strings.Lines(text) {
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(line), &fields); err != nil {
+			tb.Fatalf("log line %q: %v", line, err)
 		}
-		time.Sleep(time.Millisecond)
+		lines = append(lines, fields)
 	}
+	return lines
 }

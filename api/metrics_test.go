@@ -13,22 +13,22 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// broken is a collector that cannot collect.
-type broken struct{}
+// brokenCollector is a collector that fails.
+type brokenCollector struct{}
 
-func (broken) Describe(ch chan<- *prometheus.Desc) { ch <- brokenDesc }
-func (broken) Collect(ch chan<- prometheus.Metric) {
+func (brokenCollector) Describe(ch chan<- *prometheus.Desc) { ch <- brokenDesc }
+func (brokenCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.NewInvalidMetric(brokenDesc, errors.New("boom"))
 }
 
 var brokenDesc = prometheus.NewDesc("broken", "Cannot be collected.", nil, nil)
 
-// scrape is what /metrics says of the requests so far, less the buckets.
+// scrape returns the samples of /metrics that have labels, except the buckets.
 func (s *service) scrape() map[string]string {
 	s.tb.Helper()
 	got := s.do("GET", "/metrics", "")
 	if got.status != 200 {
-		s.tb.Fatalf("answered %d: %s", got.status, got.body)
+		s.tb.Fatalf("status %d: %s", got.status, got.body)
 	}
 	samples := map[string]string{}
 	for line := range strings.Lines(got.body) {
@@ -39,9 +39,9 @@ func (s *service) scrape() map[string]string {
 	return samples
 }
 
-const requests = `coupond_http_request_duration_seconds_count`
+const requestCount = `coupond_http_request_duration_seconds_count`
 
-func TestMetricsCountRequestsByRouteMethodAndStatus(t *testing.T) {
+func TestMetrics_countRequests(t *testing.T) {
 	s := serve(t)
 	s.create("sale", 2)
 	for _, user := range []string{"ada", "grace", "alan", "ada"} {
@@ -56,7 +56,7 @@ func TestMetricsCountRequestsByRouteMethodAndStatus(t *testing.T) {
 	s.do("TEAPOT", "/nothing", "")
 	s.do("GET", "/health", "")
 	s.scrape()
-	got := s.scrape() // has the first one
+	got := s.scrape() // counts the first scrape
 	for labels, want := range map[string]string{
 		`method="POST",route="/api/coupons",status="201"`:        "1",
 		`method="POST",route="/api/coupons/claim",status="201"`:  "2",
@@ -72,20 +72,20 @@ func TestMetricsCountRequestsByRouteMethodAndStatus(t *testing.T) {
 		`method="GET",route="/health",status="200"`:              "1",
 		`method="GET",route="/metrics",status="200"`:             "1",
 	} {
-		if value := got[requests+"{"+labels+"}"]; value != want {
+		if value := got[requestCount+"{"+labels+"}"]; value != want {
 			t.Errorf("%s: %q, want %s", labels, value, want)
 		}
-		delete(got, requests+"{"+labels+"}")
+		delete(got, requestCount+"{"+labels+"}")
 	}
 	for name := range got {
-		if strings.HasPrefix(name, requests) {
-			t.Errorf("%s was counted", name)
+		if strings.HasPrefix(name, requestCount) {
+			t.Errorf("unexpected series %s", name)
 		}
 	}
 }
 
-// Whatever clients send, the labels stay few: no path, no name, no method of theirs.
-func TestMetricsHaveNoUnboundedLabels(t *testing.T) {
+// Labels have no path, name or method that a client made up, so the number of series stays bounded.
+func TestMetrics_boundedLabels(t *testing.T) {
 	s := serve(t)
 	var before int
 	for round := range 3 {
@@ -100,20 +100,19 @@ func TestMetricsHaveNoUnboundedLabels(t *testing.T) {
 		samples := s.scrape()
 		for name := range samples {
 			if strings.Contains(strings.ToLower(name), "of-a-client") {
-				t.Errorf("what a client sent is in %s", name)
+				t.Errorf("client input is in %s", name)
 			}
 		}
 		if round == 1 {
 			before = len(samples)
 		}
 		if round > 1 && len(samples) != before {
-			t.Errorf("%d series, %d before", len(samples), before)
+			t.Errorf("%d series, want %d as before", len(samples), before)
 		}
 	}
 }
 
-// The buckets are where this service's answers are.
-func TestMetricsBuckets(t *testing.T) {
+func TestMetrics_buckets(t *testing.T) {
 	s := serve(t)
 	s.do("GET", "/health/live", "")
 	var bounds []string
@@ -126,8 +125,8 @@ func TestMetricsBuckets(t *testing.T) {
 	}
 }
 
-// The Store learns which request it works for.
-func TestRequestIDReachesTheStore(t *testing.T) {
+// The Store gets the request id in its context.
+func TestRequestID_reachesStore(t *testing.T) {
 	s := serve(t)
 	seen := map[string]string{}
 	note := func(ctx context.Context, method string) {
@@ -154,7 +153,7 @@ func TestRequestIDReachesTheStore(t *testing.T) {
 	s.do("GET", "/health", "", "X-Request-ID", "id-ready")
 	for _, method := range []string{"claim", "create", "coupon", "ready"} {
 		if seen[method] != "id-"+method {
-			t.Errorf("%s is asked for the request %q", method, seen[method])
+			t.Errorf("%s is called with the request id %q", method, seen[method])
 		}
 	}
 }

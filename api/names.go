@@ -11,15 +11,14 @@ import (
 	"github.com/go-chi/chi/v5"
 )
 
-// maxNameLength is the most characters (Unicode code points) of a coupon's name
-// and of a user id. The functions in PostgreSQL keep the same bound.
+// maxNameLength is the maximum length of a coupon's name and of a user id, in characters (Unicode
+// code points). The functions in PostgreSQL have the same limit.
 const maxNameLength = 255
 
-const nameRule = "must be a string of 1 to 255 characters, not all of them white space and none of them NUL"
+const nameRule = "must be a string of 1 to 255 characters, not only white space and without NUL"
 
-// checkName refuses what cannot be a name or a user id; what says in the message
-// which one it is. A name that passes is kept byte for byte: no trimming, no
-// folding of case, no normalising.
+// checkName returns an error if name is not a valid coupon name or user id; what names it in the
+// message. A valid name is kept byte for byte: not trimmed, case-folded or normalized.
 func checkName(what, name string) error {
 	problem := ""
 	switch {
@@ -28,9 +27,9 @@ func checkName(what, name string) error {
 	case !utf8.ValidString(name):
 		problem = "it is not valid UTF-8"
 	case strings.IndexByte(name, 0) >= 0:
-		problem = "it has a NUL"
+		problem = "it contains NUL"
 	case strings.IndexFunc(name, notWhiteSpace) < 0:
-		problem = "it is all white space"
+		problem = "it is only white space"
 	default:
 		if n := utf8.RuneCountInString(name); n > maxNameLength {
 			problem = fmt.Sprintf("it has %d characters", n)
@@ -42,16 +41,15 @@ func checkName(what, name string) error {
 	return invalidf("%s %s; %s", what, nameRule, problem)
 }
 
-// notWhiteSpace goes by Unicode's property White_Space, as the check in
-// PostgreSQL does.
+// notWhiteSpace uses Unicode's property White_Space, as the check in PostgreSQL does.
 func notWhiteSpace(r rune) bool { return !unicode.Is(unicode.White_Space, r) }
 
-// pathName is the coupon's name in the path of the request.
+// pathName returns the coupon's name in the path of the request.
 func pathName(r *http.Request) (string, error) {
 	name := chi.URLParam(r, "name")
 	if r.URL.RawPath != "" {
-		// chi has routed the path as it was sent. Where there is no RawPath, it got
-		// Path, which is decoded already: to do it again would read a%252F as a/.
+		// chi routes by RawPath if there is one, otherwise by Path, which is already decoded. Decoding
+		// that again would turn a%252F into a/.
 		decoded, err := url.PathUnescape(name)
 		if err != nil {
 			return "", invalidf("the name in the path is not correctly percent-encoded")
@@ -61,12 +59,12 @@ func pathName(r *http.Request) (string, error) {
 	return name, checkName("the name in the path", name)
 }
 
-// couponPath is where a coupon is read.
+// couponPath returns the path at which a coupon is read.
 func couponPath(name string) string {
 	const root = "/api/coupons/"
 	switch name {
 	case ".", "..":
-		// Any client would take these for steps in the path.
+		// Clients resolve an unencoded "." or ".." as a relative path segment.
 		return root + strings.ReplaceAll(name, ".", "%2E")
 	default:
 		return root + url.PathEscape(name)

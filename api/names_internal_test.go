@@ -6,9 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// The white space of names is the list that the functions in PostgreSQL have,
-// code point by code point.
-func TestWhiteSpaceIsTheListInSQL(t *testing.T) {
+// Go and the functions in PostgreSQL agree for every code point.
+func TestNotWhiteSpace_matchesSQL(t *testing.T) {
 	inSQL := func(r rune) bool {
 		switch {
 		case 0x9 <= r && r <= 0xd, r == 0x20, r == 0x85, r == 0xa0, r == 0x1680,
@@ -19,34 +18,34 @@ func TestWhiteSpaceIsTheListInSQL(t *testing.T) {
 	}
 	for r := rune(0); r <= utf8.MaxRune; r++ {
 		if notWhiteSpace(r) == inSQL(r) {
-			t.Errorf("%U: white space is %v here, %v in SQL", r, !notWhiteSpace(r), inSQL(r))
+			t.Errorf("%U: white space is %v in Go, %v in SQL", r, !notWhiteSpace(r), inSQL(r))
 		}
 	}
 }
 
-// Each character by itself is a name, unless it is NUL or white space.
-func TestEveryCharacterIsLegal(t *testing.T) {
+// Every single character is a valid name, except NUL and white space.
+func TestCheckName_everyCharacter(t *testing.T) {
 	for r := rune(0); r <= utf8.MaxRune; r++ {
 		if !utf8.ValidRune(r) {
 			continue
 		}
-		legal := r != 0 && notWhiteSpace(r)
-		if err := checkName("it", string(r)); (err == nil) != legal {
-			t.Errorf("%U: %v", r, err)
+		valid := r != 0 && notWhiteSpace(r)
+		if err := checkName("it", string(r)); (err == nil) != valid {
+			t.Errorf("%U: error %v, valid %v", r, err, valid)
 		}
 		if err := checkName("it", "x"+string(r)); (err == nil) != (r != 0) {
-			t.Errorf("x and %U: %v", r, err)
+			t.Errorf("x and %U: error %v", r, err)
 		}
 	}
 }
 
-func TestNameLength(t *testing.T) {
+func TestCheckName_length(t *testing.T) {
 	for _, character := range []string{"a", "é", "€", "🎟"} {
 		if err := checkName("it", strings.Repeat(character, 255)); err != nil {
 			t.Errorf("255 %s: %v", character, err)
 		}
 		if err := checkName("it", strings.Repeat(character, 256)); err == nil {
-			t.Errorf("256 %s pass", character)
+			t.Errorf("256 %s: no error", character)
 		}
 	}
 }

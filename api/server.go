@@ -1,7 +1,7 @@
 package api
 
 import (
-	"log" // http.Server takes no other logger; serverLog carries it into zerolog
+	"log" // for http.Server.ErrorLog; serverLog forwards it to zerolog
 	"net/http"
 	"strings"
 	"time"
@@ -9,37 +9,36 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// The bounds of a connection. The body's stands in body.go.
+// The limits of a connection; those of a request body are in body.go.
 const (
-	headerTimeout  = 5 * time.Second  // for the whole header of a request
+	headerTimeout  = 5 * time.Second  // to receive the header of a request
 	idleTimeout    = 2 * time.Minute  // between two requests of a connection
-	stallTimeout   = 30 * time.Second // an answer, or the next part of a big one, that nobody takes
-	maxHeaderBytes = 32 << 10         // a name takes 3 KiB of a path at the most; the rest is for cookies of others
+	stallTimeout   = 30 * time.Second // for the client to read a response, or the next chunk of a large one
+	maxHeaderBytes = 32 << 10         // a name takes at most 3 KiB of the path; cookies may need the rest
 )
 
-// NewServer makes the http.Server that coupond and the tests share, so that both
-// keep the same bounds: a header of 32 KiB within 5 s, 2 min between requests,
-// 30 s for an answer to be taken. It has no address: call Serve with a listener.
-// What net/http has to report goes to logger as warnings.
+// NewServer returns an http.Server with the limits that openapi.yaml documents: a header of 32 KiB
+// within 5 s, 2 min between requests, 30 s for the client to read the response. It has no address:
+// call Serve with a listener. Errors that net/http logs go to logger as warnings.
 func NewServer(h http.Handler, logger zerolog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
-		// No ReadTimeout: it counts from the beginning of the header. The body has a
-		// deadline of its own (exchange.setReadDeadline).
+		// No ReadTimeout: it would include the time for the header. The body has its own deadline
+		// (exchange.setReadDeadline).
 		//
-		// WriteTimeout begins with the request; answers that come late or in parts
-		// renew it (exchange.renewWriteDeadline).
+		// WriteTimeout starts with the request. Late or large responses renew it
+		// (exchange.renewWriteDeadline).
 		WriteTimeout:   stallTimeout,
 		IdleTimeout:    idleTimeout,
 		MaxHeaderBytes: maxHeaderBytes,
-		// OPTIONS * is answered by Handler, as any other path it does not know.
+		// Handler responds to OPTIONS * as to any unknown path.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.New(serverLog{logger}, "", 0),
 	}
 }
 
-// serverLog carries net/http's own log into ours, line by line.
+// serverLog writes each line of net/http's log as a warning.
 type serverLog struct{ log zerolog.Logger }
 
 func (l serverLog) Write(line []byte) (int, error) {

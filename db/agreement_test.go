@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -12,47 +13,50 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// wish is one claim of a crowd.
-type wish struct{ user, coupon string }
+// claim is one claim of a batch.
+type claim struct{ user, coupon string }
 
-// model is what a claim is, once more, in the plainest words.
+// model is the claim rule in memory.
 type model struct {
-	stock map[string]int      // what is left of each coupon
-	has   map[string][]string // who has each coupon, in claim order
+	stock map[string]int      // the remaining amount of each coupon
+	users map[string][]string // the users that have each coupon, in claim order
 }
 
-func (m model) claim(w wish) string {
-	left, exists := m.stock[w.coupon]
+func newModel() model { return model{map[string]int{}, map[string][]string{}} }
+
+func (m model) claim(c claim) string {
+	left, exists := m.stock[c.coupon]
 	switch {
 	case !exists:
 		return couponNotFound
-	case slices.Contains(m.has[w.coupon], w.user):
+	case slices.Contains(m.users[c.coupon], c.user):
 		return alreadyClaimed
 	case left == 0:
 		return outOfStock
 	}
-	m.stock[w.coupon]--
-	m.has[w.coupon] = append(m.has[w.coupon], w.user)
+	m.stock[c.coupon]--
+	m.users[c.coupon] = append(m.users[c.coupon], c.user)
 	return claimed
 }
 
-// The rule is said three times: for one user, for a crowd on one coupon, for a crowd over many coupons. Crowds drawn at random
-// get the same answers from each, and leave the same tables.
-func TestTheThreeWaysToClaimAgree(t *testing.T) {
+// The claim rule is implemented three times: for one user, for a batch for one coupon, and for a
+// batch over several coupons. Each returns the same statuses for random batches, and leaves the
+// same tables.
+func TestClaimFunctions_agree(t *testing.T) {
 	t.Parallel()
 	s := owner(t, pgtest.New(t))
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
 		run++
 		s := &session{s.Conn, t}
-		m := model{map[string]int{}, map[string][]string{}}
-		// Each way has coupons of its own, which differ in a prefix only.
-		ways := map[string]func([]wish) []string{
+		m := newModel()
+		// Each function has its own coupons, which differ only in their prefix.
+		functions := map[string]func([]claim) []string{
 			fmt.Sprintf("%d one by one ", run): s.oneByOne,
 			fmt.Sprintf("%d by coupon ", run):  s.byCoupon,
-			fmt.Sprintf("%d in a batch ", run): func(crowd []wish) []string { return s.inABatch(t, crowd) },
+			fmt.Sprintf("%d in a batch ", run): func(batch []claim) []string { return s.inABatch(t, batch) },
 		}
-		prefixes := slices.Sorted(maps.Keys(ways))
+		prefixes := slices.Sorted(maps.Keys(functions))
 		create := func(coupon string, amount int) {
 			m.stock[coupon] = amount
 			for _, prefix := range prefixes {
@@ -66,101 +70,109 @@ func TestTheThreeWaysToClaimAgree(t *testing.T) {
 				create(coupon, rapid.IntRange(1, 12).Draw(t, "amount"))
 			}
 		}
-		for range rapid.IntRange(1, 4).Draw(t, "crowds") {
-			crowd := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) wish {
-				return wish{rapid.SampledFrom(users).Draw(t, "user"), rapid.SampledFrom(coupons).Draw(t, "coupon")}
-			}), 0, 40).Draw(t, "crowd")
-			want := make([]string, len(crowd))
-			for i, w := range crowd {
-				want[i] = m.claim(w)
+		for range rapid.IntRange(1, 4).Draw(t, "batches") {
+			batch := drawBatch(t, users, coupons, 40)
+			want := make([]string, len(batch))
+			for i, c := range batch {
+				want[i] = m.claim(c)
 			}
 			for _, prefix := range prefixes {
-				wishes := make([]wish, len(crowd))
-				for i, w := range crowd {
-					wishes[i] = wish{w.user, prefix + w.coupon}
+				prefixed := make([]claim, len(batch))
+				for i, c := range batch {
+					prefixed[i] = claim{c.user, prefix + c.coupon}
 				}
-				equal(t, prefix, ways[prefix](wishes), want)
+				equal(t, prefix, functions[prefix](prefixed), want)
 			}
-			// And a coupon may appear between two crowds.
-			if coupon := rapid.SampledFrom(coupons).Draw(t, "new coupon"); m.stock[coupon] == 0 && m.has[coupon] == nil {
+			// A coupon may be created between two batches.
+			if coupon := rapid.SampledFrom(coupons).Draw(t, "new coupon"); m.stock[coupon] == 0 && m.users[coupon] == nil {
 				create(coupon, rapid.IntRange(1, 3).Draw(t, "amount"))
 			}
 		}
 		for coupon := range m.stock {
 			for _, prefix := range prefixes {
-				equal(t, "who has "+prefix+coupon, s.claims(prefix+coupon), m.has[coupon])
+				equal(t, "users of "+prefix+coupon, s.claims(prefix+coupon), m.users[coupon])
 			}
 		}
 	})
 }
 
-func (s *session) oneByOne(crowd []wish) []string {
+// drawBatch draws a batch of up to n claims.
+func drawBatch(t *rapid.T, users, coupons []string, n int) []claim {
+	t.Helper()
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) claim {
+		return claim{rapid.SampledFrom(users).Draw(t, "user"), rapid.SampledFrom(coupons).Draw(t, "coupon")}
+	}), 0, n).Draw(t, "batch")
+}
+
+func (s *session) oneByOne(batch []claim) []string {
 	s.t.Helper()
-	statuses := make([]string, len(crowd))
-	for i, w := range crowd {
-		statuses[i] = s.claim(w.user, w.coupon)
+	statuses := make([]string, len(batch))
+	for i, c := range batch {
+		statuses[i] = s.claim(c.user, c.coupon)
 	}
 	return statuses
 }
 
-func (s *session) byCoupon(crowd []wish) []string {
+func (s *session) byCoupon(batch []claim) []string {
 	s.t.Helper()
-	places, users := map[string][]int{}, map[string][]string{}
-	for i, w := range crowd {
-		places[w.coupon], users[w.coupon] = append(places[w.coupon], i), append(users[w.coupon], w.user)
+	indexes, users := map[string][]int{}, map[string][]string{}
+	for i, c := range batch {
+		indexes[c.coupon], users[c.coupon] = append(indexes[c.coupon], i), append(users[c.coupon], c.user)
 	}
-	statuses := make([]string, len(crowd))
-	for coupon := range places {
+	statuses := make([]string, len(batch))
+	for coupon := range indexes {
 		for i, status := range s.claimCoupons(users[coupon], coupon) {
-			statuses[places[coupon][i]] = status
+			statuses[indexes[coupon][i]] = status
 		}
 	}
 	return statuses
 }
 
-// inABatch gives the claims positions in any order: the answers come under these, in the order of the claims.
-func (s *session) inABatch(t *rapid.T, crowd []wish) []string {
+// inABatch gives the claims random positions, and checks that the rows have these positions and are
+// in the order of the claims.
+func (s *session) inABatch(t *rapid.T, batch []claim) []string {
 	t.Helper()
 	users, coupons, positions := []string{}, []string{}, []int32{}
-	for i, w := range crowd {
-		users, coupons, positions = append(users, w.user), append(coupons, w.coupon), append(positions, int32(i))
+	for i, c := range batch {
+		users, coupons, positions = append(users, c.user), append(coupons, c.coupon), append(positions, int32(i))
 	}
 	positions = append([]int32{}, rapid.Permutation(positions).Draw(t, "positions")...) // nil would be null
 	rows, err := s.Query(bounded(t), "select * from public.claim_batch($1, $2, $3)", users, coupons, positions)
 	if err != nil {
 		t.Fatal(err)
 	}
-	statuses, answered := []string{}, []int32{}
+	statuses, returned := []string{}, []int32{}
 	var position int32
 	var status string
 	if _, err = pgx.ForEachRow(rows, []any{&position, &status}, func() error {
-		statuses, answered = append(statuses, status), append(answered, position)
+		statuses, returned = append(statuses, status), append(returned, position)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "the positions", answered, positions)
+	equal(t, "the positions", returned, positions)
 	return statuses
 }
 
-// While claim_batch waits for a coupon, others appear, and some of these are claimed by others at once. For this call there are
-// no such coupons, unless the user has them already or nothing is left of them.
-func TestCouponsThatAppearWhileABatchWaits(t *testing.T) {
+// While claim_batch waits for the lock of a coupon, other coupons are created, and some of them are
+// claimed. The waiting call returns coupon_not_found for them, unless the user has the coupon by
+// then or its stock is 0.
+func TestClaimBatch_couponsCreatedWhileItWaits(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
-	stage := newStage(t, d, "holder", "batch")
-	admin := stage.watcher
+	it := newIsolationTester(t, d, "holder", "batch")
+	control := it.control
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
 		run++
-		s := &session{admin.Conn, t}
-		stage := *stage
-		stage.t, stage.watcher = t, s
-		defer stage.clear()
+		s := &session{control.Conn, t}
+		it := *it
+		it.t, it.control = t, s
+		defer it.reset()
 		name := func(coupon string) string { return fmt.Sprintf("%d %s", run, coupon) }
 
-		// What is there before, m, and what appears while the batch waits.
-		m := model{map[string]int{}, map[string][]string{}}
+		// m has the coupons that exist before, late those that are created while the batch waits.
+		m := newModel()
 		users, coupons := names("u%d", rapid.IntRange(1, 8).Draw(t, "users")), names("c%d", rapid.IntRange(2, 6).Draw(t, "coupons"))
 		locked := rapid.SampledFrom(coupons).Draw(t, "locked")
 		var late []string
@@ -172,42 +184,32 @@ func TestCouponsThatAppearWhileABatchWaits(t *testing.T) {
 				late = append(late, coupon)
 			}
 		}
-		crowd := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) wish {
-			return wish{rapid.SampledFrom(users).Draw(t, "user"), rapid.SampledFrom(coupons).Draw(t, "coupon")}
-		}), 0, 20).Draw(t, "crowd")
-		crowd = append(crowd, wish{"the one who makes it wait", locked})
+		batch := append(drawBatch(t, users, coupons, 20), claim{"a user that waits for the lock", locked})
 
-		want := make([]string, len(crowd))
-		for i, w := range crowd {
-			want[i] = m.claim(w)
+		want, userList, couponList := make([]string, len(batch)), make([]string, len(batch)), make([]string, len(batch))
+		for i, c := range batch {
+			want[i], userList[i], couponList[i] = m.claim(c), "'"+c.user+"'", "'"+name(c.coupon)+"'"
 		}
-		sql := "select string_agg(status::text, ',') from public.claim_batch(array["
-		for i, w := range crowd {
-			sql += []string{"", ", "}[min(i, 1)] + "'" + w.user + "'"
-		}
-		sql += "], array["
-		for i, w := range crowd {
-			sql += []string{"", ", "}[min(i, 1)] + "'" + name(w.coupon) + "'"
-		}
-		sql += fmt.Sprintf("], array(select generate_series(1, %d)))", len(crowd))
+		sql := fmt.Sprintf("select string_agg(status::text, ',') from public.claim_batch(array[%s], array[%s], array(select generate_series(1, %d)))",
+			strings.Join(userList, ", "), strings.Join(couponList, ", "), len(batch))
 
-		stage.play("holder:locks", "begin", "select count(*) from (select from public.coupons where name = '"+name(locked)+"' for update) as c")
-		stage.play("batch:claims", sql)
-		others := model{map[string]int{}, map[string][]string{}}
+		it.run("holder:locks", "begin", "select count(*) from (select from public.coupons where name = '"+name(locked)+"' for update) as c")
+		it.run("batch:claims", sql)
+		meanwhile := newModel()
 		for _, coupon := range late {
-			others.stock[coupon] = rapid.IntRange(1, 3).Draw(t, "amount")
-			s.create(name(coupon), others.stock[coupon])
-			for range rapid.IntRange(0, 3).Draw(t, "claims by others") {
+			meanwhile.stock[coupon] = rapid.IntRange(1, 3).Draw(t, "amount")
+			s.create(name(coupon), meanwhile.stock[coupon])
+			for range rapid.IntRange(0, 3).Draw(t, "claims meanwhile") {
 				user := rapid.SampledFrom(users).Draw(t, "user")
-				equal(t, "another's claim", []string{s.claim(user, name(coupon))}, []string{others.claim(wish{user, coupon})})
+				equal(t, "a claim meanwhile", []string{s.claim(user, name(coupon))}, []string{meanwhile.claim(claim{user, coupon})})
 			}
 		}
-		stage.play("holder:commits", "commit")
+		it.run("holder:commits", "commit")
 
-		for i, w := range crowd {
-			if left, appeared := others.stock[w.coupon]; appeared {
+		for i, c := range batch {
+			if left, isLate := meanwhile.stock[c.coupon]; isLate {
 				switch {
-				case slices.Contains(others.has[w.coupon], w.user):
+				case slices.Contains(meanwhile.users[c.coupon], c.user):
 					want[i] = alreadyClaimed
 				case left == 0:
 					want[i] = outOfStock
@@ -216,16 +218,13 @@ func TestCouponsThatAppearWhileABatchWaits(t *testing.T) {
 				}
 			}
 		}
-		answers := ""
-		for i, status := range want {
-			answers += []string{"", ","}[min(i, 1)] + status
-		}
-		equal(t, "what happens", stage.trace, []string{"holder:locks=1", "batch:claims...", "holder:commits", "batch:claims=" + answers})
+		equal(t, "the trace", it.trace,
+			[]string{"holder:locks=1", "batch:claims...", "holder:commits", "batch:claims=" + strings.Join(want, ",")})
 		for coupon := range m.stock {
-			equal(t, "who has "+coupon, s.claims(name(coupon)), m.has[coupon])
+			equal(t, "users of "+coupon, s.claims(name(coupon)), m.users[coupon])
 		}
-		for coupon := range others.stock {
-			equal(t, "who has "+coupon+", which is new", s.claims(name(coupon)), others.has[coupon])
+		for coupon := range meanwhile.stock {
+			equal(t, "users of "+coupon+", which was created meanwhile", s.claims(name(coupon)), meanwhile.users[coupon])
 		}
 	})
 }

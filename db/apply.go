@@ -1,8 +1,9 @@
-// Package db holds what a claim is: the SQL of the coupon system, and the means to bring it into a database.
+// Package db holds the SQL of the coupon system and installs it in a database.
 //
-//	migrations/  state: tables, constraints, types, the service's role. Numbered, never edited once landed.
-//	functions/   behaviour: one file per function (and one for a view), as it is now, installed anew on every deploy.
-//	tests/       pgTAP: what the functions promise, readable as a specification.
+//	migrations/  state: tables, constraints, types, roles; numbered, never edited after a release
+//	functions/   behaviour: one file per function and one for the view; reinstalled on every deploy
+//	proxy/       functions with the same signatures for PL/Proxy
+//	tests/       pgTAP tests, which serve as the specification of the functions
 package db
 
 import (
@@ -21,14 +22,16 @@ import (
 //go:embed migrations/*.sql functions/*.sql
 var files embed.FS
 
-// versionTable is where tern keeps the number of the newest migration installed. coupon_schema_version() reads it.
+// versionTable is the table in which tern stores the number of the newest installed migration.
+// coupon_schema_version() reads it.
 const versionTable = "public.schema_version"
 
-// oldestServer is the oldest PostgreSQL we run on, as server_version_num: from 15 on, not everybody may create objects in
-// schema public, which our functions' safety rests on.
+// oldestServer is the oldest supported PostgreSQL, as server_version_num. Since 15, PUBLIC cannot
+// create objects in the schema public, which the security of the functions depends on.
 const oldestServer = 150000
 
-// Errors that Apply can tell apart from a fault. Each is wrapped in one sentence that says what is missing and what to do.
+// Errors of Apply that its caller can fix. Each is wrapped in an error text that says what is
+// missing and what to do.
 var (
 	ErrServerTooOld     = errors.New("PostgreSQL is too old")
 	ErrNotUTF8          = errors.New("the database is not encoded in UTF8")
@@ -36,13 +39,13 @@ var (
 	ErrSchemaIsNewer    = errors.New("the schema is newer than this program")
 )
 
-// Result tells what Apply found and what it left.
+// Result is the schema version before and after Apply.
 type Result struct {
-	From int32 // schema version before, 0 for an empty database
-	To   int32 // schema version after
+	From int32 // 0 for an empty database
+	To   int32
 }
 
-// Version returns the schema version that this program brings: the number of its migrations.
+// Version returns the schema version that Apply installs: the number of migrations.
 func Version() int32 { return version(files) }
 
 func version(files fs.FS) int32 {
@@ -53,16 +56,21 @@ func version(files fs.FS) int32 {
 	return int32(len(names))
 }
 
-// applyLock is the key of the advisory lock that an Apply holds. Any number nobody else uses would do.
+// applyLock is the key of the advisory lock that Apply holds: an arbitrary number that no other
+// program uses.
 const applyLock = 2_611_230_107_433_187
 
-// Apply brings the schema of conn's database up to date: it runs the migrations that are missing, each in a transaction of
-// its own, and then installs all functions in one more. Running it again changes nothing, and several at once wait for each
-// other (by an advisory lock, which must be the session's own: not through a transaction-pooling proxy).
+// Apply brings the schema of conn's database up to date: it runs the missing migrations, each in
+// its own transaction, and then installs all functions in one transaction. Applying it again
+// changes nothing. Concurrent calls wait for each other with a session-level advisory lock, so conn
+// must not go through a transaction pooler.
 //
-// Sessions that are calling the functions meanwhile notice nothing: functions are replaced, never dropped.
+// Sessions that call the functions meanwhile are not affected: functions are replaced, never
+// dropped.
 //
-// The login must be a superuser, or own the database and have CREATEROLE (or be a member of coupon_service already).
+// The login must be a superuser, or own the database and either have CREATEROLE or be a member of
+// coupon_service already. If the caller can fix the cause, Apply returns ErrServerTooOld,
+// ErrNotUTF8, ErrMissingPrivilege, ErrSchemaIsNewer or ErrIsAProxy.
 func Apply(ctx context.Context, conn *pgx.Conn) (Result, error) {
 	return applyFiles(ctx, conn, files)
 }
@@ -70,7 +78,7 @@ func Apply(ctx context.Context, conn *pgx.Conn) (Result, error) {
 func applyFiles(ctx context.Context, conn *pgx.Conn, files fs.FS) (Result, error) {
 	result, err := apply(ctx, conn, files)
 	if err != nil {
-		return result, explain(err)
+		return result, explainPrivilege(err)
 	}
 	return result, nil
 }
@@ -114,29 +122,31 @@ func apply(ctx context.Context, conn *pgx.Conn, files fs.FS) (Result, error) {
 	return result, install(ctx, conn, files, "functions", nil)
 }
 
-// lock waits for other programs that migrate the database. One Apply at a time, from the first look at the version to the last
-// function: tern locks each of its steps by itself, and between two of them a newer program could bring its migrations and
-// functions, which ours would then replace.
+// lock waits until no other program migrates the database. It covers a whole Apply, from reading
+// the version to the last function. Tern locks each of its steps separately, and between two of
+// them a newer program could install its migrations and functions, which this one would then
+// replace.
 func lock(ctx context.Context, conn *pgx.Conn) (unlock func(), err error) {
 	if _, err := conn.Exec(ctx, "select pg_catalog.pg_advisory_lock($1)", applyLock); err != nil {
 		return nil, fmt.Errorf("wait for other programs that migrate: %w", err)
 	}
 	return func() {
-		// It can fail only with the connection, and then the lock is gone, too.
+		// It fails only if the connection is lost, which releases the lock too.
 		_, _ = conn.Exec(context.WithoutCancel(ctx), "select pg_catalog.pg_advisory_unlock($1)", applyLock)
 	}, nil
 }
 
-// refuseNewer keeps an older program's hands off what a newer one has brought.
+// refuseNewer returns an error if a newer program has migrated the database.
 func refuseNewer(database, program int32) error {
 	if database <= program {
 		return nil
 	}
-	return fmt.Errorf("%w: the database has version %d, this program brings %d; run the newer program's migrate",
+	return fmt.Errorf("%w: the database has version %d, this program installs version %d; run the newer program's migrate",
 		ErrSchemaIsNewer, database, program)
 }
 
-// install installs the functions of a folder, all in one transaction; data is for their templates.
+// install installs the functions of a folder in one transaction. data is the data of their
+// templates.
 func install(ctx context.Context, conn *pgx.Conn, files fs.FS, folder string, data map[string]any) error {
 	code, err := loadFunctions(files, folder)
 	if err != nil {
@@ -169,29 +179,30 @@ func checkServer(ctx context.Context, conn *pgx.Conn) error {
 		  current_setting('server_version'),
 		  current_setting('server_encoding')`).Scan(&number, &version, &encoding)
 	if err != nil {
-		return fmt.Errorf("look at the server: %w", err)
+		return fmt.Errorf("read the server's version and encoding: %w", err)
 	}
-	return judgeServer(number, version, encoding)
+	return validateServer(number, version, encoding)
 }
 
-func judgeServer(number int, version, encoding string) error {
+func validateServer(number int, version, encoding string) error {
 	if number < oldestServer {
-		return fmt.Errorf("%w: it is %s, and 15 is the oldest that works", ErrServerTooOld, version)
+		return fmt.Errorf("%w: version %s; use 15 or newer", ErrServerTooOld, version)
 	}
 	if encoding != "UTF8" {
-		return fmt.Errorf("%w but in %s: names may be any text; create the database with encoding 'UTF8'", ErrNotUTF8, encoding)
+		return fmt.Errorf("%w but in %s; names may contain any text, so create the database with encoding 'UTF8'", ErrNotUTF8, encoding)
 	}
 	return nil
 }
 
-// explain turns the server's "permission denied" into the sentence that says what to grant; every other error stays.
-func explain(err error) error {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) || pgErr.Code != pgerrcode.InsufficientPrivilege {
+// explainPrivilege turns the server's "permission denied" into an error that says what to grant. It
+// returns every other error unchanged.
+func explainPrivilege(err error) error {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || pgErr.Code != pgerrcode.InsufficientPrivilege {
 		return err
 	}
 	return fmt.Errorf("%w: it must be a superuser, or own the database and either have CREATEROLE or be granted the role"+
-		" coupon_service by somebody who may (create role coupon_service nologin; create role coupon_monitor nologin;"+
+		" coupon_service by an administrator (create role coupon_service nologin; create role coupon_monitor nologin;"+
 		" grant coupon_service to <login>): %w",
 		ErrMissingPrivilege, err)
 }

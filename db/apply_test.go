@@ -17,7 +17,7 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-func TestApplyBringsAnEmptyDatabaseUpToDate(t *testing.T) {
+func TestApply_emptyDatabase(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
 	admin := owner(t, database)
@@ -25,28 +25,28 @@ func TestApplyBringsAnEmptyDatabaseUpToDate(t *testing.T) {
 	for _, want := range []db.Result{{From: 0, To: db.Version()}, {From: db.Version(), To: db.Version()}} {
 		result, err := db.Apply(bounded(t), admin.Conn)
 		if err != nil || result != want {
-			t.Fatalf("%+v %v, not %+v", result, err, want)
+			t.Fatalf("got %+v, %v, want %+v", result, err, want)
 		}
 	}
 	if version := get[int32](admin, "select public.coupon_schema_version()"); version != db.Version() {
-		t.Errorf("coupon_schema_version: %d, not %d", version, db.Version())
+		t.Errorf("coupon_schema_version: got %d, want %d", version, db.Version())
 	}
 	admin.exec("set role coupon_service")
 	admin.create("first", 1)
-	if status := admin.claim("somebody", "first"); status != claimed {
+	if status := admin.claim("ann", "first"); status != claimed {
 		t.Errorf("a claim: %s", status)
 	}
 }
 
-func TestApplyAgainChangesNothing(t *testing.T) {
+func TestApply_again(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	admin := owner(t, database)
 	admin.create("kept", 2)
-	admin.claim("somebody", "kept")
+	admin.claim("ann", "kept")
 	before := catalog(admin)
-	if len(before) < 50 { // or else nothing would be compared
-		t.Fatalf("%d lines of catalog:\n%s", len(before), strings.Join(before, "\n"))
+	if len(before) < 50 { // else the comparison proves nothing
+		t.Fatalf("only %d lines of catalog:\n%s", len(before), strings.Join(before, "\n"))
 	}
 	for range 2 {
 		if _, err := db.Apply(bounded(t), admin.Conn); err != nil {
@@ -54,13 +54,13 @@ func TestApplyAgainChangesNothing(t *testing.T) {
 		}
 	}
 	equal(t, "the catalog after Apply", catalog(admin), before)
-	equal(t, "who has the coupon", admin.claims("kept"), []string{"somebody"})
+	equal(t, "users of the coupon", admin.claims("kept"), []string{"ann"})
 }
 
-func TestApplyThreeAtOnceOnAnEmptyDatabase(t *testing.T) {
+func TestApply_concurrent(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
-	results := together(t, several(t, 3, database, owner), func(ctx context.Context, _ int, s *session) (db.Result, error) {
+	results := concurrently(t, several(t, 3, database, owner), func(ctx context.Context, _ int, s *session) (db.Result, error) {
 		return db.Apply(ctx, s.Conn)
 	})
 
@@ -71,56 +71,58 @@ func TestApplyThreeAtOnceOnAnEmptyDatabase(t *testing.T) {
 		}
 	}
 	if migrated != 1 {
-		t.Errorf("one was first, the others found the schema: %+v", results)
+		t.Errorf("%d calls migrated an empty database, want 1: %+v", migrated, results)
 	}
-	equal(t, "the catalog after three at once", catalog(owner(t, database)), catalog(owner(t, pgtest.New(t))))
+	equal(t, "the catalog after three concurrent calls", catalog(owner(t, database)), catalog(owner(t, pgtest.New(t))))
 }
 
-// A role belongs to the cluster: the databases' advisory locks do not order those who create it.
-func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
+// A role belongs to the cluster: the advisory locks of its databases do not order the sessions that
+// create it.
+func TestApply_concurrentInDatabasesOfOneCluster(t *testing.T) {
 	t.Parallel()
-	for _, who := range []string{"superuser", "plain owner"} {
-		for _, end := range []string{"rollback", "commit", "commit of the monitor's alone"} {
-			t.Run(who+", "+end, func(t *testing.T) {
+	for _, loginKind := range []string{"superuser", "plain owner"} {
+		for _, end := range []string{"rollback", "commit", "commit of the monitor role only"} {
+			t.Run(loginKind+", "+end, func(t *testing.T) {
 				t.Parallel()
 				const n = 5
 				c := newCluster(t)
 				login := ""
-				if who == "plain owner" {
+				if loginKind == "plain owner" {
 					login = c.login("createrole")
 				}
-				files, role := c.programWithRoleOfItsOwn()
+				files, role := c.programWithOtherRoles()
 				databases, sessions := make([]string, n), make([]*session, n)
 				for i := range databases {
 					database := c.database(login)
 					databases[i], sessions[i] = database.Name, owner(t, database)
 				}
 
-				// The race is made certain: all of them wait for a transaction that has created the role, and go on at once
-				// when it ends. One of them must then create it, or find it there; and each looks to its membership.
+				// To make the race certain, all sessions wait for a transaction that has created the role, and
+				// continue concurrently when it ends. Then one of them creates the role, or all find it, and
+				// each checks its membership.
 				end, contested := end, role
-				if end == "commit of the monitor's alone" {
+				if end == "commit of the monitor role only" {
 					end, contested = "commit", monitorOf(role)
 				}
 				c.exec("begin; create role " + contested + " nologin")
 				if login != "" {
 					c.exec("grant " + contested + " to " + login + " with admin option")
 				}
-				watcher := owner(t, c.base)
-				released := make(chan error, 1)
+				observer := owner(t, c.base)
+				ended := make(chan error, 1)
 				go func() {
-					err := waitBlocked(watcher, n, databases)
+					err := waitBlocked(observer, n, databases)
 					_, err2 := c.Exec(context.Background(), end)
-					released <- errors.Join(err, err2)
+					ended <- errors.Join(err, err2)
 				}()
-				for _, result := range together(t, sessions, func(ctx context.Context, _ int, s *session) (db.Result, error) {
+				for _, result := range concurrently(t, sessions, func(ctx context.Context, _ int, s *session) (db.Result, error) {
 					return db.ApplyFiles(ctx, s.Conn, files)
 				}) {
 					if result.From != 0 || result.To != db.Version() {
-						t.Errorf("%+v", result)
+						t.Errorf("got %+v, want from 0 to %d", result, db.Version())
 					}
 				}
-				if err := <-released; err != nil {
+				if err := <-ended; err != nil {
 					t.Fatal(err)
 				}
 				for _, s := range sessions {
@@ -133,10 +135,10 @@ func TestApplyToManyDatabasesOfOneClusterAtOnce(t *testing.T) {
 }
 
 // waitBlocked waits until n sessions of these databases wait for a lock.
-func waitBlocked(watcher *session, n int, databases []string) error {
-	ctx := bounded(watcher.t)
+func waitBlocked(observer *session, n int, databases []string) error {
+	ctx := bounded(observer.t)
 	for {
-		blocked, err := ask[int](ctx, watcher.Conn, `
+		blocked, err := getErr[int](ctx, observer.Conn, `
 			select count(*)
 			from pg_catalog.pg_stat_activity
 			where datname = any ($1)
@@ -148,7 +150,7 @@ func waitBlocked(watcher *session, n int, databases []string) error {
 	}
 }
 
-func TestApplyOnEveryServerThereIs(t *testing.T) {
+func TestApply_serversAndOwners(t *testing.T) {
 	t.Parallel()
 	private := pgtest.StartServer(t, map[string]string{"fsync": "off"})
 	databases := map[string]*pgtest.Database{
@@ -165,78 +167,78 @@ func TestApplyOnEveryServerThereIs(t *testing.T) {
 			}
 		}
 		t.Logf("%s: PostgreSQL %s", name, get[string](s, "select current_setting('server_version')"))
-		// The owner's login is the service's, too: it must be able to put its rights down.
+		// The owner's login may also be the service's: it must be able to switch to the service's role.
 		s.exec("set role coupon_service")
 		s.create("first", 2)
 		equal(t, name, s.claimBatch([]string{"a", "b", "a"}, same("first", 3)), []string{claimed, claimed, alreadyClaimed})
 		if err := onlyError(s.Exec(bounded(t), "select from public.claims")); sqlstate(t, err) != "42501" {
-			t.Errorf("%s: coupon_service looks into a table: %v", name, err)
+			t.Errorf("%s: coupon_service reads a table: %v", name, err)
 		}
 	}
 }
 
-func TestApplyWithoutTheRightsSaysWhatIsMissing(t *testing.T) {
+func TestApply_missingPrivilege(t *testing.T) {
 	t.Parallel()
 	apply := func(conn *pgx.Conn) error { return onlyError(db.Apply(bounded(t), conn)) }
 	refused := func(t *testing.T, err error) {
 		t.Helper()
 		if !errors.Is(err, db.ErrMissingPrivilege) {
-			t.Fatalf("not ErrMissingPrivilege: %v", err)
+			t.Fatalf("got %v, want ErrMissingPrivilege", err)
 		}
 		text := err.Error()
 		for _, part := range []string{"the login lacks a privilege", "CREATEROLE", "grant coupon_service to"} {
 			if !strings.Contains(text, part) || strings.Contains(text, "\n") {
-				t.Errorf("one sentence that names %q: %s", part, text)
+				t.Errorf("not one line with %q: %s", part, text)
 			}
 		}
 	}
 
-	t.Run("a login that owns nothing, on an empty database", func(t *testing.T) {
+	t.Run("a login that owns nothing, empty database", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t)
-		refused(t, apply(c.as(c.login(), c.base)))
+		refused(t, apply(c.connectAs(c.login(), c.base)))
 	})
-	t.Run("a login that owns nothing, on a database that is up to date", func(t *testing.T) {
+	t.Run("a login that owns nothing, current database", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t)
 		if err := apply(c.Conn); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, apply(c.as(c.login(), c.base)))
+		refused(t, apply(c.connectAs(c.login(), c.base)))
 	})
 	t.Run("an owner without CREATEROLE", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t)
 		login := c.login()
-		files, role := c.programWithRoleOfItsOwn()
+		files, role := c.programWithOtherRoles()
 		conn := owner(t, c.database(login)).Conn
 		refused(t, onlyError(db.ApplyFiles(bounded(t), conn, files)))
-		// What the sentence says is what helps.
+		// The advice in the error text solves it.
 		c.exec("create role " + role + " nologin; create role " + monitorOf(role) + " nologin; grant " + role + " to " + login)
 		if err := onlyError(db.ApplyFiles(bounded(t), conn, files)); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("an owner with CREATEROLE, where the role is somebody else's", func(t *testing.T) {
+	t.Run("an owner with CREATEROLE, the role was created by another login", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t)
 		login := c.login("createrole")
-		files, role := c.programWithRoleOfItsOwn()
+		files, role := c.programWithOtherRoles()
 		c.exec("create role " + role + " nologin")
 		err := onlyError(db.ApplyFiles(bounded(t), owner(t, c.database(login)).Conn, files))
 		if get[int](c.session, "select current_setting('server_version_num')::int") >= 160000 {
 			refused(t, err)
-		} else if err != nil { // there every CREATEROLE may grant every role
+		} else if err != nil { // before 16, CREATEROLE may grant every role
 			t.Error(err)
 		}
 	})
 }
 
-func TestApplyAsAPlainOwnerOfAClusterWithoutTheRole(t *testing.T) {
+func TestApply_ownerCreatesTheRoles(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
 	login := c.login("createrole")
-	files, role := c.programWithRoleOfItsOwn()
+	files, role := c.programWithOtherRoles()
 	s := owner(t, c.database(login))
 	for range 2 {
 		if _, err := db.ApplyFiles(bounded(t), s.Conn, files); err != nil {
@@ -245,43 +247,44 @@ func TestApplyAsAPlainOwnerOfAClusterWithoutTheRole(t *testing.T) {
 	}
 	s.exec("set role " + role)
 	s.create("first", 1)
-	if status := s.claim("somebody", "first"); status != claimed {
+	if status := s.claim("ann", "first"); status != claimed {
 		t.Errorf("a claim: %s", status)
 	}
 }
 
-func TestApplyRefusesANewerSchema(t *testing.T) {
+func TestApply_newerSchema(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	admin := owner(t, database)
 	newer := newerProgram(t)
 	result, err := db.ApplyFiles(bounded(t), admin.Conn, newer)
 	if want := (db.Result{From: db.Version(), To: db.Version() + 1}); err != nil || result != want {
-		t.Fatalf("the upgrade: %+v %v, not %+v", result, err, want)
+		t.Fatalf("the upgrade: got %+v, %v, want %+v", result, err, want)
 	}
 	before := catalog(admin)
 
 	_, err = db.Apply(bounded(t), admin.Conn)
 	if !errors.Is(err, db.ErrSchemaIsNewer) {
-		t.Fatalf("not ErrSchemaIsNewer: %v", err)
+		t.Fatalf("got %v, want ErrSchemaIsNewer", err)
 	}
-	for _, part := range []string{fmt.Sprintf("version %d", db.Version()+1), fmt.Sprintf("brings %d", db.Version())} {
+	for _, part := range []string{fmt.Sprintf("version %d", db.Version()+1), fmt.Sprintf("installs version %d", db.Version())} {
 		if !strings.Contains(err.Error(), part) {
-			t.Errorf("it names %q: %v", part, err)
+			t.Errorf("no %q in: %v", part, err)
 		}
 	}
-	equal(t, "the catalog, untouched", catalog(admin), before)
+	equal(t, "the catalog", catalog(admin), before)
 }
 
-// An older program that has found an old schema must not install its functions after a newer program has come in between.
-func TestApplyOfAnOlderProgramNeverReplacesNewerFunctions(t *testing.T) {
+// An older program that found an old schema must not install its functions if a newer program has
+// migrated meanwhile.
+func TestApply_olderProgramKeepsNewerFunctions(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	admin, newer := owner(t, database), newerProgram(t)
 	sessions := several(t, 5, database, owner)
 	for range 5 {
 		admin.exec(fmt.Sprintf("update public.schema_version set version = %d", db.Version()))
-		refused := together(t, sessions, func(ctx context.Context, i int, s *session) (bool, error) {
+		refused := concurrently(t, sessions, func(ctx context.Context, i int, s *session) (bool, error) {
 			if i == 0 {
 				return false, onlyError(db.ApplyFiles(ctx, s.Conn, newer))
 			}
@@ -292,24 +295,24 @@ func TestApplyOfAnOlderProgramNeverReplacesNewerFunctions(t *testing.T) {
 			return false, err
 		})
 		if comment := get[string](admin, "select obj_description('public.claim_coupon(text, text)'::regprocedure)"); comment != "newer" {
-			t.Fatalf("an older program's functions on a newer schema (who was refused: %v): %s", refused, comment)
+			t.Fatalf("an older program's functions on a newer schema (refused: %v): %s", refused, comment)
 		}
 	}
 }
 
-func TestApplyRefusesADatabaseThatIsNotUTF8(t *testing.T) {
+func TestApply_notUTF8(t *testing.T) {
 	t.Parallel()
 	s := owner(t, newCluster(t).database("", "encoding 'LATIN1' locale 'C'"))
 	_, err := db.Apply(bounded(t), s.Conn)
 	if !errors.Is(err, db.ErrNotUTF8) || !strings.Contains(err.Error(), "LATIN1") {
-		t.Errorf("not ErrNotUTF8: %v", err)
+		t.Errorf("got %v, want ErrNotUTF8 with the encoding LATIN1", err)
 	}
 	if n := get[int](s, "select count(*) from pg_catalog.pg_class where relnamespace = 'public'::regnamespace"); n != 0 {
-		t.Errorf("%d tables in a database that was refused", n)
+		t.Errorf("%d relations in a refused database", n)
 	}
 }
 
-func TestJudgeServer(t *testing.T) {
+func TestValidateServer(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		number            int
@@ -322,17 +325,17 @@ func TestJudgeServer(t *testing.T) {
 		{180001, "18.1", "UTF8", nil},
 		{150000, "15.0", "SQL_ASCII", db.ErrNotUTF8},
 	} {
-		err := db.JudgeServer(c.number, c.version, c.encoding)
+		err := db.ValidateServer(c.number, c.version, c.encoding)
 		if !errors.Is(err, c.want) {
-			t.Errorf("%+v: %v", c, err)
+			t.Errorf("%+v: got %v", c, err)
 		}
 		if errors.Is(c.want, db.ErrServerTooOld) && (!strings.Contains(err.Error(), c.version) || !strings.Contains(err.Error(), "15")) {
-			t.Errorf("it names both versions: %v", err)
+			t.Errorf("not both versions in: %v", err)
 		}
 	}
 }
 
-func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
+func TestApply_failureChangesNothing(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	admin := owner(t, database)
@@ -351,15 +354,15 @@ func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 	} {
 		_, err := db.ApplyFiles(bounded(t), admin.Conn, files)
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
-			t.Errorf("%q: %v", want, err)
+			t.Errorf("got %v, want %q…", err, want)
 		}
 		equal(t, "the catalog after "+want, catalog(admin), before)
 	}
 	if _, err := db.Apply(bounded(t), admin.Conn); err != nil {
-		t.Errorf("and the right files go in afterwards: %v", err)
+		t.Errorf("Apply after the failures: %v", err)
 	}
 
-	// A lost connection is a fault, not one of the errors that tell what to do.
+	// A lost connection is not one of the errors that the caller can fix.
 	if err := admin.Close(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -368,11 +371,12 @@ func TestApplyThatFailsLeavesWhatWasThere(t *testing.T) {
 	}
 }
 
-// The index of migration 005 may have been built before, while claims went on; then it is taken as it is. What was claimed stays.
-func TestApplyTakesTheIndexThatWasBuiltBefore(t *testing.T) {
+// The index of migration 005 may have been built before, without blocking claims. Then the
+// migration uses it. Claims are kept.
+func TestApply_existingIndex(t *testing.T) {
 	t.Parallel()
-	for _, built := range []string{"", "create unique index concurrently claims_coupon_name_user_id_key on public.claims (coupon_name, user_id)"} {
-		t.Run(built, func(t *testing.T) {
+	for _, create := range []string{"", "create unique index concurrently claims_coupon_name_user_id_key on public.claims (coupon_name, user_id)"} {
+		t.Run(create, func(t *testing.T) {
 			t.Parallel()
 			database := pgtest.Empty(t)
 			admin := owner(t, database)
@@ -381,43 +385,43 @@ func TestApplyTakesTheIndexThatWasBuiltBefore(t *testing.T) {
 				return strings.HasPrefix(name, "migrations/") && name >= "migrations/005"
 			})
 			if result, err := db.ApplyFiles(bounded(t), admin.Conn, older); err != nil || result.To != 4 {
-				t.Fatalf("%+v %v", result, err)
+				t.Fatalf("got %+v, %v, want to 4", result, err)
 			}
 			admin.create("lamp", 2)
 			admin.claim("ann", "lamp")
 			before := ""
-			if built != "" {
-				admin.exec(built)
+			if create != "" {
+				admin.exec(create)
 				before = get[string](admin, "select 'public.claims_coupon_name_user_id_key'::regclass::oid::text")
 			}
 
 			if result, err := db.Apply(bounded(t), admin.Conn); err != nil || result != (db.Result{From: 4, To: db.Version()}) {
-				t.Fatalf("%+v %v", result, err)
+				t.Fatalf("got %+v, %v, want from 4 to %d", result, err, db.Version())
 			}
 			const constraint = "from pg_catalog.pg_constraint where conname = 'claims_user_has_coupon_once'"
 			if got := get[string](admin, "select pg_catalog.pg_get_constraintdef(oid) "+constraint); got != "UNIQUE (coupon_name, user_id)" {
-				t.Errorf("the constraint: %s", got)
+				t.Errorf("the constraint is %s", got)
 			}
 			if after := get[string](admin, "select conindid::text "+constraint); before != "" && after != before {
-				t.Errorf("index %s was built before, and the constraint has %s", before, after)
+				t.Errorf("the constraint uses the index %s, want %s, which was built before", after, before)
 			}
 			if n := get[int](admin, "select count(*)::int from pg_catalog.pg_index where indrelid = 'public.claims'::regclass"); n != 2 {
-				t.Errorf("%d indexes", n)
+				t.Errorf("%d indexes, want 2", n)
 			}
 			if got := admin.claim("ann", "lamp"); got != alreadyClaimed {
-				t.Errorf("claimed again: %s", got)
+				t.Errorf("a second claim: %s", got)
 			}
 		})
 	}
 }
 
-// program are the files that Apply installs.
-func program(t tester) fstest.MapFS {
+// program returns the files that Apply installs.
+func program(t testingTB) fstest.MapFS {
 	t.Helper()
 	return copyOf(t, db.Files)
 }
 
-func copyOf(t tester, embedded fs.FS) fstest.MapFS {
+func copyOf(t testingTB, embedded fs.FS) fstest.MapFS {
 	t.Helper()
 	files := fstest.MapFS{}
 	err := fs.WalkDir(embedded, ".", func(path string, entry fs.DirEntry, err error) error {
@@ -434,8 +438,8 @@ func copyOf(t tester, embedded fs.FS) fstest.MapFS {
 	return files
 }
 
-// newerProgram has one migration more, and another claim_coupon.
-func newerProgram(t tester) fstest.MapFS {
+// newerProgram returns program with one more migration and a different claim_coupon.
+func newerProgram(t testingTB) fstest.MapFS {
 	t.Helper()
 	files := program(t)
 	next := fmt.Sprintf("migrations/%03d_newer.sql", db.Version()+1)

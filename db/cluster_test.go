@@ -13,7 +13,7 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// cluster is a superuser's session on an empty database, to make logins and more databases with.
+// cluster is a superuser's session on an empty database, to create logins and databases with.
 type cluster struct {
 	*session
 	base *pgtest.Database
@@ -26,10 +26,10 @@ func newCluster(t testing.TB) *cluster {
 	return &cluster{owner(t, base), base, t}
 }
 
-// atTheEnd runs when the test is over, the last one first.
-func (c *cluster) atTheEnd(sql string) {
+// cleanup executes sql when the test is over; the last one registered is the first one executed.
+func (c *cluster) cleanup(sql string) {
 	c.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
 		if _, err := c.Exec(ctx, sql); err != nil {
 			c.t.Errorf("%v\n%s", err, sql)
@@ -37,16 +37,16 @@ func (c *cluster) atTheEnd(sql string) {
 	})
 }
 
-// login makes a login without rights, but for these attributes. Its password is its name.
+// login creates a login without privileges, except these attributes. Its password is its name.
 func (c *cluster) login(attributes ...string) string {
 	c.t.Helper()
 	name := uniqueName()
 	c.exec("create role " + name + " login nosuperuser password '" + name + "' " + strings.Join(attributes, " "))
-	c.atTheEnd("drop role " + name)
+	c.cleanup("drop role " + name)
 	return name
 }
 
-// database makes an empty one that belongs to login, or to the superuser.
+// database creates an empty database that belongs to login, or to the superuser if login is "".
 func (c *cluster) database(login string, options ...string) *pgtest.Database {
 	c.t.Helper()
 	name := uniqueName()
@@ -54,12 +54,12 @@ func (c *cluster) database(login string, options ...string) *pgtest.Database {
 		options = append(options, "owner "+login)
 	}
 	c.exec("create database " + name + " template template0 " + strings.Join(options, " "))
-	c.atTheEnd("drop database " + name + " with (force)")
+	c.cleanup("drop database " + name + " with (force)")
 	return &pgtest.Database{Name: name, URL: c.url(login, name)}
 }
 
-// as connects to a database as login.
-func (c *cluster) as(login string, d *pgtest.Database) *pgx.Conn {
+// connectAs connects to a database as login.
+func (c *cluster) connectAs(login string, d *pgtest.Database) *pgx.Conn {
 	c.t.Helper()
 	return (&pgtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.tb)
 }
@@ -77,26 +77,27 @@ func (c *cluster) url(login, database string) string {
 	return u.String()
 }
 
-// programWithRoleOfItsOwn are files with other roles in the place of coupon_service and coupon_monitor, which the cluster does
-// not have. They are dropped in the end: after the databases that are made from here on, and before the logins that were made before.
-func (c *cluster) programWithRoleOfItsOwn() (files fs.FS, role string) {
+// programWithOtherRoles returns the program's files with other names for the roles coupon_service
+// and coupon_monitor, which the cluster does not have. The cleanup drops these roles after the
+// databases that are created later, and before the logins that were created earlier.
+func (c *cluster) programWithOtherRoles() (files fs.FS, role string) {
 	c.t.Helper()
 	role = uniqueName()
-	c.atTheEnd("drop role if exists " + role + ", " + monitorOf(role))
-	mapped := program(c.t)
-	own := strings.NewReplacer("coupon_service", role, "coupon_monitor", monitorOf(role))
-	for _, file := range mapped {
-		file.Data = []byte(own.Replace(string(file.Data)))
+	c.cleanup("drop role if exists " + role + ", " + monitorOf(role))
+	renamed := program(c.t)
+	roles := strings.NewReplacer("coupon_service", role, "coupon_monitor", monitorOf(role))
+	for _, file := range renamed {
+		file.Data = []byte(roles.Replace(string(file.Data)))
 	}
-	return mapped, role
+	return renamed, role
 }
 
-// monitorOf is the monitor's role beside such a role.
+// monitorOf returns the name of the monitor's role that belongs to such a service role.
 func monitorOf(role string) string { return role + "_monitor" }
 
 func uniqueName() string { return "coupon_test_" + strings.ToLower(rand.Text()[:12]) }
 
-// catalog is what PostgreSQL knows of our schema, a line for each thing.
+// catalog returns what PostgreSQL's catalogs say about our schema, one line per object.
 func catalog(s *session) []string {
 	s.t.Helper()
 	s.exec("set search_path = ''")

@@ -1,14 +1,13 @@
 package db
 
-// The tests stand outside of the package (dbtest, which gives them databases, imports it).
+// The tests are in another package because pgtest, which they use, imports this one.
 var (
-	// ApplyFiles is Apply for other files than the embedded ones, as an older or a newer program has them.
+	// ApplyFiles is Apply with other files than the embedded Files, as in an older or newer program.
 	ApplyFiles = applyFiles
-	// Files are the embedded ones.
-	Files = files
-	// ApplyProxyFiles is ApplyProxy for other files than the embedded ones, which are ProxyFiles.
+	Files      = files
+	// ApplyProxyFiles is ApplyProxy with other files than the embedded ProxyFiles.
 	ApplyProxyFiles = applyProxyFiles
 	ProxyFiles      = proxyFiles
-	// JudgeServer is what Apply says about a server.
-	JudgeServer = judgeServer
+	// ValidateServer checks the version and encoding of a server.
+	ValidateServer = validateServer
 )

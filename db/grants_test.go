@@ -8,8 +8,9 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// What the service may call. All else in the schema is the owner's.
-var public = []string{
+// serviceFunctions are the functions that the service may call. Only the owner may use the other
+// objects of the schema.
+var serviceFunctions = []string{
 	"claim_batch(text[],text[],integer[])",
 	"claim_coupon(text,text)",
 	"claim_coupons(text[],text)",
@@ -19,7 +20,7 @@ var public = []string{
 	"get_coupon(text)",
 }
 
-var internal = []string{
+var internalFunctions = []string{
 	"guard_name(text,text)",
 	"guard_names(text,text[])",
 	"guard_ownership(text[])",
@@ -32,24 +33,24 @@ func TestGrants(t *testing.T) {
 	s := owner(t, pgtest.New(t))
 	s.exec("set search_path = public, pg_catalog")
 
-	for who, want := range map[string][]string{"coupon_service": public, "public": nil} {
-		equal(t, "what "+who+" may execute", list[string](s, `
+	for role, want := range map[string][]string{"coupon_service": serviceFunctions, "public": nil} {
+		equal(t, "functions that "+role+" may execute", list[string](s, `
 			select p.oid::regprocedure::text
 			from pg_proc as p
 			where p.pronamespace = 'public'::regnamespace
 			  and has_function_privilege($1, p.oid, 'execute')
-			order by 1`, who), want)
+			order by 1`, role), want)
 	}
-	all := slices.Concat(public, internal)
+	all := slices.Concat(serviceFunctions, internalFunctions)
 	slices.Sort(all)
-	equal(t, "all functions there are", list[string](s, `
+	equal(t, "all functions", list[string](s, `
 		select p.oid::regprocedure::text
 		from pg_proc as p
 		where p.pronamespace = 'public'::regnamespace
 		order by p.oid::regprocedure::text collate "C"`), all)
 
-	// Whatever kinds of rights there are, on whatever PostgreSQL calls a relation, down to its columns.
-	equal(t, "what anybody but the owner may do with a relation", list[string](s, `
+	// Privileges of every kind, on relations of every kind and on their columns.
+	equal(t, "privileges on relations of roles other than the owner", list[string](s, `
 		select r.oid::regclass || ': ' || x.privilege_type || ' for ' || x.grantee::regrole::text
 		from pg_class as r
 		cross join aclexplode(coalesce(r.relacl, acldefault(case r.relkind when 'S' then 's' else 'r' end::"char", r.relowner))) as x
@@ -62,11 +63,11 @@ func TestGrants(t *testing.T) {
 		join pg_class as r on r.oid = a.attrelid and r.relnamespace = 'public'::regnamespace`), []string{
 		"sale_progress: SELECT for coupon_monitor",
 	})
-	equal(t, "what coupon_service may do in the schema", list[string](s, `
+	equal(t, "privileges of coupon_service on the schema", list[string](s, `
 		select r
 		from unnest(array['usage', 'create']) as r
 		where has_schema_privilege('coupon_service', 'public', r)`), []string{"usage"})
-	equal(t, "what the role is", list[string](s, `
+	equal(t, "attributes of coupon_service", list[string](s, `
 		select unnest(array[
 		  'login ' || r.rolcanlogin, 'superuser ' || r.rolsuper, 'createrole ' || r.rolcreaterole, 'createdb ' || r.rolcreatedb,
 		  'replication ' || r.rolreplication, 'bypass row security ' || r.rolbypassrls,
@@ -75,21 +76,21 @@ func TestGrants(t *testing.T) {
 		where r.rolname = 'coupon_service'`), []string{
 		"login false", "superuser false", "createrole false", "createdb false", "replication false", "bypass row security false", "member of 0",
 	})
-	equal(t, "functions that do not pin their search_path, or do so in another way", list[string](s, `
+	equal(t, "functions that do not set search_path = pg_catalog, pg_temp", list[string](s, `
 		select p.oid::regprocedure || ' ' || coalesce(p.proconfig::text, 'sets nothing')
 		from pg_proc as p
 		where p.pronamespace = 'public'::regnamespace
 		  and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)`), []string{"is_valid_name(text) sets nothing"})
-	equal(t, "functions that run with the owner's rights", list[string](s, `
+	equal(t, "SECURITY DEFINER functions", list[string](s, `
 		select p.oid::regprocedure::text
 		from pg_proc as p
 		where p.pronamespace = 'public'::regnamespace
 		  and p.prosecdef
-		order by 1`), public)
+		order by 1`), serviceFunctions)
 }
 
-// The role tries for itself.
-func TestTheServiceTouchesNothingElse(t *testing.T) {
+// What the service's role may not do fails.
+func TestServiceRole_permissionDenied(t *testing.T) {
 	t.Parallel()
 	s := service(t, pgtest.New(t))
 	for _, sql := range []string{
@@ -124,19 +125,19 @@ func TestTheServiceTouchesNothingElse(t *testing.T) {
 	}
 }
 
-// The monitor's role tries, too: it reads the view, and that is all.
-func TestTheMonitorReadsTheViewAlone(t *testing.T) {
+// The monitor's role can read the view, and nothing else.
+func TestMonitorRole_readsOnlyTheView(t *testing.T) {
 	t.Parallel()
 	s := owner(t, pgtest.New(t))
 	s.create("lamp", 2)
 	s.claim("ann", "lamp")
-	equal(t, "what the role is", list[string](s, `
+	equal(t, "attributes of coupon_monitor", list[string](s, `
 		select format('login %s super %s createrole %s createdb %s, member of %s', r.rolcanlogin, r.rolsuper, r.rolcreaterole, r.rolcreatedb,
 		  (select count(*) from pg_catalog.pg_auth_members as m where m.member = r.oid))
 		from pg_catalog.pg_roles as r
 		where r.rolname = 'coupon_monitor'`), []string{"login f super f createrole f createdb f, member of 0"})
 	s.exec("set role coupon_monitor")
-	equal(t, "what it reads", list[string](s, "select name || ' ' || remaining_amount from public.sale_progress"), []string{"lamp 1"})
+	equal(t, "rows of the view", list[string](s, "select name || ' ' || remaining_amount from public.sale_progress"), []string{"lamp 1"})
 	for _, sql := range []string{
 		"select from public.coupons",
 		"select from public.claims",
@@ -156,9 +157,9 @@ func TestTheMonitorReadsTheViewAlone(t *testing.T) {
 	}
 }
 
-// Whoever may call the functions may also make temporary objects, and choose his search_path and settings. Nothing of that
-// reaches into the functions.
-func TestWhatTheCallerMakesChangesNothing(t *testing.T) {
+// A caller of the functions can also create temporary objects and change its search_path and
+// settings. None of that affects the functions.
+func TestFunctions_ignoreTheCallersObjectsAndSettings(t *testing.T) {
 	t.Parallel()
 	s := service(t, pgtest.New(t))
 	s.exec(`

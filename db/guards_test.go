@@ -13,7 +13,7 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// whiteSpace is every character that Unicode calls White_Space, taken from Go's tables.
+// whiteSpace is every character with Unicode's property White_Space, from Go's tables.
 var whiteSpace = func() (all []rune) {
 	for r := rune(1); r <= unicode.MaxRune; r++ {
 		if unicode.Is(unicode.White_Space, r) {
@@ -23,7 +23,8 @@ var whiteSpace = func() (all []rune) {
 	return all
 }()
 
-// A bad argument is SQLSTATE 22023 and a message that begins with its name, from every function; nothing is stored.
+// Every function refuses an invalid argument with SQLSTATE 22023 and a message that begins with the
+// argument's name, and stores nothing.
 func TestGuards(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
@@ -43,27 +44,26 @@ func TestGuards(t *testing.T) {
 		}
 	}
 	const (
-		null = " must not be null"
-		bad  = " must have 1 to 255 characters that are not all white space"
+		null    = " must not be null"
+		invalid = " must have 1 to 255 characters that are not all white space"
 	)
 
-	// A name or a user id, wherever one is asked for.
-	values := map[string]string{"": bad, strings.Repeat("x", 256): bad, strings.Repeat("🎫", 256): bad, strings.Repeat(" ", 256): bad}
+	// Invalid names and user ids, in every argument.
+	values := []string{"", strings.Repeat("x", 256), strings.Repeat("🎫", 256), strings.Repeat(" ", 256), string(whiteSpace)}
 	for _, r := range whiteSpace {
-		values[string(r)] = bad
+		values = append(values, string(r))
 	}
-	values[string(whiteSpace)] = bad
-	for value, message := range values {
-		refused("p_user"+message, "select public.claim_coupon($1, 'good')", value)
-		refused("p_coupon"+message, "select public.claim_coupon('u', $1)", value)
-		refused("p_users[1]"+message, "select public.claim_coupons(array[$1, 'u'], 'good')", value)
-		refused("p_users[3]"+message, "select public.claim_coupons(array['u', 'v', $1, $1], 'good')", value)
-		refused("p_coupon"+message, "select public.claim_coupons(array['u'], $1)", value)
-		refused("p_users[2]"+message, "select public.claim_batch(array['u', $1], array['good', 'good'], array[1, 2])", value)
-		refused("p_coupons[2]"+message, "select public.claim_batch(array['u', 'v'], array['good', $1], array[1, 2])", value)
-		refused("p_coupon"+message, "select public.create_coupon($1, 1)", value)
-		refused("p_coupon"+message, "select public.get_coupon($1)", value)
-		refused("p_coupon"+message, "select public.coupon_claimers($1, 0, 1)", value)
+	for _, value := range values {
+		refused("p_user"+invalid, "select public.claim_coupon($1, 'good')", value)
+		refused("p_coupon"+invalid, "select public.claim_coupon('u', $1)", value)
+		refused("p_users[1]"+invalid, "select public.claim_coupons(array[$1, 'u'], 'good')", value)
+		refused("p_users[3]"+invalid, "select public.claim_coupons(array['u', 'v', $1, $1], 'good')", value)
+		refused("p_coupon"+invalid, "select public.claim_coupons(array['u'], $1)", value)
+		refused("p_users[2]"+invalid, "select public.claim_batch(array['u', $1], array['good', 'good'], array[1, 2])", value)
+		refused("p_coupons[2]"+invalid, "select public.claim_batch(array['u', 'v'], array['good', $1], array[1, 2])", value)
+		refused("p_coupon"+invalid, "select public.create_coupon($1, 1)", value)
+		refused("p_coupon"+invalid, "select public.get_coupon($1)", value)
+		refused("p_coupon"+invalid, "select public.coupon_claimers($1, 0, 1)", value)
 	}
 
 	for _, c := range []struct{ message, sql string }{
@@ -82,7 +82,7 @@ func TestGuards(t *testing.T) {
 		{"p_coupon" + null, "public.get_coupon(null)"},
 		{"p_coupon" + null, "public.coupon_claimers(null, 0, 1)"},
 
-		// The place is counted from the first element, whatever number the array gives it.
+		// The index counts from 1, whatever the lower bound of the array.
 		{"p_users[2]" + null, "public.claim_coupons('[5:6]={u,null}', 'good')"},
 		{"p_users must be an array of one dimension", "public.claim_coupons(array[['u', 'v']], 'good')"},
 		{"p_users must be an array of one dimension", "public.claim_batch(array[['u'], ['v']], array['good', 'good'], array[1, 2])"},
@@ -110,11 +110,11 @@ func TestGuards(t *testing.T) {
 	} {
 		refused(c.message, "select "+c.sql)
 	}
-	equal(t, "the tables afterwards", contents(), before)
+	equal(t, "the rows afterwards", contents(), before)
 }
 
-// What is just within the bounds is kept byte for byte, and fits the indexes.
-func TestWhatTheGuardsLetThrough(t *testing.T) {
+// Every valid name is stored byte by byte, and the longest fit the indexes.
+func TestGuards_validNames(t *testing.T) {
 	t.Parallel()
 	s := service(t, pgtest.New(t))
 	for _, name := range []string{
@@ -124,7 +124,7 @@ func TestWhatTheGuardsLetThrough(t *testing.T) {
 		string(whiteSpace) + "x",
 		"x" + string(whiteSpace),
 		string(whiteSpace) + "\u00e4",
-		"\u200b", // "zero width space" is no White_Space
+		"\u200b", // zero width space, which is not White_Space
 		"\x01",
 		`a/b%2Fc'"; drop table claims; --{{.}}\`,
 		"e\u0301 is not \u00e9",
@@ -134,29 +134,29 @@ func TestWhatTheGuardsLetThrough(t *testing.T) {
 		equal(t, fmt.Sprintf("claims of %q", name),
 			slices.Concat([]string{s.claim(name, name)}, s.claimCoupons([]string{name, "second"}, name), s.claimBatch([]string{name, "third"}, same(name, 2))),
 			[]string{claimed, alreadyClaimed, claimed, alreadyClaimed, claimed})
-		equal(t, fmt.Sprintf("who has %q", name), list[string](s, "select public.coupon_claimers($1, 0, 3)", name), []string{name, "second", "third"})
-		equal(t, "what it is called", list[string](s, "select name from public.get_coupon($1)", name), []string{name})
+		equal(t, fmt.Sprintf("users of %q", name), list[string](s, "select public.coupon_claimers($1, 0, 3)", name), []string{name, "second", "third"})
+		equal(t, "the name", list[string](s, "select name from public.get_coupon($1)", name), []string{name})
 	}
 }
 
-// Go's White_Space and ours are the same, for every code point.
-func TestBlankIsWhatUnicodeCallsWhiteSpace(t *testing.T) {
+// is_valid_name and Go agree on White_Space for every code point.
+func TestIsValidName_whiteSpace(t *testing.T) {
 	t.Parallel()
 	s := owner(t, pgtest.New(t))
 	blank := list[int32](s, `
 		select c
 		from generate_series(1, 1114111) as c
-		where c not between 55296 and 57343 -- surrogates, which are no characters
+		where c not between 55296 and 57343 -- surrogates are not characters
 		  and not public.is_valid_name(chr(c))`)
-	equal(t, "what is blank alone", blank, whiteSpace)
+	equal(t, "invalid names of one character", blank, whiteSpace)
 
-	// And in company: blank only when all of it is.
+	// A name of several characters is blank only if each of them is.
 	if n := get[int](s, `
 		select count(*)
 		from unnest($1::integer[]) as a
 		cross join unnest($1::integer[]) as b
 		where public.is_valid_name(chr(a) || chr(b))
 		  or not public.is_valid_name(chr(a) || 'x' || chr(b))`, whiteSpace); n != 0 {
-		t.Errorf("%d pairs of white space are judged in another way together than alone", n)
+		t.Errorf("wrong for %d pairs of white space characters", n)
 	}
 }

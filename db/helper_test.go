@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-// The labels of claim_status and create_status.
+// The labels of the enums claim_status and create_status.
 const (
 	claimed        = "claimed"
 	alreadyClaimed = "already_claimed"
@@ -29,11 +29,11 @@ const (
 	couponExists = "coupon_exists"
 )
 
-// patience bounds what a test waits for. It is long: a laden machine is no reason for a test to fail.
-const patience = 2 * time.Minute
+// testTimeout bounds every wait of a test. It is long, so that tests do not fail on a busy machine.
+const testTimeout = 2 * time.Minute
 
-// tester is what the helpers need of a *testing.T, or of a *rapid.T.
-type tester interface {
+// testingTB is what the helpers need of a *testing.T or *rapid.T.
+type testingTB interface {
 	Helper()
 	Context() context.Context
 	Cleanup(f func())
@@ -42,19 +42,19 @@ type tester interface {
 	Errorf(format string, args ...any)
 }
 
-// session is one connection to the database of a test.
+// session is a connection to the database of a test.
 type session struct {
 	*pgx.Conn
-	t tester
+	t testingTB
 }
 
-// owner connects as the database's owner, who may look into the tables.
+// owner connects as the database's owner, which may read the tables.
 func owner(t testing.TB, d *pgtest.Database) *session {
 	t.Helper()
 	return &session{d.Connect(t), t}
 }
 
-// service connects as the service does: in the role coupon_service.
+// service connects like the service: with the role coupon_service.
 func service(t testing.TB, d *pgtest.Database) *session {
 	t.Helper()
 	s := owner(t, d)
@@ -62,40 +62,42 @@ func service(t testing.TB, d *pgtest.Database) *session {
 	return s
 }
 
-// several are n sessions of a kind.
-func several(t testing.TB, n int, d *pgtest.Database, kind func(testing.TB, *pgtest.Database) *session) []*session {
+// several opens n sessions with connect, which is owner or service.
+func several(t testing.TB, n int, d *pgtest.Database, connect func(testing.TB, *pgtest.Database) *session) []*session {
 	t.Helper()
 	all := make([]*session, n)
 	for i := range all {
-		all[i] = kind(t, d)
+		all[i] = connect(t, d)
 	}
 	return all
 }
 
-// together lets all sessions do something at once, and wants no error. It returns what each has brought.
-func together[T any](t tester, sessions []*session, run func(ctx context.Context, i int, s *session) (T, error)) []T {
+// concurrently calls run for all sessions at the same time and returns the results. An error fails
+// the test.
+func concurrently[T any](t testingTB, sessions []*session, run func(ctx context.Context, i int, s *session) (T, error)) []T {
 	t.Helper()
 	ctx := bounded(t)
-	results, failures := make([]T, len(sessions)), make([]error, len(sessions))
-	var all sync.WaitGroup
+	results, errs := make([]T, len(sessions)), make([]error, len(sessions))
+	var wg sync.WaitGroup
 	for i, s := range sessions {
-		all.Go(func() { results[i], failures[i] = run(ctx, i, s) })
+		wg.Go(func() { results[i], errs[i] = run(ctx, i, s) })
 	}
-	all.Wait()
-	if err := errors.Join(failures...); err != nil {
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
 	return results
 }
 
-func bounded(t tester) context.Context {
+// bounded returns the test's context with testTimeout.
+func bounded(t testingTB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// exec runs one or several statements.
+// exec executes one or several statements.
 func (s *session) exec(sql string) {
 	s.t.Helper()
 	if _, err := s.Exec(bounded(s.t), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
@@ -103,23 +105,23 @@ func (s *session) exec(sql string) {
 	}
 }
 
-// get asks for one value.
+// get returns the single value of a query.
 func get[T any](s *session, sql string, args ...any) T {
 	s.t.Helper()
-	value, err := ask[T](bounded(s.t), s.Conn, sql, args...)
+	value, err := getErr[T](bounded(s.t), s.Conn, sql, args...)
 	if err != nil {
 		s.t.Fatalf("%v\n%s\n%v", err, sql, args)
 	}
 	return value
 }
 
-// ask is get for goroutines, which may not end the test.
-func ask[T any](ctx context.Context, conn *pgx.Conn, sql string, args ...any) (value T, err error) {
+// getErr is get for goroutines, which may not end the test.
+func getErr[T any](ctx context.Context, conn *pgx.Conn, sql string, args ...any) (value T, err error) {
 	err = conn.QueryRow(ctx, sql, args...).Scan(&value)
 	return value, err
 }
 
-// list asks for one column.
+// list returns the single column of a query.
 func list[T any](s *session, sql string, args ...any) []T {
 	s.t.Helper()
 	rows, err := s.Query(bounded(s.t), sql, args...)
@@ -140,7 +142,7 @@ func (s *session) create(coupon string, amount int) {
 	}
 }
 
-// The three ways to claim. Those that end in Err are for goroutines.
+// The three claim functions. Methods that end in Err are for goroutines.
 
 func (s *session) claim(user, coupon string) string {
 	s.t.Helper()
@@ -157,10 +159,10 @@ func (s *session) claimCoupons(users []string, coupon string) []string {
 }
 
 func (s *session) claimCouponsErr(ctx context.Context, users []string, coupon string) ([]string, error) {
-	// As text[]: pgx knows nothing of our enum's array.
-	statuses, err := ask[[]string](ctx, s.Conn, "select public.claim_coupons($1, $2)::pg_catalog.text[]", users, coupon)
+	// As text[], because pgx does not know the array type of our enum.
+	statuses, err := getErr[[]string](ctx, s.Conn, "select public.claim_coupons($1, $2)::pg_catalog.text[]", users, coupon)
 	if err == nil && len(statuses) != len(users) {
-		err = fmt.Errorf("%d answers to %d users", len(statuses), len(users))
+		err = fmt.Errorf("%d statuses for %d users", len(statuses), len(users))
 	}
 	return statuses, err
 }
@@ -183,54 +185,54 @@ func (s *session) claimBatchErr(ctx context.Context, users, coupons []string) ([
 	if err != nil {
 		return nil, err
 	}
-	var place int32
+	var position int32
 	var status string
 	var statuses []string
-	_, err = pgx.ForEachRow(rows, []any{&place, &status}, func() error {
-		if int(place) != len(statuses) {
-			return fmt.Errorf("position %d in place %d", place, len(statuses))
+	_, err = pgx.ForEachRow(rows, []any{&position, &status}, func() error {
+		if int(position) != len(statuses) {
+			return fmt.Errorf("row %d has position %d", len(statuses), position)
 		}
 		statuses = append(statuses, status)
 		return nil
 	})
 	if err == nil && len(statuses) != len(users) {
-		err = fmt.Errorf("%d answers to %d claims", len(statuses), len(users))
+		err = fmt.Errorf("%d statuses for %d claims", len(statuses), len(users))
 	}
 	return statuses, err
 }
 
-// claims are the users who have the coupon, in claim order. It fails the test unless claim numbers are 1 to n and stock and
-// claims add up to the amount.
+// claims returns the users that have the coupon, in claim order. It fails the test unless claim
+// numbers are 1 to n and the remaining amount is the amount minus n.
 func (s *session) claims(coupon string) []string {
 	s.t.Helper()
 	users := list[string](s, "select user_id from public.claims where coupon_name = $1 order by claim_number", coupon)
 	numbers := list[int](s, "select claim_number from public.claims where coupon_name = $1 order by claim_number", coupon)
 	for i, number := range numbers {
 		if number != i+1 {
-			s.t.Fatalf("the claims of %q have the numbers %v", coupon, numbers)
+			s.t.Fatalf("claim numbers of %q: %v", coupon, numbers)
 		}
 	}
-	if rest := get[int](s, "select amount - remaining_amount from public.coupons where name = $1", coupon); rest != len(users) {
-		s.t.Fatalf("%q: %d claims, but %d are missing in the stock", coupon, len(users), rest)
+	if taken := get[int](s, "select amount - remaining_amount from public.coupons where name = $1", coupon); taken != len(users) {
+		s.t.Fatalf("%q: %d claims, but the stock was decremented by %d", coupon, len(users), taken)
 	}
 	return users
 }
 
-// sqlstate is the code of a server's error, "" for none.
-func sqlstate(t tester, err error) string {
+// sqlstate returns the SQLSTATE of an error of the server, "" for nil.
+func sqlstate(t testingTB, err error) string {
 	t.Helper()
 	if err == nil {
 		return ""
 	}
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
-		t.Fatalf("no error of the server: %v", err)
+		t.Fatalf("not an error of the server: %v", err)
 	}
 	return pgErr.Code
 }
 
-// equal fails the test unless both are the same list. Of long ones it shows where they part.
-func equal[T comparable](t tester, what string, got, want []T) {
+// equal fails the test unless the lists are equal. Of long lists it prints the first difference.
+func equal[T comparable](t testingTB, what string, got, want []T) {
 	t.Helper()
 	if slices.Equal(got, want) {
 		return
@@ -243,12 +245,12 @@ func equal[T comparable](t tester, what string, got, want []T) {
 		if len(want) <= 20 {
 			return fmt.Sprint(all)
 		}
-		return fmt.Sprintf("%d, from [%d] on: %v", len(all), i, all[i:min(len(all), i+3)])
+		return fmt.Sprintf("%d elements, from [%d] on: %v", len(all), i, all[i:min(len(all), i+3)])
 	}
 	t.Errorf("%s\n got: %s\nwant: %s", what, tail(got), tail(want))
 }
 
-// names makes n names out of a pattern with one %d, from 1 on.
+// names returns n names, from a pattern with one %d that counts from 1.
 func names(pattern string, n int) []string {
 	all := make([]string, n)
 	for i := range all {
@@ -257,10 +259,10 @@ func names(pattern string, n int) []string {
 	return all
 }
 
-// same repeats a name.
+// same returns n times the same name.
 func same(name string, n int) []string { return slices.Repeat([]string{name}, n) }
 
-// lines are the lines of a text without the empty ones, without white space around and comments (#).
+// lines returns the lines of a text, trimmed, without comments (#) and empty lines.
 func lines(text string) []string {
 	var all []string
 	for line := range strings.Lines(text) {

@@ -10,33 +10,36 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// play is what several sessions do, in every order there is.
+// spec is an isolation test: sessions, each with steps, that run in every permutation.
 //
-// A step is "begin", "commit", "rollback", "x" (claim coupon x for the session's user), "x,y" (both in one claim_batch), "?x"
-// (look what is left of x), "savepoint", "back" (to the savepoint), "create-z" or "delete-x" (a coupon); "begin+x" are two
-// statements in one step. A step outside of a transaction is one of its own, read committed.
-type play struct {
-	name    string
-	coupons map[string]int    // what is on sale
-	users   map[string]string // whose the claims of a session are; else that of its name in lower case
-	scripts []string          // for each session its steps, "A: begin x commit"
-	tables  []table
+// A step is "begin", "commit", "rollback", "x" (claim coupon x for the session's user), "x,y"
+// (claim both in one claim_batch), "?x" (read what is left of x), "savepoint", "back" (roll back to
+// the savepoint), "create-z" or "delete-x" (a coupon). "begin+x" is two statements in one step. A
+// step outside of a transaction block is a transaction of its own, read committed.
+type spec struct {
+	name     string
+	coupons  map[string]int    // the setup: coupons by name, with their stock
+	users    map[string]string // the user of a session, if not its name in lower case
+	sessions []string          // the steps of each session: "A: begin x commit"
+	results  []result
 }
 
-// table is what happens at one or several isolation levels of "begin", comma-separated: all orders, what each step answers, and
-// who has the coupons in the end, in claim order.
-type table struct{ levels, traces string }
+// result is the expected result at one or several isolation levels of "begin", comma-separated: one
+// line per permutation, with what each step returns and, in the last column, the users that have
+// the coupons at the end, in claim order.
+type result struct{ levels, traces string }
 
-// TestIsolation steps the sessions of each play through every order that can happen: where a session waits, its next step
-// cannot come before its answer. "x..." begins to wait; "x=…" is the answer.
+// TestIsolation runs every permutation of the steps of each spec that is possible: the next step of
+// a session that waits cannot run before the waiting step returns. "x..." means that step x waits,
+// and "x=…" is what it returns.
 func TestIsolation(t *testing.T) {
 	t.Parallel()
-	for _, p := range plays {
-		for _, table := range p.tables {
-			for level := range strings.SplitSeq(table.levels, ", ") {
-				t.Run(p.name+", "+level, func(t *testing.T) {
+	for _, spec := range specs {
+		for _, result := range spec.results {
+			for level := range strings.SplitSeq(result.levels, ", ") {
+				t.Run(spec.name+", "+level, func(t *testing.T) {
 					t.Parallel()
-					got, want := p.perform(t, level), lines(table.traces)
+					got, want := spec.run(t, level), lines(result.traces)
 					if !slices.Equal(got, want) {
 						t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 					}
@@ -46,93 +49,93 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
-// What docs/transactions.md shows are lines of the plays.
-func TestTransactionsAreToldAsTheyAre(t *testing.T) {
+// Every trace in docs/transactions.md is a line of the specs.
+func TestIsolation_documentedTraces(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/transactions.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []string
-	for _, p := range plays {
-		for _, table := range p.tables {
-			all = append(all, lines(table.traces)...)
+	for _, spec := range specs {
+		for _, result := range spec.results {
+			all = append(all, lines(result.traces)...)
 		}
 	}
 	shown := 0
 	for part := range strings.SplitSeq(string(page), "```text\n") {
 		traces, _, isBlock := strings.Cut(part, "```")
 		if !isBlock || strings.HasPrefix(part, "#") {
-			continue // what stands before the first one
+			continue // the text before the first block
 		}
 		for _, trace := range lines(traces) {
 			shown++
 			if !slices.Contains(all, trace) {
-				t.Errorf("no play goes like this: %s", trace)
+				t.Errorf("not a line of any spec: %s", trace)
 			}
 		}
 	}
 	if shown < 15 {
-		t.Errorf("found %d traces on the page", shown)
+		t.Errorf("found %d traces on the page, want at least 15", shown)
 	}
 }
 
-// perform plays every order and returns the trace of each.
-func (p play) perform(t *testing.T, level string) []string {
+// run runs every permutation and returns the trace of each.
+func (s spec) run(t *testing.T, level string) []string {
 	t.Helper()
-	var scripts [][]string
-	var actors []string
-	for _, script := range p.scripts {
-		name, steps, _ := strings.Cut(script, ": ")
-		actors = append(actors, name)
+	var sessions [][]string
+	var names []string
+	for _, session := range s.sessions {
+		name, steps, _ := strings.Cut(session, ": ")
+		names = append(names, name)
 		var own []string
 		for step := range strings.FieldsSeq(steps) {
 			own = append(own, name+":"+step)
 		}
-		scripts = append(scripts, own)
+		sessions = append(sessions, own)
 	}
 
-	database := pgtest.New(t)
-	s := newStage(t, database, actors...)
+	it := newIsolationTester(t, pgtest.New(t), names...)
 	var traces []string
-	var impossible []string
-	for _, order := range shuffles(scripts) {
-		if impossible != nil && len(order) >= len(impossible) && slices.Equal(order[:len(impossible)], impossible) {
+	var impossible []string // a prefix of steps that cannot run
+	for _, permutation := range permutations(sessions) {
+		if impossible != nil && len(permutation) >= len(impossible) && slices.Equal(permutation[:len(impossible)], impossible) {
 			continue
 		}
 		impossible = nil
-		s.clear()
-		s.watcher.exec("truncate public.claims, public.coupons")
-		for _, name := range sortedKeys(p.coupons) {
-			s.watcher.create(name, p.coupons[name])
+		it.reset()
+		it.control.exec("truncate public.claims, public.coupons")
+		for _, name := range sortedKeys(s.coupons) {
+			it.control.create(name, s.coupons[name])
 		}
-		for i, step := range order {
-			if !s.play(step, p.statements(step, level)...) {
-				impossible = order[:i+1]
+		for i, step := range permutation {
+			if !it.run(step, s.statements(step, level)...) {
+				impossible = permutation[:i+1]
 				break
 			}
 		}
 		if impossible == nil {
-			traces = append(traces, strings.Join(s.trace, " ")+" |"+p.outcome(s.watcher))
+			traces = append(traces, strings.Join(it.trace, " ")+" |"+s.claims(it.control))
 		}
 	}
-	s.clear()
+	it.reset()
 	return traces
 }
 
-// outcome tells who has which coupon, after a look at the numbers.
-func (p play) outcome(s *session) string {
-	s.t.Helper()
+// claims returns the users that have each coupon, and checks the claim numbers and the stock.
+func (s spec) claims(control *session) string {
+	control.t.Helper()
 	var all strings.Builder
-	for _, coupon := range list[string](s, "select name from public.coupons order by name") {
-		fmt.Fprintf(&all, " %s:%s", coupon, strings.Join(s.claims(coupon), ","))
+	for _, coupon := range list[string](control, "select name from public.coupons order by name") {
+		fmt.Fprintf(&all, " %s:%s", coupon, strings.Join(control.claims(coupon), ","))
 	}
 	return all.String()
 }
 
-func (p play) statements(step, level string) []string {
+// statements returns the SQL of a step such as "A:begin+x".
+func (s spec) statements(step, level string) []string {
 	session, actions, _ := strings.Cut(step, ":")
-	user := p.users[session]
+	user := s.users[session]
 	if user == "" {
 		user = strings.ToLower(session)
 	}

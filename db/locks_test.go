@@ -10,80 +10,81 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// Somebody holds the rows of the coupons with the strongest lock there is. Whoever gets no coupon must not notice.
-func TestRejectionsTakeNoLock(t *testing.T) {
+// Another session holds the strongest row lock on the coupons. Rejections must not wait for it.
+func TestRejections_takeNoLock(t *testing.T) {
 	t.Parallel()
-	s := newStage(t, pgtest.New(t), "holder", "caller")
-	s.watcher.create("stocked", 10)
-	s.watcher.create("sold", 1)
-	s.watcher.claim("owner", "stocked")
-	s.watcher.claim("winner", "sold")
+	it := newIsolationTester(t, pgtest.New(t), "holder", "caller")
+	it.control.create("stocked", 10)
+	it.control.create("sold", 1)
+	it.control.claim("owner", "stocked")
+	it.control.claim("winner", "sold")
 
 	const (
-		one   = "select public.claim_coupon('%s', '%s')::text"
-		crowd = "select public.claim_coupons(array['%s', '%[1]s'], '%s')::text"
-		batch = "select string_agg(status::text, ',') from public.claim_batch(array['%s', 'winner'], array['%s', 'sold'], array[7, 8])"
+		claimCoupon  = "select public.claim_coupon('%s', '%s')::text"
+		claimCoupons = "select public.claim_coupons(array['%s', '%[1]s'], '%s')::text"
+		claimBatch   = "select string_agg(status::text, ',') from public.claim_batch(array['%s', 'winner'], array['%s', 'sold'], array[7, 8])"
 	)
 	for _, c := range []struct {
 		call, user, coupon string
-		answer             string
+		want               string
 		waits              bool
 	}{
-		{one, "owner", "stocked", alreadyClaimed, false},
-		{one, "winner", "sold", alreadyClaimed, false},
-		{one, "loser", "sold", outOfStock, false},
-		{one, "loser", "none", couponNotFound, false},
-		{one, "newcomer", "stocked", claimed, true},
+		{claimCoupon, "owner", "stocked", alreadyClaimed, false},
+		{claimCoupon, "winner", "sold", alreadyClaimed, false},
+		{claimCoupon, "loser", "sold", outOfStock, false},
+		{claimCoupon, "loser", "none", couponNotFound, false},
+		{claimCoupon, "newcomer", "stocked", claimed, true},
 
-		{crowd, "owner", "stocked", "{already_claimed,already_claimed}", false},
-		{crowd, "winner", "sold", "{already_claimed,already_claimed}", false},
-		{crowd, "loser", "sold", "{out_of_stock,out_of_stock}", false},
-		{crowd, "loser", "none", "{coupon_not_found,coupon_not_found}", false},
-		{crowd, "second newcomer", "stocked", "{claimed,already_claimed}", true},
+		{claimCoupons, "owner", "stocked", "{already_claimed,already_claimed}", false},
+		{claimCoupons, "winner", "sold", "{already_claimed,already_claimed}", false},
+		{claimCoupons, "loser", "sold", "{out_of_stock,out_of_stock}", false},
+		{claimCoupons, "loser", "none", "{coupon_not_found,coupon_not_found}", false},
+		{claimCoupons, "second newcomer", "stocked", "{claimed,already_claimed}", true},
 
-		{batch, "owner", "stocked", "already_claimed,already_claimed", false},
-		{batch, "winner", "sold", "already_claimed,already_claimed", false},
-		{batch, "loser", "sold", "out_of_stock,already_claimed", false},
-		{batch, "loser", "none", "coupon_not_found,already_claimed", false},
-		{batch, "third newcomer", "stocked", "claimed,already_claimed", true},
+		{claimBatch, "owner", "stocked", "already_claimed,already_claimed", false},
+		{claimBatch, "winner", "sold", "already_claimed,already_claimed", false},
+		{claimBatch, "loser", "sold", "out_of_stock,already_claimed", false},
+		{claimBatch, "loser", "none", "coupon_not_found,already_claimed", false},
+		{claimBatch, "third newcomer", "stocked", "claimed,already_claimed", true},
 
 		{"select amount::text || '%s' from public.get_coupon('%s')", "", "stocked", "10", false},
 		{"select c || '%s' from public.coupon_claimers('%s', 0, 1) as c", "", "stocked", "owner", false},
 		{"select '%s' || public.create_coupon('%s', 1)", "", "stocked", couponExists, false},
 	} {
 		statement := fmt.Sprintf(c.call, c.user, c.coupon)
-		s.play("holder:locks", "begin", "select count(*) from (select from public.coupons for update) as c")
-		s.play("caller:asks", statement)
-		want := []string{"holder:locks=2", "caller:asks=" + c.answer}
+		it.run("holder:locks", "begin", "select count(*) from (select from public.coupons for update) as c")
+		it.run("caller:calls", statement)
+		want := []string{"holder:locks=2", "caller:calls=" + c.want}
 		if c.waits {
-			s.play("holder:commits", "commit")
-			want = []string{"holder:locks=2", "caller:asks...", "holder:commits", "caller:asks=" + c.answer}
+			it.run("holder:commits", "commit")
+			want = []string{"holder:locks=2", "caller:calls...", "holder:commits", "caller:calls=" + c.want}
 		}
-		equal(t, statement, s.trace, want)
-		s.clear()
+		equal(t, statement, it.trace, want)
+		it.reset()
 	}
-	equal(t, "who has it", s.watcher.claims("stocked"), []string{"owner", "newcomer", "second newcomer", "third newcomer"})
+	equal(t, "users of the coupon", it.control.claims("stocked"), []string{"owner", "newcomer", "second newcomer", "third newcomer"})
 }
 
-// A foreign key on coupons, also one of somebody else's table, locks the coupon for key share. A claim, which changes no key, goes
-// on meanwhile.
-func TestClaimsDoNotWaitForForeignKeys(t *testing.T) {
+// A foreign key to coupons, from claims or any other table, takes a key share lock on the coupon. A
+// claim does not change the key, so it does not wait for that lock.
+func TestClaims_doNotWaitForForeignKeys(t *testing.T) {
 	t.Parallel()
-	s := newStage(t, pgtest.New(t), "order", "claim")
-	s.watcher.create("lamp", 10)
-	s.watcher.exec("create table public.orders (coupon_name text references public.coupons (name))")
+	it := newIsolationTester(t, pgtest.New(t), "order", "claim")
+	it.control.create("lamp", 10)
+	it.control.exec("create table public.orders (coupon_name text references public.coupons (name))")
 
-	s.play("order:refers", "begin", "insert into public.orders values ('lamp')")
-	s.play("claim:one", "select public.claim_coupon('one', 'lamp')")
-	s.play("claim:crowd", "select public.claim_coupons(array['crowd'], 'lamp')::text")
-	s.play("claim:batch", "select status from public.claim_batch(array['batch'], array['lamp'], array[1])")
-	equal(t, "what happens", s.trace, []string{"order:refers", "claim:one=claimed", "claim:crowd={claimed}", "claim:batch=claimed"})
-	s.clear()
+	it.run("order:inserts", "begin", "insert into public.orders values ('lamp')")
+	it.run("claim:claim_coupon", "select public.claim_coupon('ann', 'lamp')")
+	it.run("claim:claim_coupons", "select public.claim_coupons(array['bob'], 'lamp')::text")
+	it.run("claim:claim_batch", "select status from public.claim_batch(array['eve'], array['lamp'], array[1])")
+	equal(t, "the trace", it.trace,
+		[]string{"order:inserts", "claim:claim_coupon=claimed", "claim:claim_coupons={claimed}", "claim:claim_batch=claimed"})
+	it.reset()
 }
 
-// A call of rejections only leaves PostgreSQL nothing to write down: no transaction id is taken, so there is no commit to wait
-// for.
-func TestRejectionsWriteNothing(t *testing.T) {
+// A call that rejects every claim writes nothing: it takes no transaction id, so it does not wait
+// for a commit.
+func TestRejections_writeNothing(t *testing.T) {
 	t.Parallel()
 	s := owner(t, pgtest.New(t))
 	s.create("stocked", 10)
@@ -103,11 +104,12 @@ func TestRejectionsWriteNothing(t *testing.T) {
 	}
 	s.claim("newcomer", "stocked")
 	if !get[bool](s, wrote) {
-		t.Error("a claim writes nothing: this test proves nothing")
+		t.Error("a successful claim writes nothing: this test proves nothing")
 	}
 	s.exec("rollback")
 
-	// So a transaction that may only read can ask. (claim_batch cannot: PostgreSQL refuses its statements there at sight.)
+	// So a rejection works in a read-only transaction. (Not in claim_batch, because PostgreSQL refuses
+	// its statements before it executes them.)
 	s.exec("begin read only")
 	equal(t, "read only", []string{s.claim("owner", "stocked"), s.claim("loser", "sold"), s.claim("loser", "none")},
 		[]string{alreadyClaimed, outOfStock, couponNotFound})
@@ -115,12 +117,12 @@ func TestRejectionsWriteNothing(t *testing.T) {
 		t.Errorf("a claim in a read-only transaction: %v", err)
 	}
 	s.exec("rollback")
-	equal(t, "who has it", s.claims("stocked"), []string{"owner"})
+	equal(t, "users of the coupon", s.claims("stocked"), []string{"owner"})
 }
 
-// Crowds over many coupons, each in an order of its own, from many sessions, with single claims and crowds of one coupon in
-// between: nobody ever waits in a circle, and the numbers are exact.
-func TestCrowdsOverManyCouponsDoNotDeadlock(t *testing.T) {
+// Many sessions send batches over many coupons, each in a random order, alternating with batches
+// for one coupon. They never deadlock, and claims and stock are exact.
+func TestClaimBatch_noDeadlock(t *testing.T) {
 	t.Parallel()
 	const (
 		rounds = 15
@@ -133,9 +135,9 @@ func TestCrowdsOverManyCouponsDoNotDeadlock(t *testing.T) {
 		admin.create(coupon, stock)
 	}
 
-	// Each session has users of its own, and some whom all sessions share.
-	results := together(t, several(t, 8, database, service), func(ctx context.Context, me int, s *session) (map[string]int, error) {
-		random := rand.New(rand.NewPCG(uint64(me), 4)) // drawn anew in the same way each time
+	// Each session has its own users, and some users are in all sessions.
+	results := concurrently(t, several(t, 8, database, service), func(ctx context.Context, self int, s *session) (map[string]int, error) {
+		random := rand.New(rand.NewPCG(uint64(self), 4)) // the same in every run
 		won := map[string]int{}
 		count := func(statuses, coupons []string) {
 			for i, status := range statuses {
@@ -149,20 +151,20 @@ func TestCrowdsOverManyCouponsDoNotDeadlock(t *testing.T) {
 			for range 40 {
 				user := fmt.Sprintf("shared %d", random.IntN(40))
 				if random.IntN(2) == 0 {
-					user = fmt.Sprintf("%d of %d", random.IntN(200), me)
+					user = fmt.Sprintf("%d of %d", random.IntN(200), self)
 				}
 				users = append(users, user)
 				wanted = append(wanted, coupons[random.IntN(len(coupons))])
 			}
 			statuses, err := s.claimBatchErr(ctx, users, wanted)
 			if err != nil {
-				return nil, fmt.Errorf("session %d, round %d: claim_batch: %w", me, round, err)
+				return nil, fmt.Errorf("session %d, round %d: claim_batch: %w", self, round, err)
 			}
 			count(statuses, wanted)
 
 			coupon := coupons[random.IntN(len(coupons))]
 			if statuses, err = s.claimCouponsErr(ctx, users[:10], coupon); err != nil {
-				return nil, fmt.Errorf("session %d, round %d: claim_coupons: %w", me, round, err)
+				return nil, fmt.Errorf("session %d, round %d: claim_coupons: %w", self, round, err)
 			}
 			count(statuses, same(coupon, 10))
 		}
@@ -174,18 +176,18 @@ func TestCrowdsOverManyCouponsDoNotDeadlock(t *testing.T) {
 		for _, r := range results {
 			won += r[coupon]
 		}
-		users := admin.claims(coupon) // and the claim numbers have no gaps
+		users := admin.claims(coupon) // which also checks the claim numbers
 		if len(users) != won {
-			t.Errorf("%s: %d claims are stored, %d were answered", coupon, len(users), won)
+			t.Errorf("%s: %d claims are stored, but %d calls returned claimed", coupon, len(users), won)
 		}
 		if won != stock {
-			t.Errorf("%s: %d of %d pieces are claimed: the crowd was too small to sell it out", coupon, won, stock)
+			t.Errorf("%s: only %d of %d were claimed: too few claims for this test", coupon, won, stock)
 		}
 	}
 }
 
-// 16 sessions claim one coupon one by one, in crowds and in batches.
-func TestClaimNumbersHaveNoGapsAfterASale(t *testing.T) {
+// 16 sessions claim one coupon with all three functions.
+func TestClaimNumbers_noGaps(t *testing.T) {
 	t.Parallel()
 	const (
 		each  = 60
@@ -194,17 +196,17 @@ func TestClaimNumbersHaveNoGapsAfterASale(t *testing.T) {
 	database := pgtest.New(t)
 	admin := owner(t, database)
 	admin.create("hot", stock)
-	won := together(t, several(t, 16, database, service), func(ctx context.Context, me int, s *session) ([]string, error) {
+	won := concurrently(t, several(t, 16, database, service), func(ctx context.Context, self int, s *session) ([]string, error) {
 		var winners []string
 		for i := 0; i < each; {
-			users := names(fmt.Sprintf("%d/%d/%%d", me, i), 1+i%4)
+			users := names(fmt.Sprintf("%d/%d/%%d", self, i), 1+i%4)
 			var statuses []string
 			var err error
 			switch i % 3 {
 			case 0:
 				statuses = []string{""}
 				users = users[:1]
-				statuses[0], err = ask[string](ctx, s.Conn, "select public.claim_coupon($1, 'hot')", users[0])
+				statuses[0], err = getErr[string](ctx, s.Conn, "select public.claim_coupon($1, 'hot')", users[0])
 			case 1:
 				statuses, err = s.claimCouponsErr(ctx, users, "hot")
 			default:
@@ -225,10 +227,10 @@ func TestClaimNumbersHaveNoGapsAfterASale(t *testing.T) {
 
 	stored := admin.claims("hot")
 	if len(stored) != stock {
-		t.Errorf("%d of %d pieces are claimed", len(stored), stock)
+		t.Errorf("%d of %d were claimed", len(stored), stock)
 	}
-	answered := slices.Concat(won...)
-	slices.Sort(answered)
+	returned := slices.Concat(won...)
+	slices.Sort(returned)
 	slices.Sort(stored)
-	equal(t, "who was told so has it", answered, stored)
+	equal(t, "users that got claimed, and stored users", returned, stored)
 }

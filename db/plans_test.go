@@ -11,16 +11,17 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// A session plans each statement of a function a few times, then keeps a plan for good (or until the table is analyzed). What
-// was planned while the tables were small must still do when they hold millions of rows: a look at one claim probes one index,
-// whatever the planner knew, or believed to know, when it chose.
+// A session plans each statement of a function a few times and then caches a plan until the table
+// is analyzed. A plan made while the tables were small must still be good when they hold millions
+// of rows: a lookup of a claim probes one index, whatever statistics the planner had.
 //
-// Time is no measure here. PostgreSQL counts what each call touches: sequential scans, index entries returned, blocks visited.
-func TestPlansOfOldSessionsHold(t *testing.T) {
+// The test does not measure time. It uses PostgreSQL's counters of what each call touches:
+// sequential scans, index entries returned, blocks visited.
+func TestCachedPlans_probeIndexes(t *testing.T) {
 	t.Parallel()
-	// What the planner may see when an old session makes its plans. The statistics of a young system mislead: of the two
-	// indexes of claims, that of the primary key has seemed better for the look at a user's claim, at the price of reading all
-	// claims of the coupon once the sale is on.
+	// What the planner may see when an old session plans. The statistics of a small database are
+	// misleading: they can favour the primary key for the lookup of a user's claim, which reads all
+	// claims of the coupon during a sale.
 	for _, state := range []struct {
 		name string
 		sql  string
@@ -51,9 +52,9 @@ func TestPlansOfOldSessionsHold(t *testing.T) {
 			admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
 			admin.exec(state.sql)
 			old := service(t, database)
-			makePlans(old)
+			cachePlans(old)
 			grow(admin)
-			for _, moment := range []string{"unanalyzed", "analyzed", "analyzed and planned anew"} {
+			for _, moment := range []string{"unanalyzed", "analyzed", "analyzed and planned again"} {
 				for _, c := range costlyCalls(moment) {
 					c.check(t, moment, old, admin)
 				}
@@ -62,16 +63,16 @@ func TestPlansOfOldSessionsHold(t *testing.T) {
 					report(admin)
 				}
 				if moment == "analyzed" {
-					makePlans(old)
+					cachePlans(old)
 				}
 			}
 		})
 	}
 }
 
-// makePlans calls every function in every way that has statements of its own, more often than the five times after which
-// PostgreSQL may keep a plan, and leaves nothing.
-func makePlans(s *session) {
+// cachePlans executes every statement of every function more than five times, after which
+// PostgreSQL may cache a plan, and rolls back.
+func cachePlans(s *session) {
 	s.t.Helper()
 	s.exec("begin")
 	s.create("old", 100)
@@ -94,12 +95,12 @@ func makePlans(s *session) {
 }
 
 const (
-	hotClaims  = 150_000 // of the coupon hot
-	manyClaims = 50_000  // of the user many, one of each of the coupons many-1, many-2, …
+	hotClaims  = 150_000 // claims of the coupon hot
+	manyClaims = 50_000  // claims of the user many, one for each of the coupons many-1, many-2, …
 )
 
-// grow lets the tables grow from another session, which the old one does not notice. Foreign keys are not checked meanwhile:
-// they are kept here, and would take most of the time.
+// grow inserts many rows from another session, which does not invalidate the old session's plans.
+// Foreign keys hold here, and checking them would take most of the time.
 func grow(admin *session) {
 	admin.t.Helper()
 	admin.exec(fmt.Sprintf(`
@@ -107,7 +108,7 @@ func grow(admin *session) {
 		insert into public.coupons (name, amount, remaining_amount) values ('hot', 2147483647, 2147483647 - %[1]d), ('sold', 1, 0);
 		insert into public.coupons (name, amount, remaining_amount) select 'many-' || i, 5, 4 from generate_series(1, %[2]d) as i;
 		insert into public.coupons (name, amount, remaining_amount)
-		select 'first ' || moment, 1, 1 from unnest(array['unanalyzed', 'analyzed', 'analyzed and planned anew']) as moment;
+		select 'first ' || moment, 1, 1 from unnest(array['unanalyzed', 'analyzed', 'analyzed and planned again']) as moment;
 		insert into public.claims (coupon_name, claim_number, user_id) select 'hot', i, 'hot-' || i from generate_series(1, %[1]d) as i;
 		insert into public.claims (coupon_name, claim_number, user_id) select 'many-' || i, 1, 'many' from generate_series(1, %[2]d) as i;
 		insert into public.claims (coupon_name, claim_number, user_id) values ('sold', 1, 'winner');
@@ -115,16 +116,17 @@ func grow(admin *session) {
 	report(admin)
 }
 
-// costlyCall is a call that would be costly with a wrong plan.
+// costlyCall is a call that is costly with a wrong plan.
 type costlyCall struct {
 	sql    string
 	args   []any
-	want   string // the answer, as text
-	claims int    // how many it asks about
-	page   int    // how many it lists
+	want   string // the result, as text
+	claims int    // the number of claims that it looks up
+	page   int    // the number of claims that it lists
 }
 
-// costlyCalls ask for the claims that a scan of the wrong index finds last, or never. moment makes users who claim anew.
+// costlyCalls returns calls for claims that a scan of the wrong index finds last, or never. The
+// users of successful claims contain moment, so that they are different each time.
 func costlyCalls(moment string) []costlyCall {
 	last, page := fmt.Sprintf("hot-%d", hotClaims), 500
 	return []costlyCall{
@@ -134,7 +136,8 @@ func costlyCalls(moment string) []costlyCall {
 		{"select public.claim_coupon('many', 'sold')::text", nil, outOfStock, 1, 0},
 		{"select public.claim_coupon('many', 'none')::text", nil, couponNotFound, 1, 0},
 		{"select public.claim_coupon($1, 'hot')::text", []any{"one " + moment}, claimed, 1, 0},
-		// His other coupons all have names behind it: an index that is scanned on to the end of the user visits them all.
+		// The names of the user's other coupons come after this one, so a scan to the end of the user's
+		// index entries visits them all.
 		{"select public.claim_coupon('many', $1)::text", []any{"first " + moment}, claimed, 1, 0},
 		{"select public.claim_coupon($1, 'many-44444')::text", []any{"one " + moment}, claimed, 1, 0},
 		{
@@ -160,21 +163,21 @@ func costlyCalls(moment string) []costlyCall {
 	}
 }
 
-// Bounds of what a call may touch for each claim it asks about. Right plans stay at a half of them; the wrong index returns a
-// hundred thousand entries, or visits a thousand blocks.
+// The most that a call may touch per claim that it looks up. Right plans touch half of that; the
+// wrong index returns a hundred thousand entries, or visits a thousand blocks.
 const (
 	maxEntries = 8
 	maxBlocks  = 80
 )
 
-func (c costlyCall) check(t *testing.T, moment string, old, watcher *session) {
+func (c costlyCall) check(t *testing.T, moment string, old, observer *session) {
 	t.Helper()
-	before := touched(watcher)
+	before := touched(observer)
 	if got := get[string](old, c.sql, c.args...); got != c.want {
-		t.Errorf("%s: %s %v: %s, not %s", moment, c.sql, c.args, got, c.want)
+		t.Errorf("%s: %s %v: got %s, want %s", moment, c.sql, c.args, got, c.want)
 	}
 	report(old)
-	after := touched(watcher)
+	after := touched(observer)
 
 	entries, blocks := 0, 0
 	for i, a := range after {
@@ -191,18 +194,19 @@ func (c costlyCall) check(t *testing.T, moment string, old, watcher *session) {
 	}
 }
 
-// report makes the session report what it has counted.
+// report flushes the session's statistics.
 func report(s *session) {
 	s.t.Helper()
 	s.exec("select pg_catalog.pg_stat_force_next_flush()")
 }
 
-// touch is what has been counted of a table or an index.
+// touch is PostgreSQL's counters of a table or an index.
 type touch struct {
 	Name                      string
 	SeqScans, Entries, Blocks int
 }
 
+// touched returns the counters of our tables and their indexes.
 func touched(s *session) []touch {
 	s.t.Helper()
 	rows, err := s.Query(bounded(s.t), `
@@ -221,7 +225,7 @@ func touched(s *session) []touch {
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[touch])
 	if err != nil || len(all) != 5 || !slices.ContainsFunc(all, func(t touch) bool { return t.Entries > 0 || t.Blocks > 0 }) {
-		s.t.Fatalf("what PostgreSQL has counted: %v %v", all, err)
+		s.t.Fatalf("PostgreSQL's counters: %v, %v", all, err)
 	}
 	return all
 }

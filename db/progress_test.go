@@ -8,9 +8,10 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// Whoever watches a sale asks every few seconds, while millions of claims are stored. A row of the view must stay a matter of a
-// few index probes: the first claim, the last, and the steps back from it to those that are older than ten seconds.
-func TestSaleProgressProbesIndexes(t *testing.T) {
+// Monitoring reads the view every few seconds while millions of claims are stored, so a row must
+// cost only a few index probes: the first claim, the last, and the search for those of the last ten
+// seconds.
+func TestSaleProgress_probesIndexes(t *testing.T) {
 	t.Parallel()
 	admin := owner(t, pgtest.New(t))
 	admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
@@ -23,8 +24,9 @@ func TestSaleProgressProbesIndexes(t *testing.T) {
 		from generate_series(1, %[1]d) as i;
 		update public.claims set claimed_at = claimed_at - interval '1 hour' where coupon_name <> 'busy';
 		reset session_replication_role`, hotClaims))
-	// The view as it is, with "lately" so long that no machine is too slow for those claims to be of it.
-	admin.exec(`do $$ begin execute 'create view public.patient as '
+	// The same view with 30 minutes instead of ten seconds, so that the test does not depend on the
+	// machine's speed.
+	admin.exec(`do $$ begin execute 'create view public.sale_progress_30_minutes as '
 		|| replace(pg_catalog.pg_get_viewdef('public.sale_progress'::regclass), '00:00:10', '00:30:00'); end $$`)
 
 	for _, moment := range []string{"unanalyzed", "analyzed"} {
@@ -36,13 +38,13 @@ func TestSaleProgressProbesIndexes(t *testing.T) {
 			want    string
 			entries int
 		}{
-			// The coupon, its first claim, its last, and one probe that finds the last claim older.
+			// The coupon, its first claim, its last, and one probe: the last claim is older.
 			{"select claims_per_second::text from public.sale_progress where name = 'hot'", "0.0", 4},
 			{"select claims_per_second::text from public.sale_progress where name = 'many-44444'", "0.0", 4},
 			{"select claims_per_second::text from public.sale_progress where name = 'unknown'", "", 0},
-			// Back 1, 2, 4, … 16,384 and 32,768 claims, then 15 halvings.
-			{"select claims_per_second::text from public.patient where name = 'busy'", "3000.0", 4 + 16 + 16},
-			// Other columns alone cost no search.
+			// Steps back of 1, 2, 4, … 16,384 and 32,768 claims, then 15 binary steps.
+			{"select claims_per_second::text from public.sale_progress_30_minutes where name = 'busy'", "3000.0", 4 + 16 + 16},
+			// Without the column claims_per_second, the view does not search.
 			{"select remaining_amount::text from public.sale_progress where name = 'busy'", fmt.Sprint(1<<31 - 1 - hotClaims), 1},
 		} {
 			report(admin)
@@ -69,22 +71,22 @@ func TestSaleProgressProbesIndexes(t *testing.T) {
 	}
 }
 
-// Who has looked at the view in a transaction that he leaves open keeps a deploy waiting, but no claim: not before the deploy,
-// nor while it waits.
-func TestSaleProgressBeingReadHoldsUpNoClaim(t *testing.T) {
+// An open transaction that has read the view blocks a deploy, but it blocks no claims, before the
+// deploy or while the deploy waits.
+func TestSaleProgress_openReaderBlocksNoClaims(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
-	watcher, admin, client := owner(t, database), owner(t, database), service(t, database)
+	monitor, admin, client := owner(t, database), owner(t, database), service(t, database)
 	client.create("lamp", 2)
-	watcher.exec("begin; set local role coupon_monitor; select from public.sale_progress")
+	monitor.exec("begin; set local role coupon_monitor; select from public.sale_progress")
 
 	migrated := make(chan error, 1)
 	go func() { migrated <- onlyError(db.Apply(bounded(t), admin.Conn)) }()
 	if err := waitBlocked(owner(t, database), 1, []string{database.Name}); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "claims meanwhile", client.claimCoupons([]string{"ann", "bob"}, "lamp"), []string{claimed, claimed})
-	watcher.exec("commit")
+	equal(t, "claims while Apply waits", client.claimCoupons([]string{"ann", "bob"}, "lamp"), []string{claimed, claimed})
+	monitor.exec("commit")
 	if err := <-migrated; err != nil {
 		t.Error(err)
 	}

@@ -13,15 +13,15 @@ import (
 //go:embed proxy/*.sql
 var proxyFiles embed.FS
 
-// What Apply and ApplyProxy refuse: each other's databases.
+// Errors of Apply for the database of a proxy, and of ApplyProxy for a database with coupons.
 var (
 	ErrNotAProxy = errors.New("the database has coupons of its own")
 	ErrIsAProxy  = errors.New("the database is a proxy")
 )
 
-// refuseProxy keeps tables off a proxy, whose functions would never use them.
+// refuseProxy returns an error if the database is a proxy, on which tables would not be used.
 func refuseProxy(ctx context.Context, conn *pgx.Conn) error {
-	var is bool
+	var isProxy bool
 	err := conn.QueryRow(ctx, `
 		select exists (
 		  select
@@ -30,21 +30,23 @@ func refuseProxy(ctx context.Context, conn *pgx.Conn) error {
 		    on l.oid = p.prolang
 		  where p.oid = pg_catalog.to_regprocedure('public.claim_coupons(text[], text)')
 		    and l.lanname = 'plproxy'
-		)`).Scan(&is)
+		)`).Scan(&isProxy)
 	if err != nil {
-		return fmt.Errorf("look at the database: %w", err)
+		return fmt.Errorf("read the database's functions: %w", err)
 	}
-	if is {
-		return fmt.Errorf("%w: its functions are brought up to date by coupond migrate --proxy", ErrIsAProxy)
+	if isProxy {
+		return fmt.Errorf("%w; update it with coupond migrate --proxy", ErrIsAProxy)
 	}
 	return nil
 }
 
-// ApplyProxy makes a proxy of conn's database, or brings one up to date: it installs the functions with the signatures of
-// ours that hand each call on to the shard which owns the coupon (PL/Proxy), and keeps nothing. Which shards there are is the
-// operator's to say, by the foreign server "coupons" (deploy/shards). Running it again changes nothing.
+// ApplyProxy makes conn's database a proxy, or brings one up to date: it installs PL/Proxy
+// functions with the same signatures, which call the shard that owns the coupon. A proxy stores no
+// coupons. The operator defines the shards with the foreign server "coupons" (deploy/shards).
+// Applying it again changes nothing.
 //
-// The login must be a superuser, as PL/Proxy is no trusted language.
+// The login must be a superuser, because PL/Proxy is not a trusted language. If the database has
+// coupons, ApplyProxy returns ErrNotAProxy.
 func ApplyProxy(ctx context.Context, conn *pgx.Conn) error {
 	return applyProxyFiles(ctx, conn, proxyFiles)
 }
@@ -59,20 +61,20 @@ func applyProxyFiles(ctx context.Context, conn *pgx.Conn, files fs.FS) error {
 	}
 	defer unlock()
 
-	var occupied, installed bool
+	var hasCoupons, installed bool
 	var version int32
 	err = conn.QueryRow(ctx, `
 		select
 		  pg_catalog.to_regclass('public.coupons') is not null,
-		  pg_catalog.to_regprocedure('public.coupon_schema_version()') is not null`).Scan(&occupied, &installed)
-	if err == nil && installed && !occupied {
+		  pg_catalog.to_regprocedure('public.coupon_schema_version()') is not null`).Scan(&hasCoupons, &installed)
+	if err == nil && installed && !hasCoupons {
 		err = conn.QueryRow(ctx, "select public.coupon_schema_version()").Scan(&version)
 	}
 	if err != nil {
-		return fmt.Errorf("look at the database: %w", err)
+		return fmt.Errorf("read the database's tables and schema version: %w", err)
 	}
-	if occupied {
-		return fmt.Errorf("%w: a proxy keeps nothing; give it an empty database", ErrNotAProxy)
+	if hasCoupons {
+		return fmt.Errorf("%w: a proxy stores none; use an empty database", ErrNotAProxy)
 	}
 	if err := refuseNewer(version, Version()); err != nil {
 		return err

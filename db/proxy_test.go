@@ -13,19 +13,19 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// forProxy is an empty database on a server that has PL/Proxy.
-func forProxy(t *testing.T) *session {
+// emptyProxy connects to an empty database on a server that has PL/Proxy.
+func emptyProxy(t *testing.T) *session {
 	t.Helper()
 	return owner(t, pgtest.StartServer(t, map[string]string{"fsync": "off"}).ForProxy(t))
 }
 
-// A proxy has the functions that the service may call, with the same signatures and labels, those that tell of its shards,
-// and nothing else.
-func TestProxyHasTheSameSignatures(t *testing.T) {
+// A proxy has the functions that the service may call, with the same signatures and enum labels,
+// and the functions about its shards, and nothing else.
+func TestApplyProxy_signatures(t *testing.T) {
 	t.Parallel()
-	proxy := forProxy(t)
+	proxy := emptyProxy(t)
 	proxy.exec("set search_path = pg_catalog")
-	for range 2 { // again changes nothing
+	for range 2 { // the second time changes nothing
 		if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
 			t.Fatal(err)
 		}
@@ -41,7 +41,7 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 	own := []string{"coupon_shard_commit(p_partition integer) pg_lsn", "coupon_shard_version(p_partition integer) integer", "coupon_shards() integer[]"}
 	equal(t, "signatures", slices.DeleteFunc(list[string](proxy, signatures), func(s string) bool { return slices.Contains(own, s) }),
 		list[string](single, signatures))
-	equal(t, "functions there are", list[string](proxy, "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"),
+	equal(t, "functions", list[string](proxy, "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"),
 		[]string{
 			"claim_batch", "claim_coupon", "claim_coupons", "coupon_claimers", "coupon_schema_version",
 			"coupon_shard_commit", "coupon_shard_version", "coupon_shards", "create_coupon", "get_coupon",
@@ -50,59 +50,59 @@ func TestProxyHasTheSameSignatures(t *testing.T) {
 		labels := "select unnest(enum_range(null::public." + enum + "))::text"
 		equal(t, enum, list[string](proxy, labels), list[string](single, labels))
 	}
-	equal(t, "who may do what", list[string](proxy, `
+	equal(t, "owners, attributes and privileges", list[string](proxy, `
 		select distinct pg_get_userbyid(p.proowner) || ' ' || p.prosecdef || ' ' || (p.proconfig = array['search_path=pg_catalog, pg_temp'])
 		  || ' ' || has_function_privilege('public', p.oid, 'execute')
 		from pg_proc as p
 		where p.pronamespace = 'public'::regnamespace`), []string{"coupon_proxy true true false"})
-	equal(t, "who may log in", list[string](proxy, "select rolname from pg_roles where rolname like 'coupon%' and rolcanlogin"), nil)
-	equal(t, "without a comment", list[string](proxy, `
+	equal(t, "roles that may log in", list[string](proxy, "select rolname from pg_roles where rolname like 'coupon%' and rolcanlogin"), nil)
+	equal(t, "functions without a comment", list[string](proxy, `
 		select p.proname
 		from pg_proc as p
 		where p.pronamespace = 'public'::regnamespace
 		  and obj_description(p.oid, 'pg_proc') is null`), nil)
 	if version := get[int32](proxy, "select public.coupon_schema_version()"); version != db.Version() {
-		t.Errorf("version %d", version)
+		t.Errorf("version %d, want %d", version, db.Version())
 	}
 	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
-		t.Errorf("a proxy has %d tables", n)
+		t.Errorf("a proxy has %d tables, want 0", n)
 	}
 }
 
-// A label that a shard answers and the proxy lacks is a fault, and not another label; and it is none where the newer program's
-// migrate --proxy came first, also for sessions that are older than that.
-func TestNewLabelGoesToTheProxiesFirst(t *testing.T) {
+// If a shard returns an enum label that the proxy lacks, the call fails. If migrate --proxy of the
+// newer program ran first, the call returns the label, even in sessions that are older than that.
+func TestApplyProxy_newEnumLabel(t *testing.T) {
 	t.Parallel()
 	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
-	on := server.ForProxy(t)
-	proxy := owner(t, on)
+	proxyDatabase := server.ForProxy(t)
+	proxy := owner(t, proxyDatabase)
 	database := server.New(t)
 	shard := owner(t, database)
 	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
 		t.Fatal(err)
 	}
-	at := shard.Config()
-	proxy.exec(fmt.Sprintf("create server coupons foreign data wrapper plproxy options (p0 'host=%s port=%d dbname=%s')", at.Host, at.Port, at.Database))
+	config := shard.Config()
+	proxy.exec(fmt.Sprintf("create server coupons foreign data wrapper plproxy options (p0 'host=%s port=%d dbname=%s')", config.Host, config.Port, config.Database))
 	proxy.exec("grant usage on foreign server coupons to coupon_proxy")
-	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupons options (user '%s', password '%s')", at.User, at.Password))
-	service := service(t, on)
+	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupons options (user '%s', password '%s')", config.User, config.Password))
+	service := service(t, proxyDatabase)
 	const (
-		one  = "select public.claim_coupon('u', 'c')::text"
-		many = "select status::text from public.claim_batch(array['u'], array['c'], array[1])"
+		single = "select public.claim_coupon('u', 'c')::text"
+		batch  = "select status::text from public.claim_batch(array['u'], array['c'], array[1])"
 	)
-	for _, sql := range []string{one, many} {
+	for _, sql := range []string{single, batch} {
 		if got := get[string](service, sql); got != "coupon_not_found" {
 			t.Errorf("%s: %s", sql, got)
 		}
 	}
 
-	// What a newer program would bring to the shard.
+	// What a newer program would install on the shard.
 	shard.exec("alter type public.claim_status add value 'not_yet'")
 	shard.exec("create or replace function public.claim_coupon(p_user text, p_coupon text) returns public.claim_status language sql as $$ select 'not_yet'::public.claim_status $$")
 	shard.exec(`create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
 		returns table ("position" integer, status public.claim_status) language sql as $$ select 1, 'not_yet'::public.claim_status $$`)
-	for _, sql := range []string{one, many} {
-		got, err := ask[string](bounded(t), service.Conn, sql)
+	for _, sql := range []string{single, batch} {
+		got, err := getErr[string](bounded(t), service.Conn, sql)
 		if sqlstate(t, err) != pgerrcode.InvalidTextRepresentation {
 			t.Errorf("%s, with a label that the proxy lacks: %q, %v", sql, got, err)
 		}
@@ -116,21 +116,21 @@ func TestNewLabelGoesToTheProxiesFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, sql := range []string{one, many} {
+	for _, sql := range []string{single, batch} {
 		if got := get[string](service, sql); got != "not_yet" {
 			t.Errorf("%s, after migrate --proxy: %s", sql, got)
 		}
 	}
 }
 
-// A database with coupons does not become a proxy by mistake; nor does a proxy get tables.
-func TestProxyOrNot(t *testing.T) {
+// ApplyProxy refuses a database with coupons, and Apply refuses a proxy.
+func TestApply_proxyMismatch(t *testing.T) {
 	t.Parallel()
 	s := owner(t, pgtest.New(t))
 	if err := db.ApplyProxy(context.Background(), s.Conn); !errors.Is(err, db.ErrNotAProxy) {
 		t.Error(err)
 	}
-	proxy := forProxy(t)
+	proxy := emptyProxy(t)
 	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
 		t.Fatal(err)
 	}
@@ -138,14 +138,14 @@ func TestProxyOrNot(t *testing.T) {
 		t.Error(err)
 	}
 	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
-		t.Errorf("a proxy has %d tables", n)
+		t.Errorf("a proxy has %d tables, want 0", n)
 	}
 }
 
-// A proxy tells which partitions share a shard, and nothing else of where the shards are.
-func TestProxyTellsItsShardsInNumbers(t *testing.T) {
+// coupon_shards returns which partitions share a shard, and nothing else about the shards.
+func TestCouponShards(t *testing.T) {
 	t.Parallel()
-	proxy := forProxy(t)
+	proxy := emptyProxy(t)
 	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
 		t.Fatal(err)
 	}
@@ -153,8 +153,8 @@ func TestProxyTellsItsShardsInNumbers(t *testing.T) {
 		t.Helper()
 		return get[[]int32](proxy, "select public.coupon_shards()")
 	}
-	equal(t, "without a server", shards(), nil)
-	// Not in order, more than nine, and with options that are no partitions.
+	equal(t, "shards without a foreign server", shards(), nil)
+	// Not in order, more than nine partitions, and options that are not partitions.
 	proxy.exec(`
 		create server coupons foreign data wrapper plproxy options (
 		  connection_lifetime '60',

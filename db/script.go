@@ -14,15 +14,15 @@ import (
 //go:embed script.psql
 var script string
 
-// Script returns what Apply does as one script for psql, which needs no other file and no Go. Like Apply it does only what is
-// missing, may be run again, and refuses a newer schema; unlike Apply it cannot be part of a program, because it asks psql to
-// decide (\if).
+// Script returns one script for psql that does what Apply does, without other files or Go. Like
+// Apply, it does only what is missing, can be run again, and refuses a newer schema. It uses psql's
+// \if, so only psql can run it.
 func Script() (string, error) {
 	migrations, err := fs.Sub(files, "migrations")
 	if err != nil {
 		return "", err
 	}
-	// Without a connection the migrator only reads.
+	// Without a connection, the migrator can only load files.
 	migrator, err := migrate.NewMigrator(context.Background(), nil, versionTable)
 	if err != nil {
 		return "", err

@@ -8,9 +8,9 @@ import (
 	"scalable-coupon-system/db"
 )
 
-// The script for psql is made of the same files, whole, the migrations in their order and then the functions. (That it does the
-// same is tried with psql, in docs/dba.)
-func TestScriptHasEveryFile(t *testing.T) {
+// The script for psql contains every file: the migrations in order, then the functions. (A test in
+// test/handbook runs it with psql.)
+func TestScript_containsEveryFile(t *testing.T) {
 	t.Parallel()
 	script, err := db.Script()
 	if err != nil {
@@ -32,12 +32,12 @@ func TestScriptHasEveryFile(t *testing.T) {
 		}
 		at := strings.Index(script, strings.TrimSpace(string(text)))
 		switch {
-		case path == "functions/install.sql": // the list of them
+		case path == "functions/install.sql": // a template that lists the others
 		case at < 0:
-			t.Errorf("the script has not all of %s", path)
+			t.Errorf("the script does not contain all of %s", path)
 		case strings.HasPrefix(path, "migrations/"):
 			if at < last {
-				t.Errorf("%s comes too early", path)
+				t.Errorf("%s comes before a migration with a lower number", path)
 			}
 			last = at
 		case at < last:
@@ -45,6 +45,6 @@ func TestScriptHasEveryFile(t *testing.T) {
 		}
 	}
 	if strings.Contains(script, "{{") {
-		t.Error("the script has something of its template")
+		t.Error("the script contains template syntax")
 	}
 }

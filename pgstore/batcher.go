@@ -11,310 +11,310 @@ import (
 	"time"
 )
 
-// How claims travel together.
+// batchers sends concurrent claims to PostgreSQL in batches.
 //
-// A coupon on sale is one row, and its lock is held until the commit: claims that go
-// one by one are capped at one a commit, however many connections carry them. So
-// claims that arrive while a call is in flight wait for it, and then go together: one
-// call, one lock, one commit for all of them. There is no timer: an idle service adds
-// no delay, and a busy one grows its crowds by itself.
+// A coupon is one row, and its lock is held until commit: claims sent one at a time are limited to
+// one per commit. Therefore a coupon always maps to the same batcher, and a batcher has at most one
+// call in flight. Claims that arrive meanwhile are queued and sent together in the next call: one
+// lock, one commit. No timer is needed: an idle service adds no delay, and under load batches grow
+// on their own (ADR 0008). Behind a proxy a batcher belongs to one shard, so that a call waits for
+// that shard only (ADR 0016).
 //
-// The way of a claim:
+// A claim that finds its batcher idle is sent at once, on its caller's goroutine, which saves two
+// goroutine switches. When a call ends and claims are queued, a goroutine sends them, batch after
+// batch, until the queue is empty.
 //
-//  1. A coupon always maps to the same lane. A lane has at most one call in flight. Behind
-//     a proxy a lane belongs to one shard (shards.go), so that a call costs one shard and
-//     waits for no other.
-//  2. A caller who finds his lane idle takes its turn and carries his own claim, on his
-//     own goroutine. (A goroutine standing by for it would cost him two switches.)
-//  3. A caller who finds it busy queues. If the queue is full he hears ErrOverloaded at
-//     once; if he leaves while he waits, his claim leaves with him.
-//  4. Whoever ends a call hands the turn on: to a goroutine that carries all who have
-//     gathered meanwhile, and those who gather while it does, until nobody waits.
-//  5. Boarding a call is the point of no return: from then on the claim stands, its
-//     caller stays for the answer, and gets it when the call has returned, which is
-//     after the commit.
+// Ownership: a batcher's fields are guarded by its mutex. A pending claim belongs to the queue
+// until it is taken for a call, then to that call until done is signalled, then to its caller.
+// Until it is taken, its caller may give up, and the claim is not sent. Once taken, its caller
+// waits for the outcome, which arrives when the call has returned, after the commit.
 //
-// Who owns what: a lane's fields belong to its mutex. A waiter belongs to the mutex as
-// long as he queues, to the carrier from boarding until done is signalled, to his
-// caller after that.
-//
-// Bounds: a claim that has queued for half of the time-out is not boarded any more, so
-// each crowd has the other half left, and send is bound by its oldest claim's deadline.
-// That way everybody is answered within the time-out and no claim needs a timer.
-type lanes struct {
-	send    func(ctx context.Context, claims []*claim) // sets each claim's status or err
-	limit   int                                        // claims that may queue in a lane
-	timeout time.Duration                              // longest a claim waits for its answer
-	seed    maphash.Seed
-	running sync.WaitGroup // lanes that are not idle
+// Bounds: a claim that was queued for half of the time-out is not sent. So each batch has the other
+// half left, and the deadline of its oldest claim bounds the call: every caller is answered within
+// the time-out, without a timer per claim.
+type batchers struct {
+	send       func(ctx context.Context, claims []*claim) // sets each claim's status or err
+	queueLimit int                                        // pending claims per batcher, at most
+	timeout    time.Duration                              // longest that a claim waits for its outcome
+	seed       maphash.Seed
+	running    sync.WaitGroup // counts the busy batchers
 
-	// partitions is where a coupon's lane is looked up: each partition has its shard's
-	// lanes. A single server is one partition.
+	// partitions maps a coupon's partition to the batchers of the shard that has it. A single server
+	// is one partition.
 	partitions atomic.Pointer[[]group]
-	count      int           // lanes of a group
-	groups     map[int]group // by the shard's number
-	grouping   sync.Mutex    // guards groups
+	groupSize  int           // batchers per group
+	mu         sync.Mutex    // guards groups
+	groups     map[int]group // by the shard's number; 0 without a proxy
 
-	// waiters spares a claim the allocation of its waiter and channel. One whose caller
-	// left is not put back: the queue has it still.
-	waiters sync.Pool
+	// pool reuses pending claims and their channels. An abandoned one is not returned to the pool,
+	// because the queue still refers to it.
+	pool sync.Pool
 }
 
-// mostInCall is the most claims that one call carries. The row lock is held for the
-// whole call, so what one instance gains by larger crowds the others wait for. With
-// 2,000 connections on one coupon (2 cores, medians of 3 interleaved rounds):
-//
-//	most in a call        128     256     512   1,024   2,048
-//	claims a second    28,600  30,200  30,700  30,900  30,500
-const mostInCall = 512
+// maxBatch is the largest number of claims in one call. The row lock is held for the whole call, so
+// larger batches delay other instances more than they gain (measured in ADR 0008).
+const maxBatch = 512
 
-// group is the lanes of one server.
-type group []lane
+// group holds the batchers of one server.
+type group []batcher
 
-type lane struct {
-	*lanes
-	mu     sync.Mutex
-	busy   bool // somebody has the turn
-	closed bool
-	away   error     // why nobody is let in; nil: the server is there
-	queue  []*waiter // in order of arrival
-	left   int       // those in the queue whose callers have left
+// batcher sends the claims for the coupons that map to it.
+type batcher struct {
+	set       *batchers
+	mu        sync.Mutex
+	busy      bool // a call is in flight, or about to start
+	closed    bool
+	refusal   error           // why claims are not accepted; nil: they are
+	queue     []*pendingClaim // in order of arrival
+	abandoned int             // claims in the queue that their callers gave up
 }
 
-// waiter is a claim on its way through a lane.
-type waiter struct {
+// pendingClaim is a claim that waits for its outcome.
+type pendingClaim struct {
 	claim
-	boarded bool          // taken from the queue: it is too late to leave
-	left    bool          // his caller has left: he is not boarded
-	done    chan struct{} // signalled once: the claim is answered
+	taken     bool          // removed from the queue: its caller can no longer withdraw it
+	abandoned bool          // its caller gave up: it is not sent
+	done      chan struct{} // signalled once, when the outcome is set
 }
 
-func newLanes(count, limit int, timeout time.Duration, send func(context.Context, []*claim)) *lanes {
-	ls := &lanes{send: send, limit: limit, timeout: timeout, seed: maphash.MakeSeed(), count: count, groups: make(map[int]group)}
-	ls.waiters.New = func() any { return &waiter{done: make(chan struct{}, 1)} }
-	ls.regroup([]int{0})
-	return ls
+func newBatchers(groupSize, queueLimit int, timeout time.Duration, send func(context.Context, []*claim)) *batchers {
+	bs := &batchers{
+		send:       send,
+		queueLimit: queueLimit,
+		timeout:    timeout,
+		seed:       maphash.MakeSeed(),
+		groupSize:  groupSize,
+		groups:     make(map[int]group),
+	}
+	bs.pool.New = func() any { return &pendingClaim{done: make(chan struct{}, 1)} }
+	bs.setPartitions([]int{0})
+	return bs
 }
 
-// regroup gives each shard lanes of its own, count of them: shards[p] is the number of the
-// shard that has partition p, and there are 2^n partitions. Claims that wait in a lane
-// which is another shard's from now on stay there: the proxy knows where they belong.
-func (ls *lanes) regroup(shards []int) {
-	ls.grouping.Lock()
-	defer ls.grouping.Unlock()
+// setPartitions gives each shard a group of batchers. shards[p] is the number of the shard that has
+// partition p; there are 2^n partitions. Claims already queued stay where they are, even if their
+// coupon moves to another shard: the proxy routes them correctly.
+func (bs *batchers) setPartitions(shards []int) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
 	partitions := make([]group, len(shards))
 	for p, shard := range shards {
-		g, ok := ls.groups[shard]
+		g, ok := bs.groups[shard]
 		if !ok {
-			g = make(group, ls.count)
+			g = make(group, bs.groupSize)
 			for i := range g {
-				g[i].lanes = ls
+				g[i].set = bs
 			}
-			ls.groups[shard] = g
+			bs.groups[shard] = g
 		}
 		partitions[p] = g
 	}
-	ls.partitions.Store(&partitions)
+	bs.partitions.Store(&partitions)
 }
 
-// claim carries user's claim for coupon to its outcome. It returns within the time-out
-// (as far as send keeps its deadline), whatever becomes of ctx after boarding.
-func (ls *lanes) claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
+// claim sends user's claim for coupon, alone or in a batch, and returns its outcome. If ctx ends
+// before the claim is taken for a call, claim returns the error of contextEnded and the claim is
+// never sent. Afterwards it waits for the outcome, for the time-out at most (if send keeps its
+// deadline), whatever happens to ctx.
+func (bs *batchers) claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
 	if ctx.Err() != nil {
-		return "", gaveUp(ctx)
+		return "", contextEnded(ctx)
 	}
-	w := ls.waiters.Get().(*waiter)
-	w.claim = claim{user: user, coupon: coupon, request: requestID(ctx), since: time.Now()}
-	w.boarded = false
+	p := bs.pool.Get().(*pendingClaim)
+	p.claim = claim{user: user, coupon: coupon, requestID: requestID(ctx), arrived: time.Now()}
+	p.taken = false
 
-	l := ls.of(coupon)
-	carry, err := l.enter(w)
+	b := bs.batcherOf(coupon)
+	start, err := b.startOrQueue(p)
 	switch {
 	case err != nil:
-	case carry:
-		l.carryOwn(ctx, w)
+	case start:
+		b.runOwn(ctx, p)
 	default:
-		if !l.await(ctx, w) {
-			return "", gaveUp(ctx)
+		if !b.wait(ctx, p) {
+			return "", contextEnded(ctx)
 		}
 	}
 
-	status := w.status
+	status := p.status
 	if err == nil {
-		err = w.err
+		err = p.err
 	}
-	w.claim = claim{}
-	ls.waiters.Put(w)
+	p.claim = claim{}
+	bs.pool.Put(p)
 	return status, err
 }
 
-// of is the coupon's lane.
-func (ls *lanes) of(coupon string) *lane {
-	partitions := *ls.partitions.Load()
+// batcherOf returns the batcher that sends the coupon's claims.
+func (bs *batchers) batcherOf(coupon string) *batcher {
+	partitions := *bs.partitions.Load()
 	g := partitions[0]
 	if len(partitions) > 1 {
 		g = partitions[hashText(coupon)&uint32(len(partitions)-1)]
 	}
-	return &g[maphash.String(ls.seed, coupon)%uint64(len(g))]
+	return &g[maphash.String(bs.seed, coupon)%uint64(len(g))]
 }
 
-// enter gives w the turn of an idle lane (carry), or a place in the queue of a busy one.
-func (l *lane) enter(w *waiter) (carry bool, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// startOrQueue marks an idle batcher busy and returns start = true: the caller must then send p
+// with runOwn. If the batcher is busy, it queues p.
+func (b *batcher) startOrQueue(p *pendingClaim) (start bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	switch {
-	case l.closed:
+	case b.closed:
 		return false, fmt.Errorf("%w: the service is stopping", ErrUnavailable)
-	case l.away != nil:
-		return false, l.away
-	case !l.busy:
-		l.busy = true
-		l.running.Add(1)
+	case b.refusal != nil:
+		return false, b.refusal
+	case !b.busy:
+		b.busy = true
+		b.set.running.Add(1)
 		return true, nil
 	}
-	if len(l.queue) >= l.limit && l.left > 0 {
-		l.forgetLeft()
+	if len(b.queue) >= b.set.queueLimit && b.abandoned > 0 {
+		b.dropAbandoned()
 	}
-	if len(l.queue) >= l.limit {
-		return false, fmt.Errorf("%w: %d claims wait in the lane already", ErrOverloaded, len(l.queue))
+	if len(b.queue) >= b.set.queueLimit {
+		return false, fmt.Errorf("%w: %d claims are pending", ErrOverloaded, len(b.queue))
 	}
-	l.queue = append(l.queue, w)
+	b.queue = append(b.queue, p)
 	return false, nil
 }
 
-// carryOwn sends w alone, on its caller's goroutine, and hands the turn on.
-func (l *lane) carryOwn(ctx context.Context, w *waiter) {
-	// Deferred, so that a panic, which the HTTP layer survives, does not leave the lane
-	// without anybody who has its turn.
-	defer l.handOn()
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), w.since.Add(l.timeout))
+// runOwn sends p alone, on its caller's goroutine, then starts the next call.
+func (b *batcher) runOwn(ctx context.Context, p *pendingClaim) {
+	// Deferred, because the HTTP layer recovers from panics: the batcher must not stay busy.
+	defer b.next()
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), p.arrived.Add(b.set.timeout))
 	defer cancel()
-	l.send(ctx, []*claim{&w.claim})
+	b.set.send(ctx, []*claim{&p.claim})
 }
 
-// await waits until w is answered, or until its caller leaves before it was boarded:
-// then it returns false, and w stays with the queue.
-func (l *lane) await(ctx context.Context, w *waiter) (answered bool) {
+// wait returns true when p has its outcome. It returns false if ctx ends before p is taken for a
+// call; p then stays in the queue and is never sent.
+func (b *batcher) wait(ctx context.Context, p *pendingClaim) (answered bool) {
 	select {
-	case <-w.done:
+	case <-p.done:
 		return true
 	case <-ctx.Done():
 	}
-	if l.leave(w) {
+	if b.abandon(p) {
 		return false
 	}
-	<-w.done
+	<-p.done
 	return true
 }
 
-// leave marks w as gone from the queue; false: it has boarded already.
-func (l *lane) leave(w *waiter) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if w.boarded {
+// abandon marks p as not to be sent. It returns false if p was already taken for a call.
+func (b *batcher) abandon(p *pendingClaim) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p.taken {
 		return false
 	}
-	w.left = true
-	l.left++
+	p.abandoned = true
+	b.abandoned++
 	return true
 }
 
-// handOn ends a turn: the lane is idle again, or those who gathered get a carrier.
-func (l *lane) handOn() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.queue) == 0 {
-		l.idle()
+// next starts a goroutine that sends the queued claims, or marks the batcher idle if none is
+// queued.
+func (b *batcher) next() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.queue) == 0 {
+		b.setIdle()
 		return
 	}
-	go l.carry()
+	go b.run()
 }
 
-// carry has the lane's turn and carries crowd after crowd until nobody waits.
-func (l *lane) carry() {
-	var crowd []*waiter
+// run sends batch after batch until the queue is empty.
+func (b *batcher) run() {
+	var batch []*pendingClaim
 	var claims []*claim
 	for {
-		if crowd = l.board(crowd[:0]); len(crowd) == 0 {
+		if batch = b.take(batch[:0]); len(batch) == 0 {
 			return
 		}
 		claims = claims[:0]
-		for _, w := range crowd {
-			claims = append(claims, &w.claim)
+		for _, p := range batch {
+			claims = append(claims, &p.claim)
 		}
 
-		ctx, cancel := context.WithDeadline(context.Background(), crowd[0].since.Add(l.timeout))
-		l.send(ctx, claims)
+		ctx, cancel := context.WithDeadline(context.Background(), batch[0].arrived.Add(b.set.timeout))
+		b.set.send(ctx, claims)
 		cancel()
 
-		for _, w := range crowd {
-			w.done <- struct{}{}
+		for _, p := range batch {
+			p.done <- struct{}{}
 		}
 	}
 }
 
-// board takes the next crowd from the queue. Those who have waited too long are
-// answered instead. With nobody left it ends the turn and returns an empty crowd.
-func (l *lane) board(crowd []*waiter) []*waiter {
-	latest := time.Now().Add(-l.timeout / 2)
+// take removes up to maxBatch claims from the queue and appends them to batch. Claims that were
+// queued for too long get their error instead. If no claim is left to send, take marks the batcher
+// idle and returns an empty batch.
+func (b *batcher) take(batch []*pendingClaim) []*pendingClaim {
+	latest := time.Now().Add(-b.set.timeout / 2)
 
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	taken := 0
-	for _, w := range l.queue {
-		if len(crowd) == mostInCall {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	removed := 0
+	for _, p := range b.queue {
+		if len(batch) == maxBatch {
 			break
 		}
-		taken++
+		removed++
 		switch {
-		case w.left:
-			l.left--
-		case w.since.Before(latest):
-			w.boarded = true
-			w.err = fmt.Errorf("%w: the claim queued for half of the time-out", ErrOverloaded)
-			w.done <- struct{}{}
+		case p.abandoned:
+			b.abandoned--
+		case p.arrived.Before(latest):
+			p.taken = true
+			p.err = fmt.Errorf("%w: the claim was queued for half of the time-out", ErrOverloaded)
+			p.done <- struct{}{}
 		default:
-			w.boarded = true
-			crowd = append(crowd, w)
+			p.taken = true
+			batch = append(batch, p)
 		}
 	}
-	rest := copy(l.queue, l.queue[taken:])
-	clear(l.queue[rest:])
-	l.queue = l.queue[:rest]
+	rest := copy(b.queue, b.queue[removed:])
+	clear(b.queue[rest:])
+	b.queue = b.queue[:rest]
 
-	if len(crowd) == 0 {
-		l.idle()
+	if len(batch) == 0 {
+		b.setIdle()
 	}
-	return crowd
+	return batch
 }
 
-// idle ends the last turn. The caller holds the mutex.
-func (l *lane) idle() {
-	l.busy = false
-	l.running.Done()
+// setIdle marks the batcher idle. The caller holds b.mu.
+func (b *batcher) setIdle() {
+	b.busy = false
+	b.set.running.Done()
 }
 
-// forgetLeft gives the places of those who left to others. The caller holds the mutex.
-func (l *lane) forgetLeft() {
-	staying := l.queue[:0]
-	for _, w := range l.queue {
-		if !w.left {
-			staying = append(staying, w)
+// dropAbandoned removes abandoned claims from the queue. The caller holds b.mu.
+func (b *batcher) dropAbandoned() {
+	kept := b.queue[:0]
+	for _, p := range b.queue {
+		if !p.abandoned {
+			kept = append(kept, p)
 		}
 	}
-	clear(l.queue[len(staying):])
-	l.queue, l.left = staying, 0
+	clear(b.queue[len(kept):])
+	b.queue, b.abandoned = kept, 0
 }
 
-// all yields the lanes with their names: a number, behind a proxy after the shard's (16/0).
-func (ls *lanes) all() iter.Seq2[string, *lane] {
-	return func(yield func(string, *lane) bool) {
-		ls.grouping.Lock()
-		defer ls.grouping.Unlock()
-		for shard, g := range ls.groups {
+// all yields the batchers with their names: an index ("0"), behind a proxy preceded by the shard's
+// number ("16/0").
+func (bs *batchers) all() iter.Seq2[string, *batcher] {
+	return func(yield func(string, *batcher) bool) {
+		bs.mu.Lock()
+		defer bs.mu.Unlock()
+		for shard, g := range bs.groups {
 			for i := range g {
 				name := strconv.Itoa(i)
-				if len(*ls.partitions.Load()) > 1 {
+				if len(*bs.partitions.Load()) > 1 {
 					name = strconv.Itoa(shard) + "/" + name
 				}
 				if !yield(name, &g[i]) {
@@ -325,73 +325,73 @@ func (ls *lanes) all() iter.Seq2[string, *lane] {
 	}
 }
 
-// load is what a lane has to do: claims that wait, and calls in flight.
-func (l *lane) load() (waiting, inFlight int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.busy {
+// load returns the number of pending claims and of calls in flight (0 or 1).
+func (b *batcher) load() (pending, inFlight int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.busy {
 		inFlight = 1
 	}
-	return len(l.queue) - l.left, inFlight
+	return len(b.queue) - b.abandoned, inFlight
 }
 
-// busy: claims are under way.
-func (ls *lanes) busy() bool {
-	for _, l := range ls.all() {
-		if _, inFlight := l.load(); inFlight > 0 {
+// anyBusy reports whether a call is in flight.
+func (bs *batchers) anyBusy() bool {
+	for _, b := range bs.all() {
+		if _, inFlight := b.load(); inFlight > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-// setAway answers err to all who queue for a shard and to whoever comes: none of them is
-// sent. nil lets them in again. A call in flight is left to its own end.
-func (ls *lanes) setAway(shard int, err error) {
-	ls.grouping.Lock()
-	defer ls.grouping.Unlock()
-	for i := range ls.groups[shard] {
-		ls.groups[shard][i].setAway(err)
+// setRefusal answers the pending claims of a shard, and those that arrive later, with err: none of
+// them is sent. With err = nil claims are accepted again. A call in flight is not affected.
+func (bs *batchers) setRefusal(shard int, err error) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	for i := range bs.groups[shard] {
+		bs.groups[shard][i].setRefusal(err)
 	}
 }
 
-func (l *lane) setAway(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.away = err
+func (b *batcher) setRefusal(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refusal = err
 	if err == nil {
 		return
 	}
-	for _, w := range l.queue {
-		if !w.left {
-			w.boarded = true
-			w.err = err
-			w.done <- struct{}{}
+	for _, p := range b.queue {
+		if !p.abandoned {
+			p.taken = true
+			p.err = err
+			p.done <- struct{}{}
 		}
 	}
-	clear(l.queue)
-	l.queue, l.left = l.queue[:0], 0
+	clear(b.queue)
+	b.queue, b.abandoned = b.queue[:0], 0
 }
 
-// whyAway is why the coupon's server is not asked for anything, or (errNotSent) for nothing
-// that commits; nil: it is.
-func (ls *lanes) whyAway(coupon string) error {
-	l := ls.of(coupon)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.away
+// refusal returns why nothing is sent to the coupon's server. If the error is errNotCommitting,
+// reads are still sent. nil: everything is sent.
+func (bs *batchers) refusal(coupon string) error {
+	b := bs.batcherOf(coupon)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refusal
 }
 
-// close refuses new claims and returns when all who wait have been answered.
-func (ls *lanes) close() {
-	for _, l := range ls.all() {
-		l.close()
+// close refuses new claims and returns when all pending claims have their outcome.
+func (bs *batchers) close() {
+	for _, b := range bs.all() {
+		b.close()
 	}
-	ls.running.Wait()
+	bs.running.Wait()
 }
 
-func (l *lane) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closed = true
+func (b *batcher) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
 }

@@ -14,121 +14,122 @@ import (
 	"time"
 )
 
-// bus is a fake of what lies behind the lanes: it notes each call, holds it until the
-// test lets it go, and answers each claim with its own user's name, so that an answer
-// that reaches the wrong caller shows.
-type bus struct {
-	calls chan busCall // each call as it begins
+// fakeServer is the send function of the batchers under test. It records each call, holds it until
+// the test closes answer, and sets each claim's status to its user, so that an outcome that reaches
+// the wrong caller is detected.
+type fakeServer struct {
+	calls chan fakeCall // in the order in which they start
 }
 
-type busCall struct {
-	users    []string
-	deadline time.Duration // from the beginning of the call
-	answer   chan struct{} // closed by the test
+type fakeCall struct {
+	users   []string
+	timeout time.Duration // from the start of the call to its deadline
+	answer  chan struct{} // closed by the test
 }
 
-func newBus() *bus { return &bus{calls: make(chan busCall, 1000)} }
+func newFakeServer() *fakeServer { return &fakeServer{calls: make(chan fakeCall, 1000)} }
 
-func (b *bus) send(ctx context.Context, claims []*claim) {
-	call := busCall{answer: make(chan struct{})}
+func (f *fakeServer) send(ctx context.Context, claims []*claim) {
+	call := fakeCall{answer: make(chan struct{})}
 	for _, c := range claims {
 		call.users = append(call.users, c.user)
 	}
 	if deadline, ok := ctx.Deadline(); ok {
-		call.deadline = time.Until(deadline)
+		call.timeout = time.Until(deadline)
 	}
-	b.calls <- call
+	f.calls <- call
 	<-call.answer
 	for _, c := range claims {
 		c.status = ClaimStatus(c.user)
 	}
 }
 
-// next is the call that began next; it must have begun by now.
-func (b *bus) next(t *testing.T) busCall {
+// nextCall returns the next call, which must have started.
+func (f *fakeServer) nextCall(t *testing.T) fakeCall {
 	t.Helper()
 	synctest.Wait()
 	select {
-	case call := <-b.calls:
+	case call := <-f.calls:
 		return call
 	default:
 		t.Fatal("no call is in flight")
-		return busCall{}
+		return fakeCall{}
 	}
 }
 
-func (b *bus) none(t *testing.T) {
+// wantNoCall checks that no other call has started.
+func (f *fakeServer) wantNoCall(t *testing.T) {
 	t.Helper()
 	synctest.Wait()
 	select {
-	case call := <-b.calls:
+	case call := <-f.calls:
 		t.Fatalf("a call is in flight: %q", call.users)
 	default:
 	}
 }
 
-type answer struct {
+type outcome struct {
 	status ClaimStatus
 	err    error
 }
 
-// claimers start claims in the background, each queued before the next begins, and
-// collect their answers.
-type claimers struct {
-	t       *testing.T // that of the bubble
-	lanes   *lanes
-	answers map[string]chan answer
+// fakeCallers makes claims in the background, each queued before the next one starts, and collects
+// their outcomes.
+type fakeCallers struct {
+	t        *testing.T // of the synctest bubble
+	batchers *batchers
+	outcomes map[string]chan outcome // by user
 }
 
-func (c *claimers) claim(ctx context.Context, users ...string) {
+func (c *fakeCallers) claim(ctx context.Context, users ...string) {
 	for _, user := range users {
-		ch := make(chan answer, 1)
-		c.answers[user] = ch
+		ch := make(chan outcome, 1)
+		c.outcomes[user] = ch
 		go func() {
-			status, err := c.lanes.claim(ctx, user, "coupon")
-			ch <- answer{status, err}
+			status, err := c.batchers.claim(ctx, user, "coupon")
+			ch <- outcome{status, err}
 		}()
 		synctest.Wait()
 	}
 }
 
-func (c *claimers) answered(t *testing.T, users ...string) {
+func (c *fakeCallers) wantAnswered(t *testing.T, users ...string) {
 	t.Helper()
 	synctest.Wait()
 	for _, user := range users {
 		select {
-		case a := <-c.answers[user]:
-			if a.err != nil || a.status != ClaimStatus(user) {
-				t.Errorf("%s was answered %q, %v", user, a.status, a.err)
+		case o := <-c.outcomes[user]:
+			if o.err != nil || o.status != ClaimStatus(user) {
+				t.Errorf("%s: status %q, error %v", user, o.status, o.err)
 			}
 		default:
-			t.Errorf("%s has no answer", user)
+			t.Errorf("%s: no outcome", user)
 		}
 	}
 }
 
-func (c *claimers) refused(t *testing.T, want error, users ...string) {
+func (c *fakeCallers) wantError(t *testing.T, want error, users ...string) {
 	t.Helper()
 	synctest.Wait()
 	for _, user := range users {
 		select {
-		case a := <-c.answers[user]:
-			if !errors.Is(a.err, want) || a.status != "" {
-				t.Errorf("%s was answered %q, %v; want %v", user, a.status, a.err, want)
+		case o := <-c.outcomes[user]:
+			if !errors.Is(o.err, want) || o.status != "" {
+				t.Errorf("%s: status %q, error %v; want error %v", user, o.status, o.err, want)
 			}
 		default:
-			t.Errorf("%s has no answer", user)
+			t.Errorf("%s: no outcome", user)
 		}
 	}
 }
 
-func (c *claimers) waiting(t *testing.T, users ...string) {
+func (c *fakeCallers) wantPending(t *testing.T, users ...string) {
 	t.Helper()
 	synctest.Wait()
 	for _, user := range users {
 		select {
-		case a := <-c.answers[user]:
-			t.Errorf("%s was answered already: %q, %v", user, a.status, a.err)
+		case o := <-c.outcomes[user]:
+			t.Errorf("%s has an outcome too early: status %q, error %v", user, o.status, o.err)
 		default:
 		}
 	}
@@ -136,248 +137,247 @@ func (c *claimers) waiting(t *testing.T, users ...string) {
 
 const testTimeout = 5 * time.Second
 
-// withLane runs a test in a bubble of fake time, on one lane whose calls the test
-// holds in its hand.
-func withLane(t *testing.T, queue int, test func(c *claimers, b *bus)) {
+// withBatcher runs a test in a bubble of fake time, on one batcher.
+func withBatcher(t *testing.T, queueLimit int, test func(c *fakeCallers, f *fakeServer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus()
-		c := &claimers{t: t, lanes: newLanes(1, queue, testTimeout, b.send), answers: map[string]chan answer{}}
-		test(c, b)
-		c.lanes.close() // deadlocks, and so fails, when somebody has been forgotten
+		f := newFakeServer()
+		c := &fakeCallers{t: t, batchers: newBatchers(1, queueLimit, testTimeout, f.send), outcomes: map[string]chan outcome{}}
+		test(c, f)
+		c.batchers.close() // deadlocks, and so fails, if a pending claim is lost
 	})
 }
 
-func wantUsers(t *testing.T, call busCall, users ...string) {
+func wantUsers(t *testing.T, call fakeCall, users ...string) {
 	t.Helper()
 	if !slices.Equal(call.users, users) {
-		t.Errorf("the call carries %q, want %q", call.users, users)
+		t.Errorf("the call has the claims of %q, want %q", call.users, users)
 	}
 }
 
-func TestLanesCarryTogetherWhatGathersDuringACall(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_batchesClaimsQueuedDuringACall(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
 		ctx := t.Context()
 		c.claim(ctx, "ann", "bob", "cyd", "dan")
-		first := b.next(t)
+		first := f.nextCall(t)
 		wantUsers(t, first, "ann")
-		b.none(t) // one call in flight, whoever waits
+		f.wantNoCall(t) // at most one call in flight
 
 		close(first.answer)
-		c.answered(t, "ann")
-		c.waiting(t, "bob", "cyd", "dan")
+		c.wantAnswered(t, "ann")
+		c.wantPending(t, "bob", "cyd", "dan")
 
-		second := b.next(t)
+		second := f.nextCall(t)
 		wantUsers(t, second, "bob", "cyd", "dan") // in order of arrival
 		c.claim(ctx, "eve")
-		b.none(t)
+		f.wantNoCall(t)
 		close(second.answer)
-		c.answered(t, "bob", "cyd", "dan")
+		c.wantAnswered(t, "bob", "cyd", "dan")
 
-		third := b.next(t)
+		third := f.nextCall(t)
 		wantUsers(t, third, "eve")
 		close(third.answer)
-		c.answered(t, "eve")
+		c.wantAnswered(t, "eve")
 
-		// The lane is idle again: the next caller carries his own claim at once.
+		// The batcher is idle again: the next claim is sent at once.
 		c.claim(ctx, "fay")
-		fourth := b.next(t)
+		fourth := f.nextCall(t)
 		wantUsers(t, fourth, "fay")
 		close(fourth.answer)
-		c.answered(t, "fay")
+		c.wantAnswered(t, "fay")
 	})
 }
 
-func TestLanesAnswerOnlyAfterTheCallReturned(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_answersAfterTheCallReturned(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
 		c.claim(t.Context(), "ann", "bob")
-		first := b.next(t)
+		first := f.nextCall(t)
 		time.Sleep(testTimeout / 4)
-		c.waiting(t, "ann", "bob")
+		c.wantPending(t, "ann", "bob")
 		close(first.answer)
-		second := b.next(t)
+		second := f.nextCall(t)
 		time.Sleep(testTimeout / 4)
-		c.waiting(t, "bob")
+		c.wantPending(t, "bob")
 		close(second.answer)
-		c.answered(t, "ann", "bob")
+		c.wantAnswered(t, "ann", "bob")
 	})
 }
 
-func TestLanesCallerWhoLeavesInTheQueueTakesHisClaimWithHim(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_abandonedClaimIsNotSent(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		leaving, leave := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
 		c.claim(t.Context(), "ann")
-		c.claim(leaving, "bob")
+		c.claim(ctx, "bob")
 		c.claim(t.Context(), "cyd")
-		first := b.next(t)
-		leave()
-		c.refused(t, ErrUnavailable, "bob")
+		first := f.nextCall(t)
+		cancel()
+		c.wantError(t, ErrUnavailable, "bob")
 		close(first.answer)
-		second := b.next(t)
+		second := f.nextCall(t)
 		wantUsers(t, second, "cyd")
 		close(second.answer)
-		c.answered(t, "ann", "cyd")
+		c.wantAnswered(t, "ann", "cyd")
 	})
 }
 
-func TestLanesClaimStandsOnceItBoarded(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_takenClaimIsAnswered(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		leaving, leave := context.WithCancel(t.Context())
-		c.claim(leaving, "ann", "bob") // ann carries herself, bob queues
-		first := b.next(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		c.claim(ctx, "ann", "bob") // ann's claim is sent at once, bob's is queued
+		first := f.nextCall(t)
 		close(first.answer)
-		second := b.next(t)
-		c.answered(t, "ann")
-		leave()
-		c.waiting(t, "bob") // on his way: he hears what became of his claim
+		second := f.nextCall(t)
+		c.wantAnswered(t, "ann")
+		cancel()
+		c.wantPending(t, "bob") // taken: bob waits for the outcome
 		close(second.answer)
-		c.answered(t, "bob")
+		c.wantAnswered(t, "bob")
 	})
 }
 
-func TestLanesCarrierWhoLeavesIsAnsweredAndHandsOn(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_canceledOwnCallIsAnswered(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		leaving, leave := context.WithCancel(t.Context())
-		c.claim(leaving, "ann")
+		ctx, cancel := context.WithCancel(t.Context())
+		c.claim(ctx, "ann")
 		c.claim(t.Context(), "bob")
-		first := b.next(t)
-		leave()
-		c.waiting(t, "ann")
+		first := f.nextCall(t)
+		cancel()
+		c.wantPending(t, "ann")
 		close(first.answer)
-		second := b.next(t)
+		second := f.nextCall(t)
 		close(second.answer)
-		c.answered(t, "ann", "bob")
+		c.wantAnswered(t, "ann", "bob")
 	})
 }
 
-func TestLanesRefuseACallerWhoHasLeftAlready(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_canceledContextIsRefused(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		left, leave := context.WithCancel(t.Context())
-		leave()
-		c.claim(left, "ann")
-		c.refused(t, ErrUnavailable, "ann")
-		b.none(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		c.claim(ctx, "ann")
+		c.wantError(t, ErrUnavailable, "ann")
+		f.wantNoCall(t)
 	})
 }
 
-func TestLanesFullQueueRefusesAtOnce(t *testing.T) {
-	withLane(t, 2, func(c *claimers, b *bus) {
+func TestBatcher_fullQueueIsOverloaded(t *testing.T) {
+	withBatcher(t, 2, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		leaving, leave := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
 		c.claim(t.Context(), "ann", "bob")
-		c.claim(leaving, "cyd")
+		c.claim(ctx, "cyd")
 		c.claim(t.Context(), "dan")
-		c.refused(t, ErrOverloaded, "dan")
+		c.wantError(t, ErrOverloaded, "dan")
 
-		leave() // his place is free again
-		c.refused(t, ErrUnavailable, "cyd")
+		cancel() // cyd's place in the queue is free again
+		c.wantError(t, ErrUnavailable, "cyd")
 		c.claim(t.Context(), "eve", "fay")
-		c.waiting(t, "eve")
-		c.refused(t, ErrOverloaded, "fay")
+		c.wantPending(t, "eve")
+		c.wantError(t, ErrOverloaded, "fay")
 
-		close(b.next(t).answer)
-		second := b.next(t)
+		close(f.nextCall(t).answer)
+		second := f.nextCall(t)
 		wantUsers(t, second, "bob", "eve")
 		close(second.answer)
-		c.answered(t, "ann", "bob", "eve")
+		c.wantAnswered(t, "ann", "bob", "eve")
 	})
 }
 
-func TestLanesDoNotBoardWhoQueuedForHalfOfTheTimeout(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_claimQueuedForHalfOfTheTimeoutIsNotSent(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
 		c.claim(t.Context(), "ann", "bob")
-		first := b.next(t)
-		if first.deadline != testTimeout {
-			t.Errorf("the first call may take %v, want %v", first.deadline, testTimeout)
+		first := f.nextCall(t)
+		if first.timeout != testTimeout {
+			t.Errorf("the first call has a time-out of %v, want %v", first.timeout, testTimeout)
 		}
 		time.Sleep(testTimeout / 4)
 		c.claim(t.Context(), "cyd")
 		time.Sleep(testTimeout / 2)
-		c.waiting(t, "bob")
+		c.wantPending(t, "bob")
 		close(first.answer)
-		c.refused(t, ErrOverloaded, "bob")
+		c.wantError(t, ErrOverloaded, "bob")
 
-		// cyd queued for half of it to the tick: she has the other half for the call.
-		second := b.next(t)
+		// cyd's claim was queued for exactly half of the time-out: the other half is left for its call.
+		second := f.nextCall(t)
 		wantUsers(t, second, "cyd")
-		if second.deadline != testTimeout/2 {
-			t.Errorf("the second call may take %v, want %v", second.deadline, testTimeout/2)
+		if second.timeout != testTimeout/2 {
+			t.Errorf("the second call has a time-out of %v, want %v", second.timeout, testTimeout/2)
 		}
 		close(second.answer)
-		c.answered(t, "ann", "cyd")
+		c.wantAnswered(t, "ann", "cyd")
 	})
 }
 
-func TestLanesAreIdleAfterNobodyBoarded(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatcher_isIdleWhenNoClaimIsLeftToSend(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
 		c.claim(t.Context(), "ann", "bob")
 		time.Sleep(testTimeout)
-		close(b.next(t).answer)
-		c.refused(t, ErrOverloaded, "bob")
-		b.none(t)
+		close(f.nextCall(t).answer)
+		c.wantError(t, ErrOverloaded, "bob")
+		f.wantNoCall(t)
 		c.claim(t.Context(), "cyd")
-		close(b.next(t).answer)
-		c.answered(t, "ann", "cyd")
+		close(f.nextCall(t).answer)
+		c.wantAnswered(t, "ann", "cyd")
 	})
 }
 
-func TestLanesCallCarriesAtMostMostInCall(t *testing.T) {
-	withLane(t, 3*mostInCall, func(c *claimers, b *bus) {
+func TestBatcher_maxBatch(t *testing.T) {
+	withBatcher(t, 3*maxBatch, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
 		c.claim(t.Context(), "first")
-		first := b.next(t)
-		for range 2*mostInCall + 1 {
-			go func() { _, _ = c.lanes.claim(t.Context(), "x", "coupon") }()
+		first := f.nextCall(t)
+		for range 2*maxBatch + 1 {
+			go func() { _, _ = c.batchers.claim(t.Context(), "x", "coupon") }()
 		}
 		synctest.Wait()
 		close(first.answer)
-		for _, want := range []int{mostInCall, mostInCall, 1} {
-			call := b.next(t)
+		for _, want := range []int{maxBatch, maxBatch, 1} {
+			call := f.nextCall(t)
 			if len(call.users) != want {
-				t.Errorf("a call carries %d claims, want %d", len(call.users), want)
+				t.Errorf("a call has %d claims, want %d", len(call.users), want)
 			}
 			close(call.answer)
 		}
-		c.answered(t, "first")
+		c.wantAnswered(t, "first")
 	})
 }
 
-func TestLanesAreIndependentAndACouponKeepsItsLane(t *testing.T) {
+func TestBatchers_couponKeepsItsBatcher(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus()
-		ls := newLanes(4, 100, testTimeout, b.send)
-		var asked sync.WaitGroup
+		f := newFakeServer()
+		bs := newBatchers(4, 100, testTimeout, f.send)
+		var callers sync.WaitGroup
 		for i := range 400 {
-			asked.Go(func() {
-				_, _ = ls.claim(t.Context(), fmt.Sprintf("coupon-%d", i%100), fmt.Sprintf("coupon-%d", i%100))
+			callers.Go(func() {
+				_, _ = bs.claim(t.Context(), fmt.Sprintf("coupon-%d", i%100), fmt.Sprintf("coupon-%d", i%100))
 			})
 		}
 		synctest.Wait()
-		if len(b.calls) != 4 {
-			t.Errorf("%d calls are in flight, want one for each of the 4 lanes", len(b.calls))
+		if len(f.calls) != 4 {
+			t.Errorf("%d calls are in flight, want one for each of the 4 batchers", len(f.calls))
 		}
-		var calls []busCall
+		var calls []fakeCall
 		for {
 			synctest.Wait()
-			if len(b.calls) == 0 {
+			if len(f.calls) == 0 {
 				break
 			}
-			call := <-b.calls
+			call := <-f.calls
 			calls = append(calls, call)
 			close(call.answer)
 		}
-		asked.Wait()
+		callers.Wait()
 
-		// Four calls carried one claim each, four more all the others: a coupon's claims
-		// that waited were never in two of the latter.
+		// Four calls have one claim each, and four more have all the others. No coupon is in two of the
+		// latter.
 		in := map[string]int{}
 		for _, call := range calls {
 			if len(call.users) == 1 {
@@ -391,141 +391,141 @@ func TestLanesAreIndependentAndACouponKeepsItsLane(t *testing.T) {
 		}
 		for coupon, n := range in {
 			if n > 1 {
-				t.Errorf("the claims for %s travelled in %d lanes", coupon, n)
+				t.Errorf("the queued claims for %s were sent by %d batchers", coupon, n)
 			}
 		}
-		ls.close()
+		bs.close()
 	})
 }
 
-// Behind a proxy a call carries the claims of one shard, and shards do not wait for each other.
-func TestLanesKeepShardsApart(t *testing.T) {
+// Behind a proxy a call has the claims of one shard, and shards do not wait for each other.
+func TestBatchers_separateShards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const count, coupons = 2, 200
+		const groupSize, coupons = 2, 200
 		shards := []int{0, 1, 2, 2, 0, 1, 0, 7}
-		b := newBus()
-		ls := newLanes(count, 100, testTimeout, b.send)
-		ls.regroup(shards)
-		var asked sync.WaitGroup
+		f := newFakeServer()
+		bs := newBatchers(groupSize, 100, testTimeout, f.send)
+		bs.setPartitions(shards)
+		var callers sync.WaitGroup
 		for i := range 2 * coupons {
-			asked.Go(func() {
+			callers.Go(func() {
 				coupon := fmt.Sprintf("coupon-%d", i%coupons)
-				_, _ = ls.claim(t.Context(), coupon, coupon)
+				_, _ = bs.claim(t.Context(), coupon, coupon)
 			})
 		}
 		synctest.Wait()
-		if len(b.calls) != 4*count {
-			t.Errorf("%d calls are in flight, want %d for each of 4 shards", len(b.calls), count)
+		if len(f.calls) != 4*groupSize {
+			t.Errorf("%d calls are in flight, want %d for each of 4 shards", len(f.calls), groupSize)
 		}
-		for synctest.Wait(); len(b.calls) > 0; synctest.Wait() {
-			call := <-b.calls
+		for synctest.Wait(); len(f.calls) > 0; synctest.Wait() {
+			call := <-f.calls
 			for _, coupon := range call.users {
 				shard, first := shards[hashText(coupon)&7], shards[hashText(call.users[0])&7]
 				if shard != first {
-					t.Errorf("a claim of shard %d travels with one of shard %d", shard, first)
+					t.Errorf("a call has claims of shard %d and of shard %d", shard, first)
 				}
 			}
 			close(call.answer)
 		}
-		asked.Wait()
-		ls.close()
+		callers.Wait()
+		bs.close()
 	})
 }
 
-// A map of partitions that comes or changes while claims wait loses none of them.
-func TestLanesAreRegroupedWhileClaimsWait(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+// No pending claim is lost when the map of partitions is set or changes.
+func TestBatchers_setPartitionsWithPendingClaims(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
 		c.claim(t.Context(), "ann", "bob")
-		before := c.lanes.of("coupon")
-		c.lanes.regroup([]int{1, 1})
-		if c.lanes.of("coupon") == before {
-			t.Fatal("the coupon has the lane that it had")
+		before := c.batchers.batcherOf("coupon")
+		c.batchers.setPartitions([]int{1, 1})
+		if c.batchers.batcherOf("coupon") == before {
+			t.Fatal("the coupon still has the same batcher")
 		}
-		first := b.next(t)
-		c.claim(t.Context(), "cyd") // by the new map, beside the call in flight
-		second := b.next(t)
+		first := f.nextCall(t)
+		c.claim(t.Context(), "cyd") // sent by the new batcher, while the old one has a call in flight
+		second := f.nextCall(t)
 		wantUsers(t, second, "cyd")
 		close(first.answer)
-		third := b.next(t)
+		third := f.nextCall(t)
 		wantUsers(t, third, "bob")
 		close(second.answer)
 		close(third.answer)
-		c.answered(t, "ann", "bob", "cyd")
+		c.wantAnswered(t, "ann", "bob", "cyd")
 	})
 }
 
-// Who waits for a shard that is away is refused at once, and so is who comes; none of them
-// is sent. The others, and those who boarded before, are not concerned.
-func TestLanesRefuseForAShardThatIsAway(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+// setRefusal answers the pending claims of a shard and those that arrive later; none is sent.
+// Claims of other shards, and claims already taken for a call, are not affected.
+func TestBatchers_setRefusal(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		leaving, leave := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
 		c.claim(t.Context(), "ann", "bob")
-		c.claim(leaving, "cyd")
+		c.claim(ctx, "cyd")
 		c.claim(t.Context(), "dan")
-		leave()
-		c.refused(t, ErrUnavailable, "cyd")
-		away := fmt.Errorf("%w: away", ErrUnavailable)
-		c.lanes.setAway(1, away) // another shard
-		c.waiting(t, "bob", "dan")
-		c.lanes.setAway(0, away)
-		c.refused(t, away, "bob", "dan")
-		c.waiting(t, "ann")
+		cancel()
+		c.wantError(t, ErrUnavailable, "cyd")
+		refusal := fmt.Errorf("%w: unreachable", ErrUnavailable)
+		c.batchers.setRefusal(1, refusal) // another shard
+		c.wantPending(t, "bob", "dan")
+		c.batchers.setRefusal(0, refusal)
+		c.wantError(t, refusal, "bob", "dan")
+		c.wantPending(t, "ann")
 		c.claim(t.Context(), "eve")
-		c.refused(t, away, "eve")
-		if err := c.lanes.whyAway("coupon"); !errors.Is(err, away) {
-			t.Error(err)
+		c.wantError(t, refusal, "eve")
+		if err := c.batchers.refusal("coupon"); !errors.Is(err, refusal) {
+			t.Errorf("refusal: %v, want %v", err, refusal)
 		}
 
-		// It is back before the call has ended: the lane is as it was.
-		c.lanes.setAway(0, nil)
+		// The refusal is lifted before the call has ended.
+		c.batchers.setRefusal(0, nil)
 		c.claim(t.Context(), "fay")
-		close(b.next(t).answer)
-		c.answered(t, "ann")
-		second := b.next(t)
+		close(f.nextCall(t).answer)
+		c.wantAnswered(t, "ann")
+		second := f.nextCall(t)
 		wantUsers(t, second, "fay")
-		c.lanes.setAway(0, away)
+		c.batchers.setRefusal(0, refusal)
 		close(second.answer)
-		c.answered(t, "fay")
-		b.none(t)
-		if err := c.lanes.whyAway("coupon"); err == nil {
-			t.Error("it is not away")
+		c.wantAnswered(t, "fay")
+		f.wantNoCall(t)
+		if err := c.batchers.refusal("coupon"); err == nil {
+			t.Error("refusal: nil, want an error")
 		}
 	})
 }
 
-func TestLanesCloseAnswersAllWhoWaitAndRefusesTheRest(t *testing.T) {
-	withLane(t, 100, func(c *claimers, b *bus) {
+func TestBatchers_close(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
 		c.claim(t.Context(), "ann", "bob", "cyd")
 		var closed atomic.Bool
 		go func() {
-			c.lanes.close()
+			c.batchers.close()
 			closed.Store(true)
 		}()
-		synctest.Wait() // close has begun: dan is late
+		synctest.Wait() // close has started: dan is too late
 		c.claim(t.Context(), "dan")
-		c.refused(t, ErrUnavailable, "dan")
+		c.wantError(t, ErrUnavailable, "dan")
 
-		close(b.next(t).answer)
-		second := b.next(t)
+		close(f.nextCall(t).answer)
+		second := f.nextCall(t)
 		if closed.Load() {
-			t.Error("close returned while claims were on their way")
+			t.Error("close returned while a call was in flight")
 		}
 		close(second.answer)
-		c.answered(t, "ann", "bob", "cyd")
+		c.wantAnswered(t, "ann", "bob", "cyd")
 		if !closed.Load() {
 			t.Error("close has not returned")
 		}
 	})
 }
 
-func TestLanesTurnIsHandedOnAfterAPanic(t *testing.T) {
+func TestBatcher_continuesAfterAPanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		release := make(chan struct{})
-		ls := newLanes(1, 100, testTimeout, func(_ context.Context, claims []*claim) {
+		bs := newBatchers(1, 100, testTimeout, func(_ context.Context, claims []*claim) {
 			if calls.Add(1) == 1 {
 				<-release
 				panic("broken")
@@ -536,43 +536,42 @@ func TestLanesTurnIsHandedOnAfterAPanic(t *testing.T) {
 		})
 		go func() {
 			defer func() { _ = recover() }() // as the HTTP layer does
-			_, _ = ls.claim(t.Context(), "ann", "coupon")
+			_, _ = bs.claim(t.Context(), "ann", "coupon")
 		}()
 		synctest.Wait()
-		bob := make(chan answer, 1)
+		bob := make(chan outcome, 1)
 		go func() {
-			status, err := ls.claim(t.Context(), "bob", "coupon")
-			bob <- answer{status, err}
+			status, err := bs.claim(t.Context(), "bob", "coupon")
+			bob <- outcome{status, err}
 		}()
 		synctest.Wait()
 		close(release)
-		if a := <-bob; a.status != Claimed || a.err != nil {
-			t.Errorf("who waited behind a panic was answered %q, %v", a.status, a.err)
+		if o := <-bob; o.status != Claimed || o.err != nil {
+			t.Errorf("the claim queued during a call that panicked: status %q, error %v", o.status, o.err)
 		}
-		ls.close()
+		bs.close()
 	})
 }
 
-// Whatever callers do, everybody hears his own answer and nobody else's, a claim is
-// sent at most once, never after its caller was told that it was not, and never two
-// calls of a lane at once.
-func TestLanesRandomCrowds(t *testing.T) {
-	const lanesCount, callers, rounds = 3, 60, 40
+// Each caller gets the outcome of its own claim. A claim is sent at most once, and never after its
+// caller got an error that says it was not sent. A batcher never has two calls in flight.
+func TestBatchers_random(t *testing.T) {
+	const groupSize, callers, rounds = 3, 60, 40
 	var mu sync.Mutex
 	sent := map[string]int{}
-	var inFlight [lanesCount]atomic.Int32
-	var ls *lanes
+	var inFlight [groupSize]atomic.Int32
+	var bs *batchers
 	send := func(_ context.Context, claims []*claim) {
-		lane := laneOf(ls, claims[0].coupon)
-		if inFlight[lane].Add(1) > 1 {
-			t.Error("two calls of one lane at once")
+		batcher := batcherIndex(bs, claims[0].coupon)
+		if inFlight[batcher].Add(1) > 1 {
+			t.Error("a batcher has two calls in flight")
 		}
 		time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
 		mu.Lock()
 		for _, c := range claims {
 			sent[c.user]++
-			if laneOf(ls, c.coupon) != lane {
-				t.Errorf("a claim for %s travels in another lane", c.coupon)
+			if batcherIndex(bs, c.coupon) != batcher {
+				t.Errorf("a claim for %s was sent by another batcher", c.coupon)
 			}
 			if strings.HasSuffix(c.user, "7") {
 				c.err = fmt.Errorf("%w: for %s", ErrOutcomeUnknown, c.user)
@@ -581,13 +580,13 @@ func TestLanesRandomCrowds(t *testing.T) {
 			}
 		}
 		mu.Unlock()
-		inFlight[lane].Add(-1)
+		inFlight[batcher].Add(-1)
 	}
-	ls = newLanes(lanesCount, 16, testTimeout, send)
+	bs = newBatchers(groupSize, 16, testTimeout, send)
 
-	var asked sync.WaitGroup
+	var all sync.WaitGroup
 	for i := range callers {
-		asked.Go(func() {
+		all.Go(func() {
 			for k := range rounds {
 				user := fmt.Sprintf("user-%d-%d", i, k)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rand.IntN(500))*time.Microsecond)
@@ -595,7 +594,7 @@ func TestLanesRandomCrowds(t *testing.T) {
 					cancel()
 					ctx, cancel = context.WithCancel(t.Context())
 				}
-				status, err := ls.claim(ctx, user, fmt.Sprintf("coupon-%d", rand.IntN(5)))
+				status, err := bs.claim(ctx, user, fmt.Sprintf("coupon-%d", rand.IntN(5)))
 				cancel()
 
 				mu.Lock()
@@ -604,39 +603,40 @@ func TestLanesRandomCrowds(t *testing.T) {
 				switch {
 				case err == nil:
 					if n != 1 || status != ClaimStatus(user) {
-						t.Errorf("%s was sent %d times and answered %q", user, n, status)
+						t.Errorf("%s: sent %d times, status %q", user, n, status)
 					}
 				case errors.Is(err, ErrOutcomeUnknown):
 					if n != 1 || !strings.HasSuffix(err.Error(), " "+user) {
-						t.Errorf("%s was sent %d times and answered %v", user, n, err)
+						t.Errorf("%s: sent %d times, error %v", user, n, err)
 					}
 				case n != 0:
-					t.Errorf("%s was sent, and told: %v", user, err)
+					t.Errorf("%s: was sent, and its error is %v", user, err)
 				}
 			}
 		})
 	}
 	answered := make(chan struct{})
 	go func() {
-		asked.Wait()
+		all.Wait()
 		close(answered)
 	}()
 	select {
 	case <-answered:
 	case <-time.After(4 * testTimeout):
-		t.Fatal("somebody is never answered")
+		t.Fatal("a claim is never answered")
 	}
-	ls.close()
+	bs.close()
 	for user, n := range sent {
 		if n != 1 {
-			t.Errorf("%s was sent %d times", user, n)
+			t.Errorf("%s: sent %d times", user, n)
 		}
 	}
 }
 
-func laneOf(ls *lanes, coupon string) int {
-	for i := range ls.groups[0] {
-		if ls.of(coupon) == &ls.groups[0][i] {
+// batcherIndex returns the index of the coupon's batcher in its group.
+func batcherIndex(bs *batchers, coupon string) int {
+	for i := range bs.groups[0] {
+		if bs.batcherOf(coupon) == &bs.groups[0][i] {
 			return i
 		}
 	}

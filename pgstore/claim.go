@@ -13,147 +13,144 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The calls of claims, and nothing else about them, in SQL. Names are qualified:
-// the search_path of our sessions knows PostgreSQL's own schema only.
+// The functions are schema-qualified because the search_path of our sessions does not contain their
+// schema.
 const (
 	claimCouponsSQL = `select public.claim_coupons($1, $2)`
 	claimBatchSQL   = `select "position", status from public.claim_batch($1, $2, $3)`
 )
 
-// claim is one user's wish for one coupon and, once answered, its outcome: a
-// status, or an err that wraps ErrUnavailable or ErrOutcomeUnknown or is a fault of
-// ours.
+// claim is one user's claim for one coupon. Once answered it has either a status or an err: one
+// that wraps ErrUnavailable, ErrOverloaded or ErrOutcomeUnknown, or an internal error.
 type claim struct {
 	user, coupon string
 
-	request string    // the id of the request that it came with
-	since   time.Time // when it came
+	requestID string
+	arrived   time.Time
 
 	status ClaimStatus
 	err    error
 }
 
-// Claim gives user one piece of coupon, or tells why not. Both are 1 to 255
-// characters of valid UTF-8, not blank, without NUL: the caller refuses the rest.
-// A caller who leaves (ctx ends) before his claim was sent takes it with him; after
-// that the claim stands, and Claim waits for its outcome, for ClaimTimeout at most.
+// Claim claims one piece of coupon for user and returns the outcome. Both names have 1 to 255
+// characters of valid UTF-8, are not blank and contain no NUL; the caller checks that.
+//
+// If ctx ends before the claim is sent, it is not sent, and Claim returns ErrUnavailable.
+// Afterwards Claim waits for the outcome, at most for ClaimTimeout. Errors: ErrUnavailable,
+// ErrOverloaded, ErrOutcomeUnknown, or an internal error.
 func (s *Store) Claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
-	status, err := s.lanes.claim(ctx, user, coupon)
-	s.metrics.claimed(status, err)
+	status, err := s.batchers.claim(ctx, user, coupon)
+	s.metrics.countClaim(status, err)
 	return status, err
 }
 
-// send asks PostgreSQL for a crowd, in one call and one commit. When it returns,
-// each of the claims has its status or its err. ctx bounds all of it; the claims
-// belong to send until then.
+// sendBatch sends the claims in one call, with one commit. When it returns, each claim has its
+// status or its err. ctx bounds all of it, retries included.
 //
-// A call that fails says nothing about most of its claims, and one bad coupon must
-// not fail its neighbours. So the claims are asked again, once, coupon by coupon,
-// in the time that ctx leaves. A claim is safe to repeat.
-func (s *Store) send(ctx context.Context, claims []*claim) {
+// A failed call says nothing about most of its claims, and one bad coupon must not fail the others.
+// So after a failure the claims are sent again, once, coupon by coupon. A claim is idempotent.
+func (s *Store) sendBatch(ctx context.Context, claims []*claim) {
 	if len(claims) == 0 {
 		return
 	}
-	s.metrics.crowd.Observe(float64(len(claims)))
-	defer s.tellSlow(claims, time.Now())
+	s.metrics.batchSize.Observe(float64(len(claims)))
+	defer s.logSlowCall(claims, time.Now())
 
-	try, cancel := firstTry(ctx)
-	first := s.commit(try, claims[0].coupon, false, func(ctx context.Context, conn *pgx.Conn) error {
-		return ask(ctx, conn, claims)
+	firstCtx, cancel := firstAttempt(ctx)
+	first := s.attemptWrite(firstCtx, claims[0].coupon, false, func(ctx context.Context, conn *pgx.Conn) error {
+		return callClaimFunction(ctx, conn, claims)
 	})
 	cancel()
 	if first == nil {
 		return
 	}
 
-	crowds := byCoupon(claims)
-	s.failures.Warn().Err(first.cause).Strs("request_ids", requestIDs(claims)).Int("claims", len(claims)).Int("coupons", len(crowds)).
-		Bool("surely_not_committed", first.surely).Msg("a call of claims failed; asking again, coupon by coupon")
+	batches := groupByCoupon(claims)
+	s.failures.Warn().Err(first.err).Strs("request_ids", requestIDs(claims)).Int("claims", len(claims)).Int("coupons", len(batches)).
+		Bool("not_committed", first.notCommitted).Msg("a call of claims failed; retrying coupon by coupon")
 
-	var asking errgroup.Group
-	asking.SetLimit(int(s.askers.Load()))
-	for _, crowd := range crowds {
-		asking.Go(func() error {
-			s.askAgain(ctx, crowd, first)
+	var retries errgroup.Group
+	retries.SetLimit(int(s.retryLimit.Load()))
+	for _, batch := range batches {
+		retries.Go(func() error {
+			s.retryCoupon(ctx, batch, first)
 			return nil
 		})
 	}
-	_ = asking.Wait() // outcomes are in the claims
+	_ = retries.Wait() // outcomes are in the claims
 }
 
-// askAgain asks for the claims of one coupon whose first call failed.
-func (s *Store) askAgain(ctx context.Context, crowd []*claim, first *failure) {
-	// Where the first try may have been committed, the answer is worth waiting for a
-	// server that is coming back. Where it surely was not, the caller can ask again as
-	// well as we can.
-	second := s.commit(ctx, crowd[0].coupon, !first.surely, func(ctx context.Context, conn *pgx.Conn) error {
-		return ask(ctx, conn, crowd)
+// retryCoupon sends the claims of one coupon again after their first call failed.
+func (s *Store) retryCoupon(ctx context.Context, claims []*claim, first *failedAttempt) {
+	// If the first attempt may have been committed, wait for a server that is restarting, because only
+	// a second answer resolves it. If it was not committed, the client can retry as well.
+	second := s.attemptWrite(ctx, claims[0].coupon, first.ambiguous(), func(ctx context.Context, conn *pgx.Conn) error {
+		return callClaimFunction(ctx, conn, claims)
 	})
 	if second != nil {
-		err := verdict(first, second)
-		for _, c := range crowd {
+		err := bothFailed(first, second)
+		for _, c := range claims {
 			c.status, c.err = "", err
 		}
 		return
 	}
-	if first.surely {
+	if first.notCommitted {
 		return
 	}
 
-	// "claimed" and "out_of_stock" are exact: the first try can only have been, or can
-	// only still become, "already_claimed" and "out_of_stock". "already_claimed" may be
-	// our own first try, unless the user's claim was granted just now, beside this one.
-	// "coupon_not_found" says nothing about a first try that is still under way: it
-	// can meet a coupon that is created meanwhile.
+	// The first attempt is ambiguous (ADR 0014). "claimed" and "out_of_stock" are exact all the same:
+	// the first attempt then was, or will be, "already_claimed" or "out_of_stock". "already_claimed"
+	// may be the effect of the first attempt, unless this very call granted the user's claim.
+	// "coupon_not_found" is ambiguous because a first attempt that is still running may find a coupon
+	// that is created meanwhile.
 	granted := make(map[string]bool)
-	for _, c := range crowd {
+	for _, c := range claims {
 		switch {
 		case c.status == Claimed:
 			granted[c.user] = true
 		case c.status == CouponNotFound, c.status == AlreadyClaimed && !granted[c.user]:
-			c.status, c.err = "", unknownAfter(first)
+			c.status, c.err = "", outcomeUnknownAfter(first)
 		}
 	}
 }
 
-// call is what is done with a connection.
-type call func(context.Context, *pgx.Conn) error
+// callFunc makes one call on a connection.
+type callFunc func(context.Context, *pgx.Conn) error
 
-// try makes one call about a coupon on a connection of the pool, unless the coupon's
-// shard does not even answer. nil: it was answered, and what it did is committed. With patience it
-// waits, as long as ctx lets it, for a server that no connection can be made to.
-func (s *Store) try(ctx context.Context, coupon string, patience bool, call call) *failure {
-	if away := s.lanes.whyAway(coupon); away != nil && !errors.Is(away, errNotSent) {
-		return notSent(away)
+// attempt makes one call about a coupon on a connection of the pool, unless the coupon's shard is
+// unreachable. It returns nil if the call was answered and its effects are committed. With
+// waitForServer it retries until ctx ends if no connection can be made.
+func (s *Store) attempt(ctx context.Context, coupon string, waitForServer bool, call callFunc) *failedAttempt {
+	if err := s.batchers.refusal(coupon); err != nil && !errors.Is(err, errNotCommitting) {
+		return notSent(err)
 	}
-	conn, err := s.acquire(ctx, patience)
+	conn, err := s.acquire(ctx, waitForServer)
 	if err != nil {
 		return notSent(err)
 	}
-	var executed, inDoubt bool
+	var executed, ambiguous bool
 	err = func() error {
-		defer conn.Release() // before we ask who it was, and in a panic
-		w := wireOf(conn.Conn())
+		defer conn.Release() // before mayBeProxy needs a connection, and also in a panic
+		sc := beginCall(conn.Conn())
 		err := call(ctx, conn.Conn())
-		executed, inDoubt = !w.unprepared, w.inDoubt
+		executed, ambiguous = !sc.prepareFailed, sc.ambiguous
 		return err
 	}()
 	if err != nil {
-		return failed(err, executed, func() bool { return s.proxied(ctx) })
+		return classify(err, executed, func() bool { return s.mayBeProxy(ctx) })
 	}
-	if inDoubt {
-		return &failure{cause: errInDoubt}
+	if ambiguous {
+		return &failedAttempt{err: errNotReplicated}
 	}
 	return nil
 }
 
-// acquire gets a connection of the pool, and with patience tries for one until ctx
-// ends.
-func (s *Store) acquire(ctx context.Context, patience bool) (*pgxpool.Conn, error) {
-	const longestPause = 250 * time.Millisecond
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, longestPause) {
+// acquire returns a connection of the pool. With waitForServer it retries until ctx ends.
+func (s *Store) acquire(ctx context.Context, waitForServer bool) (*pgxpool.Conn, error) {
+	const maxPause = 250 * time.Millisecond
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, maxPause) {
 		conn, err := s.pool.Acquire(ctx)
-		if err == nil || !patience || errors.Is(err, puddle.ErrClosedPool) {
+		if err == nil || !waitForServer || errors.Is(err, puddle.ErrClosedPool) {
 			return conn, err
 		}
 		select {
@@ -164,16 +161,16 @@ func (s *Store) acquire(ctx context.Context, patience bool) (*pgxpool.Conn, erro
 	}
 }
 
-// ask makes the call for claims and reads its answers into them. After an error,
-// none of them has a status: rows come before the commit, and only a call that
-// ended well was committed.
-func ask(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
+// callClaimFunction calls claim_coupons or claim_batch and sets the status of each claim. After an
+// error no claim has a status: rows arrive before the commit, so only a call that returned without
+// error is committed.
+func callClaimFunction(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	var err error
-	if oneCoupon(claims) {
-		err = askCoupons(ctx, conn, claims)
+	if sameCoupon(claims) {
+		err = callClaimCoupons(ctx, conn, claims)
 	} else {
-		if err = askBatch(ctx, conn, claims); err != nil {
-			err = batchError{err}
+		if err = callClaimBatch(ctx, conn, claims); err != nil {
+			err = manyCouponsError{err}
 		}
 	}
 	if err == nil {
@@ -190,8 +187,8 @@ func ask(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	return err
 }
 
-// askCoupons asks for a crowd that wants one coupon.
-func askCoupons(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
+// callClaimCoupons sends claims that are all for one coupon.
+func callClaimCoupons(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	users := make([]string, len(claims))
 	for i, c := range claims {
 		users[i] = c.user
@@ -201,20 +198,20 @@ func askCoupons(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 		return err
 	}
 	for rows.Next() {
-		// An enum's array comes as text, {claimed,out_of_stock}: its labels need no quotes.
-		// Reading it here spares a copy of each label.
+		// An enum array arrives as text, {claimed,out_of_stock}, and its labels are never quoted. Parsing
+		// it here avoids a copy of each label.
 		labels := bytes.Trim(rows.RawValues()[0], "{}")
 		for _, c := range claims {
 			var label []byte
 			label, labels, _ = bytes.Cut(labels, []byte{','})
-			c.status, c.err = claimStatus(label)
+			c.status, c.err = parseClaimStatus(label)
 		}
 	}
 	return rows.Err()
 }
 
-// askBatch asks for a crowd that wants many coupons.
-func askBatch(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
+// callClaimBatch sends claims for many coupons.
+func callClaimBatch(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	users := make([]string, len(claims))
 	coupons := make([]string, len(claims))
 	positions := make([]int32, len(claims))
@@ -229,17 +226,17 @@ func askBatch(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	var label []byte
 	for rows.Next() {
 		if err := rows.Scan(&position, &label); err != nil {
-			break // rows has it
+			break // rows.Err returns it
 		}
 		c := claims[position]
-		c.status, c.err = claimStatus(label)
+		c.status, c.err = parseClaimStatus(label)
 	}
 	return rows.Err()
 }
 
-// claimStatus is the status of an enum's label. A label that this program does not
-// know comes from a newer schema.
-func claimStatus(label []byte) (ClaimStatus, error) {
+// parseClaimStatus converts a label of the enum claim_status. An unknown label comes from a newer
+// schema.
+func parseClaimStatus(label []byte) (ClaimStatus, error) {
 	switch string(label) { // compared without a copy
 	case string(Claimed):
 		return Claimed, nil
@@ -250,11 +247,11 @@ func claimStatus(label []byte) (ClaimStatus, error) {
 	case string(CouponNotFound):
 		return CouponNotFound, nil
 	}
-	return "", fmt.Errorf("PostgreSQL answered a claim with %q, which this program does not know", label)
+	return "", fmt.Errorf("claim status %q: not known to this program", label)
 }
 
-// oneCoupon: all of the claims want the same coupon.
-func oneCoupon(claims []*claim) bool {
+// sameCoupon reports whether all claims are for the same coupon.
+func sameCoupon(claims []*claim) bool {
 	for _, c := range claims[1:] {
 		if c.coupon != claims[0].coupon {
 			return false
@@ -263,18 +260,18 @@ func oneCoupon(claims []*claim) bool {
 	return true
 }
 
-// byCoupon divides a crowd into those who want the same coupon, in their order.
-func byCoupon(claims []*claim) [][]*claim {
-	var crowds [][]*claim
-	place := make(map[string]int)
+// groupByCoupon splits claims by coupon and keeps their order.
+func groupByCoupon(claims []*claim) [][]*claim {
+	var groups [][]*claim
+	index := make(map[string]int)
 	for _, c := range claims {
-		i, ok := place[c.coupon]
+		i, ok := index[c.coupon]
 		if !ok {
-			i = len(crowds)
-			place[c.coupon] = i
-			crowds = append(crowds, nil)
+			i = len(groups)
+			index[c.coupon] = i
+			groups = append(groups, nil)
 		}
-		crowds[i] = append(crowds[i], c)
+		groups[i] = append(groups[i], c)
 	}
-	return crowds
+	return groups
 }

@@ -12,143 +12,142 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// wire is one connection to PostgreSQL, below pgx. It does four things that pgx
-// cannot be asked for:
+// serverConn is one connection to PostgreSQL, below pgx. It does what pgx has no option for:
 //
-// It never lets a cancel request out. When a context ends or a connection breaks,
-// pgx dials the server again and asks it to cancel what the connection was doing
-// (pgconn.asyncClose). A claim that waits for a synchronous standby would then be
-// answered "claimed" although only the local disk has it. Dialling goes through
-// the wire, which closes the connection instead. That also gives the place in the
-// pool back at once: pgx would keep it for up to 15 s if the server does not answer.
+//   - It never sends a cancel request. When a context ends or a connection breaks, pgx dials the
+//     server again to cancel the running statement (pgconn.asyncClose). A claim that waits for a
+//     synchronous standby would then return "claimed" although only the local disk has it (ADR
+//     0013). So a dial for a cancel request closes the connection instead. That also frees its
+//     place in the pool at once; pgx would keep it for up to 15 s if the server does not answer.
+//   - It notes the warning by which PostgreSQL reports that the wait for the standby ended for
+//     another reason (an administrator's cancel, for example).
+//   - It measures the duration of each function call.
+//   - It notes whether a failed call got beyond preparing its statement, which on a new connection
+//     is a separate round trip.
 //
-// It hears the warning with which PostgreSQL says that it gave up that wait for
-// another reason (an administrator's cancel, say).
-//
-// It measures how long each of our functions takes.
-//
-// It knows whether a call that failed had got beyond the preparing of its statement,
-// which on a new connection is a round trip of its own.
-//
-// It is what pgx calls a tracer of this one connection. But for dial, its methods
-// are called by the goroutine that makes the connection or the call.
-type wire struct {
-	mu   sync.Mutex
-	conn net.Conn // nil until the connection is made
+// It is the pgx tracer of this one connection. Except for dial, its methods run on the goroutine
+// that makes the connection or the call.
+type serverConn struct {
+	mu      sync.Mutex
+	netConn net.Conn // nil until the connection is made
 
-	unprepared bool // the call under way did not get beyond preparing
-	inDoubt    bool // the call under way was answered, but its commit is not what it should be
+	prepareFailed bool // the current call failed while its statement was prepared
+	ambiguous     bool // the current call was answered, but perhaps the standby does not have its commit
 
-	proxied bool // the session is as a proxy's must be
+	proxyParams bool // the session has the parameters of setProxyParams
 
 	metrics *metrics
-	began   time.Time // the call under way
-	sql     string    // of the call under way
+	began   time.Time // of the current call
+	sql     string    // of the current call
 }
 
-// errClosedNotCancelled is what pgx hears instead of the connection it wanted for
-// a cancel request.
+// errClosedNotCancelled is returned to pgx when it dials for a cancel request.
 var errClosedNotCancelled = errors.New("closed instead of cancelled")
 
-// dialer notices within half a minute that an idle connection's server is gone.
-// Calls need no such help: each of them is bounded by its context (but for inquiries).
+// dialer detects within half a minute that the server of an idle connection is gone. Calls are
+// bounded by their contexts. A probe is not, and needs the keep-alive.
 var dialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
 }
 
-// connecting marks the contexts in which connections are made.
+// connecting is the context key that marks the contexts in which connections are made.
 type connecting struct{}
 
-// wireKey is where a connection's custom data hold its wire.
-const wireKey = "pgstore.wire"
+// serverConnKey is the key of the serverConn in a connection's custom data.
+const serverConnKey = "pgstore.serverConn"
 
-// newWire puts a wire under the connection that cfg, which is of this connection
-// alone, is about to make; proxied: as a session of a proxy (behindProxy).
-func newWire(cfg *pgx.ConnConfig, m *metrics, proxied bool) {
-	w := &wire{metrics: m, proxied: proxied}
-	cfg.Tracer = w
-	cfg.DialFunc = w.dial
-	cfg.OnNotice = w.notice
+// instrument installs a serverConn below the connection that cfg is about to make. cfg belongs to
+// that connection alone. proxyParams: the session has the parameters of setProxyParams.
+func instrument(cfg *pgx.ConnConfig, m *metrics, proxyParams bool) {
+	sc := &serverConn{metrics: m, proxyParams: proxyParams}
+	cfg.Tracer = sc
+	cfg.DialFunc = sc.dial
+	cfg.OnNotice = sc.notice
 }
 
-// wireOf returns the wire under conn, ready for the next call.
-func wireOf(conn *pgx.Conn) *wire {
-	w, _ := conn.PgConn().CustomData()[wireKey].(*wire) // each connection of ours has one
-	w.unprepared, w.inDoubt = false, false
-	return w
+// serverConnOf returns the serverConn below conn. TraceConnectEnd has set it.
+func serverConnOf(conn *pgx.Conn) *serverConn {
+	sc, _ := conn.PgConn().CustomData()[serverConnKey].(*serverConn)
+	return sc
 }
 
-// dial makes a connection, or one of several attempts at it (sslmode=prefer, many
-// hosts). If it is not for that, it is for a cancel request.
-func (w *wire) dial(ctx context.Context, network, address string) (net.Conn, error) {
+// beginCall returns the serverConn below conn and resets what it noted about the previous call.
+func beginCall(conn *pgx.Conn) *serverConn {
+	sc := serverConnOf(conn)
+	sc.prepareFailed, sc.ambiguous = false, false
+	return sc
+}
+
+// dial makes a connection. Several dials may be needed for one (sslmode=prefer, many hosts). A dial
+// outside of connecting is for a cancel request: it closes the connection instead.
+func (sc *serverConn) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if ctx.Value(connecting{}) != nil {
 		return dialer.DialContext(ctx, network, address)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.conn != nil { // else pgx closes the attempt itself
-		_ = w.conn.Close() // nothing is left to be done about a connection that does not close
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	if sc.netConn != nil { // else pgx closes the attempt itself
+		_ = sc.netConn.Close()
 	}
 	return nil, errClosedNotCancelled
 }
 
-// notice marks the call under way when PostgreSQL warns that its commit did not
-// wait for the synchronous standby (01000; 57P01 when the session ends with it).
+// notice marks the current call as ambiguous when PostgreSQL warns that its commit did not wait for
+// the synchronous standby (01000, or 57P01 if the session ends as well).
 //
-// 01000 is also the code of any other warning. Of these, a claim can meet only the
-// two about a wraparound of transaction ids, which are about the server's future
-// and would otherwise make every claim uncertain for days. What is not known stays
-// in doubt.
-func (w *wire) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
+// 01000 is also the code of other warnings. A claim can meet the two about transaction id
+// wraparound, which would otherwise make each claim ambiguous for days, and one of PL/Proxy.
+// Unknown warnings count as ambiguous.
+func (sc *serverConn) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
 	switch n.Code {
 	case "01000", "57P01":
 		switch n.Routine {
 		case "GetNewTransactionId", "GetNewMultiXactId":
-		case "check_old_conn": // PL/Proxy drops an idle connection to a shard, before it sends
+		case "check_old_conn": // PL/Proxy drops an idle connection to a shard, before it sends anything
 		default:
-			w.inDoubt = true
+			sc.ambiguous = true
 		}
 	}
 }
 
-// TraceConnectStart lets dial know what it dials for.
-func (w *wire) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+// TraceConnectStart marks the context for dial.
+func (sc *serverConn) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
 	return context.WithValue(ctx, connecting{}, true)
 }
 
-// TraceConnectEnd takes hold of the connection.
-func (w *wire) TraceConnectEnd(_ context.Context, data pgx.TraceConnectEndData) {
+// TraceConnectEnd stores the network connection and registers the serverConn.
+func (sc *serverConn) TraceConnectEnd(_ context.Context, data pgx.TraceConnectEndData) {
 	if data.Err != nil {
 		return
 	}
 	pgConn := data.Conn.PgConn()
-	conn := pgConn.Conn()
-	if encrypted, ok := conn.(*tls.Conn); ok {
-		conn = encrypted.NetConn() // the TLS layer may wait up to 5 s to say goodbye
+	netConn := pgConn.Conn()
+	if encrypted, ok := netConn.(*tls.Conn); ok {
+		netConn = encrypted.NetConn() // closing the TLS layer may take up to 5 s
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.conn = conn
-	pgConn.CustomData()[wireKey] = w
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	sc.netConn = netConn
+	pgConn.CustomData()[serverConnKey] = sc
 }
 
-// TracePrepareStart does nothing; pgx wants it beside TracePrepareEnd.
-func (w *wire) TracePrepareStart(ctx context.Context, _ *pgx.Conn, _ pgx.TracePrepareStartData) context.Context {
+// TracePrepareStart does nothing. pgx requires it together with TracePrepareEnd.
+func (sc *serverConn) TracePrepareStart(ctx context.Context, _ *pgx.Conn, _ pgx.TracePrepareStartData) context.Context {
 	return ctx
 }
 
-// TracePrepareEnd notes whether the call under way goes on to be executed.
-func (w *wire) TracePrepareEnd(_ context.Context, _ *pgx.Conn, data pgx.TracePrepareEndData) {
-	w.unprepared = data.Err != nil
+// TracePrepareEnd notes whether preparing the statement failed.
+func (sc *serverConn) TracePrepareEnd(_ context.Context, _ *pgx.Conn, data pgx.TracePrepareEndData) {
+	sc.prepareFailed = data.Err != nil
 }
 
-// TraceQueryStart notes which call begins.
-func (w *wire) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	w.began, w.sql = time.Now(), data.SQL
+// TraceQueryStart notes the start of a call.
+func (sc *serverConn) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	sc.began, sc.sql = time.Now(), data.SQL
 	return ctx
 }
 
-// TraceQueryEnd hands on how long the call took. It comes when all rows are read.
-func (w *wire) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
-	w.metrics.called(w.sql, time.Since(w.began), data.Err)
+// TraceQueryEnd counts the call and its duration, when all rows were read.
+func (sc *serverConn) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	sc.metrics.countCall(sc.sql, time.Since(sc.began), data.Err)
 }

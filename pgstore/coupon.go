@@ -15,18 +15,18 @@ const (
 	claimersSQL     = `select public.coupon_claimers($1, $2, $3)`
 )
 
-// pageSize is the number of user ids that one statement reads, at most: some
-// hundred KiB, in some 3 ms. (Pages of 10,000 read a coupon of 1,000,000 claims
-// faster than one big result does.)
+// pageSize is the largest number of user ids that one statement reads (ADR 0011).
 const pageSize = 10_000
 
-// CreateCoupon puts amount pieces (1 or more) of a coupon on sale, under a name of
-// 1 to 255 characters of valid UTF-8, not blank, without NUL. Like a claim, once
-// sent it stands although ctx ends, and it is asked again once when the call fails.
-// Errors: ErrUnavailable, ErrOutcomeUnknown, or a fault of ours.
+// CreateCoupon creates a coupon with amount pieces, 1 or more. name has 1 to 255 characters of
+// valid UTF-8, is not blank and contains no NUL; the caller checks that.
+//
+// If ctx ends before the call is sent, nothing is sent, and CreateCoupon returns ErrUnavailable.
+// Afterwards it waits for the outcome, at most for ClaimTimeout. A failed call is repeated once.
+// Errors: ErrUnavailable, ErrOutcomeUnknown, or an internal error.
 func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (CreateStatus, error) {
 	if ctx.Err() != nil {
-		return "", gaveUp(ctx)
+		return "", contextEnded(ctx)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
 	defer cancel()
@@ -36,14 +36,14 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 		return conn.QueryRow(ctx, createCouponSQL, name, int64(amount)).Scan(&status)
 	}
 
-	try, cancelTry := firstTry(ctx)
-	first := s.commit(try, name, false, create)
-	cancelTry()
+	firstCtx, cancelFirst := firstAttempt(ctx)
+	first := s.attemptWrite(firstCtx, name, false, create)
+	cancelFirst()
 	if first != nil {
-		s.failures.Warn().Err(first.cause).Func(withRequestID(ctx)).Bool("surely_not_committed", first.surely).
-			Msg("creating a coupon failed; asking again")
-		if second := s.commit(ctx, name, !first.surely, create); second != nil {
-			return "", verdict(first, second)
+		s.failures.Warn().Err(first.err).Func(withRequestID(ctx)).Bool("not_committed", first.notCommitted).
+			Msg("creating a coupon failed; retrying")
+		if second := s.attemptWrite(ctx, name, first.ambiguous(), create); second != nil {
+			return "", bothFailed(first, second)
 		}
 	}
 
@@ -51,34 +51,33 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 	case Created:
 		return status, nil
 	case CouponExists:
-		if first != nil && !first.surely {
-			return "", unknownAfter(first) // it may be the one that we made
+		if first != nil && first.ambiguous() {
+			return "", outcomeUnknownAfter(first) // perhaps the first attempt created it
 		}
 		return status, nil
 	}
-	return "", fmt.Errorf("PostgreSQL answered create_coupon with %q, which this program does not know", status)
+	return "", fmt.Errorf("create status %q: not known to this program", status)
 }
 
-// Coupon reads one consistent state of a coupon, which shows every claim that was
-// answered before the call; found is false when there is none of that name. Callers
-// who ask for the same coupon at the same time may get the same *Coupon: it is not
-// to be changed. A caller who leaves (ctx ends) is released at once; nobody waits
-// longer than ClaimTimeout. Errors: ErrUnavailable, or a fault of ours.
+// Coupon reads one consistent state of a coupon. The state contains every claim that was answered
+// before the call. found is false if no coupon has that name. Callers that ask for the same coupon
+// at the same time may get the same *Coupon, so it must not be changed. Coupon returns when ctx
+// ends, and after ClaimTimeout at the latest. Errors: ErrUnavailable, or an internal error.
 func (s *Store) Coupon(ctx context.Context, name string) (coupon *Coupon, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	coupon, err = s.reads.join(ctx, name)
+	coupon, err = s.reads.get(ctx, name)
 	return coupon, coupon != nil, err
 }
 
-// readCoupon reads a coupon for all who joined the read; nil: there is none. Its
-// claims are those with the numbers 1 to amount - remaining_amount as of now. They
-// exist and stay, so that they can be read later, page by page, without a snapshot
-// that would keep old versions of the coupon's row alive. A single page is read
-// right away.
+// readCoupon reads a coupon for all callers of a shared read; nil: it does not exist.
+//
+// Its claims are those numbered 1 to amount - remaining_amount as of now. They exist and never
+// change, so they can be read later, page by page, without a snapshot that would keep old versions
+// of the coupon's row alive. If there is only one page, it is read at once.
 func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 	var coupon *Coupon
-	err := s.read(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
+	err := s.readWithRetry(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		coupon = nil
 		var amount, remaining int
 		rows, err := conn.Query(ctx, getCouponSQL, name)
@@ -89,7 +88,7 @@ func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 		for rows.Next() {
 			found = true
 			if err := rows.Scan(nil, &amount, &remaining); err != nil {
-				break // rows has it
+				break // rows.Err returns it
 			}
 		}
 		if rows.Err() != nil || !found {
@@ -103,7 +102,7 @@ func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 		}
 		var users []string
 		if count > 0 {
-			if users, err = readPage(ctx, conn, name, 0, count); err != nil {
+			if users, err = queryPage(ctx, conn, name, 0, count); err != nil {
 				return err
 			}
 		}
@@ -116,7 +115,7 @@ func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 	return coupon, nil
 }
 
-// NewCoupon is a coupon whose claimers, in claim order, are all at hand.
+// NewCoupon returns a coupon that has all of its claimers, in claim order, in memory.
 func NewCoupon(name string, amount int, claimers []string) *Coupon {
 	return &Coupon{
 		Name:            name,
@@ -134,29 +133,26 @@ func NewCoupon(name string, amount int, claimers []string) *Coupon {
 	}
 }
 
-// pages reads the first count claimers of a coupon, page by page, for one reader. A
-// page is read whole and its connection given back before the reader has it: a slow
-// reader holds memory for one page, and nothing of the database's.
+// pages returns an iterator over the first count claimers of a coupon. It releases its connection
+// before it yields a page, so a slow reader holds the memory of one page and no connection.
 func (s *Store) pages(name string, count int) func(context.Context) iter.Seq2[[]string, error] {
 	return func(ctx context.Context) iter.Seq2[[]string, error] {
-		return givingWay(ctx, s.lanes.busy, count, func(after, upto int) ([]string, error) {
-			return s.page(ctx, name, after, upto)
+		return pacedPages(ctx, s.batchers.anyBusy, count, func(after, upto int) ([]string, error) {
+			return s.readPage(ctx, name, after, upto)
 		})
 	}
 }
 
-// givingWay reads page after page, and rests between two of them for as long as the
-// last one took, if claims are under way: a million claims are half a second of CPU,
-// which a sale would miss. With a coupon of 1,000,000 claims read again and again,
-// others claim at 0.88 of their speed instead of 0.74.
-func givingWay(ctx context.Context, busy func() bool, count int, read func(after, upto int) ([]string, error)) iter.Seq2[[]string, error] {
+// pacedPages reads page after page. While claims are in flight it pauses between two pages for as
+// long as the last page took, so that a large read does not slow claims down (ADR 0011).
+func pacedPages(ctx context.Context, claimsInFlight func() bool, count int, read func(after, upto int) ([]string, error)) iter.Seq2[[]string, error] {
 	return func(yield func([]string, error) bool) {
 		var took time.Duration
 		for after := 0; after < count; after += pageSize {
-			if after > 0 && busy() {
+			if after > 0 && claimsInFlight() {
 				select {
 				case <-time.After(took):
-				case <-ctx.Done(): // read says so
+				case <-ctx.Done(): // read returns its error
 				}
 			}
 			began := time.Now()
@@ -169,21 +165,22 @@ func givingWay(ctx context.Context, busy func() bool, count int, read func(after
 	}
 }
 
-// page reads the claimers with the claim numbers after+1 to upto.
-func (s *Store) page(ctx context.Context, name string, after, upto int) (users []string, err error) {
+// readPage reads the claimers with the claim numbers after+1 to upto.
+func (s *Store) readPage(ctx context.Context, name string, after, upto int) (users []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err = s.read(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
-		users, err = readPage(ctx, conn, name, after, upto)
+	err = s.readWithRetry(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
+		users, err = queryPage(ctx, conn, name, after, upto)
 		return err
 	})
 	return users, err
 }
 
-// readPage is page on a connection. The ids share one piece of memory: a page is
-// kept or dropped as a whole.
-func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int) ([]string, error) {
-	// int32, which is what the function takes: not every exec mode of pgx asks PostgreSQL.
+// queryPage reads a page on a connection. The ids share one string: a page is kept or freed as a
+// whole.
+func queryPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int) ([]string, error) {
+	// int32 is the type of the function's parameters: some exec modes of pgx do not ask PostgreSQL for
+	// it.
 	rows, err := conn.Query(ctx, claimersSQL, name, int32(after), int32(upto))
 	if err != nil {
 		return nil, err
@@ -199,7 +196,7 @@ func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int)
 		return nil, err
 	}
 	if len(ends) != wanted {
-		return nil, fmt.Errorf("%w: it has %d of the %d claims %d to %d", errContradiction, len(ends), wanted, after+1, upto)
+		return nil, fmt.Errorf("%w: %d rows for claims %d to %d", errInconsistent, len(ends), after+1, upto)
 	}
 
 	all, start := string(text), 0
@@ -210,23 +207,24 @@ func readPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int)
 	return users, nil
 }
 
-// read makes a call that changes nothing, and once more when it fails.
-func (s *Store) read(ctx context.Context, name string, call call) error {
+// readWithRetry makes a call that changes nothing, and repeats it once if it fails. It waits for a
+// read slot first.
+func (s *Store) readWithRetry(ctx context.Context, name string, call callFunc) error {
 	select {
-	case s.readers <- struct{}{}:
-		defer func() { <-s.readers }()
+	case s.readSlots <- struct{}{}:
+		defer func() { <-s.readSlots }()
 	case <-ctx.Done():
-		return gaveUp(ctx)
+		return contextEnded(ctx)
 	}
 
-	try, cancel := firstTry(ctx)
-	f := s.try(try, name, false, call)
+	firstCtx, cancel := firstAttempt(ctx)
+	failed := s.attempt(firstCtx, name, false, call)
 	cancel()
-	if f != nil && !f.fault {
-		f = s.try(ctx, name, false, call)
+	if failed != nil && !failed.rejected {
+		failed = s.attempt(ctx, name, false, call)
 	}
-	if f != nil {
-		return readVerdict(f)
+	if failed != nil {
+		return readFailed(failed)
 	}
 	return nil
 }

@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"scalable-coupon-system/internal/faultproxy"
+	"scalable-coupon-system/internal/wait"
 )
 
-func TestCreateCoupon(t *testing.T) {
+func TestCreateCoupon_statuses(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	for _, step := range []struct {
 		name   string
 		amount int32
@@ -28,32 +29,34 @@ func TestCreateCoupon(t *testing.T) {
 	} {
 		status, err := s.CreateCoupon(t.Context(), step.name, step.amount)
 		if status != step.want || err != nil {
-			t.Errorf("creating %d of %s: %q, %v; want %q", step.amount, step.name, status, err, step.want)
+			t.Errorf("creating %s with %d pieces: %q, %v; want %q", step.name, step.amount, status, err, step.want)
 		}
 	}
 	coupon, found, err := s.Coupon(t.Context(), "a")
 	if err != nil || !found || coupon.Amount != 1 || coupon.RemainingAmount != 1 {
-		t.Errorf("a: %v, %v, %v; want what the first creation made", coupon, found, err)
+		t.Errorf("coupon a: %v, %v, %v; want it as first created", coupon, found, err)
 	}
 }
 
-func TestCouponNotThere(t *testing.T) {
+func TestCoupon_notFound(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	if coupon, found, err := s.Coupon(t.Context(), "nothing"); coupon != nil || found || err != nil {
 		t.Errorf("%v, %v, %v", coupon, found, err)
 	}
 }
 
-// fill puts a coupon on sale, of which the users 1 to count have a piece.
-func (s *stand) fill(t *testing.T, coupon string, amount, count int) {
+// fill creates a coupon that the users 1 to count have claimed.
+func (s *testStore) fill(t *testing.T, coupon string, amount, count int) {
 	t.Helper()
 	s.exec(t, `insert into public.coupons (name, amount, remaining_amount) values ($1, $2::int, $2::int - $3::int)`, coupon, amount, count)
-	s.exec(t, `insert into public.claims (coupon_name, claim_number, user_id)
-		select $1, i, 'user ' || i from generate_series(1, $2::int) as i`, coupon, count)
+	s.exec(t, `
+insert into public.claims (coupon_name, claim_number, user_id)
+select $1, i, 'user ' || i
+from generate_series(1, $2::int) as i`, coupon, count)
 }
 
-// readAll reads all of a coupon's user ids, and the sizes of their pages.
+// readAll returns all user ids of a coupon, and the sizes of their pages.
 func readAll(t *testing.T, c *Coupon) (users []string, pages []int) {
 	t.Helper()
 	for page, err := range c.Claimers(t.Context()) {
@@ -66,9 +69,9 @@ func readAll(t *testing.T, c *Coupon) (users []string, pages []int) {
 	return users, pages
 }
 
-func TestCouponPages(t *testing.T) {
+func TestCoupon_pages(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	for _, test := range []struct {
 		count int
 		whole bool
@@ -93,11 +96,11 @@ func TestCouponPages(t *testing.T) {
 			t.Errorf("%s: whole %v", name, whole)
 		}
 
-		// What is claimed from here on is not in this state of the coupon.
+		// Later claims are not part of this state of the coupon.
 		s.exec(t, `select public.claim_coupon('late', $1)`, name)
 		users, pages := readAll(t, coupon)
 		if !slices.Equal(pages, test.pages) {
-			t.Errorf("%s: pages of %v, want %v", name, pages, test.pages)
+			t.Errorf("%s: pages have %v ids, want %v", name, pages, test.pages)
 		}
 		for i, user := range users {
 			if want := fmt.Sprint("user ", i+1); user != want {
@@ -105,28 +108,28 @@ func TestCouponPages(t *testing.T) {
 			}
 		}
 		if len(users) != test.count {
-			t.Errorf("%s: %d claimers", name, len(users))
+			t.Errorf("%s: %d claimers, want %d", name, len(users), test.count)
 		}
 	}
 }
 
-// Readers hold no connection while they do not read, and stop when they like.
-func TestCouponSlowReaders(t *testing.T) {
+// Readers hold no connection between two pages, and can stop at any page.
+func TestCoupon_slowReadersHoldNoConnection(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.MaxConns = 2 })
+	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 2 })
 	s.fill(t, "big", 3*pageSize, 3*pageSize)
 	coupon, _, err := s.Coupon(t.Context(), "big")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var depth func(int)
-	depth = func(n int) { // many readers, each in the middle of his reading
+	depth = func(n int) { // n more readers, each between two pages
 		for page, err := range coupon.Claimers(t.Context()) {
 			if err != nil || len(page) != pageSize {
 				t.Errorf("%d ids, %v", len(page), err)
 			}
 			if acquired := s.pool.Stat().AcquiredConns(); acquired != 0 {
-				t.Errorf("%d connections are held for readers", acquired)
+				t.Errorf("%d connections are held by readers, want 0", acquired)
 			}
 			if n > 0 {
 				depth(n - 1)
@@ -137,54 +140,54 @@ func TestCouponSlowReaders(t *testing.T) {
 	depth(5)
 }
 
-func TestCouponReaderLeaves(t *testing.T) {
+func TestCoupon_canceled(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.fill(t, "big", 3*pageSize, 3*pageSize)
 	coupon, _, err := s.Coupon(t.Context(), "big")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, leave := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
 	pages := 0
 	var last error
 	for _, err := range coupon.Claimers(ctx) {
 		pages, last = pages+1, err
-		leave()
+		cancel()
 	}
 	if pages != 2 || !errors.Is(last, context.Canceled) {
 		t.Errorf("%d pages, the last with %v; want the second to fail", pages, last)
 	}
 
-	// One who leaves while his first page is read.
+	// Canceled while the first page is read.
 	s.proxy.Freeze()
-	ctx, leave = context.WithCancel(t.Context())
-	time.AfterFunc(50*time.Millisecond, leave)
+	ctx, cancel = context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
 	start := time.Now()
 	if _, _, err := s.Coupon(ctx, "big"); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled) {
-		t.Errorf("a reader who left: %v", err)
+		t.Errorf("canceled read: %v", err)
 	}
 	if took := time.Since(start); took > s.timeout/2 {
-		t.Errorf("he was released after %v", took)
+		t.Errorf("the canceled read returned after %v", took)
 	}
 	s.proxy.Thaw()
 }
 
-// Claims that are missing in the table are told, not hidden.
-func TestCouponWithAGap(t *testing.T) {
+// A gap in the claims is an internal error.
+func TestCoupon_missingClaim(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.fill(t, "c", 100, 10)
 	s.exec(t, `delete from public.claims where coupon_name = 'c' and claim_number = 5`)
 	if _, _, err := s.Coupon(t.Context(), "c"); err == nil || errors.Is(err, ErrUnavailable) {
-		t.Errorf("%v; want a fault", err)
+		t.Errorf("error %v; want an internal error", err)
 	}
 }
 
-// Reads go together, and each shows what was claimed before it.
-func TestCouponReadsTogether(t *testing.T) {
+// Concurrent reads are shared, and each of them contains the claims answered before it started.
+func TestCoupon_sharedReads(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.create(t, "c", 1000)
 	var reading sync.Mutex
 	queries := 0
@@ -193,7 +196,7 @@ func TestCouponReadsTogether(t *testing.T) {
 			reading.Lock()
 			queries++
 			reading.Unlock()
-			time.Sleep(5 * time.Millisecond) // a read takes long enough to be joined
+			time.Sleep(5 * time.Millisecond) // long enough for other reads to join
 		}
 		return faultproxy.Pass
 	})
@@ -213,7 +216,7 @@ func TestCouponReadsTogether(t *testing.T) {
 				}
 				users, _ := coupon.Whole()
 				if !slices.Contains(users, user) {
-					t.Errorf("%s does not see his own claim", user)
+					t.Errorf("user %s is not among the claimers after their claim", user)
 				}
 				if len(users)+coupon.RemainingAmount != coupon.Amount {
 					t.Errorf("%d claimed and %d remain of %d", len(users), coupon.RemainingAmount, coupon.Amount)
@@ -223,15 +226,15 @@ func TestCouponReadsTogether(t *testing.T) {
 	}
 	all.Wait()
 	if queries >= clients*rounds {
-		t.Errorf("%d queries for %d reads: none was shared", queries, clients*rounds)
+		t.Errorf("%d queries for %d reads; want fewer", queries, clients*rounds)
 	}
 }
 
-// A rush of readers leaves connections to claims, and the pool keeps its bound.
-func TestPoolBound(t *testing.T) {
+// Many readers leave connections for claims, and the pool does not exceed its limit.
+func TestPool_limit(t *testing.T) {
 	t.Parallel()
 	const maxConns = 4
-	s := newStand(t, func(cfg *Config) { cfg.MaxConns = maxConns })
+	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = maxConns })
 	s.create(t, "c", 1000)
 	for i := range 50 {
 		s.create(t, fmt.Sprint("r", i), 1)
@@ -255,7 +258,7 @@ func TestPoolBound(t *testing.T) {
 				if _, _, err := s.Coupon(t.Context(), fmt.Sprint("r", i)); err != nil {
 					t.Error(err)
 				}
-				if i >= 5 { // they share one connection, and each waits 1.5 s for it at most
+				if i >= 5 { // Ready uses one connection, and waits for it 1.5 s at most
 					continue
 				}
 				if err := s.Ready(t.Context()); err != nil {
@@ -264,27 +267,26 @@ func TestPoolBound(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "readers fill their half", func() bool { return len(s.readers) == cap(s.readers) })
+	wait.For(t, "reads that use all read slots", func() bool { return len(s.readSlots) == cap(s.readSlots) })
 	for i := range 30 {
 		if status, err := s.Claim(t.Context(), fmt.Sprint(i), "c"); status != Claimed {
 			t.Error(status, err)
 		}
 		if n := s.sessions(t); n > maxConns {
-			t.Errorf("%d sessions, %d are allowed", n, maxConns)
+			t.Errorf("%d sessions, want at most %d", n, maxConns)
 		}
 		if held := int(s.pool.Stat().AcquiredConns()); held > maxConns-1 {
-			t.Errorf("%d connections of the pool are in use", held)
+			t.Errorf("%d connections of the pool are in use, want at most %d", held, maxConns-1)
 		}
 	}
 	close(stop)
 	all.Wait()
 }
 
-// Readers whom the database keeps waiting hold no more than their half of the
-// connections: a claim finds one.
-func TestReadersLeaveConnectionsToClaims(t *testing.T) {
+// Reads that the database does not answer use at most half of the connections: a claim gets one.
+func TestPool_readsLeaveConnectionsForClaims(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.MaxConns = 4 })
+	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 4 })
 	s.create(t, "c", 10)
 	release := make(chan struct{})
 	s.proxy.Inject(func(sql string) faultproxy.Fault {
@@ -297,21 +299,22 @@ func TestReadersLeaveConnectionsToClaims(t *testing.T) {
 	for i := range 10 {
 		readers.Go(func() { _, _, _ = s.Coupon(t.Context(), fmt.Sprint("r", i)) })
 	}
-	eventually(t, "readers have all that they may have", func() bool {
-		return int(s.pool.Stat().AcquiredConns()) == cap(s.readers)
+	wait.For(t, "connections acquired for all read slots", func() bool {
+		return int(s.pool.Stat().AcquiredConns()) == cap(s.readSlots)
 	})
-	asked := time.Now()
+	start := time.Now()
 	status, err := s.Claim(t.Context(), "u", "c")
-	// Readers give their connections back after half of the time-out: nobody is to wait for that.
-	if took := time.Since(asked); status != Claimed || err != nil || took > patience/3 {
-		t.Errorf("a claim beside readers who wait: %q, %v, after %v", status, err, took)
+	// Reads release their connections after half of the time-out: the claim must not wait for that.
+	if took := time.Since(start); status != Claimed || err != nil || took > longTimeout/3 {
+		t.Errorf("a claim during blocked reads: %q, %v, after %v", status, err, took)
 	}
 	close(release)
 	readers.Wait()
 }
 
-// A big read rests between two pages for as long as the last one took, while claims are under way, and only then.
-func TestBigReadGivesWay(t *testing.T) {
+// Between two pages a read pauses for as long as the last page took, but only while claims are in
+// flight.
+func TestPacedPages(t *testing.T) {
 	t.Parallel()
 	const pages, each = 5, 10 * time.Millisecond
 	for _, c := range []struct {
@@ -319,16 +322,16 @@ func TestBigReadGivesWay(t *testing.T) {
 		busy bool
 		want time.Duration
 	}{
-		{"nobody claims", false, pages * each},
-		{"claims are under way", true, (2*pages - 1) * each},
+		{"no claims in flight", false, pages * each},
+		{"claims in flight", true, (2*pages - 1) * each},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				upto, began := 0, time.Now()
-				for _, err := range givingWay(t.Context(), func() bool { return c.busy }, pages*pageSize-1, func(from, to int) ([]string, error) {
+				for _, err := range pacedPages(t.Context(), func() bool { return c.busy }, pages*pageSize-1, func(from, to int) ([]string, error) {
 					if from != upto || to-from > pageSize {
-						t.Errorf("a page from %d to %d, after %d", from, to, upto)
+						t.Errorf("page from %d to %d, want one from %d with at most %d ids", from, to, upto, pageSize)
 					}
 					upto = to
 					time.Sleep(each)
@@ -337,7 +340,7 @@ func TestBigReadGivesWay(t *testing.T) {
 					if err != nil {
 						t.Error(err)
 					}
-					time.Sleep(time.Hour) // a slow reader is no work to rest from
+					time.Sleep(time.Hour) // the time of the reader does not count
 				}
 				if took := time.Since(began) - pages*time.Hour; upto != pages*pageSize-1 || took != c.want {
 					t.Errorf("%d claimers in %v; want %d in %v", upto, took, pages*pageSize-1, c.want)
@@ -346,14 +349,14 @@ func TestBigReadGivesWay(t *testing.T) {
 		})
 	}
 
-	t.Run("the reader leaves", func(t *testing.T) {
+	t.Run("canceled", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), each+each/2)
 			defer cancel()
 			began := time.Now()
 			var last error
-			for _, err := range givingWay(ctx, func() bool { return true }, 2*pageSize, func(int, int) ([]string, error) {
+			for _, err := range pacedPages(ctx, func() bool { return true }, 2*pageSize, func(int, int) ([]string, error) {
 				if ctx.Err() == nil {
 					time.Sleep(each)
 				}
@@ -362,7 +365,7 @@ func TestBigReadGivesWay(t *testing.T) {
 				last = err
 			}
 			if took := time.Since(began); took != each+each/2 || !errors.Is(last, context.DeadlineExceeded) {
-				t.Errorf("the rest ended after %v, not with the reader, and then: %v", took, last)
+				t.Errorf("ended after %v with %v; want it to end when ctx ends, with its error", took, last)
 			}
 		})
 	})

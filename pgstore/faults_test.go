@@ -13,10 +13,11 @@ import (
 	"time"
 
 	"scalable-coupon-system/internal/faultproxy"
+	"scalable-coupon-system/internal/wait"
 )
 
-// faults are the moments at which a connection is cut under a call, and whether the
-// server has then committed it (nil: that is for the server to know).
+// faults are the moments at which a connection is cut during a call, and whether the server has
+// committed the call by then (nil: it may have).
 var faults = []struct {
 	name      string
 	fault     faultproxy.Fault
@@ -30,8 +31,8 @@ var faults = []struct {
 	{"answered and committed but not confirmed", faultproxy.CutAnsweredAfterCommit, new(true)},
 }
 
-// cutFirst cuts the first call of a function, and no other.
-func (s *stand) cutFirst(function string, f faultproxy.Fault) {
+// injectOnce injects a fault into the first call of a function, and no other.
+func (s *testStore) injectOnce(function string, f faultproxy.Fault) {
 	var cut atomic.Bool
 	s.proxy.Inject(func(sql string) faultproxy.Fault {
 		if strings.Contains(sql, function) && cut.CompareAndSwap(false, true) {
@@ -41,44 +42,44 @@ func (s *stand) cutFirst(function string, f faultproxy.Fault) {
 	})
 }
 
-// A claim whose connection is cut is told exactly, or as unknown, never guessed:
-// "claimed" only if the call that said so was committed, "already_claimed" never
-// when it may be our own first try.
-func TestClaimCut(t *testing.T) {
+// After its connection is cut, a claim gets an exact outcome or ErrOutcomeUnknown: "claimed" only
+// if the call that returned it was committed, and never "already_claimed" if that may be the effect
+// of the first attempt.
+func TestClaim_connectionCut(t *testing.T) {
 	t.Parallel()
 	for _, test := range faults {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestStore(t)
 			s.create(t, "c", 2)
 			s.create(t, "sold out", 1)
-			s.exec(t, `select public.claim_coupon('somebody', 'sold out')`)
+			s.exec(t, `select public.claim_coupon('another user', 'sold out')`)
 
-			s.cutFirst("claim_coupons", test.fault)
+			s.injectOnce("claim_coupons", test.fault)
 			status, err := s.Claim(t.Context(), "u", "c")
 			switch {
 			case test.committed == nil && status == Claimed && err == nil:
 			case test.committed == nil || *test.committed:
 				if status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-					t.Errorf("%q, %v; want it unknown", status, err)
+					t.Errorf("%q, %v; want ErrOutcomeUnknown", status, err)
 				}
 			case status != Claimed || err != nil:
-				t.Errorf("%q, %v; want claimed, by the second call", status, err)
+				t.Errorf("%q, %v; want claimed, by the retry", status, err)
 			}
 			s.wantHolders(t, "c", "u")
 
-			// The rest depends on what the second call sees alone: it is the same after each cut.
-			s.cutFirst("claim_coupons", test.fault)
+			// These outcomes depend only on the retry: they are the same after each fault.
+			s.injectOnce("claim_coupons", test.fault)
 			if status, err := s.Claim(t.Context(), "u", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-				t.Errorf("a user who had it before: %q, %v; want it unknown", status, err)
+				t.Errorf("a user with an earlier claim: %q, %v; want ErrOutcomeUnknown", status, err)
 			}
-			s.cutFirst("claim_coupons", test.fault)
+			s.injectOnce("claim_coupons", test.fault)
 			if status, err := s.Claim(t.Context(), "v", "sold out"); status != OutOfStock || err != nil {
-				t.Errorf("sold out: %q, %v; want out_of_stock, for stock never grows", status, err)
+				t.Errorf("sold out: %q, %v; want out_of_stock", status, err)
 			}
-			s.cutFirst("claim_coupons", test.fault)
+			s.injectOnce("claim_coupons", test.fault)
 			if status, err := s.Claim(t.Context(), "u", "unknown"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-				t.Errorf("no such coupon: %q, %v; want it unknown", status, err)
+				t.Errorf("no such coupon: %q, %v; want ErrOutcomeUnknown", status, err)
 			}
 			s.proxy.Inject(nil)
 			if status, err := s.Claim(t.Context(), "v", "c"); status != Claimed || err != nil {
@@ -89,8 +90,8 @@ func TestClaimCut(t *testing.T) {
 	}
 }
 
-// A mixed crowd whose call is cut is asked again coupon by coupon.
-func TestCrowdCut(t *testing.T) {
+// A batch for many coupons is retried coupon by coupon after its connection is cut.
+func TestSendBatch_connectionCut(t *testing.T) {
 	t.Parallel()
 	for _, test := range faults {
 		if test.committed == nil {
@@ -98,22 +99,23 @@ func TestCrowdCut(t *testing.T) {
 		}
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestStore(t)
 			s.create(t, "x", 1)
 			s.create(t, "y", 5)
-			s.cutFirst("claim_batch", test.fault)
-			claims := crowd("a", "y", "a", "x", "b", "x", "a", "y", "b", "y")
-			s.sendWithin(t, patience, claims)
+			s.injectOnce("claim_batch", test.fault)
+			claims := newClaims("a", "y", "a", "x", "b", "x", "a", "y", "b", "y")
+			s.sendWithin(t, longTimeout, claims)
 
-			// Not committed, all of it is exact: the user who asks twice too, because the second
-			// call granted one of the two. Committed, only "out_of_stock" is.
+			// If the first attempt was not committed, all outcomes are exact, also for the user with two
+			// claims, because the retry granted one of them. If it was committed, only "out_of_stock" is
+			// exact.
 			want := []ClaimStatus{Claimed, Claimed, OutOfStock, AlreadyClaimed, Claimed}
 			if *test.committed {
 				want = []ClaimStatus{"", "", OutOfStock, "", ""}
 			}
 			for i, c := range claims {
 				if c.status != want[i] || (c.status == "") != errors.Is(c.err, ErrOutcomeUnknown) {
-					t.Errorf("claim %d, of %s for %s: %q, %v; want %q", i, c.user, c.coupon, c.status, c.err, want[i])
+					t.Errorf("claim %d, of user %s for %s: %q, %v; want %q", i, c.user, c.coupon, c.status, c.err, want[i])
 				}
 			}
 			s.wantHolders(t, "x", "a")
@@ -122,22 +124,22 @@ func TestCrowdCut(t *testing.T) {
 	}
 }
 
-func TestCreateCut(t *testing.T) {
+func TestCreateCoupon_connectionCut(t *testing.T) {
 	t.Parallel()
 	for _, test := range faults {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
-			s.cutFirst("create_coupon", test.fault)
+			s := newTestStore(t)
+			s.injectOnce("create_coupon", test.fault)
 			status, err := s.CreateCoupon(t.Context(), "c", 7)
 			switch {
 			case test.committed == nil && status == Created && err == nil:
 			case test.committed == nil || *test.committed:
 				if status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-					t.Errorf("%q, %v; want it unknown", status, err)
+					t.Errorf("%q, %v; want ErrOutcomeUnknown", status, err)
 				}
 			case status != Created || err != nil:
-				t.Errorf("%q, %v; want created, by the second call", status, err)
+				t.Errorf("%q, %v; want created, by the retry", status, err)
 			}
 			s.proxy.Inject(nil)
 			if status, err := s.CreateCoupon(t.Context(), "c", 7); status != CouponExists || err != nil {
@@ -147,77 +149,75 @@ func TestCreateCut(t *testing.T) {
 	}
 }
 
-func TestReadCut(t *testing.T) {
+func TestCoupon_connectionCut(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.create(t, "c", 7)
 	s.exec(t, `select public.claim_coupons('{a,b}', 'c')`)
 	for _, test := range faults {
 		for _, function := range []string{"get_coupon", "coupon_claimers"} {
-			s.cutFirst(function, test.fault)
+			s.injectOnce(function, test.fault)
 			coupon, found, err := s.Coupon(t.Context(), "c")
 			if err != nil || !found || coupon.RemainingAmount != 5 {
 				t.Errorf("%s cut %s: %v, %v, %v", function, test.name, coupon, found, err)
 				continue
 			}
 			if users, _ := coupon.Whole(); !slices.Equal(users, []string{"a", "b"}) {
-				t.Errorf("%s cut %s: claimed by %q", function, test.name, users)
+				t.Errorf("%s cut %s: claimers are %q", function, test.name, users)
 			}
 		}
 	}
 }
 
-// Both calls are cut, and no server to be found for a third look.
-func TestBothCallsCut(t *testing.T) {
+func TestStore_bothAttemptsCut(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.create(t, "c", 7)
 	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		if strings.Contains(sql, "public.") && !strings.Contains(sql, "pg_proc") { // but for the question whether it is a proxy
+		if strings.Contains(sql, "public.") && !strings.Contains(sql, "pg_proc") { // not isProxySQL
 			return faultproxy.CutBeforeCommit
 		}
 		return faultproxy.Pass
 	})
 	if status, err := s.Claim(t.Context(), "u", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("claim: %q, %v", status, err)
+		t.Errorf("claim: %q, %v; want ErrOutcomeUnknown", status, err)
 	}
 	if status, err := s.CreateCoupon(t.Context(), "d", 1); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("creation: %q, %v", status, err)
+		t.Errorf("creation: %q, %v; want ErrOutcomeUnknown", status, err)
 	}
 	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("read: %v", err)
+		t.Errorf("read: %v; want ErrUnavailable", err)
 	}
 	s.wantHolders(t, "c")
 }
 
-// A connection that falls silent under a call costs the call half of its time: the
-// second one goes another way.
-func TestStalledConnection(t *testing.T) {
+// A connection that stalls during a call uses up half of the call's time. The second attempt uses
+// another connection.
+func TestStore_stalledConnection(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.ClaimTimeout = 6 * time.Second })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 6 * time.Second })
 	s.create(t, "c", 5)
-	s.cutFirst("claim_coupons", faultproxy.Stall)
+	s.injectOnce("claim_coupons", faultproxy.Stall)
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed || err != nil {
 		t.Errorf("claim: %q, %v", status, err)
 	}
-	s.cutFirst("create_coupon", faultproxy.Stall)
+	s.injectOnce("create_coupon", faultproxy.Stall)
 	if status, err := s.CreateCoupon(t.Context(), "d", 5); status != Created || err != nil {
 		t.Errorf("creation: %q, %v", status, err)
 	}
-	s.cutFirst("get_coupon", faultproxy.Stall)
+	s.injectOnce("get_coupon", faultproxy.Stall)
 	if _, found, err := s.Coupon(t.Context(), "d"); !found || err != nil {
 		t.Errorf("read: %v, %v", found, err)
 	}
 	s.wantNoCancelRequest(t)
 }
 
-// A call that was cut waits for a server that comes back in time, rather than being
-// told as unknown.
-func TestServerAwayForAMoment(t *testing.T) {
+// The retry of an ambiguous call waits for a server that comes back in time.
+func TestStore_serverDownForAMoment(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.create(t, "c", 5)
-	awayAfter := func(function string) {
+	downDuring := func(function string) {
 		var once sync.Once
 		s.proxy.Inject(func(sql string) faultproxy.Fault {
 			f := faultproxy.Pass
@@ -231,58 +231,58 @@ func TestServerAwayForAMoment(t *testing.T) {
 			return f
 		})
 	}
-	awayAfter("claim_coupons")
+	downDuring("claim_coupons")
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed || err != nil {
 		t.Errorf("claim: %q, %v", status, err)
 	}
-	awayAfter("create_coupon")
+	downDuring("create_coupon")
 	if status, err := s.CreateCoupon(t.Context(), "d", 5); status != Created || err != nil {
 		t.Errorf("creation: %q, %v", status, err)
 	}
 }
 
-// Once sent, a claim and a creation stand, and their callers get to know.
-func TestCallersWhoLeaveAfterSending(t *testing.T) {
+// A claim or a creation that was sent is answered although its context ends.
+func TestStore_canceledAfterSending(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.create(t, "c", 5)
-	leaveAt := func(function string) context.Context {
-		ctx, leave := context.WithCancel(t.Context())
-		t.Cleanup(leave)
+	cancelDuring := func(function string) context.Context {
+		ctx, cancel := context.WithCancel(t.Context())
+		t.Cleanup(cancel)
 		s.proxy.Inject(func(sql string) faultproxy.Fault {
 			if strings.Contains(sql, function) {
-				leave()
+				cancel()
 				time.Sleep(50 * time.Millisecond)
 			}
 			return faultproxy.Pass
 		})
 		return ctx
 	}
-	if status, err := s.Claim(leaveAt("claim_coupons"), "u", "c"); status != Claimed || err != nil {
+	if status, err := s.Claim(cancelDuring("claim_coupons"), "u", "c"); status != Claimed || err != nil {
 		t.Errorf("claim: %q, %v", status, err)
 	}
-	if status, err := s.CreateCoupon(leaveAt("create_coupon"), "d", 5); status != Created || err != nil {
+	if status, err := s.CreateCoupon(cancelDuring("create_coupon"), "d", 5); status != Created || err != nil {
 		t.Errorf("creation: %q, %v", status, err)
 	}
 	if made := s.pool.Stat().NewConnsCount(); made != 1 {
-		t.Errorf("%d connections were made, and one is enough", made)
+		t.Errorf("%d connections were made, want 1", made)
 	}
 }
 
-// wantNoCancelRequest says that the proxy has never seen one.
-func (s *stand) wantNoCancelRequest(t *testing.T) {
+// wantNoCancelRequest checks that no cancel request was sent.
+func (s *testStore) wantNoCancelRequest(t *testing.T) {
 	t.Helper()
 	if n := s.proxy.CancelRequests(); n != 0 {
-		t.Errorf("%d cancel requests were sent", n)
+		t.Errorf("%d cancel requests were sent, want 0", n)
 	}
 }
 
-// One coupon that somebody keeps locked fails neither its neighbours nor their
-// connection, and its own claim surely did not happen.
-func TestLockedCoupon(t *testing.T) {
+// A coupon that another transaction has locked does not fail the other coupons of the batch, and
+// its claim is not committed. The connection is kept.
+func TestSendBatch_lockedCoupon(t *testing.T) {
 	t.Parallel()
 	const timeout = 8 * time.Second // the server waits for locks for 1.2 s
-	s := newStand(t, func(cfg *Config) { cfg.ClaimTimeout = timeout })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = timeout })
 	for _, coupon := range []string{"locked", "a", "z"} {
 		s.create(t, coupon, 5)
 	}
@@ -290,71 +290,71 @@ func TestLockedCoupon(t *testing.T) {
 	unlock := s.lock(t, "locked")
 
 	start := time.Now()
-	claims := crowd("u", "a", "u", "locked", "had it", "locked", "u", "z", "u", "unknown")
+	claims := newClaims("u", "a", "u", "locked", "had it", "locked", "u", "z", "u", "unknown")
 	s.sendWithin(t, timeout, claims)
 	if took := time.Since(start); took > timeout {
-		t.Errorf("took %v of %v", took, timeout)
+		t.Errorf("took %v, want at most %v", took, timeout)
 	}
 	for i, want := range []ClaimStatus{Claimed, "", "", Claimed, CouponNotFound} {
 		c := claims[i]
 		if c.status != want || (want == "") != errors.Is(c.err, ErrUnavailable) {
-			t.Errorf("%s for %s: %q, %v; want %q", c.user, c.coupon, c.status, c.err, want)
+			t.Errorf("user %s, coupon %s: %q, %v; want %q", c.user, c.coupon, c.status, c.err, want)
 		}
 	}
-	if made := s.pool.Stat().NewConnsCount(); made > int64(s.askers.Load()) {
-		t.Errorf("%d connections were made for %d askers: the lock has cost some", made, s.askers.Load())
+	if made := s.pool.Stat().NewConnsCount(); made > int64(s.retryLimit.Load()) {
+		t.Errorf("%d connections were made, want at most %d (one per concurrent retry)", made, s.retryLimit.Load())
 	}
 	s.wantHolders(t, "locked", "had it")
 
 	// A rejection needs no lock.
 	if status, err := s.Claim(t.Context(), "had it", "locked"); status != AlreadyClaimed || err != nil {
-		t.Errorf("rejection: %q, %v", status, err)
+		t.Errorf("rejected claim of the locked coupon: %q, %v", status, err)
 	}
 	unlock()
 	if status, err := s.Claim(t.Context(), "u", "locked"); status != Claimed || err != nil {
-		t.Errorf("unlocked: %q, %v", status, err)
+		t.Errorf("claim after the lock was released: %q, %v", status, err)
 	}
 	s.wantNoCancelRequest(t)
 }
 
-// The lock goes away between the first call and the second: after a proven rollback
-// every answer is exact.
-func TestLockedForAWhile(t *testing.T) {
+// If the lock is released between the first attempt and the retry, all outcomes are exact, because
+// lock_timeout proves a rollback.
+func TestSendBatch_lockReleasedBeforeTheRetry(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.ClaimTimeout = 12 * time.Second })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 12 * time.Second })
 	s.create(t, "c", 5)
 	s.exec(t, `select public.claim_coupon('had it', 'c')`)
 	unlock := s.lock(t, "c")
 	time.AfterFunc(2600*time.Millisecond, unlock) // lock_timeout is 1.8 s
 
-	claims := crowd("u", "c", "had it", "c", "u", "unknown")
+	claims := newClaims("u", "c", "had it", "c", "u", "unknown")
 	s.sendWithin(t, 12*time.Second, claims)
 	for i, want := range []ClaimStatus{Claimed, AlreadyClaimed, CouponNotFound} {
 		if claims[i].status != want {
-			t.Errorf("%s: %q, %v; want %q", claims[i].user, claims[i].status, claims[i].err, want)
+			t.Errorf("user %s: %q, %v; want %q", claims[i].user, claims[i].status, claims[i].err, want)
 		}
 	}
 }
 
-// When we give a claim up before the server does, the connection is closed, the
-// server is not told to stop, and the place in the pool is free at once. What was
-// sent stands: it is committed when the lock goes.
-func TestGivingUpClosesInsteadOfCancelling(t *testing.T) {
+// If we give up a claim before the server does, the connection is closed, no cancel request is
+// sent, and its place in the pool is free at once. The claim is committed as soon as the lock is
+// released.
+func TestServerConn_closesInsteadOfCancelling(t *testing.T) {
 	t.Parallel()
 	for _, encryption := range []string{"disable", "prefer"} {
 		t.Run("sslmode="+encryption, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t, func(cfg *Config) {
+			s := newTestStore(t, func(cfg *Config) {
 				cfg.URL = withParam(cfg.URL, "sslmode", encryption)
 				cfg.ClaimTimeout = time.Minute // the server waits for locks for 9 s
 			})
-			s.giveUp(t)
+			s.abandonLockedClaim(t)
 		})
 	}
 }
 
-// giveUp gives a claim up that waits for a lock.
-func (s *stand) giveUp(t *testing.T) {
+// abandonLockedClaim gives up a claim that waits for a lock.
+func (s *testStore) abandonLockedClaim(t *testing.T) {
 	t.Helper()
 	s.create(t, "c", 5)
 	if status, err := s.Claim(t.Context(), "connected", "c"); status != Claimed {
@@ -362,25 +362,25 @@ func (s *stand) giveUp(t *testing.T) {
 	}
 	unlock := s.lock(t, "c")
 
-	claims := crowd("u", "c")
+	claims := newClaims("u", "c")
 	s.sendWithin(t, 2*time.Second, claims)
 	if !errors.Is(claims[0].err, ErrOutcomeUnknown) {
-		t.Errorf("%q, %v; want it unknown", claims[0].status, claims[0].err)
+		t.Errorf("%q, %v; want ErrOutcomeUnknown", claims[0].status, claims[0].err)
 	}
-	given := time.Now()
-	eventually(t, "no place in the pool is taken", func() bool { return s.pool.Stat().AcquiredConns() == 0 })
-	// pgx itself would take 15 s.
-	if took := time.Since(given); took > 8*time.Second {
-		t.Errorf("the places in the pool were free after %v", took)
+	start := time.Now()
+	wait.For(t, "all connections of the pool to be released", func() bool { return s.pool.Stat().AcquiredConns() == 0 })
+	// pgx would take 15 s.
+	if took := time.Since(start); took > 8*time.Second {
+		t.Errorf("the connections were released after %v, want at most 8 s", took)
 	}
 	s.wantNoCancelRequest(t)
 
 	unlock()
-	eventually(t, "the claim that was sent is committed", func() bool { return len(s.holders(t, "c")) == 2 })
+	wait.For(t, "the claim that was sent to be committed", func() bool { return len(s.holders(t, "c")) == 2 })
 	s.wantHolders(t, "c", "connected", "u")
 }
 
-// withParam is a connection URL with another value for one of its parameters.
+// withParam returns a connection URL with the value of one parameter changed.
 func withParam(connectionURL, param, value string) string {
 	u, err := url.Parse(connectionURL)
 	if err != nil {
@@ -392,13 +392,14 @@ func withParam(connectionURL, param, value string) string {
 	return u.String()
 }
 
-// A server that says nothing costs each call its ClaimTimeout and the pool nothing.
-func TestFrozenServer(t *testing.T) {
+// A server that does not answer delays each call by its ClaimTimeout and takes no connection from
+// the pool for longer.
+func TestStore_frozenServer(t *testing.T) {
 	t.Parallel()
 	const timeout = 3 * time.Second
-	s := newStand(t, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = timeout, 3 })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = timeout, 3 })
 	s.create(t, "c", 50)
-	eventually(t, "the pool has a connection that works", func() bool {
+	wait.For(t, "a first claim", func() bool {
 		_, err := s.Claim(t.Context(), "before", "c")
 		return err == nil
 	})
@@ -410,10 +411,10 @@ func TestFrozenServer(t *testing.T) {
 			start := time.Now()
 			err := call()
 			if !slices.ContainsFunc(want, func(w error) bool { return errors.Is(err, w) }) {
-				t.Errorf("%s: %v", what, err)
+				t.Errorf("%s: error %v, want one of %v", what, err, want)
 			}
 			if took := time.Since(start); took > timeout+time.Second {
-				t.Errorf("%s took %v", what, took)
+				t.Errorf("%s took %v, want at most %v", what, took, timeout+time.Second)
 			}
 		})
 	}
@@ -435,49 +436,48 @@ func TestFrozenServer(t *testing.T) {
 	s.wantNoCancelRequest(t)
 
 	s.proxy.Thaw()
-	eventually(t, "claims are granted again", func() bool {
+	wait.For(t, "claims after the thaw", func() bool {
 		status, _ := s.Claim(t.Context(), "after", "c")
 		return status == Claimed || status == AlreadyClaimed
 	})
 	s.wantNoCancelRequest(t)
 }
 
-// While there is no server, calls are refused quickly and surely; when it is there
-// again, they work, without a restart.
-func TestServerAway(t *testing.T) {
+// While no server is reachable, calls fail quickly and are not committed.
+func TestStore_serverDown(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.URL = strings.Replace(cfg.URL, "127.0.0.1", "127.0.0.1:1,127.0.0.1", 1) })
+	s := newTestStore(t, func(cfg *Config) { cfg.URL = strings.Replace(cfg.URL, "127.0.0.1", "127.0.0.1:1,127.0.0.1", 1) })
 	s.create(t, "c", 50)
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Fatal("the second of two hosts is not found: ", status, err)
+		t.Fatal("the first of two hosts is down, and the second is not used: ", status, err)
 	}
 
-	away := newStand(t, func(cfg *Config) {
+	down := newTestStore(t, func(cfg *Config) {
 		cfg.URL = "postgres://u:s3cr3t@127.0.0.1:1/nothing"
 	})
 	start := time.Now()
-	claims := crowd("u", "c", "u", "d")
-	away.sendWithin(t, patience, claims)
-	_, created := away.CreateCoupon(t.Context(), "c", 1)
-	_, _, read := away.Coupon(t.Context(), "c")
+	claims := newClaims("u", "c", "u", "d")
+	down.sendWithin(t, longTimeout, claims)
+	_, created := down.CreateCoupon(t.Context(), "c", 1)
+	_, _, read := down.Coupon(t.Context(), "c")
 	for what, err := range map[string]error{
-		"claim": claims[0].err, "its neighbour": claims[1].err, "creation": created, "read": read,
+		"claim": claims[0].err, "other claim of the batch": claims[1].err, "creation": created, "read": read,
 	} {
 		if !errors.Is(err, ErrUnavailable) {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s: %v; want ErrUnavailable", what, err)
 		} else if strings.Contains(err.Error(), "s3cr3t") {
-			t.Errorf("%s shows the password: %v", what, err)
+			t.Errorf("%s: the error contains the password: %v", what, err)
 		}
 	}
-	if took := time.Since(start); took > patience/3 {
-		t.Errorf("three refusals took %v", took)
+	if took := time.Since(start); took > longTimeout/3 {
+		t.Errorf("the calls took %v, want at most %v", took, longTimeout/3)
 	}
 }
 
-// Sessions end in the middle of claims, again and again: what is told is true.
-func TestTerminatedBackends(t *testing.T) {
+// Sessions are terminated during claims, again and again: all outcomes are true.
+func TestSendBatch_terminatedBackends(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	const users, stock = 600, 500
 	s.create(t, "c", stock)
 	s.create(t, "d", stock)
@@ -496,7 +496,7 @@ func TestTerminatedBackends(t *testing.T) {
 		}
 	})
 
-	const crowdSize = 10
+	const batchSize = 10
 	claims := make([]*claim, 2*users)
 	for i := range users {
 		claims[2*i] = &claim{user: fmt.Sprint("u", i), coupon: "c"}
@@ -507,12 +507,12 @@ func TestTerminatedBackends(t *testing.T) {
 	for range 6 {
 		clients.Go(func() {
 			for {
-				from := int(next.Add(crowdSize)) - crowdSize
+				from := int(next.Add(batchSize)) - batchSize
 				if from >= len(claims) {
 					return
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), patience)
-				s.send(ctx, claims[from:from+crowdSize])
+				ctx, cancel := context.WithTimeout(t.Context(), longTimeout)
+				s.sendBatch(ctx, claims[from:from+batchSize])
 				cancel()
 			}
 		})
@@ -531,15 +531,15 @@ func TestTerminatedBackends(t *testing.T) {
 			has := slices.Contains(holders, c.user)
 			switch {
 			case c.status == Claimed && !has:
-				t.Errorf("%s was told that he has %s, and does not", c.user, coupon)
+				t.Errorf("user %s: claimed, but %s has no such claim", c.user, coupon)
 			case c.status == OutOfStock && (has || len(holders) < stock):
-				t.Errorf("%s was told that %s is sold out: has it %v, %d of %d sold", c.user, coupon, has, len(holders), stock)
+				t.Errorf("user %s: out_of_stock, but %s has %d of %d claims, theirs among them: %v", c.user, coupon, len(holders), stock, has)
 			case c.status == AlreadyClaimed, c.status == CouponNotFound:
-				t.Errorf("%s was told %s, though he asked once", c.user, c.status)
+				t.Errorf("user %s: %s, but it was their only claim of an existing coupon", c.user, c.status)
 			case errors.Is(c.err, ErrUnavailable) && has:
-				t.Errorf("%s was told that surely nothing happened, and has %s", c.user, coupon)
+				t.Errorf("user %s: ErrUnavailable, but %s has their claim", c.user, coupon)
 			case c.err != nil && !errors.Is(c.err, ErrUnavailable) && !errors.Is(c.err, ErrOutcomeUnknown):
-				t.Errorf("%s: %v", c.user, c.err)
+				t.Errorf("user %s: %v", c.user, c.err)
 			}
 			switch {
 			case c.err == nil:
@@ -552,9 +552,9 @@ func TestTerminatedBackends(t *testing.T) {
 		}
 		s.wantHolders(t, coupon, holders...)
 	}
-	t.Logf("%v over %d connections", counts, s.pool.Stat().NewConnsCount())
+	t.Logf("%v on %d connections", counts, s.pool.Stat().NewConnsCount())
 	if made := s.pool.Stat().NewConnsCount(); made < 10 {
-		t.Errorf("only %d connections were made: nothing was terminated", made)
+		t.Errorf("%d connections were made, want at least 10: no session was terminated", made)
 	}
 	s.wantNoCancelRequest(t)
 }

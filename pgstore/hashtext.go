@@ -5,13 +5,12 @@ import (
 	"math/bits"
 )
 
-// hashText is PostgreSQL's hashtext(s), as the bits of its integer: the function that tells
-// a coupon's partition (db/proxy). It is lookup3 by Bob Jenkins (public domain) with
-// PostgreSQL's start values (hash_bytes in src/common/hashfn.c), as little-endian machines
-// compute it.
+// hashText returns PostgreSQL's hashtext(s), as the bits of its integer. The proxy uses it to map a
+// coupon to a partition (db/proxy). It is lookup3 by Bob Jenkins (public domain) with PostgreSQL's
+// initial values (hash_bytes in src/common/hashfn.c), as computed on little-endian machines.
 //
-// The lanes keep shards apart by it, and nothing else rests on it: where it should be
-// wrong (another machine, a later PostgreSQL), calls are less well grouped and as exact.
+// It is used only to group claims by shard. If it is wrong (on another machine, by a later
+// PostgreSQL), claims are grouped less well, and the outcomes are the same.
 func hashText(s string) uint32 {
 	const start = 0x9e3779b9 + 3923095
 	a := start + uint32(len(s))
@@ -23,8 +22,8 @@ func hashText(s string) uint32 {
 		s = s[len(block):]
 	}
 
-	// What is left stands as in a block that ends in zeros, but its last word is one byte
-	// higher: the lowest byte of c is the length's.
+	// The rest is a block padded with zeros, except that its last word is shifted by one byte: the
+	// lowest byte of c is reserved for the length.
 	block = [12]byte{}
 	if n := copy(block[:8], s); n == 8 {
 		copy(block[9:], s[8:])

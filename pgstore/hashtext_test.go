@@ -9,13 +9,16 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// The hash in Go is PostgreSQL's own, for every text that it can hold.
-func TestHashTextIsPostgreSQLs(t *testing.T) {
+// hashText returns what PostgreSQL returns, for every text that PostgreSQL can store.
+func TestHashText_equalsPostgreSQL(t *testing.T) {
 	t.Parallel()
 	conn := pgtest.New(t).Connect(t)
 	ctx := t.Context()
 	check := func(t rapid.TB, texts []string) {
-		rows, err := conn.Query(ctx, `select pg_catalog.hashtext(w) from pg_catalog.unnest($1::text[]) with ordinality as w order by w.ordinality`, texts)
+		rows, err := conn.Query(ctx, `
+select pg_catalog.hashtext(w)
+from pg_catalog.unnest($1::text[]) with ordinality as w
+order by w.ordinality`, texts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -26,15 +29,15 @@ func TestHashTextIsPostgreSQLs(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := int32(hashText(texts[i])); got != want {
-				t.Errorf("%q: %d, and PostgreSQL says %d", texts[i], got, want)
+				t.Errorf("%q: %d, want %d as in PostgreSQL", texts[i], got, want)
 			}
 		}
 		if rows.Err() != nil || i != len(texts) {
-			t.Fatalf("%d of %d: %v", i, len(texts), rows.Err())
+			t.Fatalf("%d of %d rows: %v", i, len(texts), rows.Err())
 		}
 	}
 
-	// Every length, so that each way to end a block is gone; bytes beyond ASCII in each.
+	// Texts of each length, to cover each remainder of a block, also with bytes beyond ASCII.
 	var texts []string
 	for n := range 64 {
 		text := ""

@@ -14,9 +14,10 @@ import (
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
-// wantReady says what Ready says: nothing, or these words.
+// wantReady checks that Ready returns nil, or, if words are given, an error that contains them.
 func wantReady(t *testing.T, s *Store, words ...string) {
 	t.Helper()
 	err := s.Ready(t.Context())
@@ -27,26 +28,26 @@ func wantReady(t *testing.T, s *Store, words ...string) {
 		return
 	}
 	if err == nil {
-		t.Errorf("ready; want it to be told of %q", words)
+		t.Errorf("ready; want an error that contains %q", words)
 		return
 	}
 	for _, word := range words {
 		if !strings.Contains(err.Error(), word) {
-			t.Errorf("%q; want it to tell of %q", err, word)
+			t.Errorf("%q does not contain %q", err, word)
 		}
 	}
 	for _, never := range []string{"s3cr3t", "select", "SQLSTATE", "\n"} {
 		if strings.Contains(err.Error(), never) {
-			t.Errorf("%q shows %q", err, never)
+			t.Errorf("%q contains %q", err, never)
 		}
 	}
 }
 
-// A service that was started before the migration turns ready by itself.
-func TestReadyAfterMigration(t *testing.T) {
+// A service that was started before the migration becomes ready without a restart.
+func TestReady_afterMigration(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
-	s := standOn(t, database.URL, database.Connect(t), func(cfg *Config) { cfg.SchemaVersion = db.Version() })
+	s := newTestStoreAt(t, database.URL, database.Connect(t), func(cfg *Config) { cfg.SchemaVersion = db.Version() })
 	wantReady(t, s.Store, "coupond migrate")
 	if _, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a claim before the migration: %v", err)
@@ -69,13 +70,13 @@ func TestReadyAfterMigration(t *testing.T) {
 	}
 }
 
-func TestReadySchemaVersion(t *testing.T) {
+func TestReady_schemaVersion(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.SchemaVersion = db.Version() + 1 })
+	s := newTestStore(t, func(cfg *Config) { cfg.SchemaVersion = db.Version() + 1 })
 	wantReady(t, s.Store, fmt.Sprint(db.Version()), fmt.Sprint(db.Version()+1), "coupond migrate")
 	s.exec(t, `update public.schema_version set version = version + 1`)
 	wantReady(t, s.Store)
-	s.exec(t, `update public.schema_version set version = version + 1`) // newer than we know is fine
+	s.exec(t, `update public.schema_version set version = version + 1`) // a newer schema is fine
 	wantReady(t, s.Store)
 	s.exec(t, `delete from public.schema_version`)
 	wantReady(t, s.Store, "coupond migrate")
@@ -83,17 +84,17 @@ func TestReadySchemaVersion(t *testing.T) {
 	wantReady(t, s.Store, "coupond migrate")
 }
 
-// A newer schema without a function that we call is no place to work, and one whose
-// version is ours lacks its functions.
-func TestReadyWithoutAFunction(t *testing.T) {
+// A schema that lacks a function that we call is not ready, whether it is newer than this program
+// or of its version.
+func TestReady_missingFunction(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.SchemaVersion = db.Version() })
+	s := newTestStore(t, func(cfg *Config) { cfg.SchemaVersion = db.Version() })
 	wantReady(t, s.Store)
-	// It looks for all that is called anywhere.
+	// readySQL has all functions that are called.
 	function := regexp.MustCompile(`public\.(\w+)\(`)
 	for _, sql := range []string{claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL} {
 		if name := function.FindStringSubmatch(sql)[1]; !strings.Contains(readySQL, "public."+name+"(") {
-			t.Errorf("Ready does not look for %s", name)
+			t.Errorf("readySQL does not check for %s", name)
 		}
 	}
 	s.exec(t, `revoke execute on function public.get_coupon(text) from coupon_service`)
@@ -105,13 +106,13 @@ func TestReadyWithoutAFunction(t *testing.T) {
 	wantReady(t, s.Store, fmt.Sprint(db.Version()), fmt.Sprint(db.Version()+1), "lacks functions", "run a newer program")
 }
 
-// A pooler can drop the parameter that makes us coupon_service. What is then called
-// ready would have the rights of the login.
-func TestReadyInTheRightRoleOnly(t *testing.T) {
+// If a pooler drops the parameter that sets the role, the session has the privileges of the login
+// and is not ready.
+func TestReady_wrongRole(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	wantReady(t, s.Store)
-	conn, err := s.watch.Acquire(t.Context())
+	conn, err := s.healthPool.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,10 +125,10 @@ func TestReadyInTheRightRoleOnly(t *testing.T) {
 	wantReady(t, s.Store) // on a new connection
 }
 
-func TestReadyServerAway(t *testing.T) {
+func TestReady_frozenServer(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder
-	s := newStand(t, func(cfg *Config) { cfg.Log = zerolog.New(&log) })
+	s := newTestStore(t, func(cfg *Config) { cfg.Log = zerolog.New(&log) })
 	wantReady(t, s.Store)
 	wantReady(t, s.Store)
 
@@ -135,32 +136,32 @@ func TestReadyServerAway(t *testing.T) {
 	start := time.Now()
 	wantReady(t, s.Store, "does not answer")
 	if took := time.Since(start); took > readyTimeout+time.Second {
-		t.Errorf("took %v", took)
+		t.Errorf("Ready took %v, want at most %v", took, readyTimeout+time.Second)
 	}
 	wantReady(t, s.Store, "does not answer")
 	s.proxy.Thaw()
 	wantReady(t, s.Store)
 	s.wantNoCancelRequest(t)
 
-	// Who leaves while he asks has found nothing out.
+	// A canceled call says nothing about the database.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Ready(ctx); err == nil {
-		t.Error("ready for a caller who has left")
+		t.Error("a canceled call returned nil, want an error")
 	}
 	wantReady(t, s.Store)
 
-	// The log tells the changes, not every look.
+	// Only changes are logged.
 	if lines := strings.Count(log.String(), "\n"); lines != 3 {
-		t.Errorf("%d lines for ready, away, ready:\n%s", lines, log.String())
+		t.Errorf("%d log lines for ready, not ready, ready; want 3:\n%s", lines, log.String())
 	}
 }
 
-// A database that cannot be written, a standby for one, is told and left, and claims
-// there surely did not happen.
-func TestReadyReadOnly(t *testing.T) {
+// A read-only database (a standby, for example) is not ready, its connections are not kept, and
+// claims on it are not committed.
+func TestReady_readOnly(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	s.create(t, "c", 5)
 	wantReady(t, s.Store)
 	var database string
@@ -168,18 +169,18 @@ func TestReadyReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.exec(t, `alter database "`+database+`" set default_transaction_read_only = on`)
-	s.proxy.CutAll() // sessions that begin from here on are read-only
-	eventually(t, "the sessions end", func() bool { return s.sessions(t) == 0 })
-	eventually(t, "the store notices", func() bool {
+	s.proxy.CutAll() // the next sessions are read-only
+	wait.For(t, "the sessions to end", func() bool { return s.sessions(t) == 0 })
+	wait.For(t, "Ready to report it", func() bool {
 		err := s.Ready(t.Context())
 		return err != nil && strings.Contains(err.Error(), "read-only")
 	})
 	for _, c := range []*claim{{user: "u", coupon: "c"}, {user: "v", coupon: "c"}} {
 		if _, err := s.Claim(t.Context(), c.user, c.coupon); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("a claim: %v; want it unavailable", err)
+			t.Errorf("a claim: %v; want ErrUnavailable", err)
 		}
 	}
-	eventually(t, "no connection to the read-only server is kept", func() bool { return s.pool.Stat().TotalConns() == 0 })
+	wait.For(t, "the connections to the read-only server to be closed", func() bool { return s.pool.Stat().TotalConns() == 0 })
 
 	s.exec(t, `alter database "`+database+`" reset default_transaction_read_only`)
 	wantReady(t, s.Store)
@@ -188,16 +189,16 @@ func TestReadyReadOnly(t *testing.T) {
 	}
 }
 
-// Refused sessions are told apart, without the password.
-func TestReadyRefused(t *testing.T) {
+// Each reason for which a session is refused has its own message, without the password.
+func TestReady_sessionRefused(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestStore(t)
 	name := fmt.Sprint("pgstore_test_", time.Now().UnixNano())
 	s.exec(t, `create role `+name+` login password 's3cr3t'`)
 	t.Cleanup(func() { _, _ = s.owner.Exec(context.Background(), `drop role `+name) })
 
-	at := func(user, database string) *stand {
-		return standOn(t, s.url, s.owner, func(cfg *Config) {
+	at := func(user, database string) *testStore {
+		return newTestStoreAt(t, s.url, s.owner, func(cfg *Config) {
 			_, host, _ := strings.Cut(cfg.URL, "@")
 			host, _, _ = strings.Cut(host, "/")
 			cfg.URL = "postgres://" + user + ":s3cr3t@" + host + "/" + database
@@ -206,7 +207,7 @@ func TestReadyRefused(t *testing.T) {
 	path := s.url[strings.LastIndex(s.url, "/")+1:]
 	database, _, _ := strings.Cut(path, "?")
 	wantReady(t, at(name, database).Store, "coupon_service")
-	wantReady(t, at("nobody_"+name, database).Store, "login")
+	wantReady(t, at("not_"+name, database).Store, "login")
 	s.exec(t, `grant coupon_service to `+name)
 	wantReady(t, at(name, "no_such_database").Store, "no database")
 	wantReady(t, at(name, database).Store)
@@ -214,31 +215,31 @@ func TestReadyRefused(t *testing.T) {
 	wantReady(t, at(name, database).Store, "no connection left")
 }
 
-// A crowd that fills the pool does not keep Ready from asking.
-func TestReadyWhileAllConnectionsAreTaken(t *testing.T) {
+// Ready does not wait for claims that use all connections of the pool.
+func TestReady_poolExhausted(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.MaxConns = 3 })
+	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 3 })
 	s.create(t, "c", 100)
 	unlock := s.lock(t, "c")
 	var callers sync.WaitGroup
 	for i := range 10 {
-		callers.Go(func() { s.sendWithin(t, patience, crowd(fmt.Sprint(i), "c")) })
+		callers.Go(func() { s.sendWithin(t, longTimeout, newClaims(fmt.Sprint(i), "c")) })
 	}
-	eventually(t, "the pool is full", func() bool { return s.pool.Stat().AcquiredConns() == 2 })
+	wait.For(t, "all connections to be acquired", func() bool { return s.pool.Stat().AcquiredConns() == 2 })
 	wantReady(t, s.Store)
 	unlock()
 	callers.Wait()
 }
 
-func TestReadyWithOneConnection(t *testing.T) {
+func TestReady_oneConnection(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.MaxConns = 1 })
+	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 1 })
 	s.create(t, "c", 1)
 	wantReady(t, s.Store)
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
 		t.Error(status, err)
 	}
 	if n := s.sessions(t); n != 1 {
-		t.Errorf("%d sessions", n)
+		t.Errorf("%d sessions, want 1", n)
 	}
 }

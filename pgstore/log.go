@@ -7,12 +7,11 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// RequestIDKey is the key under which a context holds the id of the request that it
-// belongs to, as a *string: so that looking it up, which every claim does, allocates
-// nothing. The log names it in each line about the request.
+// RequestIDKey is the context key of the request's id, a *string (a pointer, so that looking it up
+// for each claim allocates nothing). Log lines about the request contain the id.
 type RequestIDKey struct{}
 
-// requestID is the id of the request that ctx belongs to, "" for none.
+// requestID returns the id of the request that ctx belongs to; "": it has none.
 func requestID(ctx context.Context) string {
 	if id, ok := ctx.Value(RequestIDKey{}).(*string); ok {
 		return *id
@@ -20,7 +19,7 @@ func requestID(ctx context.Context) string {
 	return ""
 }
 
-// withRequestID puts the id into a line of the log.
+// withRequestID adds the request's id to a log line.
 func withRequestID(ctx context.Context) func(*zerolog.Event) {
 	return func(line *zerolog.Event) {
 		if id := requestID(ctx); id != "" {
@@ -29,43 +28,42 @@ func withRequestID(ctx context.Context) func(*zerolog.Event) {
 	}
 }
 
-// mostIDs bounds the ids in a line about a crowd. The line of each request has its own.
-const mostIDs = 16
+// maxLoggedIDs bounds the request ids in a log line about a batch.
+const maxLoggedIDs = 16
 
-// requestIDs are the ids of the requests of a crowd, of the first of them.
+// requestIDs returns the request ids of the first maxLoggedIDs claims.
 func requestIDs(claims []*claim) []string {
 	var ids []string
-	for _, c := range claims[:min(len(claims), mostIDs)] {
-		if c.request != "" {
-			ids = append(ids, c.request)
+	for _, c := range claims[:min(len(claims), maxLoggedIDs)] {
+		if c.requestID != "" {
+			ids = append(ids, c.requestID)
 		}
 	}
 	return ids
 }
 
-// tellSlow logs a call after which somebody had waited too long, and where the time
-// went: in the queue of his lane, or from then on, which is the wait for a connection,
-// the call, and being asked again. It is one line a call, by the one who has waited
-// longest, and a few lines a second: a night on which everything is slow must not be
-// slowed down further by telling it. The metrics count all.
-func (s *Store) tellSlow(claims []*claim, sent time.Time) {
+// logSlowCall counts the slow claims of a call that has just ended, and logs the one that waited
+// longest: its time in the queue, and its time from sent on (waiting for a connection, the call and
+// its retries). The log is sampled, so that it does not slow an overloaded service down further;
+// the metrics count all.
+func (s *Store) logSlowCall(claims []*claim, sent time.Time) {
 	ended := time.Now()
 	bound := slowAfter(s.timeout)
-	first := claims[0]
-	if ended.Sub(first.since) < bound {
-		return // then nobody has: a crowd is in order of arrival
+	oldest := claims[0] // a batch is in order of arrival
+	if ended.Sub(oldest.arrived) < bound {
+		return
 	}
 	slow := 0
 	for _, c := range claims {
-		if ended.Sub(c.since) >= bound {
+		if ended.Sub(c.arrived) >= bound {
 			slow++
 		}
 	}
-	s.metrics.slow.Add(float64(slow))
+	s.metrics.slowClaims.Add(float64(slow))
 	s.slow.Warn().
-		Str("request_id", first.request).
-		Str("coupon", first.coupon).
-		Int64("queue_ms", sent.Sub(first.since).Milliseconds()).
+		Str("request_id", oldest.requestID).
+		Str("coupon", oldest.coupon).
+		Int64("queue_ms", sent.Sub(oldest.arrived).Milliseconds()).
 		Int64("database_ms", ended.Sub(sent).Milliseconds()).
 		Int("claims", len(claims)).
 		Int("slow", slow).

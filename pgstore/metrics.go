@@ -11,68 +11,68 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics is what the store counts while it works. What can be read when somebody
-// looks (lanes, pool, schema) is not counted but read then: see Collect.
+// metrics holds what the store counts as it works. What can be read at any time (batchers, pool,
+// schema) is read by Collect instead.
 //
-// A claim pays one look into a map that never changes and one atomic addition for it;
-// the rest is paid once a call.
+// A claim costs one lookup in a map that never changes and one atomic addition; everything else is
+// counted once per call.
 type metrics struct {
-	outcomes map[string]*atomic.Int64
-	slow     prometheus.Counter
-	crowd    prometheus.Histogram
-	duration *prometheus.HistogramVec
-	failures *prometheus.CounterVec
-	calls    map[string]callMetrics // by their SQL
+	outcomes   map[string]*atomic.Int64
+	slowClaims prometheus.Counter
+	batchSize  prometheus.Histogram
+	duration   *prometheus.HistogramVec
+	failures   *prometheus.CounterVec
+	calls      map[string]callMetrics // by the SQL of the call
 }
 
-// callMetrics is what is known of the calls of one function.
+// callMetrics holds the metrics of one function.
 type callMetrics struct {
 	duration prometheus.Observer
 	failures prometheus.Counter
 }
 
-// The outcomes of a claim that are no ClaimStatus.
+// The outcomes of a claim besides every ClaimStatus.
 const (
 	outcomeOverloaded  = "overloaded"      // ErrOverloaded
 	outcomeUnavailable = "unavailable"     // ErrUnavailable
 	outcomeUnknown     = "outcome_unknown" // ErrOutcomeUnknown
-	outcomeLeft        = "caller_left"     // the caller left before his claim was sent
-	outcomeFailed      = "failed"          // a fault of ours
+	outcomeCallerLeft  = "caller_left"     // the caller gave up before the claim was sent
+	outcomeFailed      = "failed"          // an internal error
 )
 
-// outcomes lists all that can come of a claim, in the order of Store.Outcomes.
+// outcomes returns all outcomes of a claim, in the order of Store.Outcomes.
 func outcomes() []string {
 	var all []string
 	for _, status := range ClaimStatuses() {
 		all = append(all, string(status))
 	}
-	return append(all, outcomeOverloaded, outcomeUnavailable, outcomeUnknown, outcomeLeft, outcomeFailed)
+	return append(all, outcomeOverloaded, outcomeUnavailable, outcomeUnknown, outcomeCallerLeft, outcomeFailed)
 }
 
-// callBuckets, in seconds, go from a look that finds nothing left, on a machine with
-// nothing else to do, to the default of CLAIM_TIMEOUT.
+// callBuckets, in seconds, reach from a rejection on an idle machine to the default of
+// CLAIM_TIMEOUT.
 var callBuckets = []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
 
 func newMetrics() *metrics {
 	m := &metrics{
 		outcomes: make(map[string]*atomic.Int64),
-		slow: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "coupond_claims_slow_total",
-			Help: "Claims whose call ended a tenth of CLAIM_TIMEOUT or more after they came. The log has a few of them.",
+		slowClaims: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "coupond_slow_claims_total",
+			Help: "Claims that took a tenth of CLAIM_TIMEOUT or longer, from arrival to the end of their call. The log has a sample of them.",
 		}),
-		crowd: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "coupond_claims_per_call",
-			Help:    "Claims that travelled together in one call of their lane.",
-			Buckets: prometheus.ExponentialBuckets(1, 2, 10), // to mostInCall
+		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "coupond_batch_size",
+			Help:    "Claims sent in one call.",
+			Buckets: prometheus.ExponentialBuckets(1, 2, 10), // up to maxBatch
 		}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "coupond_database_call_duration_seconds",
-			Help:    "Calls of functions in the database, until all rows were read, whether they ended well or not.",
+			Help:    "Duration of function calls in the database, until all rows were read, failed calls included.",
 			Buckets: callBuckets,
 		}, []string{"function"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "coupond_database_call_failures_total",
-			Help: "Calls of functions in the database that failed. Most are made once more.",
+			Help: "Function calls in the database that failed. Most are retried once.",
 		}, []string{"function"}),
 		calls: make(map[string]callMetrics),
 	}
@@ -91,35 +91,35 @@ func newMetrics() *metrics {
 	return m
 }
 
-// claimed counts what came of a claim.
-func (m *metrics) claimed(status ClaimStatus, err error) {
+// countClaim counts the outcome of a claim.
+func (m *metrics) countClaim(status ClaimStatus, err error) {
 	outcome := string(status)
 	if err != nil {
-		outcome = outcomeOf(err)
+		outcome = outcomeOfError(err)
 	}
 	if n, known := m.outcomes[outcome]; known {
 		n.Add(1)
 	}
 }
 
-func outcomeOf(err error) string {
+func outcomeOfError(err error) string {
 	switch {
 	case errors.Is(err, ErrOutcomeUnknown):
 		return outcomeUnknown
 	case errors.Is(err, ErrOverloaded):
 		return outcomeOverloaded
 	case errors.Is(err, ErrUnavailable) && errors.Is(err, context.Canceled):
-		return outcomeLeft
+		return outcomeCallerLeft
 	case errors.Is(err, ErrUnavailable):
 		return outcomeUnavailable
 	}
 	return outcomeFailed
 }
 
-// called notes a call of one of our functions; other SQL is not counted.
-func (m *metrics) called(sql string, took time.Duration, err error) {
-	call, ours := m.calls[sql]
-	if !ours {
+// countCall counts a call of one of our functions. Other SQL is not counted.
+func (m *metrics) countCall(sql string, took time.Duration, err error) {
+	call, ok := m.calls[sql]
+	if !ok {
 		return
 	}
 	call.duration.Observe(took.Seconds())
@@ -128,7 +128,7 @@ func (m *metrics) called(sql string, took time.Duration, err error) {
 	}
 }
 
-// Outcomes yields all that can come of a claim, and how often it has.
+// Outcomes yields every outcome of a claim with the number of claims that had it.
 func (s *Store) Outcomes() iter.Seq2[string, int64] {
 	return func(yield func(string, int64) bool) {
 		for _, outcome := range outcomes() {
@@ -139,43 +139,44 @@ func (s *Store) Outcomes() iter.Seq2[string, int64] {
 	}
 }
 
-// What is read when somebody looks.
+// The metrics that Collect reads.
 var (
 	descClaims = prometheus.NewDesc("coupond_claims_total",
-		"Claims by what came of them: a claim_status, or why there is none.", []string{"status"}, nil)
-	descWaiting = prometheus.NewDesc("coupond_lane_claims_waiting",
-		"Claims that wait in a lane for the call in flight to end.", []string{"lane"}, nil)
-	descInFlight = prometheus.NewDesc("coupond_lane_calls_in_flight",
-		"Calls of claims in flight in a lane: 0 or 1.", []string{"lane"}, nil)
-	descQueue = prometheus.NewDesc("coupond_lane_queue_limit",
-		"Claims that may wait in a lane (CLAIM_QUEUE); the next one is answered 503.", nil, nil)
+		"Claims by outcome: a claim_status, or the kind of error.", []string{"status"}, nil)
+	descPending = prometheus.NewDesc("coupond_batcher_pending_claims",
+		"Claims queued in a batcher until its call in flight ends.", []string{"batcher"}, nil)
+	descInFlight = prometheus.NewDesc("coupond_batcher_calls_in_flight",
+		"Calls of a batcher in flight: 0 or 1.", []string{"batcher"}, nil)
+	descQueueLimit = prometheus.NewDesc("coupond_batcher_queue_limit",
+		"Largest number of pending claims per batcher (CLAIM_QUEUE); the next claim is answered 503.", nil, nil)
 	descShard = prometheus.NewDesc("coupond_shard_healthy",
-		"Whether a shard behind the proxy answers, gets its commits done and has the schema, as found a moment ago: 1 or 0. Missing without a proxy.", []string{"shard"}, nil)
+		"Whether a shard behind the proxy answers, completes commits and has the schema, by its last health check: 1 or 0. Missing without a proxy.",
+		[]string{"shard"}, nil)
 	descReady = prometheus.NewDesc("coupond_database_ready",
-		"Whether claims could be made when somebody last asked (GET /health): 1 or 0. Missing until then.", nil, nil)
+		"Whether claims could be made, by the last GET /health: 1 or 0. Missing before the first.", nil, nil)
 	descSchema = prometheus.NewDesc("coupond_schema_version",
-		"The version of the schema that this program needs.", nil, nil)
+		"The schema version that this program needs.", nil, nil)
 	descDatabaseSchema = prometheus.NewDesc("coupond_database_schema_version",
-		"The version of the database's schema, as last seen. Missing until it was.", nil, nil)
+		"The schema version of the database, as last seen. Missing until it is seen.", nil, nil)
 	descConnections = prometheus.NewDesc("coupond_pool_connections",
-		"Connections to PostgreSQL for claims, creations and reads. The one for health checks is not among them.", []string{"state"}, nil)
-	descMost = prometheus.NewDesc("coupond_pool_connections_limit",
-		"The most connections that the pool may have: DB_MAX_CONNS less the one for health checks.", nil, nil)
+		"Connections to PostgreSQL for claims, creations and reads, without the one for health checks.", []string{"state"}, nil)
+	descConnectionLimit = prometheus.NewDesc("coupond_pool_connections_limit",
+		"Largest number of connections in the pool: DB_MAX_CONNS minus the one for health checks.", nil, nil)
 	descOpened = prometheus.NewDesc("coupond_pool_connections_opened_total",
-		"Connections that were made.", nil, nil)
+		"Connections opened.", nil, nil)
 	descAcquires = prometheus.NewDesc("coupond_pool_acquires_total",
-		"Connections that were got from the pool.", nil, nil)
+		"Connections acquired from the pool.", nil, nil)
 	descWaits = prometheus.NewDesc("coupond_pool_waits_total",
-		"Connections that were got from the pool after a wait, because none was idle.", nil, nil)
-	descWait = prometheus.NewDesc("coupond_pool_wait_seconds_total",
-		"Time that was waited for a connection because none was idle.", nil, nil)
+		"Connections acquired from the pool after a wait, because none was idle.", nil, nil)
+	descWaitSeconds = prometheus.NewDesc("coupond_pool_wait_seconds_total",
+		"Time spent waiting for a connection, because none was idle.", nil, nil)
 )
 
-// Describe is prometheus.Collector's.
+// Describe implements prometheus.Collector.
 func (s *Store) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		descClaims, descWaiting, descInFlight, descQueue, descShard, descReady, descSchema, descDatabaseSchema,
-		descConnections, descMost, descOpened, descAcquires, descWaits, descWait,
+		descClaims, descPending, descInFlight, descQueueLimit, descShard, descReady, descSchema, descDatabaseSchema,
+		descConnections, descConnectionLimit, descOpened, descAcquires, descWaits, descWaitSeconds,
 	} {
 		ch <- desc
 	}
@@ -184,7 +185,7 @@ func (s *Store) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is prometheus.Collector's. It asks no database.
+// Collect implements prometheus.Collector. It sends nothing to the database.
 func (s *Store) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
@@ -199,12 +200,12 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 		c.Collect(ch)
 	}
 
-	for name, lane := range s.lanes.all() {
-		waiting, inFlight := lane.load()
-		gauge(descWaiting, float64(waiting), name)
+	for name, b := range s.batchers.all() {
+		pending, inFlight := b.load()
+		gauge(descPending, float64(pending), name)
 		gauge(descInFlight, float64(inFlight), name)
 	}
-	gauge(descQueue, float64(s.lanes.limit))
+	gauge(descQueueLimit, float64(s.batchers.queueLimit))
 	for _, shard := range s.Shards() {
 		healthy := 0.0
 		if shard.Reason == "" {
@@ -213,18 +214,18 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 		gauge(descShard, healthy, strconv.Itoa(shard.Number))
 	}
 
-	s.state.mu.Lock()
-	asked, ready := s.state.asked, s.state.why == ""
-	s.state.mu.Unlock()
+	s.readiness.mu.Lock()
+	checked, ready := s.readiness.checked, s.readiness.reason == ""
+	s.readiness.mu.Unlock()
 	switch {
-	case !asked:
+	case !checked:
 	case ready:
 		gauge(descReady, 1)
 	default:
 		gauge(descReady, 0)
 	}
 	gauge(descSchema, float64(s.schemaVersion))
-	if version := s.state.version.Load(); version != 0 {
+	if version := s.readiness.schemaVersion.Load(); version != 0 {
 		gauge(descDatabaseSchema, float64(version))
 	}
 
@@ -232,13 +233,13 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 	gauge(descConnections, float64(pool.AcquiredConns()), "acquired")
 	gauge(descConnections, float64(pool.IdleConns()), "idle")
 	gauge(descConnections, float64(pool.ConstructingConns()), "opening")
-	gauge(descMost, float64(pool.MaxConns()))
+	gauge(descConnectionLimit, float64(pool.MaxConns()))
 	count(descOpened, float64(pool.NewConnsCount()))
 	count(descAcquires, float64(pool.AcquireCount()))
 	count(descWaits, float64(pool.EmptyAcquireCount()))
-	count(descWait, pool.EmptyAcquireWaitTime().Seconds())
+	count(descWaitSeconds, pool.EmptyAcquireWaitTime().Seconds())
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.slow, m.crowd, m.duration, m.failures}
+	return []prometheus.Collector{m.slowClaims, m.batchSize, m.duration, m.failures}
 }

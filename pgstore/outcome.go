@@ -10,92 +10,95 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// failure is a call to PostgreSQL that brought no answer. All that is ever decided
-// about the driver's errors is decided in this file, by their type and SQLSTATE,
-// never by their text.
-type failure struct {
-	cause error
+// failedAttempt is a call to PostgreSQL that was not answered, or was answered with an error. This
+// file is the only place that decides what such an error proves. It looks at types and SQLSTATEs,
+// never at texts (ADR 0014).
+type failedAttempt struct {
+	err error
 
-	// surely: nothing of the call was committed, nor ever will be.
-	surely bool
-	// fault: PostgreSQL refused the call for what it is, and will again. It is our
-	// mistake, not the weather.
-	fault bool
+	// notCommitted: nothing of the call was committed, nor will be. Otherwise it is ambiguous.
+	notCommitted bool
+	// rejected: PostgreSQL rejected the call for what it is, and would do so again. That is an
+	// internal error, not an outage.
+	rejected bool
 }
 
-// notSent is the failure of a call that was not sent: there was no connection for it, its
-// shard is away, or commits do not come back.
-func notSent(err error) *failure {
-	return &failure{cause: err, surely: true}
+// ambiguous reports whether the call may have been committed, or may still be.
+func (f *failedAttempt) ambiguous() bool { return !f.notCommitted }
+
+// notSent returns the failedAttempt of a call that was not sent: no connection could be made, or
+// the server is known to be unreachable or not to commit.
+func notSent(err error) *failedAttempt {
+	return &failedAttempt{err: err, notCommitted: true}
 }
 
-// failed judges an error that came back from a connection. executed: the call got
-// beyond the preparing of its statement. proxied tells, where it matters, whether the
-// connection is to a proxy, whose errors say nothing of what its shards have committed.
-func failed(err error, executed bool, proxied func() bool) *failure {
-	f := &failure{
-		cause:  err,
-		surely: !executed || pgconn.SafeToRetry(err), // the latter was never written to the connection
+// classify decides what an error of a call proves. executed: the call got beyond preparing its
+// statement. isProxy is asked only if it matters: an error of a proxy does not prove what its
+// shards have committed.
+func classify(err error, executed bool, isProxy func() bool) *failedAttempt {
+	f := &failedAttempt{
+		err:          err,
+		notCommitted: !executed || pgconn.SafeToRetry(err), // SafeToRetry: nothing was written to the connection
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f.surely = f.surely || provesRollback(pgErr) && !proxied()
-		// Of a batch, a proxy sends each shard its part: another one may have committed it.
-		if _, batch := errors.AsType[batchError](err); pgErr.Code == notOwner {
-			f.surely = f.surely || !batch || !proxied()
+		f.notCommitted = f.notCommitted || provesRollback(pgErr) && !isProxy()
+		// A proxy splits a call for many coupons by shard: another shard may have committed its part.
+		if _, manyCoupons := errors.AsType[manyCouponsError](err); pgErr.Code == notOwner {
+			f.notCommitted = f.notCommitted || !manyCoupons || !isProxy()
 		}
-		f.fault = isFault(pgErr.Code)
+		f.rejected = rejectsCall(pgErr.Code)
 	}
-	if _, ok := errors.AsType[pgx.ScanArgError](err); ok || errors.Is(err, errContradiction) {
-		f.fault = true
+	if _, ok := errors.AsType[pgx.ScanArgError](err); ok || errors.Is(err, errInconsistent) {
+		f.rejected = true
 	}
 	return f
 }
 
-// errContradiction is an answer that cannot be.
-var errContradiction = errors.New("PostgreSQL contradicts itself")
+// errInconsistent: an answer contradicts an earlier one.
+var errInconsistent = errors.New("inconsistent answer from PostgreSQL")
 
-// errInDoubt is the failure of a call that was answered with a warning instead of
-// the synchronous standby's word.
-var errInDoubt = errors.New("committed on this server only: the wait for the synchronous standby was cancelled")
+// errNotReplicated: the call was answered, but with a warning instead of the standby's
+// confirmation.
+var errNotReplicated = errors.New("committed on this server only: the wait for the synchronous standby was cancelled")
 
-// notOwner is the SQLSTATE with which a shard refuses a coupon of another one, before
-// it has looked or written anything (db/functions/guard_ownership.sql).
+// notOwner is the SQLSTATE with which a shard rejects a coupon of another shard, before it has read
+// or written anything (db/functions/guard_ownership.sql).
 const notOwner = "SC421"
 
-// batchError is an error of a call for several coupons.
-type batchError struct{ error }
+// manyCouponsError is an error of a call for many coupons.
+type manyCouponsError struct{ error }
 
-func (e batchError) Unwrap() error { return e.error }
+func (e manyCouponsError) Unwrap() error { return e.error }
 
-// provesRollback: PostgreSQL itself ended the statement and rolled it back. That
-// holds where PostgreSQL is one server. An error that ends the session as well
+// provesRollback reports whether err means that PostgreSQL itself ended the statement and rolled it
+// back. That holds for a single server, not for a proxy. An error that also ends the session
 // (FATAL) can come after the commit and proves nothing.
 func provesRollback(err *pgconn.PgError) bool {
 	if err.SeverityUnlocalized != "ERROR" {
 		return false
 	}
 	switch {
-	case err.Code == pgerrcode.StatementCompletionUnknown: // class 40 by number only
+	case err.Code == pgerrcode.StatementCompletionUnknown: // in class 40, but not a rollback
 		return false
 	case pgerrcode.IsTransactionRollback(err.Code),
-		pgerrcode.IsObjectNotInPrerequisiteState(err.Code), // lock_timeout is one of these
-		err.Code == pgerrcode.QueryCanceled,                // statement_timeout, or somebody's cancel
+		pgerrcode.IsObjectNotInPrerequisiteState(err.Code), // includes lock_timeout
+		err.Code == pgerrcode.QueryCanceled,                // statement_timeout, or a cancel request
 		err.Code == pgerrcode.ReadOnlySQLTransaction:       // a standby, which cannot write
 		return true
 	}
 	return false
 }
 
-// isFault: the call, or the schema's own code, is wrong. A missing function, role
-// or right is not: that is a database before its migration.
-func isFault(code string) bool {
+// rejectsCall reports whether the call or the schema's own code is wrong. A missing function, role
+// or privilege does not count: that is a database that is not migrated yet.
+func rejectsCall(code string) bool {
 	return pgerrcode.IsDataException(code) ||
 		pgerrcode.IsIntegrityConstraintViolation(code) ||
 		pgerrcode.IsPLpgSQLError(code) ||
 		pgerrcode.IsSyntaxErrororAccessRuleViolation(code) && !isNotInstalled(code)
 }
 
-// isNotInstalled: what we call is not there, or not for our role.
+// isNotInstalled reports whether what we call is missing, or not accessible to our role.
 func isNotInstalled(code string) bool {
 	switch code {
 	case pgerrcode.UndefinedFunction,
@@ -108,33 +111,40 @@ func isNotInstalled(code string) bool {
 	return false
 }
 
-// verdict is the error for the caller of a call that failed twice.
-func verdict(first, second *failure) error {
+// sqlState returns the SQLSTATE of an error from PostgreSQL, "" for any other error.
+func sqlState(err error) string {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// bothFailed returns the error of a call after both of its attempts failed.
+func bothFailed(first, second *failedAttempt) error {
 	switch {
-	case second.fault && (first.fault || first.surely):
-		return fmt.Errorf("PostgreSQL refuses the call: %w", second.cause)
-	case first.surely && second.surely:
-		return fmt.Errorf("%w: %w", ErrUnavailable, second.cause)
+	case second.rejected && (first.rejected || first.notCommitted):
+		return fmt.Errorf("PostgreSQL rejected the call: %w", second.err)
+	case first.notCommitted && second.notCommitted:
+		return fmt.Errorf("%w: %w", ErrUnavailable, second.err)
 	}
-	return fmt.Errorf("%w: %w; asked again: %w", ErrOutcomeUnknown, first.cause, second.cause)
+	return fmt.Errorf("%w: %w; retry: %w", ErrOutcomeUnknown, first.err, second.err)
 }
 
-// readVerdict is verdict for a call that changes nothing.
-func readVerdict(f *failure) error {
-	if f.fault {
-		return fmt.Errorf("PostgreSQL refuses the call: %w", f.cause)
+// readFailed returns the error of a failed call that changes nothing.
+func readFailed(f *failedAttempt) error {
+	if f.rejected {
+		return fmt.Errorf("PostgreSQL rejected the call: %w", f.err)
 	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, f.cause)
+	return fmt.Errorf("%w: %w", ErrUnavailable, f.err)
 }
 
-// unknownAfter is the error for an answer that may be the echo of our own first
-// try, which failed with f.
-func unknownAfter(f *failure) error {
-	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, f.cause)
+// outcomeUnknownAfter returns the error for an answer that may be the effect of our own first
+// attempt, which failed with f.
+func outcomeUnknownAfter(f *failedAttempt) error {
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, f.err)
 }
 
-// gaveUp is the error for a caller whose ctx ended before he was served, and
-// before anything was sent for him.
-func gaveUp(ctx context.Context) error {
+// contextEnded returns the error of a call that was not sent because its ctx ended.
+func contextEnded(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
 }

@@ -13,20 +13,18 @@ import (
 )
 
 func pgError(severity, code string) error {
-	return &pgconn.PgError{Severity: "übersetzt", SeverityUnlocalized: severity, Code: code, Message: "no text is ever read"}
+	return &pgconn.PgError{Severity: "übersetzt", SeverityUnlocalized: severity, Code: code, Message: "texts are never read"}
 }
 
-func direct() bool  { return false }
-func proxied() bool { return true }
+func noProxy() bool   { return false }
+func withProxy() bool { return true }
 
-// What each error of a sent call says about it. fault: PostgreSQL will refuse it
-// again.
-func TestFailed(t *testing.T) {
+func TestClassify(t *testing.T) {
 	for _, test := range []struct {
-		name   string
-		err    error
-		surely bool
-		fault  bool
+		name         string
+		err          error
+		notCommitted bool
+		rejected     bool
 	}{
 		// Proven rollbacks.
 		{"lock_timeout", pgError("ERROR", "55P03"), true, false},
@@ -36,15 +34,15 @@ func TestFailed(t *testing.T) {
 		{"transaction_rollback", pgError("ERROR", "40000"), true, false},
 		{"statement_timeout", pgError("ERROR", "57014"), true, false},
 		{"read_only_sql_transaction, of a standby", pgError("ERROR", "25006"), true, false},
-		// Class 40 that is none.
+		// In class 40, but not a rollback.
 		{"statement_completion_unknown", pgError("ERROR", "40003"), false, false},
-		// The end of the session can come after the commit, whatever its code.
+		// The session can end after the commit, whatever the code is.
 		{"admin_shutdown", pgError("FATAL", "57P01"), false, false},
 		{"crash_shutdown", pgError("FATAL", "57P02"), false, false},
-		{"fatal with a code that proves a rollback otherwise", pgError("FATAL", "57014"), false, false},
-		{"fatal 40", pgError("FATAL", "40001"), false, false},
-		{"panic 55", pgError("PANIC", "55000"), false, false},
-		// The weather.
+		{"FATAL with a code that proves a rollback as an ERROR", pgError("FATAL", "57014"), false, false},
+		{"FATAL of class 40", pgError("FATAL", "40001"), false, false},
+		{"PANIC of class 55", pgError("PANIC", "55000"), false, false},
+		// Outages.
 		{"cannot_connect_now", pgError("FATAL", "57P03"), false, false},
 		{"too_many_connections", pgError("FATAL", "53300"), false, false},
 		{"out_of_memory", pgError("ERROR", "53200"), false, false},
@@ -53,124 +51,123 @@ func TestFailed(t *testing.T) {
 		{"connection_failure, of a proxy", pgError("ERROR", "08006"), false, false},
 		{"internal_error, of a proxy", pgError("ERROR", "XX000"), false, false},
 		{"cached plan must not change result type", pgError("ERROR", "0A000"), false, false},
-		// A database before its migration.
+		// A database that is not migrated yet.
 		{"undefined_function", pgError("ERROR", "42883"), false, false},
 		{"undefined_table", pgError("ERROR", "42P01"), false, false},
 		{"invalid_schema_name", pgError("ERROR", "3F000"), false, false},
 		{"insufficient_privilege", pgError("ERROR", "42501"), false, false},
-		// Our mistakes.
+		// Internal errors.
 		{"invalid_parameter_value", pgError("ERROR", "22023"), false, true},
 		{"check_violation", pgError("ERROR", "23514"), false, true},
 		{"syntax_error", pgError("ERROR", "42601"), false, true},
 		{"raise_exception", pgError("ERROR", "P0001"), false, true},
-		// The connection.
+		// Errors of the connection.
 		{"end of the connection", io.ErrUnexpectedEOF, false, false},
 		{"reset", &net.OpError{Op: "read", Err: errors.New("reset")}, false, false},
 		{"deadline", context.DeadlineExceeded, false, false},
-		// Answers that cannot be.
+		// Invalid answers.
 		{"a value of another type", pgx.ScanArgError{Err: errors.New("type")}, false, true},
-		{"too few rows", fmt.Errorf("%w: 9 of 10", errContradiction), false, true},
+		{"too few rows", fmt.Errorf("%w: 9 of 10", errInconsistent), false, true},
 		{"wrapped", fmt.Errorf("claims: %w", pgError("ERROR", "55P03")), true, false},
 	} {
-		f := failed(test.err, true, direct)
-		if f.surely != test.surely || f.fault != test.fault {
-			t.Errorf("%s: surely %v, fault %v; want %v, %v", test.name, f.surely, f.fault, test.surely, test.fault)
+		f := classify(test.err, true, noProxy)
+		if f.notCommitted != test.notCommitted || f.rejected != test.rejected {
+			t.Errorf("%s: notCommitted %v, rejected %v; want %v, %v", test.name, f.notCommitted, f.rejected, test.notCommitted, test.rejected)
 		}
-		if f.cause != test.err {
-			t.Errorf("%s: the cause is lost", test.name)
+		if f.err != test.err {
+			t.Errorf("%s: error %v, want %v", test.name, f.err, test.err)
 		}
-		if f := failed(test.err, false, direct); !f.surely || f.fault != test.fault {
-			t.Errorf("%s, never executed: surely %v, fault %v; want true, %v", test.name, f.surely, f.fault, test.fault)
+		if f := classify(test.err, false, noProxy); !f.notCommitted || f.rejected != test.rejected {
+			t.Errorf("%s, not executed: notCommitted %v, rejected %v; want true, %v", test.name, f.notCommitted, f.rejected, test.rejected)
 		}
 	}
 }
 
-// Through a proxy no error proves a rollback: PL/Proxy turns a shard's FATAL into an
-// ERROR of the same SQLSTATE, and its own time-out ends no transaction of a shard. The
-// one exception is the refusal of a shard that does not own the call's only coupon.
-func TestFailedThroughAProxy(t *testing.T) {
+// Through a proxy no error proves a rollback: PL/Proxy turns a shard's FATAL into an ERROR of the
+// same SQLSTATE, and its own time-out does not end a shard's transaction. The exception is a shard
+// that rejects the call's only coupon because it does not own it.
+func TestClassify_proxy(t *testing.T) {
 	for _, code := range []string{"XX000", "57P01", "57014", "08006", "55P03", "40001", "40P01", "25006", "53300"} {
-		if f := failed(pgError("ERROR", code), true, proxied); f.surely || f.fault {
-			t.Errorf("%s: surely %v, fault %v; want neither", code, f.surely, f.fault)
+		if f := classify(pgError("ERROR", code), true, withProxy); f.notCommitted || f.rejected {
+			t.Errorf("%s: notCommitted %v, rejected %v; want false, false", code, f.notCommitted, f.rejected)
 		}
-		if f := failed(pgError("ERROR", code), false, proxied); !f.surely {
-			t.Errorf("%s, never executed: not surely", code)
+		if f := classify(pgError("ERROR", code), false, withProxy); !f.notCommitted {
+			t.Errorf("%s, not executed: notCommitted false, want true", code)
 		}
 	}
-	for _, test := range []struct{ proxied, batch, surely bool }{
+	for _, test := range []struct{ proxy, manyCoupons, notCommitted bool }{
 		{false, false, true}, {false, true, true}, {true, false, true}, {true, true, false},
 	} {
 		err := pgError("ERROR", notOwner)
-		if test.batch {
-			err = batchError{err}
+		if test.manyCoupons {
+			err = manyCouponsError{err}
 		}
-		if f := failed(err, true, func() bool { return test.proxied }); f.surely != test.surely || f.fault {
-			t.Errorf("not the owner, %+v: surely %v, fault %v", test, f.surely, f.fault)
+		if f := classify(err, true, func() bool { return test.proxy }); f.notCommitted != test.notCommitted || f.rejected {
+			t.Errorf("not the owner, %+v: notCommitted %v, rejected %v", test, f.notCommitted, f.rejected)
 		}
 	}
 }
 
-// What a caller is told when both of his calls failed.
-func TestVerdict(t *testing.T) {
+func TestBothFailed(t *testing.T) {
 	cause := errors.New("cause")
-	surely := &failure{cause: cause, surely: true}
-	maybe := &failure{cause: cause}
-	fault := &failure{cause: cause, fault: true}
-	sureFault := &failure{cause: cause, fault: true, surely: true}
+	notCommitted := &failedAttempt{err: cause, notCommitted: true}
+	ambiguous := &failedAttempt{err: cause}
+	rejected := &failedAttempt{err: cause, rejected: true}
+	rejectedNotCommitted := &failedAttempt{err: cause, rejected: true, notCommitted: true}
 
 	for _, test := range []struct {
-		first, second *failure
-		want          error // nil: a fault of ours
+		first, second *failedAttempt
+		want          error // nil: an internal error
 	}{
-		{surely, surely, ErrUnavailable},
-		{surely, maybe, ErrOutcomeUnknown},
-		{maybe, surely, ErrOutcomeUnknown},
-		{maybe, maybe, ErrOutcomeUnknown},
-		{fault, fault, nil},
-		{surely, fault, nil},
-		{sureFault, sureFault, nil},
-		{maybe, fault, ErrOutcomeUnknown},
-		{fault, surely, ErrOutcomeUnknown},
-		{fault, maybe, ErrOutcomeUnknown},
+		{notCommitted, notCommitted, ErrUnavailable},
+		{notCommitted, ambiguous, ErrOutcomeUnknown},
+		{ambiguous, notCommitted, ErrOutcomeUnknown},
+		{ambiguous, ambiguous, ErrOutcomeUnknown},
+		{rejected, rejected, nil},
+		{notCommitted, rejected, nil},
+		{rejectedNotCommitted, rejectedNotCommitted, nil},
+		{ambiguous, rejected, ErrOutcomeUnknown},
+		{rejected, notCommitted, ErrOutcomeUnknown},
+		{rejected, ambiguous, ErrOutcomeUnknown},
 	} {
-		err := verdict(test.first, test.second)
+		err := bothFailed(test.first, test.second)
 		for _, sentinel := range []error{ErrUnavailable, ErrOverloaded, ErrOutcomeUnknown} {
 			if is := errors.Is(err, sentinel); is != (sentinel == test.want) {
 				t.Errorf("%+v, then %+v: errors.Is(%q, %q) is %v", *test.first, *test.second, err, sentinel, is)
 			}
 		}
 		if !errors.Is(err, cause) {
-			t.Errorf("the cause is lost: %v", err)
+			t.Errorf("%+v, then %+v: %q does not wrap the cause", *test.first, *test.second, err)
 		}
 	}
 
-	if err := readVerdict(maybe); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a read that failed: %v", err)
+	if err := readFailed(ambiguous); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a read that failed: %v, want %v", err, ErrUnavailable)
 	}
-	if err := readVerdict(fault); errors.Is(err, ErrUnavailable) || !errors.Is(err, cause) {
-		t.Errorf("a read that is refused: %v", err)
+	if err := readFailed(rejected); errors.Is(err, ErrUnavailable) || !errors.Is(err, cause) {
+		t.Errorf("a read that was rejected: %v, want an internal error", err)
 	}
 }
 
-// Warnings that make the call under way doubtful.
-func TestNotice(t *testing.T) {
+// The warnings that make a call ambiguous.
+func TestServerConn_notice(t *testing.T) {
 	for _, test := range []struct {
 		code, routine string
-		inDoubt       bool
+		ambiguous     bool
 	}{
 		{"01000", "SyncRepWaitForLSN", true},
 		{"57P01", "SyncRepWaitForLSN", true},
-		{"01000", "", true}, // by way of a proxy that does not say who warned
+		{"01000", "", true}, // through a proxy that does not name the routine
 		{"01000", "plproxy_remote_error", true},
 		{"01000", "check_old_conn", false},
 		{"01000", "GetNewTransactionId", false},
 		{"01000", "GetNewMultiXactId", false},
 		{"00000", "exec_stmt_raise", false}, // a NOTICE
 	} {
-		w := new(wire)
-		w.notice(nil, &pgconn.Notice{SeverityUnlocalized: "WARNING", Code: test.code, Routine: test.routine})
-		if w.inDoubt != test.inDoubt {
-			t.Errorf("%s of %q: in doubt %v, want %v", test.code, test.routine, w.inDoubt, test.inDoubt)
+		sc := new(serverConn)
+		sc.notice(nil, &pgconn.Notice{SeverityUnlocalized: "WARNING", Code: test.code, Routine: test.routine})
+		if sc.ambiguous != test.ambiguous {
+			t.Errorf("%s of %q: ambiguous %v, want %v", test.code, test.routine, sc.ambiguous, test.ambiguous)
 		}
 	}
 }

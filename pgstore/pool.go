@@ -13,31 +13,30 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// serviceRole is what every connection works as, whoever logged in: it may call the
-// functions and nothing else (db/migrations).
+// serviceRole is the role of every session, whatever the login. It may execute the functions and
+// nothing else (db/migrations).
 const serviceRole = "coupon_service"
 
-// How ClaimTimeout (T) is divided. A claim may queue for half of it (lanes.go), so that
-// at least T/2 is left for its two calls, and T/4 for each:
+// How ClaimTimeout (T) is divided. A claim may be queued for T/2 (batcher.go), so its two attempts
+// have at least T/2 left, T/4 each:
 //
-//	0.15 T  lock_timeout: longer than it takes the crowds of several instances to
-//	        have their turns at a hot coupon (some 50 ms each), short enough that a
-//	        coupon locked by somebody's open transaction holds up its lane for 0.3 T
-//	        only: the crowd, then that coupon alone.
-//	0.20 T  statement_timeout: a crowd may meet several such locks, one by one.
-//	0.25 T  or more: the first call is given up by us, for a server or a network that
-//	        is silent. The server's own time-outs come before that, because their
-//	        answer says surely that nothing happened, and keeps the connection.
+//	0.15 T  lock_timeout: longer than the batches of several instances hold a popular coupon, short
+//	        enough that a coupon locked by a foreign transaction delays its batcher for 0.3 T only:
+//	        the batch, then that coupon alone.
+//	0.20 T  statement_timeout: a batch may wait for several such locks, one after the other.
+//	0.25 T  or more: we give up the first attempt, if the server or the network does not answer. The
+//	        server's own time-outs end before that, because their errors prove that nothing was
+//	        committed, and because they keep the connection.
 func lockTimeout(claim time.Duration) time.Duration      { return 3 * claim / 20 }
 func statementTimeout(claim time.Duration) time.Duration { return claim / 5 }
 
-// slowAfter is when a claim is slow: 0.1 T, so 500 ms. A full queue at 30,000 claims a
-// second is served in 140 ms, so that is no crowd; and it is below lock_timeout, so that
-// a claim which got a lock that somebody held is told of as well.
+// slowAfter returns the time after which a claim counts as slow: 0.1 T. A full queue takes less
+// when PostgreSQL is healthy. It is less than lock_timeout, so that a claim that waited for a
+// foreign lock and got it counts as slow as well.
 func slowAfter(claim time.Duration) time.Duration { return claim / 10 }
 
-// firstTry bounds the first of two calls: half of the time that ctx leaves.
-func firstTry(ctx context.Context) (context.Context, context.CancelFunc) {
+// firstAttempt bounds the first of two attempts: half of the time that is left until ctx ends.
+func firstAttempt(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return context.WithCancel(ctx)
@@ -45,13 +44,12 @@ func firstTry(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, time.Until(deadline)/2)
 }
 
-// parse turns cfg into the configuration of a pool whose connections all work as
-// coupon_service, under the server's own time-outs, and are never cancelled.
+// parsePoolConfig returns the configuration of the pool. Its sessions have the role coupon_service
+// and the server-side time-outs, and never send a cancel request.
 //
-// Statements are prepared once a connection (pgx's default), which behind a pooler
-// of transactions wants its max_prepared_statements; default_query_exec_mode in the
-// connection string changes it.
-func parse(cfg Config, m *metrics, peer *peer) (*pgxpool.Config, error) {
+// Statements are prepared once per connection (pgx's default). A transaction pooler must support
+// that (max_prepared_statements), or the connection string must set default_query_exec_mode.
+func parsePoolConfig(cfg Config, m *metrics, kind *serverKind) (*pgxpool.Config, error) {
 	pool, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
 		return nil, explainParseError(err)
@@ -60,22 +58,21 @@ func parse(cfg Config, m *metrics, peer *peer) (*pgxpool.Config, error) {
 	conn := pool.ConnConfig
 	params := conn.RuntimeParams
 	params["role"] = serviceRole
-	// Our calls are schema-qualified; whatever else a session might look up by name
-	// is PostgreSQL's own, never a temporary object.
+	// Our calls are schema-qualified. All other names must resolve to PostgreSQL's own objects, never
+	// to temporary ones.
 	params["search_path"] = "pg_catalog, pg_temp"
 	params["lock_timeout"] = milliseconds(lockTimeout(cfg.ClaimTimeout))
 	params["statement_timeout"] = milliseconds(statementTimeout(cfg.ClaimTimeout))
-	// We never begin a transaction; should one ever stand open, it must not keep a
-	// coupon locked.
+	// We never start an explicit transaction. If one is open by mistake, it must not keep a coupon
+	// locked.
 	params["idle_in_transaction_session_timeout"] = milliseconds(cfg.ClaimTimeout)
 	if params["application_name"] == "" {
 		params["application_name"] = "coupond"
 	}
 
-	// For each of the hosts: a dead one must not keep us from the next, and a busy one
-	// needs its time for TLS and the password. It may be longer than ClaimTimeout:
-	// making a connection goes on when the caller who wanted it has given up, and the
-	// next caller has it.
+	// The bound is per host: a dead host must not delay the next one, and a busy one needs time for
+	// TLS and authentication. It may exceed ClaimTimeout: the pool completes the connection after its
+	// caller has given up, and gives it to the next caller.
 	connectTimeout := max(2*time.Second, 2*cfg.ClaimTimeout/5)
 	if conn.ConnectTimeout <= 0 || conn.ConnectTimeout > connectTimeout {
 		conn.ConnectTimeout = connectTimeout
@@ -83,55 +80,53 @@ func parse(cfg Config, m *metrics, peer *peer) (*pgxpool.Config, error) {
 	conn.OnPgError = keepConnection
 
 	pool.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
-		proxied := peer.isProxy()
-		if proxied {
-			behindProxy(cfg.RuntimeParams)
+		isProxy := kind.isProxy()
+		if isProxy {
+			setProxyParams(cfg.RuntimeParams)
 		}
-		newWire(cfg, m, proxied)
+		instrument(cfg, m, isProxy)
 		return nil
 	}
-	// Those that were made before it was known are replaced.
+	// Replaces the connections that were made before the server was known to be a proxy.
 	pool.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) {
-		return wireOf(conn).proxied == peer.isProxy(), nil
+		return serverConnOf(conn).proxyParams == kind.isProxy(), nil
 	}
-	// A connection that was idle for more than a second is pinged before it carries a
-	// call (pgxpool's default), which keeps claims off connections that died
-	// meanwhile; a silent server must not use up the claim's time by that.
+	// pgxpool pings a connection that was idle for more than a second before it is used. That keeps
+	// claims off broken connections; the bound keeps a silent server from using up the claim's time.
 	if pool.PingTimeout <= 0 {
 		pool.PingTimeout = cfg.ClaimTimeout / 5
 	}
 	if pool.MaxConnLifetimeJitter <= 0 {
-		pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 4 // not all of them at once
+		pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 4 // so that they do not all end at once
 	}
 	return pool, nil
 }
 
-// behindProxy changes the parameters of a session to those of a session of a proxy. A
-// statement_timeout there comes in the middle of what the shard does, and PL/Proxy passes it
-// on as a cancel request. From a shard that is silent nobody takes that, and the session
-// hangs. One that waits for its synchronous standby gives up the waiting, and then tells
-// everybody of a claim that no standby has. So the shard's own time-outs end what takes too
-// long, or we do, by closing the connection, and the proxy looks now and then whether
-// anybody is still there.
-func behindProxy(params map[string]string) {
+// setProxyParams changes the parameters of a session to those of a session on a proxy.
+//
+// PL/Proxy forwards its session's statement_timeout to the shard as a cancel request. A silent
+// shard does not read it, and the session hangs; a shard that waits for its synchronous standby
+// stops waiting and returns a claim that no standby has (ADR 0013). So the shard's own time-outs
+// end long calls, or we close the connection, which the proxy notices by
+// client_connection_check_interval.
+func setProxyParams(params map[string]string) {
 	params["statement_timeout"] = "0"
 	params["client_connection_check_interval"] = "1000"
 }
 
-// questions turns the configuration of the pool into that of the connections on which the
-// shards are asked. Whoever asks has bounds of his own: one reads the map, mostSilent
-// questions and an inquiry for each shard may be under way, and there are fewer shards than
-// what is set here.
-func questions(pool *pgxpool.Config) *pgxpool.Config {
+// healthCheckPoolConfig returns the configuration of the pool for health checks and probes of
+// shards, based on that of the pool for calls. MaxConns is larger than the number of connections
+// that can be needed: one for the map, maxUnanswered for health checks, and one per shard for its
+// probe.
+func healthCheckPoolConfig(pool *pgxpool.Config) *pgxpool.Config {
 	pool = pool.Copy()
 	pool.MaxConns, pool.MinConns, pool.MinIdleConns = 1<<17, 0, 0
 	return pool
 }
 
-// keepConnection tells pgx whether a connection is of use after an error. It is
-// not when the server ends it, nor when the server is read-only: then it is a
-// standby by now, and the next connection may find the new primary
-// (target_session_attrs).
+// keepConnection tells pgx whether a connection can be used after an error. It cannot if the server
+// ended the session, nor if the server is read-only: then it is a standby by now, and the next
+// connection may find the new primary (target_session_attrs).
 func keepConnection(_ *pgconn.PgConn, err *pgconn.PgError) bool {
 	switch err.SeverityUnlocalized {
 	case "FATAL", "PANIC":
@@ -140,17 +135,17 @@ func keepConnection(_ *pgconn.PgConn, err *pgconn.PgError) bool {
 	return err.Code != pgerrcode.ReadOnlySQLTransaction
 }
 
-// explainParseError says what can be said about a connection string that does not
-// parse without quoting any of it: the driver masks passwords as well as it can,
-// but what is a password in a broken string nobody can know.
+// explainParseError returns an error for a connection string that does not parse. It quotes nothing
+// of the string or of pgx's error: pgx masks passwords, but in a malformed string it cannot know
+// what the password is.
 func explainParseError(err error) error {
-	const advice = "; wanted is postgres://user:password@host:5432/database?sslmode=… or keyword=value pairs" +
-		" (it is not shown here because it may hold a password)"
+	const advice = "; use postgres://user:password@host:5432/database?sslmode=… or keyword=value pairs" +
+		" (the string is not shown because it may contain a password)"
 	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return errors.New("the connection string names a file that cannot be read (a certificate, a key, a service file)" + advice)
 	}
 	if _, ok := errors.AsType[*strconv.NumError](err); ok {
-		return errors.New("the connection string has something else where a number belongs (a port, a time-out, a size)" + advice)
+		return errors.New("the connection string has a value that is not a number (a port, a time-out, a size)" + advice)
 	}
 	return errors.New("the connection string is malformed, or has a value that is not allowed" + advice)
 }

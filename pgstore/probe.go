@@ -12,184 +12,189 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// inquirySQL commits a record of the write-ahead log that nobody reads.
-const inquirySQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '')`
+// probeSQL commits a record of the write-ahead log that has no effect.
+const probeSQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '')`
 
-// commits tells whether commits come back. A server whose synchronous standbys are
-// gone, or whose disk hangs, goes on to answer whatever it can read; so once a call
-// that was sent did not come back, something is committed that harms nobody. Until
-// that has come back, Ready does not say that all is well, and no call is sent that
-// commits anything. Without doubt all of it costs a look. Behind a proxy all this is each
-// shard's own affair (shards.go).
+// prober finds out whether the server completes commits. Behind a proxy each shard has its own
+// state and probe instead (shards.go).
 //
-// PostgreSQL does not notice that a client has gone who waits for a synchronous
-// standby: each call given up leaves a session behind, and they would take up
-// max_connections (70 in 10 s, by 40 clients of a pool of 8). So there is one inquiry
-// at a time, which waits as long as its commit does, and what is left behind is what
-// was under way when the doubt began: a session for each connection of the pool.
-type commits struct {
+// A server that has lost its synchronous standbys, or that waits for its disk, still answers reads,
+// but its commits hang. So a server that does not answer a writing call in time is suspect, and a
+// probe commits something that has no effect. Until that commit returns, Ready returns an error,
+// and writing calls wait for the probe or are not sent. While the server is not suspect, all of
+// this costs a check per call.
+//
+// PostgreSQL does not notice that a client has disconnected while its commit waits for a
+// synchronous standby: each call that is given up leaves a session behind. Without a bound these
+// sessions would use up max_connections. So there is one probe at a time, which waits as long as
+// its commit does, and the sessions left behind are those of the calls in flight when the server
+// became suspect: at most one per connection of the pool.
+type prober struct {
 	mu      sync.Mutex
-	doubt   bool
-	inquiry *inquiry // under way; nil: there is none
+	suspect bool   // a write was not answered, and no commit has completed since
+	probe   *probe // nil: none is running
 
 	closing context.Context
 	close   context.CancelFunc
 }
 
-// inquiry finds out whether commits come back.
-type inquiry struct {
+// probe is one check whether a server completes commits.
+type probe struct {
 	began time.Time
 	ended chan struct{} // closed when it has ended
 
-	// Of a single server:
-	sent atomic.Bool    // the database answers, and is committing
-	why  *notReadyError // what it came to, when it has ended
+	// Only for a single server:
+	committing atomic.Bool    // the server answers, and the commit was sent
+	result     *notReadyError // nil: the commit completed; set before ended is closed
 }
 
-// errNotSent is why a call is not sent while commits do not come back.
-var errNotSent = errors.New("not sent: commits do not come back")
+// errNotCommitting: a writing call was not sent because the server does not complete commits.
+var errNotCommitting = errors.New("not sent: the server does not complete commits")
 
-// doubted notes that a call for coupon was sent and not answered in time, or that its
-// commit did not wait for the standby, and has that looked into; behind a proxy, on the
-// shard that has the coupon (shards.go).
-func (s *Store) doubted(coupon string) {
-	if s.shardDoubted(coupon) {
+// markSuspect notes that a writing call for coupon was not answered in time, or that its commit did
+// not wait for the standby, and starts a probe: of the coupon's shard behind a proxy, else of the
+// server.
+func (s *Store) markSuspect(coupon string) {
+	if s.markShardSuspect(coupon) {
 		return
 	}
-	s.commits.mu.Lock()
-	s.commits.doubt = true
-	s.commits.mu.Unlock()
-	s.inquire()
+	s.prober.mu.Lock()
+	s.prober.suspect = true
+	s.prober.mu.Unlock()
+	s.probeIfSuspect()
 }
 
-// inquire returns the inquiry under way, which it begins when there is doubt; nil:
-// there is none.
-func (s *Store) inquire() *inquiry {
-	c := &s.commits
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.inquiry != nil || !c.doubt {
-		return c.inquiry
+// probeIfSuspect returns the running probe, and starts one if the server is suspect. nil: the
+// server is not suspect.
+func (s *Store) probeIfSuspect() *probe {
+	pr := &s.prober
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	if pr.probe != nil || !pr.suspect {
+		return pr.probe
 	}
-	i := &inquiry{began: time.Now(), ended: make(chan struct{})}
-	c.inquiry = i
+	p := &probe{began: time.Now(), ended: make(chan struct{})}
+	pr.probe = p
 	go func() {
-		why := s.commitSomething(i)
-		c.mu.Lock()
-		c.inquiry, c.doubt, i.why = nil, why != nil, why
-		c.mu.Unlock()
-		close(i.ended)
+		result := s.runProbe(p)
+		pr.mu.Lock()
+		pr.probe, pr.suspect, p.result = nil, result != nil, result
+		pr.mu.Unlock()
+		close(p.ended)
 	}()
-	return i
+	return p
 }
 
-// commitsDoNotComeBack is said of the database, or of a shard.
-const commitsDoNotComeBack = "answers, but its commits do not come back: it waits for a synchronous standby, or for its disk"
+// notCommittingReason is the predicate of a sentence about the database or a shard.
+const notCommittingReason = "answers, but its commits do not complete: it waits for a synchronous standby or for its disk"
 
-// commitSomething is the work of an inquiry. A server that does not even answer is
-// given up soon, as another one may do by then; one that commits is waited for.
-func (s *Store) commitSomething(i *inquiry) *notReadyError {
-	ctx, cancel := context.WithTimeout(s.commits.closing, readyTimeout)
+// runProbe returns nil if a commit completed on the server. A server that does not answer reads is
+// given up after readyTimeout, because another one may take its place. The commit is waited for
+// until the store is closed.
+func (s *Store) runProbe(p *probe) *notReadyError {
+	ctx, cancel := context.WithTimeout(s.prober.closing, readyTimeout)
 	defer cancel()
-	conn, err := s.watch.Acquire(ctx)
+	conn, err := s.healthPool.Acquire(ctx)
 	if err != nil {
-		return &notReadyError{whyNoConnection(err), err}
+		return &notReadyError{explainConnectError(err), err}
 	}
 	defer conn.Release()
-	if why := s.whyNotReadable(ctx, conn); why != nil {
-		return why
+	if notReady := s.checkByReading(ctx, conn); notReady != nil {
+		return notReady
 	}
-	i.sent.Store(true)
-	if err := commitOn(s.commits.closing, conn, inquirySQL); err != nil {
-		return &notReadyError{"the database " + commitsDoNotComeBack, err}
+	p.committing.Store(true)
+	if err := execCommit(s.prober.closing, conn, probeSQL); err != nil {
+		return &notReadyError{"the database " + notCommittingReason, err}
 	}
 	return nil
 }
 
-// commitOn makes a call that commits; nil: the commit is all that it should be.
-func commitOn(ctx context.Context, conn *pgxpool.Conn, sql string, args ...any) error {
-	w := wireOf(conn.Conn())
+// execCommit executes SQL that commits. It returns errNotReplicated if the commit did not wait for
+// the synchronous standby.
+func execCommit(ctx context.Context, conn *pgxpool.Conn, sql string, args ...any) error {
+	sc := beginCall(conn.Conn())
 	_, err := conn.Exec(ctx, sql, args...)
-	if err == nil && w.inDoubt {
-		err = errInDoubt
+	if err == nil && sc.ambiguous {
+		err = errNotReplicated
 	}
 	return err
 }
 
-// await waits for what the inquiry comes to, not longer than ctx.
-func (i *inquiry) await(ctx context.Context) *notReadyError {
+// wait returns the probe's result, or an error that says how far it is when ctx ends.
+func (p *probe) wait(ctx context.Context) *notReadyError {
 	select {
-	case <-i.ended:
-		return i.why
+	case <-p.ended:
+		return p.result
 	case <-ctx.Done():
 	}
-	if i.sent.Load() {
-		return &notReadyError{"the database " + commitsDoNotComeBack, context.Cause(ctx)}
+	if p.committing.Load() {
+		return &notReadyError{"the database " + notCommittingReason, context.Cause(ctx)}
 	}
 	return &notReadyError{"the database does not answer", context.Cause(ctx)}
 }
 
-// commit is try for a call that commits something, and has it looked into when that
-// does not come back. While an inquiry is under way it waits; when that takes too
-// long, the call is not sent.
-func (s *Store) commit(ctx context.Context, coupon string, patience bool, call call) *failure {
-	if err := s.knowPeer(ctx); err != nil { // the sessions of a proxy are of a kind of their own (behindProxy)
-		return notSent(err)
-	}
-	for {
-		if away := s.lanes.whyAway(coupon); away != nil {
-			return notSent(away)
-		}
-		if i := s.underWay(coupon); i != nil && !i.over(ctx) {
-			return notSent(errNotSent)
-		}
-		f := s.try(ctx, coupon, patience, func(ctx context.Context, conn *pgx.Conn) error {
-			// One that began while we waited for the connection: perhaps that of a call given up.
-			if s.underWay(coupon) != nil || s.lanes.whyAway(coupon) != nil {
-				return errNotSent
-			}
-			err := call(ctx, conn)
-			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				s.doubted(coupon) // before its connection's place in the pool is somebody else's
-			}
-			return err
-		})
-		switch {
-		case f == nil:
-			return nil
-		case errors.Is(f.cause, errNotSent):
-			continue
-		// A coupon stays locked while the commit of another instance's claim hangs.
-		case sqlState(f.cause) == pgerrcode.LockNotAvailable, errors.Is(f.cause, errInDoubt):
-			s.doubted(coupon)
-		}
-		return f
-	}
-}
-
-// over waits until the inquiry has ended, as long as it may keep calls waiting; false:
-// that was not long enough.
-func (i *inquiry) over(ctx context.Context) bool {
-	bounded, cancel := context.WithDeadline(ctx, i.began.Add(readyTimeout))
+// waitForWrite returns true when the probe has ended, and false if ctx ends first or the probe has
+// been running for readyTimeout.
+func (p *probe) waitForWrite(ctx context.Context) bool {
+	bounded, cancel := context.WithDeadline(ctx, p.began.Add(readyTimeout))
 	defer cancel()
 	select {
-	case <-i.ended:
+	case <-p.ended:
 		return true
 	case <-bounded.Done():
 		return false
 	}
 }
 
-// underWay is the inquiry under way on the server that has the coupon; nil: there is none.
-func (s *Store) underWay(coupon string) *inquiry {
-	if i := s.shards.underWay(coupon); i != nil {
-		return i
+// attemptWrite is attempt for a call that commits. While a probe of the coupon's server is running
+// it waits; if the probe takes too long, the call is not sent. If the call is not answered in time,
+// or meets a sign that commits hang, attemptWrite marks the server suspect.
+func (s *Store) attemptWrite(ctx context.Context, coupon string, waitForServer bool, call callFunc) *failedAttempt {
+	if err := s.ensureKindKnown(ctx); err != nil { // sessions on a proxy have other parameters (setProxyParams)
+		return notSent(err)
 	}
-	return s.commits.underWay()
+	for {
+		if err := s.batchers.refusal(coupon); err != nil {
+			return notSent(err)
+		}
+		if p := s.runningProbe(coupon); p != nil && !p.waitForWrite(ctx) {
+			return notSent(errNotCommitting)
+		}
+		failed := s.attempt(ctx, coupon, waitForServer, func(ctx context.Context, conn *pgx.Conn) error {
+			// A probe may have started while we waited for the connection, which a call that was given up
+			// may have returned to the pool.
+			if s.runningProbe(coupon) != nil || s.batchers.refusal(coupon) != nil {
+				return errNotCommitting
+			}
+			err := call(ctx, conn)
+			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				s.markSuspect(coupon) // before the connection is released and another call uses its place
+			}
+			return err
+		})
+		switch {
+		case failed == nil:
+			return nil
+		case errors.Is(failed.err, errNotCommitting):
+			continue
+		// While the commit of another instance's claim hangs, the coupon stays locked.
+		case sqlState(failed.err) == pgerrcode.LockNotAvailable, errors.Is(failed.err, errNotReplicated):
+			s.markSuspect(coupon)
+		}
+		return failed
+	}
 }
 
-func (c *commits) underWay() *inquiry {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.inquiry
+// runningProbe returns the running probe of the server that has the coupon; nil: none is running.
+func (s *Store) runningProbe(coupon string) *probe {
+	if p := s.shards.runningProbe(coupon); p != nil {
+		return p
+	}
+	return s.prober.running()
+}
+
+func (pr *prober) running() *probe {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	return pr.probe
 }

@@ -9,51 +9,53 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// proxiedSQL: are our functions those of a proxy (db/proxy)? No row while there are none.
-const proxiedSQL = `
-	select l.lanname = 'plproxy'
-	from pg_catalog.pg_proc as p
-	join pg_catalog.pg_language as l
-		on l.oid = p.prolang
-	where p.oid = pg_catalog.to_regprocedure('public.claim_coupon(text, text)')`
+// isProxySQL returns whether our functions are those of a proxy (db/proxy), and no row if they are
+// not installed.
+const isProxySQL = `
+select l.lanname = 'plproxy'
+from pg_catalog.pg_proc as p
+join pg_catalog.pg_language as l
+  on l.oid = p.prolang
+where p.oid = pg_catalog.to_regprocedure('public.claim_coupon(text, text)')`
 
-// peer is whom the store speaks to, once that is known.
-type peer struct{ known atomic.Pointer[bool] }
+// serverKind is whether the server is a proxy, as soon as that is known. It never changes: a
+// database does not become a proxy, nor the reverse.
+type serverKind struct{ proxy atomic.Pointer[bool] }
 
-func (p *peer) isProxy() bool {
-	known := p.known.Load()
-	return known != nil && *known
+// isProxy reports whether the server is known to be a proxy.
+func (k *serverKind) isProxy() bool {
+	proxy := k.proxy.Load()
+	return proxy != nil && *proxy
 }
 
-// proxied tells whether the server hands our calls on to shards, whose commits its
-// errors say nothing of. It is asked at the start and by each call, until that is answered
-// once: a database does not turn into a proxy, nor back. Who cannot be asked may be one.
-func (s *Store) proxied(ctx context.Context) bool {
-	if known := s.peer.known.Load(); known != nil {
-		return *known
+// mayBeProxy reports whether the server is a proxy. The errors of a proxy say nothing about the
+// commits of its shards. If the server cannot be asked, mayBeProxy returns true.
+func (s *Store) mayBeProxy(ctx context.Context) bool {
+	if proxy := s.kind.proxy.Load(); proxy != nil {
+		return *proxy
 	}
-	is, err := s.askProxied(ctx, s.pool)
-	return is || err != nil
+	isProxy, err := s.detectProxy(ctx, s.pool)
+	return isProxy || err != nil
 }
 
-// knowPeer sees that it is known whom the store speaks to, before anything is sent that
-// commits. Where our functions are missing nothing can be.
-func (s *Store) knowPeer(ctx context.Context) error {
-	if s.peer.known.Load() != nil {
+// ensureKindKnown finds out whether the server is a proxy, before a writing call is sent. It
+// returns nil if our functions are not installed, because then no call can commit anything.
+func (s *Store) ensureKindKnown(ctx context.Context) error {
+	if s.kind.proxy.Load() != nil {
 		return nil
 	}
-	_, err := s.askProxied(ctx, s.pool)
+	_, err := s.detectProxy(ctx, s.pool)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
 	return err
 }
 
-// askProxied asks the server, on a connection of the pool, and remembers the answer.
-func (s *Store) askProxied(ctx context.Context, pool *pgxpool.Pool) (is bool, err error) {
-	if err := pool.QueryRow(ctx, proxiedSQL, pgx.QueryExecModeExec).Scan(&is); err != nil {
+// detectProxy asks the server, on a connection of the pool, and stores the answer.
+func (s *Store) detectProxy(ctx context.Context, pool *pgxpool.Pool) (isProxy bool, err error) {
+	if err := pool.QueryRow(ctx, isProxySQL, pgx.QueryExecModeExec).Scan(&isProxy); err != nil {
 		return false, err
 	}
-	s.peer.known.Store(&is)
-	return is, nil
+	s.kind.proxy.Store(&isProxy)
+	return isProxy, nil
 }

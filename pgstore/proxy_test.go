@@ -16,26 +16,27 @@ import (
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
-// sharded is a Store whose server is a proxy before shards, each a server of its own.
-type sharded struct {
-	*stand
-	front  *pgtest.Server // the proxy's
+// shardedStore is a Store on a proxy in front of shards, each of them a server of its own.
+type shardedStore struct {
+	*testStore
+	front  *pgtest.Server // the server of the proxy
 	shards []*pgtest.Server
-	urls   []string // of the shards' databases, as their owner
-	proxy  string   // the proxy's, as its owner
+	urls   []string // of the shards' databases, for their owner
+	proxy  string   // of the proxy's database, for its owner
 }
 
 const partitions = 64
 
-// newSharded makes as many shards, the proxy, and the roles as deploy/shards says, by its
-// shard.sql: the proxy's login may EXECUTE on the shards, and a NOLOGIN role has the user
-// mapping.
-func newSharded(t testing.TB, shards int, change ...func(*Config)) *sharded {
+// newShardedStore starts the shards and the proxy and sets up the roles with shard.sql of
+// deploy/shards: the proxy's login may execute the functions on the shards, and a NOLOGIN role has
+// the user mapping.
+func newShardedStore(t testing.TB, shards int, change ...func(*Config)) *shardedStore {
 	t.Helper()
 	proxy := startServer(t)
-	s := &sharded{proxy: proxy.ForProxy(t).URL, front: proxy}
+	s := &shardedStore{proxy: proxy.ForProxy(t).URL, front: proxy}
 	admin := connect(t, s.proxy)
 	if err := db.ApplyProxy(t.Context(), admin); err != nil {
 		t.Fatal(err)
@@ -59,7 +60,7 @@ func newSharded(t testing.TB, shards int, change ...func(*Config)) *sharded {
 		list := strings.ReplaceAll(strings.Trim(fmt.Sprint(owned), "[]"), " ", ",")
 		for _, sql := range []string{
 			strings.NewReplacer(":'password'", "'of the test'", ":partitions", strconv.Itoa(partitions), ":'owned'", "'{"+list+"}'").Replace(string(setUp)),
-			// A busy machine is no reason to fail.
+			// So that the test passes on a busy machine.
 			`alter role coupon_proxy_login set statement_timeout = '5s'`,
 		} {
 			if _, err := shard.Exec(t.Context(), sql); err != nil {
@@ -77,11 +78,11 @@ func newSharded(t testing.TB, shards int, change ...func(*Config)) *sharded {
 		}
 	}
 
-	s.stand = &stand{Store: openStore(t, s.proxy, change...)}
+	s.testStore = &testStore{Store: openStore(t, s.proxy, change...)}
 	return s
 }
 
-// libpq is where a shard is, as PL/Proxy wants it told: without its login.
+// libpq returns the connection string of a shard for PL/Proxy, without a login.
 func libpq(t testing.TB, at string) string {
 	t.Helper()
 	u, err := url.Parse(at)
@@ -91,8 +92,8 @@ func libpq(t testing.TB, at string) string {
 	return fmt.Sprintf("host=%s port=%s dbname=%s", u.Hostname(), u.Port(), strings.TrimPrefix(u.Path, "/"))
 }
 
-// couponsOf finds coupon names that are on each shard, so many of each.
-func (s *sharded) couponsOf(t testing.TB, each int) [][]string {
+// couponsOf returns the names of coupons by shard, each names per shard.
+func (s *shardedStore) couponsOf(t testing.TB, each int) [][]string {
 	t.Helper()
 	conn := connect(t, s.proxy)
 	found := make([][]string, len(s.urls))
@@ -109,8 +110,8 @@ func (s *sharded) couponsOf(t testing.TB, each int) [][]string {
 	return found
 }
 
-// sell puts coupons on sale on each shard, so many on each, with so many pieces of each.
-func (s *sharded) sell(t testing.TB, each int, amount int32) [][]string {
+// sell creates each coupons per shard, with amount pieces of each.
+func (s *shardedStore) sell(t testing.TB, each int, amount int32) [][]string {
 	t.Helper()
 	coupons := s.couponsOf(t, each)
 	for _, coupon := range slices.Concat(coupons...) {
@@ -121,28 +122,29 @@ func (s *sharded) sell(t testing.TB, each int, amount int32) [][]string {
 	return coupons
 }
 
-// claims counts the claims of a coupon on a shard, and wants its books to be right.
-func (s *sharded) claims(t *testing.T, shard int, coupon string) (count int) {
+// claims returns the number of claims of a coupon on a shard, and checks that the stock and the
+// claim numbers agree with it.
+func (s *shardedStore) claims(t *testing.T, shard int, coupon string) (count int) {
 	t.Helper()
 	conn := connect(t, s.urls[shard])
-	var sold, most int
+	var sold, maxNumber int
 	if err := conn.QueryRow(t.Context(), `
-		select
-			(select count(*) from public.claims where coupon_name = $1),
-			(select coalesce(max(claim_number), 0) from public.claims where coupon_name = $1),
-			(select amount - remaining_amount from public.coupons where name = $1)`, coupon).Scan(&count, &most, &sold); err != nil {
+select
+  (select count(*) from public.claims where coupon_name = $1),
+  (select coalesce(max(claim_number), 0) from public.claims where coupon_name = $1),
+  (select amount - remaining_amount from public.coupons where name = $1)`, coupon).Scan(&count, &maxNumber, &sold); err != nil {
 		t.Fatal(err)
 	}
-	if count != most || count != sold {
-		t.Errorf("%q: %d claims, numbered to %d, and %d are missing in the stock", coupon, count, most, sold)
+	if count != maxNumber || count != sold {
+		t.Errorf("coupon %q: %d claims, numbered up to %d, and the stock shows %d sold", coupon, count, maxNumber, sold)
 	}
 	return count
 }
 
-// A sale through a proxy is as exact as any, and everything is where it belongs.
-func TestSaleThroughAProxy(t *testing.T) {
+// A sale through a proxy is exact, and each coupon is on its own shard.
+func TestProxy_sale(t *testing.T) {
 	t.Parallel()
-	s := newSharded(t, 3, func(cfg *Config) { cfg.ClaimQueue = 4096 })
+	s := newShardedStore(t, 3, func(cfg *Config) { cfg.ClaimQueue = 4096 })
 	wantReady(t, s.Store)
 	const each, amount, users = 4, 7, 40
 	coupons := s.couponsOf(t, each)
@@ -160,31 +162,31 @@ func TestSaleThroughAProxy(t *testing.T) {
 	}
 
 	var mu sync.Mutex
-	told := make(map[string]map[ClaimStatus]int)
-	var crowd sync.WaitGroup
+	counts := make(map[string]map[ClaimStatus]int) // by coupon
+	var clients sync.WaitGroup
 	for user := range users {
-		crowd.Go(func() {
+		clients.Go(func() {
 			for n := range 2 * len(all) { // each coupon twice
 				coupon := all[(n+user)%len(all)]
 				status, err := s.Claim(t.Context(), fmt.Sprint("u", user), coupon)
 				if err != nil {
-					t.Errorf("%d, %s: %v", user, coupon, err)
+					t.Errorf("user %d, %s: %v", user, coupon, err)
 				}
 				mu.Lock()
-				if told[coupon] == nil {
-					told[coupon] = make(map[ClaimStatus]int)
+				if counts[coupon] == nil {
+					counts[coupon] = make(map[ClaimStatus]int)
 				}
-				told[coupon][status]++
+				counts[coupon][status]++
 				mu.Unlock()
 			}
 		})
 	}
-	crowd.Wait()
+	clients.Wait()
 	for i := range coupons {
 		for _, coupon := range coupons[i] {
-			counts := told[coupon]
-			if counts[Claimed] != amount || counts[AlreadyClaimed] != amount || counts[OutOfStock] != 2*(users-amount) {
-				t.Errorf("%s: %v", coupon, counts)
+			got := counts[coupon]
+			if got[Claimed] != amount || got[AlreadyClaimed] != amount || got[OutOfStock] != 2*(users-amount) {
+				t.Errorf("%s: %v", coupon, got)
 			}
 			if n := s.claims(t, i, coupon); n != amount {
 				t.Errorf("%s: %d claims on shard %d", coupon, n, i)
@@ -197,17 +199,17 @@ func TestSaleThroughAProxy(t *testing.T) {
 	}
 }
 
-// One shard is down: its own coupons are refused, no others, and no claim is told as
-// what it is not. When it is back, it goes on by itself.
-func TestDeadShard(t *testing.T) {
+// When one shard is down, its coupons are refused, the other shard's are not, and no claim gets a
+// wrong outcome. When it is up again, its claims are made without a restart.
+func TestProxy_deadShard(t *testing.T) {
 	t.Parallel()
-	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := newShardedStore(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	coupons := s.sell(t, 2, 100)
 	mixed := func(round string) []*claim {
-		return crowd(round, coupons[0][0], round, coupons[1][0], round, coupons[0][1], round, coupons[1][1])
+		return newClaims(round, coupons[0][0], round, coupons[1][0], round, coupons[0][1], round, coupons[1][1])
 	}
 	claims := mixed("before")
-	s.sendWithin(t, patience, claims)
+	s.sendWithin(t, longTimeout, claims)
 	for _, c := range claims {
 		if c.status != Claimed {
 			t.Errorf("before: %s, %s, %v", c.coupon, c.status, c.err)
@@ -217,28 +219,28 @@ func TestDeadShard(t *testing.T) {
 	if err := s.shards[1].Kill(); err != nil {
 		t.Fatal(err)
 	}
-	// Of a whole split call that fails, the living shard's part may have been committed: so
-	// alone for itself each of its coupons is claimed at once …
+	// If a split call fails, the part of the running shard may have been committed. So its coupons are
+	// claimed alone first …
 	for i, coupon := range coupons[0] {
 		if status, err := s.Claim(t.Context(), fmt.Sprint("meanwhile", i), coupon); status != Claimed {
 			t.Errorf("meanwhile: %s, %v", status, err)
 		}
 	}
-	// … and in company as well, or else it is said to be unknown, which is what the books show.
+	// … and then in a mixed batch, where each claim is either made or reported as unknown.
 	claims = mixed("down")
-	s.sendWithin(t, patience, claims)
+	s.sendWithin(t, longTimeout, claims)
 	for _, c := range claims {
 		switch {
 		case slices.Contains(coupons[1], c.coupon):
 			if !errors.Is(c.err, ErrOutcomeUnknown) && !errors.Is(c.err, ErrUnavailable) {
-				t.Errorf("of the dead shard: %s, %v", c.status, c.err)
+				t.Errorf("claim on the dead shard: %q, %v", c.status, c.err)
 			}
 		case c.status != Claimed && !errors.Is(c.err, ErrOutcomeUnknown):
-			t.Errorf("of the living shard: %s, %v", c.status, c.err)
+			t.Errorf("claim on the running shard: %q, %v", c.status, c.err)
 		}
 	}
 	if _, _, err := s.Coupon(t.Context(), coupons[1][0]); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("reading of the dead shard: %v", err)
+		t.Errorf("read on the dead shard: %v", err)
 	}
 	wantReady(t, s.Store)
 	for _, coupon := range coupons[0] {
@@ -250,27 +252,27 @@ func TestDeadShard(t *testing.T) {
 	if err := s.shards[1].Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the shard is back", func() bool {
+	wait.For(t, "reads on the restarted shard", func() bool {
 		_, found, err := s.Coupon(t.Context(), coupons[1][0])
 		return found && err == nil
 	})
 	for _, coupon := range coupons[1] {
 		before := s.claims(t, 1, coupon)
-		eventually(t, "claims are granted again", func() bool {
+		wait.For(t, "claims on the restarted shard", func() bool {
 			_, err := s.Claim(t.Context(), "again", coupon)
 			return err == nil
 		})
 		if n := s.claims(t, 1, coupon); n != before+1 {
-			t.Errorf("%s: %d claims after %d", coupon, n, before)
+			t.Errorf("%s: %d claims, want %d", coupon, n, before+1)
 		}
 	}
 }
 
-// A coupon that the proxy's map and the shard's do not agree on is refused, surely and
-// for the while, and never said not to exist.
-func TestCouponOnTheMove(t *testing.T) {
+// A coupon on which the proxy's map and the shard disagree is unavailable, and never reported as
+// not found.
+func TestProxy_movingCoupon(t *testing.T) {
 	t.Parallel()
-	s := newSharded(t, 2)
+	s := newShardedStore(t, 2)
 	coupons := s.couponsOf(t, 1)
 	ours, moving := coupons[0][0], coupons[1][0]
 	for _, coupon := range []string{ours, moving} {
@@ -304,15 +306,15 @@ func TestCouponOnTheMove(t *testing.T) {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}
 	if n := s.claims(t, 1, moving); n != 1 {
-		t.Errorf("%d claims", n)
+		t.Errorf("%d claims, want 1", n)
 	}
 }
 
-// Behind a proxy a coupon that is locked on its shard fails nobody else's, and what
-// the shard's time-out ends is said to be unknown: the proxy's errors prove nothing.
-func TestLockedOnAShard(t *testing.T) {
+// A coupon that is locked on its shard does not fail the others. Its claim, ended by the shard's
+// time-out, is ambiguous: the proxy's errors prove nothing.
+func TestProxy_lockedCoupon(t *testing.T) {
 	t.Parallel()
-	s := newSharded(t, 2)
+	s := newShardedStore(t, 2)
 	coupons := s.sell(t, 1, 100)
 	holder := connect(t, s.urls[1])
 	if _, err := holder.Exec(t.Context(), `begin`); err != nil {
@@ -322,10 +324,10 @@ func TestLockedOnAShard(t *testing.T) {
 		t.Fatal(err)
 	}
 	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("of the locked coupon: %q, %v", status, err)
+		t.Errorf("claim of the locked coupon: %q, %v", status, err)
 	}
 	if status, err := s.Claim(t.Context(), "u", coupons[0][0]); status != Claimed {
-		t.Errorf("of the other: %q, %v", status, err)
+		t.Errorf("claim of the other coupon: %q, %v", status, err)
 	}
 	if _, err := holder.Exec(t.Context(), `rollback`); err != nil {
 		t.Fatal(err)
@@ -335,11 +337,11 @@ func TestLockedOnAShard(t *testing.T) {
 	}
 }
 
-// Nobody but the functions' owner can use the way to the shards, and on a shard the
-// proxy's login can call the functions and nothing else.
-func TestRolesOfAProxy(t *testing.T) {
+// Only the functions' owner can use the connection to the shards, and on a shard the proxy's login
+// can execute the functions and nothing else.
+func TestProxy_roles(t *testing.T) {
 	t.Parallel()
-	s := newSharded(t, 1)
+	s := newShardedStore(t, 1)
 	as := func(at, sql string) *pgx.Conn {
 		conn := connect(t, at)
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
@@ -372,30 +374,30 @@ func TestRolesOfAProxy(t *testing.T) {
 	}
 	var seen *string
 	if err := service.QueryRow(t.Context(), `select umoptions::text from pg_catalog.pg_user_mappings`).Scan(&seen); err != nil || seen != nil {
-		t.Errorf("the service sees the mapping: %v, %v", seen, err)
+		t.Errorf("the service can read the user mapping: %v, %v", seen, err)
 	}
 }
 
-// A shard that falls silent, and is not dead, keeps nobody longer than ClaimTimeout who was
-// on his way then, and its neighbours get their claims: a stuck connection to the proxy is
-// closed. What comes of those who come later: TestShardsAway.
-func TestSilentShard(t *testing.T) {
+// A shard that becomes silent, but is not dead, delays calls in flight for ClaimTimeout at most,
+// and the other shard's claims are made: the stuck connection to the proxy is closed.
+// TestShards_deadAndSilent tests the calls that come later.
+func TestProxy_silentShard(t *testing.T) {
 	t.Parallel()
-	s := newSharded(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := newShardedStore(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	coupons := s.sell(t, 1, 100)
 	s.silence(t, 1)
 
 	start := time.Now()
 	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("of the silent shard: %q, %v", status, err)
+		t.Errorf("claim on the silent shard: %q, %v", status, err)
 	}
 	took := time.Since(start)
-	t.Logf("the silent shard's claim was answered after %v", took)
+	t.Logf("the claim on the silent shard was answered after %v", took)
 	if took > s.timeout+time.Second {
-		t.Errorf("of the silent shard: answered after %v", took)
+		t.Errorf("the claim on the silent shard was answered after %v, want at most %v", took, s.timeout)
 	}
 	admin := connect(t, s.proxy)
-	eventually(t, "the proxy gets the session of that call back, while the silence lasts", func() bool {
+	wait.For(t, "the proxy to end the session of that call, while the shard is silent", func() bool {
 		var left int
 		if err := admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity where query = $1 and state = 'active'`, claimCouponsSQL).Scan(&left); err != nil {
 			t.Fatal(err)
@@ -404,7 +406,7 @@ func TestSilentShard(t *testing.T) {
 	})
 	start = time.Now()
 	if status, err := s.Claim(t.Context(), "u", coupons[0][0]); status != Claimed {
-		t.Errorf("of the other: %q, %v", status, err)
+		t.Errorf("claim on the other shard: %q, %v", status, err)
 	}
-	t.Logf("the other's after %v", time.Since(start))
+	t.Logf("the claim on the other shard was answered after %v", time.Since(start))
 }

@@ -21,10 +21,11 @@ import (
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
-// startServer starts a server of the test's own, for what cannot be done to a
-// shared one. It ends with the test.
+// startServer starts a server for one test, for what must not be done to a shared one. It ends with
+// the test.
 func startServer(t testing.TB) *pgtest.Server {
 	t.Helper()
 	return pgtest.StartServer(t, map[string]string{"fsync": "off"})
@@ -40,11 +41,11 @@ func connect(t testing.TB, url string) *pgx.Conn {
 	return conn
 }
 
-// A cluster that has never seen a migration does not even have the role.
-func TestReadyWithoutTheRole(t *testing.T) {
+// A cluster that was never migrated does not have the role.
+func TestReady_missingRole(t *testing.T) {
 	t.Parallel()
 	url := startServer(t).Empty(t).URL
-	s := standOn(t, url, connect(t, url))
+	s := newTestStoreAt(t, url, connect(t, url))
 	wantReady(t, s.Store, "coupon_service", "coupond migrate")
 	if _, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a claim: %v", err)
@@ -55,13 +56,13 @@ func TestReadyWithoutTheRole(t *testing.T) {
 	wantReady(t, s.Store)
 }
 
-// Encrypted connections are closed as promptly as others, and as uncancelled.
-func TestGivingUpEncrypted(t *testing.T) {
+// Encrypted connections are closed as promptly as others, and without a cancel request.
+func TestServerConn_closesInsteadOfCancellingWithTLS(t *testing.T) {
 	t.Parallel()
 	url := startServer(t).New(t).URL
 	owner := connect(t, url)
 	encrypt(t, owner)
-	s := standOn(t, url, owner, func(cfg *Config) {
+	s := newTestStoreAt(t, url, owner, func(cfg *Config) {
 		cfg.URL = withParam(cfg.URL, "sslmode", "require")
 		cfg.ClaimTimeout = time.Minute
 	})
@@ -70,15 +71,15 @@ func TestGivingUpEncrypted(t *testing.T) {
 	if err := owner.QueryRow(t.Context(),
 		`select bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'coupond'`,
 	).Scan(&encrypted); err != nil || !encrypted {
-		t.Fatalf("the sessions are encrypted: %v, %v", encrypted, err)
+		t.Fatalf("sessions are encrypted: %v, error %v", encrypted, err)
 	}
-	s.giveUp(t)
+	s.abandonLockedClaim(t)
 }
 
-// encrypt gives a server a certificate and has it offer encryption.
+// encrypt gives a server a certificate and enables TLS.
 func encrypt(t *testing.T, owner *pgx.Conn) {
 	t.Helper()
-	// Not Ed25519: SCRAM binds to a hash of the certificate, and knows none for that one.
+	// Not Ed25519: SCRAM channel binding needs a hash of the certificate and has none for Ed25519.
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -93,8 +94,7 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 		t.Fatal(err)
 	}
 
-	// The server writes the files itself, beside its own, so that it may read them whoever
-	// it runs as, and nobody else.
+	// The server writes the files itself, so that it can read them whatever user it runs as.
 	for name, block := range map[string]pem.Block{
 		"server.crt": {Type: "CERTIFICATE", Bytes: certificate},
 		"server.key": {Type: "PRIVATE KEY", Bytes: key},
@@ -109,29 +109,29 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the server offers encryption", func() bool {
-		probe, err := pgx.Connect(t.Context(), withParam(owner.Config().ConnString(), "sslmode", "require"))
+	wait.For(t, "the server to offer TLS", func() bool {
+		conn, err := pgx.Connect(t.Context(), withParam(owner.Config().ConnString(), "sslmode", "require"))
 		if err != nil {
 			return false
 		}
-		return probe.Close(t.Context()) == nil
+		return conn.Close(t.Context()) == nil
 	})
 }
 
-// A claim that waits for a synchronous standby is not told as claimed, however the
-// wait ends, as long as it does not end with the standby's word.
-func TestSynchronousStandby(t *testing.T) {
+// A claim that waits for a synchronous standby does not return claimed unless the standby confirms
+// it, however the wait ends.
+func TestClaim_synchronousStandby(t *testing.T) {
 	t.Parallel()
 	url := startServer(t).New(t).URL
-	quick := func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second }
-	s := standOn(t, url, connect(t, url), quick)
+	shortTimeout := func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second }
+	s := newTestStoreAt(t, url, connect(t, url), shortTimeout)
 	s.create(t, "c", 100)
 	if status, err := s.Claim(t.Context(), "before", "c"); status != Claimed {
 		t.Fatal(status, err)
 	}
 
 	s.loseStandby(t)
-	// A rejection commits nothing and returns at once.
+	// A rejection writes nothing and does not wait.
 	if status, err := s.Claim(t.Context(), "before", "c"); status != AlreadyClaimed {
 		t.Fatal(status, err)
 	}
@@ -140,66 +140,66 @@ func TestSynchronousStandby(t *testing.T) {
 		{"cancelled", cancelWaiting},
 		{"terminated", `select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`},
 	} {
-		// Each of a store that has no doubt yet: one that has sends no claim.
-		store := openStore(t, s.proxy.URL(url), quick)
+		// A new store for each: once the server is suspect, a store sends no claim.
+		store := openStore(t, s.proxy.URL(url), shortTimeout)
 		answered := make(chan struct{})
 		var ended atomic.Bool
 		go func() {
 			defer close(answered)
 			status, err := store.Claim(t.Context(), test.user, "c")
 			if status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-				t.Errorf("%s: %q, %v; want it unknown", test.user, status, err)
+				t.Errorf("%s: %q, %v; want ErrOutcomeUnknown", test.user, status, err)
 			}
 			if !ended.Load() {
-				t.Errorf("%s was answered while he waited for the standby", test.user)
+				t.Errorf("%s: answered while the commit waited for the standby", test.user)
 			}
 		}()
-		eventually(t, "the claim waits for the standby", func() bool { return s.waitForStandby(t) > 0 })
+		wait.For(t, "the claim to wait for the standby", func() bool { return s.sessionsWaiting(t) > 0 })
 		ended.Store(true)
 		s.exec(t, test.end)
 		<-answered
-		// It is on this server's disk all the same: that is why it is unknown, and not refused.
+		// The claim is committed on this server: that is why its outcome is unknown.
 		if holders := s.holders(t, "c"); !slices.Contains(holders, test.user) {
-			t.Errorf("%s: held by %q", test.user, holders)
+			t.Errorf("%s: holders are %q, want them to include it", test.user, holders)
 		}
-		eventually(t, "nobody waits, nor asks whether commits come back", func() bool {
+		wait.For(t, "all sessions, the probe's included, to end their wait", func() bool {
 			s.exec(t, cancelWaiting)
-			return s.waitForStandby(t) == 0
+			return s.sessionsWaiting(t) == 0
 		})
 	}
 
-	// Nobody ends the wait but us. The claim goes on waiting, uncancelled, and stands when
-	// the standby is there (here: is not wanted any more).
+	// We give up the wait. The claim continues to wait, without a cancel request, and is committed
+	// when the standby answers (here: when none is required any more).
 	start := time.Now()
-	if status, err := s.Claim(t.Context(), "patient", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("given up: %q, %v; want it unknown", status, err)
+	if status, err := s.Claim(t.Context(), "given up", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("given up: %q, %v; want ErrOutcomeUnknown", status, err)
 	}
 	if took := time.Since(start); took > s.timeout+time.Second {
-		t.Errorf("given up after %v", took)
+		t.Errorf("given up after %v, want at most %v", took, s.timeout+time.Second)
 	}
-	if holders := s.holders(t, "c"); slices.Contains(holders, "patient") {
-		t.Errorf("a claim that waits for its standby can be seen already: %q", holders)
+	if holders := s.holders(t, "c"); slices.Contains(holders, "given up") {
+		t.Errorf("a claim that waits for the standby is visible: %q", holders)
 	}
 	s.wantNoCancelRequest(t)
-	s.wantStandby(t, "")
-	eventually(t, "the claim is committed", func() bool { return slices.Contains(s.holders(t, "c"), "patient") })
-	eventually(t, "it is ready", func() bool { return s.Ready(t.Context()) == nil })
+	s.setStandbyName(t, "")
+	wait.For(t, "the claim to be committed", func() bool { return slices.Contains(s.holders(t, "c"), "given up") })
+	wait.For(t, "Ready", func() bool { return s.Ready(t.Context()) == nil })
 	if status, err := s.Claim(t.Context(), "after", "c"); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}
 }
 
-// The server crashes and comes back in the middle of a sale: who was told "claimed"
-// has it, nobody is told a guess, and the sale goes on without a restart.
-func TestServerCrashes(t *testing.T) {
+// The server crashes during a sale and is started again: all outcomes are true, and the sale
+// continues without a restart of the store.
+func TestStore_serverCrashes(t *testing.T) {
 	t.Parallel()
 	server := startServer(t)
 	url := server.New(t).URL
-	s := standOn(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := newTestStoreAt(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	s.create(t, "c", 1_000_000)
 
 	var mu sync.Mutex
-	answers := make(map[string]string) // what each user was told
+	answers := make(map[string]string) // by user
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	for i := range 8 {
@@ -239,19 +239,19 @@ func TestServerCrashes(t *testing.T) {
 	}
 	for range 2 {
 		before := count("claimed")
-		eventually(t, "claims are granted", func() bool { return count("claimed") > before+100 })
+		wait.For(t, "claims before the crash", func() bool { return count("claimed") > before+100 })
 		refused := count("refused")
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "claims are refused", func() bool { return count("refused") > refused })
+		wait.For(t, "claims that are refused", func() bool { return count("refused") > refused })
 		wantReady(t, s.Store, "does not answer")
 		if err := server.Start(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	before := count("claimed")
-	eventually(t, "claims are granted again", func() bool { return count("claimed") > before+100 })
+	wait.For(t, "claims after the restart", func() bool { return count("claimed") > before+100 })
 	wantReady(t, s.Store)
 	close(stop)
 	clients.Wait()
@@ -265,33 +265,32 @@ func TestServerCrashes(t *testing.T) {
 		switch answer {
 		case "claimed":
 			if !has[user] {
-				t.Errorf("%s was told that he has it, and does not", user)
+				t.Errorf("user %s: claimed, but the table does not have the claim", user)
 			}
 		case "refused":
 			if has[user] {
-				t.Errorf("%s was told that surely nothing happened, and has it", user)
+				t.Errorf("user %s: refused, but the table has the claim", user)
 			}
 		case "unknown":
 		default:
-			t.Errorf("%s was told %q", user, answer)
+			t.Errorf("user %s: %q", user, answer)
 		}
 	}
 	t.Logf("claimed %d, refused %d, unknown %d", count("claimed"), count("refused"), count("unknown"))
 }
 
-// After Close nothing is left: no goroutine here and no session there.
-func TestCloseLeavesNothing(t *testing.T) {
+func TestClose_leaksNothing(t *testing.T) {
 	database := pgtest.New(t)
 	owner := database.Connect(t)
 	before := goleak.IgnoreCurrent()
 
 	cfg := testConfig(database.URL)
-	cfg.ClaimTimeout = patience
+	cfg.ClaimTimeout = longTimeout
 	store, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stand{Store: store, url: database.URL, owner: owner}
+	s := &testStore{Store: store, url: database.URL, owner: owner}
 	s.create(t, "c", 1000)
 	unlock := s.lock(t, "c")
 	wantReady(t, store)
@@ -299,27 +298,27 @@ func TestCloseLeavesNothing(t *testing.T) {
 	for i := range 5 {
 		callers.Go(func() {
 			if status, err := s.Claim(t.Context(), fmt.Sprint(i), "c"); status != Claimed {
-				t.Errorf("a claim that waits at Close: %q, %v; want it answered", status, err)
+				t.Errorf("a claim pending at Close: %q, %v; want claimed", status, err)
 			}
 		})
 	}
 	if _, _, err := s.Coupon(t.Context(), "c"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "one claim is under way and all others queue for it", func() bool {
-		l := s.lanes.of("c")
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return l.busy && len(l.queue) == 4
+	wait.For(t, "a call in flight and four queued claims", func() bool {
+		b := s.batchers.batcherOf("c")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.busy && len(b.queue) == 4
 	})
 	time.AfterFunc(100*time.Millisecond, unlock)
 	store.Close()
 	callers.Wait()
 
-	eventually(t, "the sessions end", func() bool { return s.sessions(t) == 0 })
+	wait.For(t, "the sessions to end", func() bool { return s.sessions(t) == 0 })
 	goleak.VerifyNone(t, before)
 
-	// What comes late is refused, not hung, and a second Close does no harm.
+	// Calls after Close are refused, and a second Close has no effect.
 	if _, err := s.Claim(t.Context(), "late", "c"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a claim after Close: %v", err)
 	}

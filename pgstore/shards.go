@@ -12,469 +12,473 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// How a store behind a proxy sees the servers there.
-//
-// PL/Proxy waits for a shard as long as the shard lets it. So one that is silent, and not
-// dead, costs each call that needs it half of ClaimTimeout. Claims are not the ones to find
-// that out: the store asks each shard something small, again and again, on connections kept for
-// that. A shard that has no answer is away: until it has one, its coupons are refused at
-// once and nothing is sent for them (lanes.setAway), so surely nothing was done.
-//
-// One that owes an answer is not asked again beside that; only after ClaimTimeout is the
-// question given up for a new one, as another server may have taken its place.
-//
-// A shard that answers questions may still not get its commits done: its synchronous
-// standbys are gone, or its disk hangs. What commits.go does for a single server is done for
-// each shard: once a call did not come back, something is committed there, and nothing else
-// that commits is sent to it meanwhile. If that takes longer than a question may, or does not
-// end well, the shard is away for whatever commits, until a commit has come back.
-//
-// Which partitions are a shard's the proxy tells, in numbers: a shard goes by the lowest of
-// its partitions. The store groups claims by that and refuses some, no more: a call that
-// goes by an old map is as exact as any other, by the proxy's own map and the shards' guard.
+// The functions of the proxy (db/proxy). coupon_shards returns, for each partition, the number of
+// its shard. A shard's number is the lowest of its partitions.
 const (
 	shardsSQL       = `select public.coupon_shards()`
 	shardVersionSQL = `select public.coupon_shard_version($1)`
 	shardCommitSQL  = `select public.coupon_shard_commit($1)`
 )
 
-// mostSilent is how many shards may owe an answer at once. Asking takes as many connections,
-// and one more. Those beyond it are not asked until one of these answers.
-const mostSilent = 8
+// maxUnanswered is the largest number of health checks without an answer. Each uses a connection.
+// If that many shards are silent, the others are not checked until one of these checks ends.
+const maxUnanswered = 8
 
-// questionPause is between two rounds of questions; after questionPatience a shard is
-// away. Together that is 0.3 T, and the first try of a call whose claims queued for a third
-// of T takes longer still (firstTry): when it fails, it is known that the shard is away, and
-// the second is not sent.
-func questionPause(claim time.Duration) time.Duration    { return max(claim/10, 50*time.Millisecond) }
-func questionPatience(claim time.Duration) time.Duration { return claim / 5 }
+// healthCheckInterval is the pause between two rounds of health checks. unreachableAfter is the
+// time without an answer after which a shard is unreachable, and after which a running probe marks
+// its shard as not committing. A round waits as long for the map and for free slots.
+//
+// Together they are 0.3 T. The first attempt of a call takes longer than that even if its claims
+// were queued for a third of T (firstAttempt). So when it fails, the shard is already known to be
+// unreachable, and the second attempt is not sent.
+func healthCheckInterval(claim time.Duration) time.Duration {
+	return max(claim/10, 50*time.Millisecond)
+}
 
-// Shard is a server behind a proxy, as it was found last.
+func unreachableAfter(claim time.Duration) time.Duration { return claim / 5 }
+
+// Shard is a server behind a proxy, with the result of its last health check.
 type Shard struct {
 	Number int    // the lowest of its partitions
-	Reason string // what is wrong: a sentence that may be shown to anybody; "": nothing
+	Reason string // why it is not healthy, a sentence without secrets; "": it is healthy
 }
 
-// shards is what is known of the servers behind a proxy.
-type shards struct {
-	config *pgxpool.Config // of the connections for questions
-	ended  sync.WaitGroup  // the goroutine that asks, each question and each inquiry
+// shardSet is what is known of the servers behind a proxy. Claims are grouped and refused by it, no
+// more: an old map costs speed, not correctness, because the proxy routes by its own map and the
+// shards reject coupons that are not theirs (ADR 0016).
+type shardSet struct {
+	poolConfig *pgxpool.Config // for health checks and probes
+	goroutines sync.WaitGroup  // watchShards, each health check and each probe
 
-	mu      sync.Mutex
-	pool    *pgxpool.Pool    // the connections for questions; not before there is a proxy
-	numbers []int            // by partition; nil: there is no proxy, or no map yet
-	found   map[int]*finding // by number
+	mu         sync.Mutex
+	pool       *pgxpool.Pool       // for health checks and probes; nil: the server is not known to be a proxy
+	partitions []int               // the shard's number by partition; nil: no proxy, or no map yet
+	states     map[int]*shardState // by the shard's number
 }
 
-// finding is what was found of a shard.
-type finding struct {
+// shardState is the state of one shard.
+//
+// PL/Proxy waits for a shard as long as the shard lets it, so a silent shard would hold each call
+// for half of ClaimTimeout. Health checks in the background find such a shard, and nothing is sent
+// to it until it answers (ADR 0016):
+//
+//	healthy        all calls are sent
+//	suspect        a write was not answered in time; a probe is running, and writes wait for it
+//	notCommitting  health checks are answered, but a probe took too long or failed; reads are sent,
+//	               writes are refused until a probe commits
+//	unreachable    health checks are not answered; all calls are refused until one is
+//
+// unreachable can coincide with the two states before it. A shard that answers again while it is
+// suspect is probed before its claims are accepted.
+//
+// There is one health check per shard at a time. One that is not answered is given up after
+// ClaimTimeout for a new one, because another server may have taken the shard's place.
+type shardState struct {
 	Shard
-	asked  bool               // only then is it known how the shard is
-	away   error              // why it is away: errNotSent, for whatever commits; else for everything
-	giveUp context.CancelFunc // ends the question under way; nil: it owes no answer
+	checked     bool               // Reason is known: setShard has been called
+	refusal     error              // nil: all calls are sent; errNotCommitting: only reads; else: none
+	cancelCheck context.CancelFunc // ends the running health check; nil: none is running
 
-	doubt   bool               // a call did not come back: perhaps its commits do not
-	behind  bool               // its commits were found not to come back, and none has since
-	inquiry *inquiry           // under way, to find that out; nil: there is none
-	cancel  context.CancelFunc // ends its waiting
+	suspect       bool               // a write was not answered, and no commit has completed since
+	notCommitting bool               // a probe took too long or failed, and no commit has completed since
+	probe         *probe             // nil: none is running
+	cancelProbe   context.CancelFunc // of the running probe
 }
 
-// Shards are the servers behind the proxy as they were found last, by number; none where
-// there is no proxy. It asks nobody.
+// Shards returns the servers behind the proxy as last checked, ordered by number; none if there is
+// no proxy. It sends nothing to the database.
 func (s *Store) Shards() []Shard {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
 	var all []Shard
-	for _, f := range s.shards.found {
-		if f.asked {
-			all = append(all, f.Shard)
+	for _, st := range s.shards.states {
+		if st.checked {
+			all = append(all, st.Shard)
 		}
 	}
 	slices.SortFunc(all, func(a, b Shard) int { return a.Number - b.Number })
 	return all
 }
 
-// watchShards asks until Close. Where there is no proxy it ends as soon as it knows.
+// watchShards checks the shards until Close. Without a proxy it ends as soon as that is known.
 func (s *Store) watchShards() {
-	if !s.awaitProxy() {
+	if !s.waitForProxy() {
 		return
 	}
-	pool, err := pgxpool.NewWithConfig(context.Background(), s.shards.config)
+	pool, err := pgxpool.NewWithConfig(context.Background(), s.shards.poolConfig)
 	if err != nil {
-		s.log.Error().Err(err).Msg("connections for questions to the shards")
+		s.log.Error().Err(err).Msg("the pool for health checks of shards cannot be created")
 		return
 	}
-	defer pool.Close() // waits for the questions and inquiries, which end with s.closing
+	defer pool.Close() // waits for the health checks and probes, which end with s.closing
 	s.shards.mu.Lock()
 	s.shards.pool = pool
 	s.shards.mu.Unlock()
-	places := make(chan struct{}, mostSilent)
-	var said error
+	slots := make(chan struct{}, maxUnanswered)
+	var logged error
 	for {
-		err := s.askShards(pool, places)
-		if err != nil && said == nil && s.closing.Err() == nil {
-			s.log.Warn().Err(err).Msg("the proxy does not tell which shards it has")
+		err := s.checkShards(pool, slots)
+		if err != nil && logged == nil && s.closing.Err() == nil {
+			s.log.Warn().Err(err).Msg("the map of shards cannot be read from the proxy")
 		}
-		said = err
-		if !s.pause() {
+		logged = err
+		if !s.waitInterval() {
 			return
 		}
 	}
 }
 
-// awaitProxy waits until it is known whom the store speaks to; false: to no proxy, or the
-// store is closed.
-func (s *Store) awaitProxy() bool {
+// waitForProxy waits until it is known whether the server is a proxy. It returns false if it is
+// not, or if the store is closed.
+func (s *Store) waitForProxy() bool {
 	for {
 		ctx, cancel := context.WithTimeout(s.closing, readyTimeout)
-		is, err := s.askProxied(ctx, s.watch)
+		isProxy, err := s.detectProxy(ctx, s.healthPool)
 		cancel()
 		if err == nil {
-			return is
+			return isProxy
 		}
-		if !s.pause() {
+		if !s.waitInterval() {
 			return false
 		}
 	}
 }
 
-// pause waits for the next round; false: the store is closed.
-func (s *Store) pause() bool {
+// waitInterval waits for the next round of health checks. It returns false if the store is closed.
+func (s *Store) waitInterval() bool {
 	select {
 	case <-s.closing.Done():
 		return false
-	case <-time.After(questionPause(s.timeout)):
+	case <-time.After(healthCheckInterval(s.timeout)):
 		return true
 	}
 }
 
-// askShards is one round: it reads the proxy's map and puts the question to each shard that
-// owes no answer. It does not wait for the answers, only for a place where all are taken.
-func (s *Store) askShards(pool *pgxpool.Pool, places chan struct{}) error {
+// checkShards is one round: it reads the proxy's map and starts a health check of each shard that
+// has none running. It does not wait for the answers, only for a slot if all are taken.
+func (s *Store) checkShards(pool *pgxpool.Pool, slots chan struct{}) error {
 	conn, err := pool.Acquire(s.closing)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(s.closing, questionPatience(s.timeout))
+	ctx, cancel := context.WithTimeout(s.closing, unreachableAfter(s.timeout))
 	defer cancel()
-	var numbers []int
-	err = conn.QueryRow(ctx, shardsSQL).Scan(&numbers)
+	var partitions []int
+	err = conn.QueryRow(ctx, shardsSQL).Scan(&partitions)
 	conn.Release()
 	switch {
 	case isNotInstalled(sqlState(err)):
 		return fmt.Errorf("run coupond migrate --proxy: %w", err)
 	case err != nil:
-		s.forgoInquiries() // it may be another proxy that answers next
+		s.abandonProbes() // the next answer may come from another proxy
 		return err
-	case !isMap(numbers):
-		return fmt.Errorf("the options of its server coupons are no p0 to p(2^n - 1): %v", numbers)
+	case !isPartitionMap(partitions):
+		return fmt.Errorf("the options of the foreign server coupons must be p0 to p(2^n - 1); the map is %v", partitions)
 	}
-	s.takeMap(numbers)
+	s.setPartitionMap(partitions)
 
-	for partition, number := range numbers {
-		if partition != number || s.owes(number) {
-			continue // each shard is asked once
+	for partition, number := range partitions {
+		if partition != number || s.checkRunning(number) {
+			continue // each shard is checked once
 		}
 		select {
-		case places <- struct{}{}:
-			s.askShard(pool, places, number)
+		case slots <- struct{}{}:
+			s.startCheck(pool, slots, number)
 		case <-ctx.Done():
-			return nil // so many are silent
+			return nil // maxUnanswered shards are silent
 		}
 	}
 	return nil
 }
 
-// isMap: there are 2^n partitions, each with the lowest of its shard's.
-func isMap(numbers []int) bool {
-	for partition, number := range numbers {
-		if number < 0 || number > partition || numbers[number] != number {
+// isPartitionMap reports whether there are 2^n partitions, each with the number of a shard that is
+// the lowest of that shard's partitions.
+func isPartitionMap(partitions []int) bool {
+	for partition, number := range partitions {
+		if number < 0 || number > partition || partitions[number] != number {
 			return false
 		}
 	}
-	n := len(numbers)
+	n := len(partitions)
 	return n > 0 && n&(n-1) == 0
 }
 
-// takeMap gives the shards their lanes. By another map, the same number may be another
-// server: what was found is forgotten, and who owes an answer is asked anew.
-func (s *Store) takeMap(numbers []int) {
+// setPartitionMap gives the shards their batchers and resets their states if the map has changed:
+// by another map, the same number may mean another server.
+func (s *Store) setPartitionMap(partitions []int) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	if slices.Equal(numbers, s.shards.numbers) {
+	if slices.Equal(partitions, s.shards.partitions) {
 		return
 	}
-	doubt := false
-	for number, f := range s.shards.found {
-		doubt = doubt || f.doubt
-		if f.giveUp != nil {
-			f.giveUp()
+	suspect := false
+	for number, st := range s.shards.states {
+		suspect = suspect || st.suspect
+		if st.cancelCheck != nil {
+			st.cancelCheck()
 		}
-		f.detach()
-		s.lanes.setAway(number, nil)
+		st.endProbe()
+		s.batchers.setRefusal(number, nil)
 	}
-	s.shards.numbers, s.shards.found = numbers, make(map[int]*finding)
-	for partition, number := range numbers {
+	s.shards.partitions, s.shards.states = partitions, make(map[int]*shardState)
+	for partition, number := range partitions {
 		if partition == number {
-			s.shards.found[number] = &finding{Shard: Shard{Number: number}, doubt: doubt}
+			s.shards.states[number] = &shardState{Shard: Shard{Number: number}, suspect: suspect}
 		}
 	}
-	s.lanes.regroup(numbers)
-	s.askers.Store(askers(cap(s.readers), s.lanes.count*len(s.shards.found)))
-	s.log.Info().Int("partitions", len(numbers)).Int("shards", len(s.shards.found)).Msg("behind the proxy")
+	s.batchers.setPartitions(partitions)
+	s.retryLimit.Store(retryLimit(cap(s.readSlots), s.batchers.groupSize*len(s.shards.states)))
+	s.log.Info().Int("partitions", len(partitions)).Int("shards", len(s.shards.states)).Msg("the map of shards was read from the proxy")
 }
 
-// owes: the question to a shard is under way.
-func (s *Store) owes(number int) bool {
+// checkRunning reports whether a health check of the shard is running.
+func (s *Store) checkRunning(number int) bool {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	return s.shards.found[number].giveUp != nil
+	return s.shards.states[number].cancelCheck != nil
 }
 
-// askShard puts the question to a shard. When it has ended, one way or another, its place
-// is free again.
-func (s *Store) askShard(pool *pgxpool.Pool, places chan struct{}, number int) {
+// startCheck starts a health check of a shard. It frees the slot when the check has ended.
+func (s *Store) startCheck(pool *pgxpool.Pool, slots chan struct{}, number int) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	f := s.shards.found[number]
+	st := s.shards.states[number]
 	ctx, cancel := context.WithCancel(s.closing)
-	f.giveUp = cancel
-	s.shards.ended.Go(func() {
-		defer func() { <-places }()
-		defer s.owesNoMore(f)
+	st.cancelCheck = cancel
+	s.shards.goroutines.Go(func() {
+		defer func() { <-slots }()
+		defer s.endCheck(st)
 		defer cancel()
 		conn, err := pool.Acquire(ctx)
 		if err != nil {
-			return // that tells of the proxy, and the map cannot be read either
+			return // the proxy has failed, not the shard; checkShards reports it
 		}
 		defer conn.Release()
-		s.question(ctx, conn, f)
+		s.checkShard(ctx, conn, st)
 	})
 }
 
-func (s *Store) owesNoMore(f *finding) {
+func (s *Store) endCheck(st *shardState) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	f.giveUp = nil
+	st.cancelCheck = nil
 }
 
-// question asks a shard, and notes how it is. The time that it has begins here: however long
-// a connection to the proxy took, that is not the shard's doing.
-func (s *Store) question(ctx context.Context, conn *pgxpool.Conn, f *finding) {
+// checkShard asks a shard for its schema version and records the result. Its time starts here: the
+// time for a connection to the proxy does not count against the shard.
+func (s *Store) checkShard(ctx context.Context, conn *pgxpool.Conn, st *shardState) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	var version int32
 	ended := make(chan error, 1)
 	go func() {
-		err := conn.QueryRow(ctx, shardVersionSQL, f.Number).Scan(&version)
-		if sqlState(err) != "" { // PL/Proxy may have met the connection that a restart had broken
-			s.lostTouch(f)
-			err = conn.QueryRow(ctx, shardVersionSQL, f.Number).Scan(&version)
+		err := conn.QueryRow(ctx, shardVersionSQL, st.Number).Scan(&version)
+		if sqlState(err) != "" { // perhaps PL/Proxy used a connection that a restart of the shard had broken
+			s.abandonProbe(st)
+			err = conn.QueryRow(ctx, shardVersionSQL, st.Number).Scan(&version)
 		}
 		ended <- err
 	}()
 	var err error
 	select {
 	case err = <-ended:
-	case <-time.After(questionPatience(s.timeout)):
-		s.unanswered(f)
+	case <-time.After(unreachableAfter(s.timeout)):
+		s.recordNoAnswer(st)
 		err = <-ended
 	}
-	s.answered(f, version, err)
+	s.recordCheck(st, version, err)
 }
 
-// answered notes how the question to a shard ended.
-func (s *Store) answered(f *finding, version int32, err error) {
+// recordCheck records how the health check of a shard ended.
+func (s *Store) recordCheck(st *shardState, version int32, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	pgErr, refused := errors.AsType[*pgconn.PgError](err)
+	pgErr, fromServer := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case err != nil:
-		s.forgo(f)
-	case f.doubt:
-		s.inquireAt(f) // before claims are let in
+		s.abandonProbeLocked(st)
+	case st.suspect:
+		s.startShardProbe(st) // before its claims are accepted
 	}
 	switch {
-	case err == nil && f.behind:
-		s.find(f, "it "+commitsDoNotComeBack, errNotSent)
+	case err == nil && st.notCommitting:
+		s.setShard(st, "it "+notCommittingReason, errNotCommitting)
 	case err == nil && version < s.schemaVersion:
-		s.find(f, fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion), nil)
+		s.setShard(st, fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion), nil)
 	case err == nil:
-		s.find(f, "", nil)
-	case refused && pgErr.SeverityUnlocalized == "ERROR":
-		s.find(f, "the proxy gets no answer from it", err)
+		s.setShard(st, "", nil)
+	case fromServer && pgErr.SeverityUnlocalized == "ERROR":
+		s.setShard(st, "the proxy gets no answer from it", err)
 	}
-	// All else, a FATAL too, tells of the proxy; and who gave up has been told so before.
+	// Any other error, also a FATAL, comes from the proxy or its connection. If the check was given
+	// up, recordNoAnswer has recorded it already.
 }
 
-// unanswered notes that a shard owes an answer for longer than it may.
-func (s *Store) unanswered(f *finding) {
+// recordNoAnswer records that a shard has not answered its health check for unreachableAfter.
+func (s *Store) recordNoAnswer(st *shardState) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	s.find(f, "it does not answer", context.DeadlineExceeded)
+	s.setShard(st, "it does not answer", context.DeadlineExceeded)
 }
 
-// lostTouch notes that the proxy's connection to a shard was of no use any more.
-func (s *Store) lostTouch(f *finding) {
+// abandonProbes ends all probes.
+func (s *Store) abandonProbes() {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	s.forgo(f)
+	for _, st := range s.shards.states {
+		s.abandonProbeLocked(st)
+	}
 }
 
-// forgoInquiries ends all inquiries.
-func (s *Store) forgoInquiries() {
+// abandonProbe ends the probe of a shard, if one is running: the server that it was sent to may be
+// gone. The shard then counts as notCommitting.
+func (s *Store) abandonProbe(st *shardState) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	for _, f := range s.shards.found {
-		s.forgo(f)
+	s.abandonProbeLocked(st)
+}
+
+// abandonProbeLocked is abandonProbe for a caller that holds s.shards.mu.
+func (s *Store) abandonProbeLocked(st *shardState) {
+	if st.probe != nil {
+		s.setNotCommitting(st)
+		st.endProbe()
 	}
 }
 
-// forgo ends the inquiry on a shard, if there is one: whom it asked may be no more. The
-// caller holds the mutex.
-func (s *Store) forgo(f *finding) {
-	if f.inquiry != nil {
-		s.fallBehind(f)
-		f.detach()
+// endProbe cancels the probe, if one is running, and releases the calls that wait for it. The
+// caller holds s.shards.mu.
+func (st *shardState) endProbe() {
+	if st.probe != nil {
+		st.cancelProbe()
+		close(st.probe.ended)
+		st.probe, st.cancelProbe = nil, nil
 	}
 }
 
-// detach ends the inquiry, if there is one, for those who wait for it. The caller holds the
-// mutex.
-func (f *finding) detach() {
-	if f.inquiry != nil {
-		f.cancel()
-		close(f.inquiry.ended)
-		f.inquiry, f.cancel = nil, nil
+// setNotCommitting marks a shard as notCommitting. The caller holds s.shards.mu.
+func (s *Store) setNotCommitting(st *shardState) {
+	st.notCommitting = true
+	if st.refusal == nil {
+		s.setShard(st, "it "+notCommittingReason, errNotCommitting)
 	}
 }
 
-// fallBehind notes that commits do not come back from a shard, as far as is known. The
-// caller holds the mutex.
-func (s *Store) fallBehind(f *finding) {
-	f.behind = true
-	if f.away == nil {
-		s.find(f, "it "+commitsDoNotComeBack, errNotSent)
-	}
-}
-
-// of is what was found of the coupon's shard; nil: there is no map. The caller holds the
-// mutex.
-func (ss *shards) of(coupon string) *finding {
-	if ss.numbers == nil {
+// stateOf returns the state of the coupon's shard; nil: it is not known. The caller holds ss.mu.
+func (ss *shardSet) stateOf(coupon string) *shardState {
+	if ss.partitions == nil {
 		return nil
 	}
-	partition := hashText(coupon) & uint32(len(ss.numbers)-1)
-	return ss.found[ss.numbers[partition]]
+	partition := hashText(coupon) & uint32(len(ss.partitions)-1)
+	return ss.states[ss.partitions[partition]]
 }
 
-// underWay is the inquiry under way on the coupon's shard; nil: there is none.
-func (ss *shards) underWay(coupon string) *inquiry {
+// runningProbe returns the running probe of the coupon's shard; nil: none is running.
+func (ss *shardSet) runningProbe(coupon string) *probe {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	if f := ss.of(coupon); f != nil {
-		return f.inquiry
+	if st := ss.stateOf(coupon); st != nil {
+		return st.probe
 	}
 	return nil
 }
 
-// shardDoubted is doubted behind a proxy; false: it is not known which shard the coupon is
-// on. One that is away is looked into when it answers.
-func (s *Store) shardDoubted(coupon string) bool {
+// markShardSuspect is markSuspect for the coupon's shard. It returns false if the shard is not
+// known. A shard that is refused already is probed when it answers a health check.
+func (s *Store) markShardSuspect(coupon string) bool {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	f := s.shards.of(coupon)
-	if f == nil {
+	st := s.shards.stateOf(coupon)
+	if st == nil {
 		return false
 	}
-	f.doubt = true
-	if f.away == nil {
-		s.inquireAt(f)
+	st.suspect = true
+	if st.refusal == nil {
+		s.startShardProbe(st)
 	}
 	return true
 }
 
-// inquireAt begins an inquiry on a shard, unless one is under way. The caller holds the
-// mutex.
-func (s *Store) inquireAt(f *finding) {
-	if f.inquiry != nil || s.shards.found[f.Number] != f || s.closing.Err() != nil {
+// startShardProbe starts a probe of a shard, unless one is running. The caller holds s.shards.mu.
+func (s *Store) startShardProbe(st *shardState) {
+	if st.probe != nil || s.shards.states[st.Number] != st || s.closing.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(s.closing)
-	i := &inquiry{began: time.Now(), ended: make(chan struct{})}
-	f.inquiry, f.cancel = i, cancel
-	s.shards.ended.Go(func() {
+	p := &probe{began: time.Now(), ended: make(chan struct{})}
+	st.probe, st.cancelProbe = p, cancel
+	s.shards.goroutines.Go(func() {
 		defer cancel()
-		s.inquired(f, i, s.commitAt(ctx, f, i))
+		s.recordProbe(st, p, s.runShardProbe(ctx, st, p))
 	})
 }
 
-// commitAt commits something on a shard that harms nobody. It waits until ctx ends, and
-// notes when that takes longer than it may.
-func (s *Store) commitAt(ctx context.Context, f *finding, i *inquiry) error {
+// runShardProbe commits something on a shard that has no effect. It waits for the commit until ctx
+// ends, and marks the shard as notCommitting when that takes longer than unreachableAfter.
+func (s *Store) runShardProbe(ctx context.Context, st *shardState, p *probe) error {
 	conn, err := s.shards.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	late := time.AfterFunc(questionPatience(s.timeout), func() {
+	late := time.AfterFunc(unreachableAfter(s.timeout), func() {
 		s.shards.mu.Lock()
 		defer s.shards.mu.Unlock()
-		if f.inquiry == i {
-			s.fallBehind(f)
+		if st.probe == p {
+			s.setNotCommitting(st)
 		}
 	})
 	defer late.Stop()
-	return commitOn(ctx, conn, shardCommitSQL, f.Number)
+	return execCommit(ctx, conn, shardCommitSQL, st.Number)
 }
 
-// inquired notes what an inquiry on a shard came to, unless it was forgone. One that failed
-// is repeated when the shard has answered a question.
-func (s *Store) inquired(f *finding, i *inquiry, err error) {
+// recordProbe records the result of a shard's probe, unless it was abandoned. A probe that failed
+// is repeated when the shard has answered a health check.
+func (s *Store) recordProbe(st *shardState, p *probe, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
-	if f.inquiry != i {
+	if st.probe != p {
 		return
 	}
 	missing := isNotInstalled(sqlState(err))
 	switch {
 	case missing:
-		s.failures.Warn().Err(err).Msg("whether the commits of shards come back cannot be asked: run coupond migrate --proxy")
+		s.failures.Warn().Err(err).Msg("shards cannot be probed for commits: run coupond migrate --proxy")
 	case err != nil:
-		s.failures.Warn().Err(err).Int("shard", f.Number).Msg("a commit on the shard failed; it is tried again")
+		s.failures.Warn().Err(err).Int("shard", st.Number).Msg("a probe of the shard failed; it will be repeated")
 	}
 	if err == nil || missing {
-		f.doubt, f.behind = false, false
-		if errors.Is(f.away, errNotSent) {
-			s.find(f, "", nil)
+		st.suspect, st.notCommitting = false, false
+		if errors.Is(st.refusal, errNotCommitting) {
+			s.setShard(st, "", nil)
 		}
 	} else {
-		s.fallBehind(f)
+		s.setNotCommitting(st)
 	}
-	f.detach()
+	st.endProbe()
 }
 
-// find notes how a shard is, and what is wrong; when it is away, as the cause says, its
-// coupons are refused. The caller holds the mutex.
-func (s *Store) find(f *finding, why string, cause error) {
-	if s.shards.found[f.Number] != f {
-		return // by an old map
+// setShard records the reason why a shard is not healthy ("": it is), sets which calls are refused
+// (see shardState.refusal) and logs a change of the reason. The caller holds s.shards.mu.
+func (s *Store) setShard(st *shardState, reason string, refusal error) {
+	if s.shards.states[st.Number] != st {
+		return // st belongs to an old map
 	}
-	before := f.Reason
-	f.asked, f.Reason, f.away = true, why, cause
-	var away error
+	before := st.Reason
+	st.checked, st.Reason, st.refusal = true, reason, refusal
+	var answer error // of the refused calls
 	switch {
-	case errors.Is(cause, errNotSent):
-		away = fmt.Errorf("%w: shard %d: %w", ErrUnavailable, f.Number, errNotSent)
-	case cause != nil:
-		away = fmt.Errorf("%w: shard %d is away: %s", ErrUnavailable, f.Number, why)
+	case errors.Is(refusal, errNotCommitting):
+		answer = fmt.Errorf("%w: shard %d: %w", ErrUnavailable, st.Number, errNotCommitting)
+	case refusal != nil:
+		answer = fmt.Errorf("%w: shard %d: %s", ErrUnavailable, st.Number, reason)
 	}
-	s.lanes.setAway(f.Number, away)
-	switch why {
+	s.batchers.setRefusal(st.Number, answer)
+	switch reason {
 	case before:
 	case "":
-		s.log.Info().Int("shard", f.Number).Msg("the shard is healthy again")
+		s.log.Info().Int("shard", st.Number).Msg("the shard is healthy again")
 	default:
-		s.log.Warn().Err(cause).Int("shard", f.Number).Str("why", why).Bool("refused", away != nil).Msg("the shard is not healthy")
+		s.log.Warn().Err(refusal).Int("shard", st.Number).Str("reason", reason).Bool("refused", answer != nil).Msg("the shard is not healthy")
 	}
 }

@@ -6,76 +6,74 @@ import (
 	"time"
 )
 
-// reads lets callers who ask for the same key at the same time share one read.
+// sharedReads lets callers that ask for the same key at the same time share one read (ADR 0012).
 //
-// A caller never joins a read that has begun: it may have looked before the
-// caller's own claim was answered. He joins the next one, which begins when the one
-// under way has ended. So a key has at most two rides: one under way, and one that
-// gathers callers. Whoever finds no ride under way starts one; it takes the
-// gathered rides after it along, and ends with the last of them. Nothing is kept:
-// a value lives as long as a caller has it.
+// A caller never joins a read that has started, because that read may have looked before the
+// caller's own claim was answered. It joins the next read, which starts when the running one has
+// ended. So a key has at most two reads: one running and one that collects callers. Nothing is
+// cached: a value lives as long as a caller holds it.
 //
-// A ride belongs to nobody: it runs in a goroutine of its own, with a time-out but
-// without its callers' contexts, so that one who leaves fails no other. A ride that
-// all have left before it began is not begun.
-type reads[V any] struct {
+// A read runs in its own goroutine, with a time-out but without its callers' contexts, so a caller
+// that gives up does not fail the others. A read that all of its callers have given up before it
+// starts is not started.
+type sharedReads[V any] struct {
 	read    func(ctx context.Context, key string) (V, error)
 	timeout time.Duration // of one read
 
-	mu       sync.Mutex
-	underWay map[string]*ride[V]
+	mu      sync.Mutex
+	running map[string]*sharedRead[V]
 }
 
-// ride is one read and its outcome, which is there when done is closed.
-type ride[V any] struct {
+// sharedRead is one read. Its value and err are set when done is closed.
+type sharedRead[V any] struct {
 	done  chan struct{}
 	value V
 	err   error
 
-	waiting int      // callers who have not left; under mu
-	next    *ride[V] // gathers those who come while this one is under way; under mu
+	waiting int            // callers that have not given up; guarded by sharedReads.mu
+	next    *sharedRead[V] // collects callers while this one is running; guarded by sharedReads.mu
 }
 
-// join returns the value of a read that began after join was called. It waits
-// until ctx ends, and then has gaveUp's error.
-func (r *reads[V]) join(ctx context.Context, key string) (V, error) {
-	mine := r.board(key)
+// get returns the value of a read that started after get was called. If ctx ends first, it returns
+// the error of contextEnded.
+func (r *sharedReads[V]) get(ctx context.Context, key string) (V, error) {
+	read := r.join(key)
 	select {
-	case <-mine.done:
-		return mine.value, mine.err
+	case <-read.done:
+		return read.value, read.err
 	case <-ctx.Done():
 	}
 	r.mu.Lock()
-	mine.waiting--
+	read.waiting--
 	r.mu.Unlock()
-	var none V
-	return none, gaveUp(ctx)
+	var zero V
+	return zero, contextEnded(ctx)
 }
 
-// board finds the caller a place in a ride that has not begun.
-func (r *reads[V]) board(key string) *ride[V] {
+// join adds the caller to a read that has not started. If no read is running, it starts one.
+func (r *sharedReads[V]) join(key string) *sharedRead[V] {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	current, busy := r.underWay[key]
-	if !busy {
-		mine := &ride[V]{done: make(chan struct{}), waiting: 1}
-		if r.underWay == nil {
-			r.underWay = make(map[string]*ride[V])
+	current, ok := r.running[key]
+	if !ok {
+		first := &sharedRead[V]{done: make(chan struct{}), waiting: 1}
+		if r.running == nil {
+			r.running = make(map[string]*sharedRead[V])
 		}
-		r.underWay[key] = mine
-		go r.run(key, mine)
-		return mine
+		r.running[key] = first
+		go r.run(key, first)
+		return first
 	}
 	if current.next == nil {
-		current.next = &ride[V]{done: make(chan struct{})}
+		current.next = &sharedRead[V]{done: make(chan struct{})}
 	}
 	current.next.waiting++
 	return current.next
 }
 
-// run makes the ride, and those that gather meanwhile.
-func (r *reads[V]) run(key string, current *ride[V]) {
+// run performs the read, then the ones that collected callers meanwhile.
+func (r *sharedReads[V]) run(key string, current *sharedRead[V]) {
 	for current != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), r.timeout)
 		current.value, current.err = r.read(ctx, key)
@@ -87,9 +85,9 @@ func (r *reads[V]) run(key string, current *ride[V]) {
 			next = nil
 		}
 		if next != nil {
-			r.underWay[key] = next
+			r.running[key] = next
 		} else {
-			delete(r.underWay, key)
+			delete(r.running, key)
 		}
 		r.mu.Unlock()
 
@@ -98,23 +96,22 @@ func (r *reads[V]) run(key string, current *ride[V]) {
 	}
 }
 
-// encoding is what a Coupon carries for those who share it.
+// encoding caches the encoded form of a Coupon for the callers that share it.
 type encoding struct {
 	once sync.Once
 	body []byte
 }
 
-// EncodeOnce returns what encode made of the coupon: encode is called for the first
-// of those who share the coupon, and all of them get its result, which is not to be
-// changed. It is meant for coupons that are Whole.
+// EncodeOnce returns encode(c). It calls encode once and returns the same bytes, which must not be
+// changed, to all callers that share the coupon. It is meant for coupons that are Whole.
 func (c *Coupon) EncodeOnce(encode func(*Coupon) []byte) []byte {
 	c.encoded.once.Do(func() { c.encoded.body = encode(c) })
 	return c.encoded.body
 }
 
-// Whole returns the user ids in claim order when they are all at hand: when the
-// coupon has at most a page of them. They are not to be changed. A bigger coupon is
-// read by each reader for himself, by Claimers.
+// Whole returns all user ids in claim order if they are in memory, which is the case for at most
+// one page of them. They must not be changed. Each reader of a larger coupon reads them with
+// Claimers.
 func (c *Coupon) Whole() (claimers []string, ok bool) {
 	return c.claimers, c.whole
 }

@@ -12,57 +12,59 @@ import (
 	"testing/synctest"
 	"time"
 	"weak"
+
+	"scalable-coupon-system/internal/wait"
 )
 
-// look is what a fake read saw: when it began, and which of the reads it was.
-type look struct {
+// readResult is when a fake read started, and its number.
+type readResult struct {
 	began  time.Time
 	number int
 }
 
-// slowReads is a reads whose every read takes a second.
-func slowReads(count *int) *reads[*look] {
-	return &reads[*look]{
+// slowReads returns sharedReads on a fake read that takes a second.
+func slowReads(count *int) *sharedReads[*readResult] {
+	return &sharedReads[*readResult]{
 		timeout: time.Hour,
-		read: func(ctx context.Context, _ string) (*look, error) {
+		read: func(ctx context.Context, _ string) (*readResult, error) {
 			*count++
-			l := &look{began: time.Now(), number: *count}
+			l := &readResult{began: time.Now(), number: *count}
 			time.Sleep(time.Second)
 			return l, ctx.Err()
 		},
 	}
 }
 
-func TestReadsJoinTheNextReadNeverTheOneUnderWay(t *testing.T) {
+func TestSharedReads_joinTheNextRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		count := 0
 		r := slowReads(&count)
 
-		// The first finds nothing under way. The others come 100 ms apart during the first
-		// read, so that all of them share the second.
-		looks := make([]*look, 6)
+		// The first call starts a read. The others arrive 100 ms apart during that read, so all of them
+		// share the second.
+		results := make([]*readResult, 6)
 		var callers sync.WaitGroup
-		for i := range looks {
+		for i := range results {
 			callers.Go(func() {
-				asked := time.Now()
-				l, err := r.join(t.Context(), "c")
+				start := time.Now()
+				l, err := r.get(t.Context(), "c")
 				if err != nil {
 					t.Errorf("caller %d: %v", i, err)
 					return
 				}
-				if l.began.Before(asked) {
-					t.Errorf("caller %d got a read that began %v before he asked", i, asked.Sub(l.began))
+				if l.began.Before(start) {
+					t.Errorf("caller %d: the read started %v before the call", i, start.Sub(l.began))
 				}
-				looks[i] = l
+				results[i] = l
 			})
 			synctest.Wait()
 			time.Sleep(100 * time.Millisecond)
 		}
 		callers.Wait()
 
-		for i, l := range looks {
+		for i, l := range results {
 			if want := min(i, 1) + 1; l.number != want {
-				t.Errorf("caller %d got read %d, want %d", i, l.number, want)
+				t.Errorf("caller %d: read %d, want %d", i, l.number, want)
 			}
 		}
 		if count != 2 {
@@ -71,135 +73,134 @@ func TestReadsJoinTheNextReadNeverTheOneUnderWay(t *testing.T) {
 	})
 }
 
-func TestReadsOfDifferentKeysDoNotWaitForEachOther(t *testing.T) {
+func TestSharedReads_keysAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var begun atomic.Int32
-		r := &reads[int]{timeout: time.Hour, read: func(context.Context, string) (int, error) {
-			begun.Add(1)
+		var started atomic.Int32
+		r := &sharedReads[int]{timeout: time.Hour, read: func(context.Context, string) (int, error) {
+			started.Add(1)
 			time.Sleep(time.Second)
 			return 0, nil
 		}}
 		for i := range 5 {
-			go func() { _, _ = r.join(t.Context(), fmt.Sprint(i)) }()
+			go func() { _, _ = r.get(t.Context(), fmt.Sprint(i)) }()
 		}
 		synctest.Wait()
-		if begun.Load() != 5 {
-			t.Errorf("%d reads under way, want 5", begun.Load())
+		if started.Load() != 5 {
+			t.Errorf("%d reads are running, want 5", started.Load())
 		}
 		time.Sleep(2 * time.Second)
 	})
 }
 
-func TestReadsACallerWhoLeavesFailsNoOther(t *testing.T) {
+func TestSharedReads_canceledCallerFailsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		count := 0
 		r := slowReads(&count)
 
-		leaving, leave := context.WithCancel(t.Context())
+		canceled, cancel := context.WithCancel(t.Context())
 		var callers sync.WaitGroup
 		for i := range 4 {
-			// 0 and 1 leave: the one whom the read under way was made for, and one of those who
-			// gather for the next.
+			// Callers 0 and 1 are canceled: that of the running read, and one of the next read.
 			ctx := t.Context()
 			if i < 2 {
-				ctx = leaving
+				ctx = canceled
 			}
 			callers.Go(func() {
 				start := time.Now()
-				l, err := r.join(ctx, "c")
+				l, err := r.get(ctx, "c")
 				switch {
 				case i >= 2 && (err != nil || l.number != 2):
-					t.Errorf("caller %d, who stayed: %v, %v", i, l, err)
+					t.Errorf("caller %d: %v, %v; want read 2", i, l, err)
 				case i < 2 && (!errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled)):
-					t.Errorf("caller %d, who left: %v", i, err)
+					t.Errorf("canceled caller %d: %v", i, err)
 				case i < 2 && time.Since(start) != 500*time.Millisecond:
-					t.Errorf("caller %d, who left, was released after %v", i, time.Since(start))
+					t.Errorf("canceled caller %d: returned after %v, want 500ms", i, time.Since(start))
 				}
 			})
 			synctest.Wait()
 		}
 		time.Sleep(500 * time.Millisecond)
-		leave()
+		cancel()
 		callers.Wait()
 	})
 }
 
-func TestReadsARideThatAllHaveLeftIsNotBegun(t *testing.T) {
+func TestSharedReads_abandonedReadIsNotStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		count := 0
 		r := slowReads(&count)
 
-		leaving, leave := context.WithCancel(t.Context())
-		go func() { _, _ = r.join(t.Context(), "c") }()
+		canceled, cancel := context.WithCancel(t.Context())
+		go func() { _, _ = r.get(t.Context(), "c") }()
 		synctest.Wait()
-		go func() { _, _ = r.join(leaving, "c") }()
+		go func() { _, _ = r.get(canceled, "c") }()
 		synctest.Wait()
-		leave()
+		cancel()
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 
 		if count != 1 {
-			t.Errorf("%d reads, want only the first", count)
+			t.Errorf("%d reads, want 1", count)
 		}
-		if len(r.underWay) != 0 {
-			t.Errorf("%d rides are kept", len(r.underWay))
+		if len(r.running) != 0 {
+			t.Errorf("%d reads are left in the map, want 0", len(r.running))
 		}
 	})
 }
 
-func TestReadsAreBoundedWithoutTheirCallers(t *testing.T) {
+func TestSharedReads_timeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &reads[int]{timeout: 5 * time.Second, read: func(ctx context.Context, _ string) (int, error) {
+		r := &sharedReads[int]{timeout: 5 * time.Second, read: func(ctx context.Context, _ string) (int, error) {
 			<-ctx.Done() // a database that does not answer
 			return 0, ctx.Err()
 		}}
 		start := time.Now()
-		_, err := r.join(t.Context(), "c")
+		_, err := r.get(t.Context(), "c")
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 5*time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
+			t.Errorf("%v after %v; want a deadline error after 5s", err, time.Since(start))
 		}
 	})
 }
 
-func TestReadsAnErrorIsSharedAndForgotten(t *testing.T) {
+func TestSharedReads_errorIsSharedButNotKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
 		var count atomic.Int32
-		r := &reads[int]{timeout: time.Hour, read: func(context.Context, string) (int, error) {
+		r := &sharedReads[int]{timeout: time.Hour, read: func(context.Context, string) (int, error) {
 			time.Sleep(time.Second)
 			if count.Add(1) == 2 {
 				return 0, broken
 			}
 			return 7, nil
 		}}
-		go func() { _, _ = r.join(t.Context(), "c") }()
+		go func() { _, _ = r.get(t.Context(), "c") }()
 		synctest.Wait()
 		var callers sync.WaitGroup
 		for range 3 {
 			callers.Go(func() {
-				if _, err := r.join(t.Context(), "c"); !errors.Is(err, broken) {
-					t.Errorf("%v, want the error of the shared read", err)
+				if _, err := r.get(t.Context(), "c"); !errors.Is(err, broken) {
+					t.Errorf("error %v, want the error of the shared read", err)
 				}
 			})
 		}
 		callers.Wait()
-		if v, err := r.join(t.Context(), "c"); v != 7 || err != nil {
+		if v, err := r.get(t.Context(), "c"); v != 7 || err != nil {
 			t.Errorf("afterwards: %v, %v", v, err)
 		}
 	})
 }
 
-func TestReadsKeepNothing(t *testing.T) {
-	r := &reads[*look]{timeout: time.Hour, read: func(context.Context, string) (*look, error) {
-		return &look{number: 1}, nil
+func TestSharedReads_keepNothing(t *testing.T) {
+	r := &sharedReads[*readResult]{timeout: time.Hour, read: func(context.Context, string) (*readResult, error) {
+		return &readResult{number: 1}, nil
 	}}
-	l, err := r.join(t.Context(), "c")
-	if err != nil {
-		t.Fatal(err)
-	}
-	kept := weak.Make(l)
-	runtime.KeepAlive(l)
-	l = nil
+	kept := func() weak.Pointer[readResult] {
+		result, err := r.get(t.Context(), "c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return weak.Make(result)
+	}()
 	for range 10 {
 		runtime.GC()
 		if kept.Value() == nil {
@@ -207,13 +208,13 @@ func TestReadsKeepNothing(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Error("the value outlives its last reader")
+	t.Error("the value is not freed after its last reader")
 }
 
-// What was true before a caller asked is in what he reads, however many share it.
-func TestReadsShowWhatWasThereBefore(t *testing.T) {
+// A read returns what was written before it was requested, however many callers share it.
+func TestSharedReads_seeEarlierWrites(t *testing.T) {
 	var written [3]atomic.Int64
-	r := &reads[int64]{timeout: time.Hour, read: func(_ context.Context, key string) (int64, error) {
+	r := &sharedReads[int64]{timeout: time.Hour, read: func(_ context.Context, key string) (int64, error) {
 		seen := written[key[0]-'0'].Load()
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Microsecond)
 		return seen, nil
@@ -228,9 +229,9 @@ func TestReadsShowWhatWasThereBefore(t *testing.T) {
 				if rand.IntN(10) == 0 {
 					go cancel()
 				}
-				seen, err := r.join(ctx, fmt.Sprint(key))
+				seen, err := r.get(ctx, fmt.Sprint(key))
 				if err == nil && seen < mine {
-					t.Errorf("read %d after %d was written", seen, mine)
+					t.Errorf("got %d, want at least %d, which was written before", seen, mine)
 				}
 				if err != nil && !errors.Is(err, context.Canceled) {
 					t.Error(err)
@@ -240,21 +241,15 @@ func TestReadsShowWhatWasThereBefore(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	// Reads of callers who left end by themselves.
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	// Reads of canceled callers end as well.
+	wait.For(t, "all reads to end", func() bool {
 		r.mu.Lock()
-		kept := len(r.underWay)
-		r.mu.Unlock()
-		if kept == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d rides are kept", kept)
-		}
-	}
+		defer r.mu.Unlock()
+		return len(r.running) == 0
+	})
 }
 
-func TestEncodeOnce(t *testing.T) {
+func TestCoupon_EncodeOnce(t *testing.T) {
 	c := NewCoupon("c", 3, []string{"a", "b"})
 	var encodings atomic.Int32
 	encode := func(c *Coupon) []byte {
@@ -272,15 +267,15 @@ func TestEncodeOnce(t *testing.T) {
 	}
 	readers.Wait()
 	if encodings.Load() != 1 {
-		t.Errorf("encoded %d times", encodings.Load())
+		t.Errorf("encoded %d times, want 1", encodings.Load())
 	}
 }
 
-func TestWholeCoupon(t *testing.T) {
+func TestCoupon_Whole(t *testing.T) {
 	for _, claimers := range [][]string{nil, {"a"}, {"a", "b", "c"}} {
 		c := NewCoupon("c", 3, claimers)
 		if c.Amount != 3 || c.RemainingAmount != 3-len(claimers) {
-			t.Errorf("%d of %d remain with %d claimers", c.RemainingAmount, c.Amount, len(claimers))
+			t.Errorf("%d of %d pieces remain with %d claimers", c.RemainingAmount, c.Amount, len(claimers))
 		}
 		whole, ok := c.Whole()
 		if !ok || len(whole) != len(claimers) {
@@ -294,7 +289,7 @@ func TestWholeCoupon(t *testing.T) {
 			count += len(page)
 		}
 		if count != len(claimers) {
-			t.Errorf("Claimers yields %d of %d", count, len(claimers))
+			t.Errorf("Claimers yields %d ids, want %d", count, len(claimers))
 		}
 	}
 }

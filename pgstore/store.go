@@ -1,23 +1,23 @@
-// Package pgstore is PostgreSQL from Go: it carries claims, creations and reads to
-// the functions in db/functions and their outcomes back, and knows nothing else
-// about coupons.
+// Package pgstore is the PostgreSQL client of the service. It calls the functions in db/functions,
+// sends concurrent claims in batches, and returns an outcome for each claim, creation and read. It
+// contains no coupon logic.
 //
-//	status.go   the words: outcomes, errors, the Coupon
-//	store.go    Config, Open, Close
-//	connect.go  the pool, and what holds for each of its connections
-//	wire.go     one connection: closed instead of cancelled; warnings heard
-//	proxied.go  whether the server is a proxy before several
-//	shards.go   which of them there are, and which are away
-//	hashtext.go which of them a coupon belongs to
-//	errors.go   the one place where a failed call is judged: did it surely not happen?
-//	claims.go   the one place where claims are sent
-//	lanes.go    how claims travel together
-//	coupons.go  creating and reading coupons
-//	reads.go    how reads of one coupon travel together
-//	request.go  the request behind a claim, in the log
-//	metrics.go  what is counted
-//	ready.go    whether claims can be made, and why not
-//	commits.go  whether commits come back: nothing is sent while they do not
+//	status.go      outcomes, errors, Coupon
+//	store.go       Config, Open, Close
+//	batcher.go     batches of concurrent claims
+//	claim.go       the calls that claim, and their retry
+//	coupon.go      creating and reading coupons
+//	sharedread.go  one read for several callers
+//	pool.go        configuration of the pool and its sessions, time-outs
+//	conn.go        one connection: never sends a cancel request, notes warnings
+//	outcome.go     what a failed call proves; no other file decides that
+//	probe.go       whether the server completes commits; nothing is written while it does not
+//	proxy.go       whether the server is a PL/Proxy proxy
+//	shards.go      the shards behind a proxy, and their states
+//	hashtext.go    the partition of a coupon
+//	health.go      whether claims can be made, and why not
+//	metrics.go     Prometheus metrics
+//	log.go         request ids and slow claims in the log
 package pgstore
 
 import (
@@ -31,68 +31,66 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Config says how to reach PostgreSQL and how much may be asked of it at once.
+// Config configures a Store.
 type Config struct {
-	// URL is the connection string, password included: a URL or keyword=value.
+	// URL is the connection string, password included: a URL or keyword=value pairs.
 	URL string
-	// MaxConns bounds the connections of the store, 1 or more. From 2 on, one of
-	// them is kept for Ready. Behind a proxy there is one more that reads its map, one
-	// to ask each shard, 8 at the most, and one for each whose commits are in doubt.
+	// MaxConns is the largest number of connections, 1 or more. From 2 on, one of them is reserved for
+	// Ready. Behind a proxy there are additional ones: one that reads its map, up to 8 for health
+	// checks of shards, and one for each shard that is probed.
 	MaxConns int32
-	// ClaimConcurrency is the number of calls of claims in flight at once, 1 or more; behind a
-	// proxy, for each of its shards.
+	// ClaimConcurrency is the number of calls of claims in flight, 1 or more; behind a proxy, per
+	// shard.
 	ClaimConcurrency int
-	// ClaimQueue is the number of claims that may wait in a lane, 1 or more.
+	// ClaimQueue is the largest number of pending claims per batcher, 1 or more.
 	ClaimQueue int
-	// ClaimTimeout is the longest that a claim, a creation or a read waits for its
-	// answer. The time-outs of the server follow from it. At least 10 ms.
+	// ClaimTimeout is the longest that a claim, a creation or a read waits for its outcome, 10 ms or
+	// more. The time-outs of the server are derived from it.
 	ClaimTimeout time.Duration
-	// SchemaVersion is the oldest schema that the service can work with.
+	// SchemaVersion is the oldest schema version that the service can work with.
 	SchemaVersion int32
-	// Log gets what an operator should know; the zero Logger writes nowhere.
+	// Log is for the operator; the zero Logger writes nothing.
 	Log zerolog.Logger
 }
 
-// Store carries claims, creations and reads to PostgreSQL. Make it with Open; all
-// of its methods may be called concurrently.
+// Store sends claims, creations and reads to PostgreSQL. Create it with Open. All of its methods
+// may be called concurrently.
 type Store struct {
 	log           zerolog.Logger
-	failures      zerolog.Logger // of calls: a few a second tell as much as thousands
-	slow          zerolog.Logger // claims, as few
+	failures      zerolog.Logger // of calls, sampled
+	slow          zerolog.Logger // slow claims, sampled
 	metrics       *metrics
-	timeout       time.Duration
+	timeout       time.Duration // Config.ClaimTimeout
 	schemaVersion int32
 
-	pool  *pgxpool.Pool // claims, creations and reads
-	watch *pgxpool.Pool // Ready's own connection, so that no crowd keeps it from asking
+	pool       *pgxpool.Pool // for claims, creations and reads
+	healthPool *pgxpool.Pool // for Ready and probes, which must not wait for claims
 
-	// Each of these two may take half of the pool, rounded up: neither a rush of
-	// readers nor a crowd that is asked again coupon by coupon keeps the next claim
-	// from a connection.
-	readers chan struct{} // a place in it is the right to read
-	askers  atomic.Int32  // connections that one lane may use to ask again
+	// Reads may use half of the pool, rounded up, and retries of claims another half, so that neither
+	// keeps the next batch from a connection.
+	readSlots  chan struct{} // holds one element per running read
+	retryLimit atomic.Int32  // connections that one batcher may use for retries
 
-	lanes  *lanes
-	reads  reads[*Coupon]
-	state  readiness
-	peer   peer
-	shards shards
+	batchers  *batchers
+	reads     sharedReads[*Coupon]
+	readiness readiness
+	kind      serverKind
+	prober    prober
+	shards    shardSet
 
-	commits commits
 	closing context.Context
 	close   context.CancelFunc
 }
 
-// minClaimTimeout leaves each of the time-outs that follow from ClaimTimeout at
-// least the millisecond that PostgreSQL counts in.
+// minClaimTimeout keeps the server's time-outs, which are fractions of ClaimTimeout, at 1 ms or
+// more: PostgreSQL counts them in milliseconds, and 0 means none.
 const minClaimTimeout = 10 * time.Millisecond
 
-// Open makes a Store. It reads the connection string but does not wait for the
-// database: connections are made when they are needed, and Ready tells whether
-// they can be. An error names what is wrong in cfg and never shows the connection
-// string, which may hold a password.
+// Open creates a Store. It validates cfg but does not wait for the database: connections are made
+// when they are needed, and Ready reports whether they can be made. Its errors never contain the
+// connection string, which may contain a password.
 func Open(cfg Config) (*Store, error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
 	m := newMetrics()
@@ -104,44 +102,44 @@ func Open(cfg Config) (*Store, error) {
 		timeout:       cfg.ClaimTimeout,
 		schemaVersion: cfg.SchemaVersion,
 	}
-	poolConfig, err := parse(cfg, m, &s.peer)
+	poolConfig, err := parsePoolConfig(cfg, m, &s.kind)
 	if err != nil {
 		return nil, err
 	}
 	s.closing, s.close = context.WithCancel(context.Background())
-	s.commits.closing, s.commits.close = context.WithCancel(context.Background())
-	s.lanes = newLanes(cfg.ClaimConcurrency, cfg.ClaimQueue, cfg.ClaimTimeout, s.send)
+	s.prober.closing, s.prober.close = context.WithCancel(context.Background())
+	s.batchers = newBatchers(cfg.ClaimConcurrency, cfg.ClaimQueue, cfg.ClaimTimeout, s.sendBatch)
 	s.reads.read = s.readCoupon
 	s.reads.timeout = cfg.ClaimTimeout
 
 	poolConfig.MaxConns = max(1, cfg.MaxConns-1)
 	half := (int(poolConfig.MaxConns) + 1) / 2
-	s.readers = make(chan struct{}, half)
-	s.askers.Store(askers(half, cfg.ClaimConcurrency))
+	s.readSlots = make(chan struct{}, half)
+	s.retryLimit.Store(retryLimit(half, cfg.ClaimConcurrency))
 
-	// The context is the parent of connections made in advance, not of the pool.
+	// The context is the parent of the connections made in advance, not of the pool.
 	if s.pool, err = pgxpool.NewWithConfig(context.Background(), poolConfig); err != nil {
-		return nil, fmt.Errorf("pool of connections: %w", err)
+		return nil, fmt.Errorf("connection pool: %w", err)
 	}
-	s.watch = s.pool
+	s.healthPool = s.pool
 	if cfg.MaxConns > 1 {
-		watchConfig := poolConfig.Copy()
-		watchConfig.MaxConns, watchConfig.MinConns, watchConfig.MinIdleConns = 1, 0, 0
-		if s.watch, err = pgxpool.NewWithConfig(context.Background(), watchConfig); err != nil {
+		healthConfig := poolConfig.Copy()
+		healthConfig.MaxConns, healthConfig.MinConns, healthConfig.MinIdleConns = 1, 0, 0
+		if s.healthPool, err = pgxpool.NewWithConfig(context.Background(), healthConfig); err != nil {
 			s.pool.Close()
 			return nil, fmt.Errorf("connection for health checks: %w", err)
 		}
 	}
-	s.shards.config = questions(poolConfig)
-	s.shards.ended.Go(s.watchShards)
+	s.shards.poolConfig = healthCheckPoolConfig(poolConfig)
+	s.shards.goroutines.Go(s.watchShards)
 	return s, nil
 }
 
-// askers shares half of the pool among the lanes.
-func askers(half, lanes int) int32 { return int32(max(1, half/lanes)) }
+// retryLimit divides conns connections among batchers and returns the share of one, at least 1.
+func retryLimit(conns, batchers int) int32 { return int32(max(1, conns/batchers)) }
 
-// check refuses what makes no sense, all of it at once.
-func (cfg Config) check() error {
+// validate returns an error that names every invalid field.
+func (cfg Config) validate() error {
 	var errs []error
 	if cfg.URL == "" {
 		errs = append(errs, errors.New("URL is empty"))
@@ -150,7 +148,7 @@ func (cfg Config) check() error {
 		errs = append(errs, fmt.Errorf("MaxConns is %d; at least 1 is needed", cfg.MaxConns))
 	}
 	if cfg.ClaimConcurrency < 1 {
-		errs = append(errs, fmt.Errorf("ClaimLanes is %d; at least 1 is needed", cfg.ClaimConcurrency))
+		errs = append(errs, fmt.Errorf("ClaimConcurrency is %d; at least 1 is needed", cfg.ClaimConcurrency))
 	}
 	if cfg.ClaimQueue < 1 {
 		errs = append(errs, fmt.Errorf("ClaimQueue is %d; at least 1 is needed", cfg.ClaimQueue))
@@ -161,15 +159,15 @@ func (cfg Config) check() error {
 	return errors.Join(errs...)
 }
 
-// Close answers everything that waits, then closes the connections. Calls that
-// begin later find the database unavailable.
+// Close waits until all pending claims have their outcome, then closes the connections. Calls that
+// start later return ErrUnavailable.
 func (s *Store) Close() {
-	s.shards.mu.Lock() // whoever begins an inquiry there has begun it, or begins none
+	s.shards.mu.Lock() // no shard probe starts after this: startShardProbe checks s.closing under the mutex
 	s.close()
 	s.shards.mu.Unlock()
-	s.shards.ended.Wait()
-	s.lanes.close()
-	s.commits.close() // not before: it keeps claims from a server whose commits hang
+	s.shards.goroutines.Wait()
+	s.batchers.close()
+	s.prober.close() // last: until then a running probe keeps claims off a server that does not commit
 	s.pool.Close()
-	s.watch.Close()
+	s.healthPool.Close()
 }

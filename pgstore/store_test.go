@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// testConfig is a Config for the database at url.
+// testConfig returns a Config for the database at url.
 func testConfig(url string) Config {
 	return Config{
 		URL:              url,
@@ -19,19 +19,19 @@ func testConfig(url string) Config {
 	}
 }
 
-func TestOpenNamesAllThatMakesNoSense(t *testing.T) {
+func TestOpen_namesEveryInvalidField(t *testing.T) {
 	_, err := Open(Config{ClaimTimeout: -time.Second})
 	if err == nil {
-		t.Fatal("opened")
+		t.Fatal("Open returned no error")
 	}
-	for _, field := range []string{"URL", "MaxConns", "ClaimLanes", "ClaimQueue", "ClaimTimeout"} {
+	for _, field := range []string{"URL", "MaxConns", "ClaimConcurrency", "ClaimQueue", "ClaimTimeout"} {
 		if !strings.Contains(err.Error(), field) {
-			t.Errorf("%s is not named in %q", field, err)
+			t.Errorf("%q does not name %s", err, field)
 		}
 	}
 }
 
-func TestOpenNeverShowsThePassword(t *testing.T) {
+func TestOpen_hidesThePassword(t *testing.T) {
 	const password = "s3cr3t"
 	for _, url := range []string{
 		"postgres://u:" + password + "@localhost:port/db",
@@ -52,12 +52,12 @@ func TestOpenNeverShowsThePassword(t *testing.T) {
 		s, err := Open(testConfig(url))
 		if err == nil {
 			s.Close()
-			t.Errorf("%q was opened", url)
+			t.Errorf("%q: Open returned no error", url)
 			continue
 		}
 		for e := err; e != nil; {
 			if strings.Contains(e.Error(), password) {
-				t.Errorf("%q: the error shows the password: %v", url, e)
+				t.Errorf("%q: the error contains the password: %v", url, e)
 			}
 			unwrapper, ok := e.(interface{ Unwrap() error })
 			if !ok {
@@ -68,9 +68,9 @@ func TestOpenNeverShowsThePassword(t *testing.T) {
 	}
 }
 
-func TestParse(t *testing.T) {
+func TestParsePoolConfig(t *testing.T) {
 	cfg := testConfig("postgres://u@localhost/db?lock_timeout=1&statement_timeout=1&role=postgres&search_path=public")
-	pool, err := parse(cfg, newMetrics(), new(peer))
+	pool, err := parsePoolConfig(cfg, newMetrics(), new(serverKind))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,24 +87,24 @@ func TestParse(t *testing.T) {
 		}
 	}
 	if pool.ConnConfig.ConnectTimeout != 2*time.Second {
-		t.Errorf("connecting may take %v", pool.ConnConfig.ConnectTimeout)
+		t.Errorf("ConnectTimeout is %v, want 2s", pool.ConnConfig.ConnectTimeout)
 	}
 
 	cfg = testConfig("postgres://u@localhost/db?application_name=mine&connect_timeout=1")
 	cfg.ClaimTimeout = time.Minute
-	if pool, err = parse(cfg, newMetrics(), new(peer)); err != nil {
+	if pool, err = parsePoolConfig(cfg, newMetrics(), new(serverKind)); err != nil {
 		t.Fatal(err)
 	}
 	if got := pool.ConnConfig.RuntimeParams["application_name"]; got != "mine" {
 		t.Errorf("application_name is %q", got)
 	}
 	if pool.ConnConfig.ConnectTimeout != time.Second {
-		t.Errorf("connecting may take %v, though the connection string says 1 s", pool.ConnConfig.ConnectTimeout)
+		t.Errorf("ConnectTimeout is %v, want 1s as in the connection string", pool.ConnConfig.ConnectTimeout)
 	}
 }
 
-// The server gives up before we do, and we leave time to ask again.
-func TestTimeoutsFit(t *testing.T) {
+// The server's time-outs end before ours, and ours leave time for a retry.
+func TestTimeouts_order(t *testing.T) {
 	for _, claim := range []time.Duration{minClaimTimeout, time.Second, 5 * time.Second, time.Minute} {
 		lock, statement := lockTimeout(claim), statementTimeout(claim)
 		if lock < time.Millisecond || lock >= statement || statement >= claim/4 {
@@ -113,18 +113,17 @@ func TestTimeoutsFit(t *testing.T) {
 	}
 }
 
-// However much is asked of it, a session has one prepared statement for each of our
-// calls, and no more.
-func TestPreparedStatementsDoNotPileUp(t *testing.T) {
+// A session has one prepared statement for each call that we make, however many calls it executed.
+func TestStore_boundsPreparedStatements(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, func(cfg *Config) { cfg.MaxConns = 1 })
+	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 1 })
 	for i := range 50 {
 		coupon := fmt.Sprint("c", i)
 		if _, err := s.CreateCoupon(t.Context(), coupon, 1); err != nil {
 			t.Fatal(err)
 		}
-		s.sendWithin(t, patience, crowd("a", coupon, "b", coupon))
-		s.sendWithin(t, patience, crowd("a", coupon, "b", "unknown"))
+		s.sendWithin(t, longTimeout, newClaims("a", coupon, "b", coupon))
+		s.sendWithin(t, longTimeout, newClaims("a", coupon, "b", "unknown"))
 		if _, _, err := s.Coupon(t.Context(), coupon); err != nil {
 			t.Fatal(err)
 		}
@@ -139,10 +138,10 @@ func TestPreparedStatementsDoNotPileUp(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), `select count(*) from pg_prepared_statements`).Scan(&statements); err != nil {
 		t.Fatal(err)
 	}
-	if ours := 6 + 1; statements > ours { // and this one
-		t.Errorf("the session has %d prepared statements, we have %d", statements, ours)
+	if ours := 6 + 1; statements > ours { // and this query
+		t.Errorf("the session has %d prepared statements, want at most %d", statements, ours)
 	}
 	if made := s.pool.Stat().NewConnsCount(); made != 1 {
-		t.Errorf("%d connections were made: this proves nothing", made)
+		t.Errorf("%d connections were made, want 1: the count proves nothing", made)
 	}
 }

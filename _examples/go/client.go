@@ -15,21 +15,22 @@ import (
 	"time"
 )
 
-// Outcome is what came of a claim or a creation. It is a value and no error: each is a true answer of the service.
+// Outcome is the result of a claim or a creation. A rejection, such as SoldOut, is an outcome and
+// not an error.
 type Outcome string
 
 // The outcomes.
 const (
-	Claimed      Outcome = "claimed"         // the user has it, from this call
-	HadIt        Outcome = "had it"          // the user has it, from an earlier one
-	SoldOut      Outcome = "sold out"        // the user does not have it, and never will
-	NoSuchCoupon Outcome = "no such coupon"  // nothing was done
-	Created      Outcome = "created"         // by this call
-	Exists       Outcome = "exists"          // the name is taken; the coupon is as it was
-	MaybeOurs    Outcome = "exists, by whom" // the name is taken, maybe by an earlier try of this very call: read the coupon
+	Claimed        Outcome = "claimed"                            // by this call
+	AlreadyClaimed Outcome = "already claimed"                    // by this user, in an earlier call
+	SoldOut        Outcome = "sold out"                           // the user does not have it and cannot get it
+	NoSuchCoupon   Outcome = "no such coupon"                     // nothing was done
+	Created        Outcome = "created"                            // by this call
+	Exists         Outcome = "exists"                             // created by another call, and unchanged
+	MaybeCreated   Outcome = "exists, maybe created by this call" // read the coupon to find out
 )
 
-// Coupon is what the service tells of a coupon.
+// Coupon is the state of a coupon.
 type Coupon struct {
 	Name            string   `json:"name"`
 	Amount          int      `json:"amount"`
@@ -37,118 +38,119 @@ type Coupon struct {
 	ClaimedBy       []string `json:"claimed_by"`
 }
 
-// Client calls the service. Make it with New; it may be used by many goroutines, and should be made once: connections
-// are reused, and a new one costs a round trip before the claim is even sent.
+// Client calls the service. Create one Client with New and share it: it is safe for concurrent use,
+// and it reuses connections, which saves a round trip for each claim.
 type Client struct {
 	base string
 	http *http.Client
 
-	// Patience bounds a call with all of its tries, where its context does not bound it sooner.
-	Patience time.Duration
-	// FirstPause and LongestPause bound the pause between two tries, which doubles each time.
-	FirstPause, LongestPause time.Duration
+	// Timeout limits a call with all its attempts. The context of a call can end it earlier.
+	Timeout time.Duration
+	// MinDelay and MaxDelay limit the delay between two attempts, which doubles each time.
+	MinDelay, MaxDelay time.Duration
 }
 
-// New makes a client of the service at base, such as http://127.0.0.1:8080.
+// New returns a client of the service at base, such as http://127.0.0.1:8080.
 func New(base string) *Client {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = 64 // 2 unless told: all others would be closed after each claim
+	transport.MaxIdleConnsPerHost = 64 // the default of 2 closes the others after each claim
 	return &Client{
 		base: strings.TrimSuffix(base, "/"),
 		http: &http.Client{
 			Transport: transport,
-			// Of one try. The service answers within its CLAIM_TIMEOUT, 5 s: whoever waits less gives up on claims that
-			// are about to be answered.
+			// For one attempt. The service responds within its CLAIM_TIMEOUT of 5 s; a shorter timeout here
+			// would abandon claims that are about to succeed.
 			Timeout: 10 * time.Second,
 		},
-		Patience:     time.Minute,
-		FirstPause:   100 * time.Millisecond,
-		LongestPause: 5 * time.Second,
+		Timeout:  time.Minute,
+		MinDelay: 100 * time.Millisecond,
+		MaxDelay: 5 * time.Second,
 	}
 }
 
-// Claim claims one piece of coupon for user. With an error nobody knows yet whether the user has it: call it again.
+// Claim claims one piece of coupon for user. After an error it is unknown whether the user has the
+// coupon: call Claim again.
 func (c *Client) Claim(ctx context.Context, user, coupon string) (Outcome, error) {
 	body := map[string]any{"user_id": user, "coupon_name": coupon}
-	a, inDoubt, err := c.call(ctx, http.MethodPost, "/api/coupons/claim", body)
+	r, ambiguous, err := c.call(ctx, http.MethodPost, "/api/coupons/claim", body)
 	if err != nil {
 		return "", fmt.Errorf("claim %q for %q: %w", coupon, user, err)
 	}
 	switch {
-	case a.status == http.StatusCreated:
+	case r.status == http.StatusCreated:
 		return Claimed, nil
-	case a.code == "ALREADY_CLAIMED" && inDoubt:
-		return Claimed, nil // an earlier try was done, only its answer was lost
-	case a.code == "ALREADY_CLAIMED":
-		return HadIt, nil
-	case a.code == "OUT_OF_STOCK":
-		return SoldOut, nil // also in doubt: had an earlier try been done, this would be ALREADY_CLAIMED
-	case a.code == "COUPON_NOT_FOUND":
+	case r.code == "ALREADY_CLAIMED" && ambiguous:
+		return Claimed, nil // by an earlier attempt of this call
+	case r.code == "ALREADY_CLAIMED":
+		return AlreadyClaimed, nil
+	case r.code == "OUT_OF_STOCK":
+		return SoldOut, nil // also if ambiguous: after a successful attempt it would be ALREADY_CLAIMED
+	case r.code == "COUPON_NOT_FOUND":
 		return NoSuchCoupon, nil
 	}
-	return "", fmt.Errorf("claim %q for %q: %w", coupon, user, a)
+	return "", fmt.Errorf("claim %q for %q: %w", coupon, user, r)
 }
 
 // Create creates a coupon of amount pieces.
 func (c *Client) Create(ctx context.Context, name string, amount int) (Outcome, error) {
-	a, inDoubt, err := c.call(ctx, http.MethodPost, "/api/coupons", map[string]any{"name": name, "amount": amount})
+	r, ambiguous, err := c.call(ctx, http.MethodPost, "/api/coupons", map[string]any{"name": name, "amount": amount})
 	if err != nil {
 		return "", fmt.Errorf("create %q: %w", name, err)
 	}
 	switch {
-	case a.status == http.StatusCreated:
+	case r.status == http.StatusCreated:
 		return Created, nil
-	case a.code == "COUPON_EXISTS" && inDoubt:
-		return MaybeOurs, nil
-	case a.code == "COUPON_EXISTS":
+	case r.code == "COUPON_EXISTS" && ambiguous:
+		return MaybeCreated, nil
+	case r.code == "COUPON_EXISTS":
 		return Exists, nil
 	}
-	return "", fmt.Errorf("create %q: %w", name, a)
+	return "", fmt.Errorf("create %q: %w", name, r)
 }
 
-// Read reads a coupon; found is false when there is none of this name.
+// Read reads a coupon. found is false if no coupon has this name.
 func (c *Client) Read(ctx context.Context, name string) (coupon Coupon, found bool, err error) {
 	path := "/api/coupons/" + url.PathEscape(name)
 	if name == "." || name == ".." {
-		path = "/api/coupons/" + strings.ReplaceAll(name, ".", "%2E") // else a step in the path
+		path = "/api/coupons/" + strings.ReplaceAll(name, ".", "%2E") // otherwise a relative path segment
 	}
-	a, _, err := c.call(ctx, http.MethodGet, path, nil)
+	r, _, err := c.call(ctx, http.MethodGet, path, nil)
 	switch {
 	case err != nil:
 		return Coupon{}, false, fmt.Errorf("read %q: %w", name, err)
-	case a.code == "COUPON_NOT_FOUND":
+	case r.code == "COUPON_NOT_FOUND":
 		return Coupon{}, false, nil
-	case a.status != http.StatusOK:
-		return Coupon{}, false, fmt.Errorf("read %q: %w", name, a)
+	case r.status != http.StatusOK:
+		return Coupon{}, false, fmt.Errorf("read %q: %w", name, r)
 	}
-	if err := json.Unmarshal(a.body, &coupon); err != nil {
+	if err := json.Unmarshal(r.body, &coupon); err != nil {
 		return Coupon{}, false, fmt.Errorf("read %q: %w", name, err)
 	}
 	return coupon, true, nil
 }
 
-// answer is an answer of the service, and an error when it is not what was asked for.
-type answer struct {
+// response is a response of the service. As an error, it describes an unexpected response.
+type response struct {
 	status     int
 	body       []byte
-	code       string        // of a refusal
-	sentence   string        // for people
-	requestID  string        // the service's log has it, too
-	retryAfter time.Duration // at least as long is the next try to wait
+	code       string        // of an error response
+	message    string        // of an error response, for people
+	requestID  string        // also in the service's log
+	retryAfter time.Duration // minimum delay before the next attempt
 }
 
-func (a *answer) Error() string {
-	return fmt.Sprintf("%d %s: %s (request id %s)", a.status, a.code, a.sentence, a.requestID)
+func (r *response) Error() string {
+	return fmt.Sprintf("%d %s: %s (request id %s)", r.status, r.code, r.message, r.requestID)
 }
 
-// mostFaults is how often a fault of the service (500) is asked again. It may be the request's own doing, and then no
-// patience helps.
-const mostFaults = 3
+// maxInternalErrors limits the retries after an internal error (500), which the request itself may
+// cause every time.
+const maxInternalErrors = 3
 
-// call sends a request until its answer is final. Every request of this API is safe to send again. inDoubt says that an
-// earlier try may have been done although no answer said so.
-func (c *Client) call(ctx context.Context, method, path string, body any) (final *answer, inDoubt bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, c.Patience)
+// call sends a request until its response is final. Every request of this API is safe to repeat.
+// ambiguous reports that an earlier attempt may have been executed although its response was lost.
+func (c *Client) call(ctx context.Context, method, path string, body any) (final *response, ambiguous bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	var sent []byte
 	if body != nil {
@@ -156,43 +158,43 @@ func (c *Client) call(ctx context.Context, method, path string, body any) (final
 			return nil, false, err
 		}
 	}
-	faults := 0
+	internalErrors := 0
 	var last error
-	for pause := c.FirstPause; ; pause = min(2*pause, c.LongestPause) {
-		a, failure := c.try(ctx, method, path, sent)
+	for delay := c.MinDelay; ; delay = min(2*delay, c.MaxDelay) {
+		r, failure := c.try(ctx, method, path, sent)
 		wait := time.Duration(0)
 		switch {
-		case failure != nil: // no answer, or half of one
-			inDoubt = true
-		case a.code == "UNAVAILABLE" || a.code == "OVERLOADED" || a.status == http.StatusTooManyRequests:
-			failure, wait = a, a.retryAfter // surely not done
-		case a.status >= http.StatusInternalServerError: // OUTCOME_UNKNOWN, or a proxy in between, or a fault
-			failure, wait = a, a.retryAfter
-			inDoubt = true
-			if a.status == http.StatusInternalServerError {
-				if faults++; faults > mostFaults {
-					return nil, inDoubt, failure
+		case failure != nil: // no response, or an incomplete one
+			ambiguous = true
+		case r.code == "UNAVAILABLE" || r.code == "OVERLOADED" || r.status == http.StatusTooManyRequests:
+			failure, wait = r, r.retryAfter // nothing was done
+		case r.status >= http.StatusInternalServerError: // OUTCOME_UNKNOWN, INTERNAL, or from a proxy
+			failure, wait = r, r.retryAfter
+			ambiguous = true
+			if r.status == http.StatusInternalServerError {
+				if internalErrors++; internalErrors > maxInternalErrors {
+					return nil, ambiguous, failure
 				}
 			}
 		default:
-			return a, inDoubt, nil
+			return r, ambiguous, nil
 		}
-		// Half to one and a half of the pause, and on top of what the service asks for: a crowd that was refused
-		// together must not come back together.
-		wait += pause/2 + rand.N(pause)
+		// Retry-After, plus 0.5 to 1.5 times the delay: clients that were rejected at the same time must
+		// not retry at the same time.
+		wait += delay/2 + rand.N(delay)
 		if last == nil || ctx.Err() == nil {
-			last = failure // and not that the last try was cut short
+			last = failure // unless the end of ctx caused it
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, inDoubt, fmt.Errorf("given up: %w; until then: %w", ctx.Err(), last)
+			return nil, ambiguous, fmt.Errorf("gave up: %w; last error: %w", ctx.Err(), last)
 		}
 	}
 }
 
-// try sends a request once, and reads the answer to its end.
-func (c *Client) try(ctx context.Context, method, path string, body []byte) (*answer, error) {
+// try sends a request once and reads the whole response.
+func (c *Client) try(ctx context.Context, method, path string, body []byte) (*response, error) {
 	request, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -200,27 +202,27 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte) (*an
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
-	response, err := c.http.Do(request)
+	got, err := c.http.Do(request)
 	if err != nil {
 		return nil, err
 	}
-	// Read to the end, also what nobody looks at: only then is the connection used again.
-	text, err := io.ReadAll(response.Body)
-	if err := errors.Join(err, response.Body.Close()); err != nil {
-		return nil, err // a broken answer is none
+	// Always read the whole body, otherwise the connection is not reused.
+	text, err := io.ReadAll(got.Body)
+	if err := errors.Join(err, got.Body.Close()); err != nil {
+		return nil, err // do not use an incomplete response
 	}
-	a := &answer{status: response.StatusCode, body: text, requestID: response.Header.Get("X-Request-ID")}
-	if a.status >= http.StatusBadRequest {
-		var refusal struct {
+	r := &response{status: got.StatusCode, body: text, requestID: got.Header.Get("X-Request-ID")}
+	if r.status >= http.StatusBadRequest {
+		var errorBody struct {
 			Error string `json:"error"`
 			Code  string `json:"code"`
 		}
-		// A proxy's refusal is no JSON; then the status alone tells.
-		_ = json.Unmarshal(text, &refusal)
-		a.code, a.sentence = refusal.Code, refusal.Error
+		// An error from a proxy may not be JSON. Then only the status is known.
+		_ = json.Unmarshal(text, &errorBody)
+		r.code, r.message = errorBody.Code, errorBody.Error
 	}
-	if seconds, err := strconv.Atoi(response.Header.Get("Retry-After")); err == nil && seconds > 0 {
-		a.retryAfter = time.Duration(seconds) * time.Second
+	if seconds, err := strconv.Atoi(got.Header.Get("Retry-After")); err == nil && seconds > 0 {
+		r.retryAfter = time.Duration(seconds) * time.Second
 	}
-	return a, nil
+	return r, nil
 }

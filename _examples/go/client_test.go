@@ -15,23 +15,25 @@ import (
 	"time"
 )
 
-// script answers the first request with its first line, and so on; the last one for ever after.
+// responses are what a server sends: the first one for the first request, and so on. The last one
+// is repeated.
 //
-//	"409 ALREADY_CLAIMED"  a refusal in the service's words
-//	"201", "200 {…}"       a success
-//	"502"                  of a proxy: no JSON
-//	"broken"               the connection ends in the middle of the answer
-//	"lost"                 the connection ends without an answer
-type script []string
+//	"409 ALREADY_CLAIMED"  an error response of the service
+//	"201", "200 {…}"       a successful response
+//	"502"                  an error response of a proxy, which is not JSON
+//	"cut off"              an incomplete response
+//	"lost"                 no response
+type responses []string
 
-func (s script) serve(t *testing.T) (client *Client, asked *atomic.Int32) {
+// serve starts the server. requests counts the requests that it gets.
+func (s responses) serve(t *testing.T) (client *Client, requests *atomic.Int32) {
 	t.Helper()
-	asked = &atomic.Int32{}
+	requests = &atomic.Int32{}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		line := s[min(int(asked.Add(1))-1, len(s)-1)]
+		line := s[min(int(requests.Add(1))-1, len(s)-1)]
 		status, rest, _ := strings.Cut(line, " ")
 		switch {
-		case line == "broken":
+		case line == "cut off":
 			w.Header().Set("Content-Length", "100")
 			_, _ = io.WriteString(w, "{")
 			panic(http.ErrAbortHandler)
@@ -49,91 +51,92 @@ func (s script) serve(t *testing.T) (client *Client, asked *atomic.Int32) {
 	}))
 	t.Cleanup(server.Close)
 	client = New(server.URL)
-	client.FirstPause, client.LongestPause = time.Millisecond, 4*time.Millisecond
+	client.MinDelay, client.MaxDelay = time.Millisecond, 4*time.Millisecond
 	t.Cleanup(client.http.CloseIdleConnections)
-	return client, asked
+	return client, requests
 }
 
-func TestClaim(t *testing.T) {
+func TestClient_Claim(t *testing.T) {
 	for _, c := range []struct {
-		script script
-		want   Outcome
-		tries  int32
+		responses responses
+		want      Outcome
+		attempts  int32
 	}{
-		{script{"201"}, Claimed, 1},
-		{script{"409 ALREADY_CLAIMED"}, HadIt, 1},
-		{script{"400 OUT_OF_STOCK"}, SoldOut, 1},
-		{script{"404 COUPON_NOT_FOUND"}, NoSuchCoupon, 1},
+		{responses{"201"}, Claimed, 1},
+		{responses{"409 ALREADY_CLAIMED"}, AlreadyClaimed, 1},
+		{responses{"400 OUT_OF_STOCK"}, SoldOut, 1},
+		{responses{"404 COUPON_NOT_FOUND"}, NoSuchCoupon, 1},
 
 		// "The connection broke, did I get it?"
-		{script{"lost", "201"}, Claimed, 2},
-		{script{"lost", "409 ALREADY_CLAIMED"}, Claimed, 2},
-		{script{"broken", "409 ALREADY_CLAIMED"}, Claimed, 2},
-		{script{"503 OUTCOME_UNKNOWN", "409 ALREADY_CLAIMED"}, Claimed, 2},
-		{script{"503 OUTCOME_UNKNOWN", "201"}, Claimed, 2},
-		{script{"500 INTERNAL", "409 ALREADY_CLAIMED"}, Claimed, 2},
-		{script{"502", "504", "409 ALREADY_CLAIMED"}, Claimed, 3},
-		{script{"lost", "400 OUT_OF_STOCK"}, SoldOut, 2},
+		{responses{"lost", "201"}, Claimed, 2},
+		{responses{"lost", "409 ALREADY_CLAIMED"}, Claimed, 2},
+		{responses{"cut off", "409 ALREADY_CLAIMED"}, Claimed, 2},
+		{responses{"503 OUTCOME_UNKNOWN", "409 ALREADY_CLAIMED"}, Claimed, 2},
+		{responses{"503 OUTCOME_UNKNOWN", "201"}, Claimed, 2},
+		{responses{"500 INTERNAL", "409 ALREADY_CLAIMED"}, Claimed, 2},
+		{responses{"502", "504", "409 ALREADY_CLAIMED"}, Claimed, 3},
+		{responses{"lost", "400 OUT_OF_STOCK"}, SoldOut, 2},
 
-		// Surely not done: a 409 is then what it says.
-		{script{"503 UNAVAILABLE", "409 ALREADY_CLAIMED"}, HadIt, 2},
-		{script{"503 OVERLOADED", "503 UNAVAILABLE", "503 OVERLOADED", "201"}, Claimed, 4},
-		// But doubt stays.
-		{script{"503 OUTCOME_UNKNOWN", "503 UNAVAILABLE", "409 ALREADY_CLAIMED"}, Claimed, 3},
+		// The failed attempt was not executed, so ALREADY_CLAIMED is from an earlier call.
+		{responses{"503 UNAVAILABLE", "409 ALREADY_CLAIMED"}, AlreadyClaimed, 2},
+		{responses{"503 OVERLOADED", "503 UNAVAILABLE", "503 OVERLOADED", "201"}, Claimed, 4},
+		// An ambiguous attempt stays ambiguous.
+		{responses{"503 OUTCOME_UNKNOWN", "503 UNAVAILABLE", "409 ALREADY_CLAIMED"}, Claimed, 3},
 	} {
-		client, asked := c.script.serve(t)
+		client, requests := c.responses.serve(t)
 		got, err := client.Claim(t.Context(), "ada", "sale")
-		if err != nil || got != c.want || asked.Load() != c.tries {
-			t.Errorf("%q is %q after %d tries (%v), want %q after %d", c.script, got, asked.Load(), err, c.want, c.tries)
+		if err != nil || got != c.want || requests.Load() != c.attempts {
+			t.Errorf("%q: %q after %d attempts (%v), want %q after %d", c.responses, got, requests.Load(), err, c.want, c.attempts)
 		}
 	}
 }
 
-func TestCreate(t *testing.T) {
+func TestClient_Create(t *testing.T) {
 	for _, c := range []struct {
-		script script
-		want   Outcome
+		responses responses
+		want      Outcome
 	}{
-		{script{"201"}, Created},
-		{script{"409 COUPON_EXISTS"}, Exists},
-		{script{"503 UNAVAILABLE", "409 COUPON_EXISTS"}, Exists},
-		{script{"lost", "409 COUPON_EXISTS"}, MaybeOurs},
+		{responses{"201"}, Created},
+		{responses{"409 COUPON_EXISTS"}, Exists},
+		{responses{"503 UNAVAILABLE", "409 COUPON_EXISTS"}, Exists},
+		{responses{"lost", "409 COUPON_EXISTS"}, MaybeCreated},
 	} {
-		client, _ := c.script.serve(t)
+		client, _ := c.responses.serve(t)
 		if got, err := client.Create(t.Context(), "sale", 5); err != nil || got != c.want {
-			t.Errorf("%q is %q (%v), want %q", c.script, got, err, c.want)
+			t.Errorf("%q: %q (%v), want %q", c.responses, got, err, c.want)
 		}
 	}
 }
 
-func TestRead(t *testing.T) {
-	client, _ := script{"503 UNAVAILABLE", "broken", `200 {"name":"sale","amount":2,"remaining_amount":1,"claimed_by":["ada"]}`}.serve(t)
+func TestClient_Read(t *testing.T) {
+	client, _ := responses{"503 UNAVAILABLE", "cut off", `200 {"name":"sale","amount":2,"remaining_amount":1,"claimed_by":["ada"]}`}.serve(t)
 	coupon, found, err := client.Read(t.Context(), "sale")
 	if err != nil || !found || coupon.RemainingAmount != 1 || len(coupon.ClaimedBy) != 1 {
 		t.Errorf("read %v, %v, %v", coupon, found, err)
 	}
-	client, _ = script{"404 COUPON_NOT_FOUND"}.serve(t)
+	client, _ = responses{"404 COUPON_NOT_FOUND"}.serve(t)
 	if _, found, err := client.Read(t.Context(), "sale"); found || err != nil {
-		t.Errorf("no coupon is read as %v, %v", found, err)
+		t.Errorf("read of an unknown coupon: found %v, %v", found, err)
 	}
 }
 
-// What cannot become right by asking again is asked once, and a fault of the service a few times.
-func TestMistakesAreNotRetried(t *testing.T) {
-	for line, tries := range map[string]int32{
-		"400 INVALID_REQUEST": 1, "413 BODY_TOO_LARGE": 1, "404 NOT_FOUND": 1, "405 METHOD_NOT_ALLOWED": 1, "500 INTERNAL": 1 + mostFaults,
+// Errors of the request are not retried, internal errors only a few times.
+func TestClient_errorsWithFewRetries(t *testing.T) {
+	for line, attempts := range map[string]int32{
+		"400 INVALID_REQUEST": 1, "413 BODY_TOO_LARGE": 1, "404 NOT_FOUND": 1, "405 METHOD_NOT_ALLOWED": 1, "500 INTERNAL": 1 + maxInternalErrors,
 	} {
-		client, asked := script{line}.serve(t)
+		client, requests := responses{line}.serve(t)
 		outcome, err := client.Claim(t.Context(), "ada", "sale")
-		var refusal *answer
-		if outcome != "" || !errors.As(err, &refusal) || refusal.code != strings.Fields(line)[1] || asked.Load() != tries {
-			t.Errorf("%s: %q, %v after %d tries, want %d", line, outcome, err, asked.Load(), tries)
+		r, ok := errors.AsType[*response](err)
+		if outcome != "" || !ok || r.code != strings.Fields(line)[1] || requests.Load() != attempts {
+			t.Errorf("%s: %q, %v after %d attempts, want %d", line, outcome, err, requests.Load(), attempts)
 		}
 	}
 }
 
-// Whichever ends first, and the error tells the last answer, not that a try was cut short.
-func TestTheContextAndPatienceBoundACall(t *testing.T) {
+// Timeout and the context limit a call. The error contains the last response, and not the error of
+// the attempt that was interrupted.
+func TestClient_timeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := New("http://service")
 		client.http.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -147,24 +150,24 @@ func TestTheContextAndPatienceBoundACall(t *testing.T) {
 			_, _ = recorder.WriteString(`{"code":"UNAVAILABLE"}`)
 			return recorder.Result(), nil
 		})
-		for _, bound := range []time.Duration{1500 * time.Millisecond, 5 * time.Second, time.Minute} {
-			client.Patience = bound
+		for _, timeout := range []time.Duration{1500 * time.Millisecond, 5 * time.Second, time.Minute} {
+			client.Timeout = timeout
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			began := time.Now()
 			_, err := client.Claim(ctx, "ada", "sale")
 			cancel()
 			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "UNAVAILABLE") {
-				t.Errorf("within %s it fails with %v", bound, err)
+				t.Errorf("timeout %s: error %v", timeout, err)
 			}
-			if took := time.Since(began); took != min(bound, 30*time.Second) {
-				t.Errorf("it took %s, and was to take %s at most", took, bound)
+			if took := time.Since(began); took != min(timeout, 30*time.Second) {
+				t.Errorf("timeout %s: the call took %s", timeout, took)
 			}
 		}
 	})
 }
 
-// On a clock of the test's own: Retry-After is waited for, pauses grow, and no two clients wait the same time.
-func TestPauses(t *testing.T) {
+// The delay doubles each time, is randomized, and is added to Retry-After.
+func TestClient_delays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var at []time.Duration
 		began := time.Now()
@@ -187,13 +190,13 @@ func TestPauses(t *testing.T) {
 			t.Fatal(outcome, err)
 		}
 		for i, milliseconds := range []int{100, 200, 400, 800, 1600, 3200} {
-			pause := time.Duration(milliseconds) * time.Millisecond
-			least, most := pause/2, pause*3/2
+			delay := time.Duration(milliseconds) * time.Millisecond
+			shortest, longest := delay/2, delay*3/2
 			if i == 5 {
-				least, most = least+7*time.Second, most+7*time.Second
+				shortest, longest = shortest+7*time.Second, longest+7*time.Second
 			}
-			if waited := at[i+1] - at[i]; waited < least || waited > most {
-				t.Errorf("pause %d was %s, want %s to %s", i, waited, least, most)
+			if waited := at[i+1] - at[i]; waited < shortest || waited > longest {
+				t.Errorf("delay %d was %s, want %s to %s", i, waited, shortest, longest)
 			}
 		}
 	})
@@ -203,12 +206,12 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// Refusals are read to their end: one connection serves all tries.
-func TestConnectionsAreReused(t *testing.T) {
+// All attempts use one connection.
+func TestClient_reusesConnection(t *testing.T) {
 	connections := atomic.Int32{}
-	asked := atomic.Int32{}
+	requests := atomic.Int32{}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if asked.Add(1) < 5 {
+		if requests.Add(1) < 5 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			_, _ = fmt.Fprintf(w, `{"code":"OVERLOADED","error":%q}`, strings.Repeat("x", 10_000))
 			return
@@ -223,7 +226,7 @@ func TestConnectionsAreReused(t *testing.T) {
 	server.Start()
 	defer server.Close()
 	client := New(server.URL)
-	client.FirstPause = time.Millisecond
+	client.MinDelay = time.Millisecond
 	if outcome, err := client.Claim(t.Context(), "ada", "sale"); outcome != Claimed || err != nil || connections.Load() != 1 {
 		t.Errorf("%q, %v, with %d connections", outcome, err, connections.Load())
 	}

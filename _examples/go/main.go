@@ -1,23 +1,24 @@
-// Command go shows a client of the coupons that does time-outs and retries right: client.go, which needs nothing but
-// Go's own library and is there to be copied. This file uses it:
+// Command go is an example of a client with correct timeouts and retries. The client is client.go;
+// copy it, it needs only the standard library. This file uses it:
 //
-//	go run ./_examples/go -url http://127.0.0.1:8080
+//	go run ./_examples/go --url http://127.0.0.1:8080
 package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+
+	"github.com/spf13/pflag"
 )
 
 func main() {
-	base := flag.String("url", "http://127.0.0.1:8080", "where the service is")
-	coupon := flag.String("coupon", "go example", "the coupon that is created and claimed")
-	flag.Parse()
+	base := pflag.String("url", "http://127.0.0.1:8080", "URL of the service")
+	coupon := pflag.String("coupon", "go example", "name of the coupon to create and claim")
+	pflag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	lines, err := show(ctx, New(*base), *coupon)
+	lines, err := run(ctx, New(*base), *coupon)
 	stop()
 	for _, line := range lines {
 		_, _ = fmt.Fprintln(os.Stdout, line)
@@ -28,8 +29,9 @@ func main() {
 	}
 }
 
-// show creates a coupon of two pieces, lets three users claim it, and reads it.
-func show(ctx context.Context, client *Client, coupon string) (lines []string, err error) {
+// run creates a coupon of two pieces, claims it for three users, one of them twice, and reads it.
+// It returns the lines to print.
+func run(ctx context.Context, client *Client, coupon string) (lines []string, err error) {
 	outcome, err := client.Create(ctx, coupon, 2)
 	if err != nil {
 		return nil, err

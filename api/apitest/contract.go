@@ -1,5 +1,5 @@
-// Package apitest helps tests that speak with the HTTP API: it holds every answer
-// against openapi.yaml, and has a Store in memory.
+// Package apitest helps to test clients and servers of the HTTP API: it checks every response
+// against openapi.yaml, and has an in-memory Store.
 package apitest
 
 import (
@@ -16,15 +16,15 @@ import (
 	"sync"
 	"testing"
 
-	"scalable-coupon-system/api"
-
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
+
+	"scalable-coupon-system/api"
 )
 
-// Contract returns openapi.yaml, parsed, resolved and found to be a correct
-// document whose examples keep its schemas. It is shared: do not change it.
+// Contract returns openapi.yaml, parsed and validated, with examples that match their schemas. The
+// document is shared: do not modify it.
 func Contract(tb testing.TB) *openapi3.T {
 	tb.Helper()
 	doc, err := contract()
@@ -42,20 +42,18 @@ var contract = sync.OnceValues(func() (*openapi3.T, error) {
 	return doc, doc.Validate(context.Background(), openapi3.EnableExamplesValidation())
 })
 
-// maxChecked bounds the bodies that are held against their schemas, in bytes. A
-// larger one is passed on as it streams, with only its status and headers
-// checked: a million claims are for a test of their own.
+// maxChecked is the maximum size, in bytes, of a body that is checked against its schema. A larger
+// body is streamed to the caller, and only its status and headers are checked.
 const maxChecked = 1 << 20
 
-// Checked returns a RoundTripper that sends requests through next (nil:
-// http.DefaultTransport), and fails tb when an answer breaks the contract:
+// Checked returns a RoundTripper that sends requests through next (http.DefaultTransport if it is
+// nil) and fails tb if a response violates the contract:
 //
-//   - its status, its headers or its body are not what openapi.yaml documents for
-//     the operation, or for paths and methods that it does not have;
-//   - the request breaks the contract, and is not answered with 4xx.
+//   - The status, the headers or the body are not what openapi.yaml documents for the operation, or
+//     for an unknown path or method.
+//   - The request violates the contract, but the status is not a 4xx.
 //
-// It passes all answers on, also those it finds fault with. It may be used by many
-// goroutines, and costs some 50 µs a request.
+// It returns all responses, also those that violate the contract. It is safe for concurrent use.
 func Checked(tb testing.TB, next http.RoundTripper) http.RoundTripper {
 	tb.Helper()
 	if next == nil {
@@ -70,7 +68,7 @@ type checked struct {
 	next http.RoundTripper
 }
 
-// RoundTrip is http.RoundTripper's.
+// RoundTrip implements http.RoundTripper.
 func (c *checked) RoundTrip(request *http.Request) (*http.Response, error) {
 	var sent io.ReadCloser
 	if request.GetBody != nil {
@@ -85,36 +83,33 @@ func (c *checked) RoundTrip(request *http.Request) (*http.Response, error) {
 		return response, err
 	}
 	if err := Check(c.doc, request, sent, response); err != nil {
-		c.tb.Errorf("%s %s was answered %d, against the contract: %v",
+		c.tb.Errorf("%s %s: status %d violates the contract: %v",
 			request.Method, request.URL.RequestURI(), response.StatusCode, err)
 	}
 	return response, nil
 }
 
-// Check holds a request and its response against the contract in doc. sent is a
-// copy of the request's body, or nil when there is none: then a request that has
-// one is not judged. What Check reads of the response's body it puts back.
+// Check checks a request and its response against the contract in doc. sent is a copy of the
+// request's body. If it is nil and the request has a body, the request is not checked. The
+// response's body can still be read after Check. A response with a body that ends in an error is
+// not checked.
 func Check(doc *openapi3.T, request *http.Request, sent io.ReadCloser, response *http.Response) error {
-	head, err := io.ReadAll(io.LimitReader(response.Body, maxChecked+1))
-	response.Body = &rest{io.MultiReader(bytes.NewReader(head), afterError{err, response.Body}), response.Body}
-	if err != nil {
-		return nil
-	}
-	if madeByNetHTTP(response, head) {
+	head, complete := peekBody(response)
+	if !complete || fromNetHTTP(response, head) {
 		return nil
 	}
 	method := request.Method
 	if method == http.MethodHead {
 		method = http.MethodGet
 		if len(head) > 0 {
-			return fmt.Errorf("an answer to HEAD has a body: %q", head)
+			return fmt.Errorf("the response to HEAD has a body: %q", head)
 		}
 	}
 	input := &openapi3filter.RequestValidationInput{Request: forValidation(request, method, sent)}
 	input.Route, input.PathParams = findRoute(doc, method, sentPath(request))
-	unrouted := input.Route.Operation == nil
-	if unrouted {
-		input.Route.Operation = unroutedOperation(doc, input.Route.PathItem != nil)
+	noOperation := input.Route.Operation == nil
+	if noOperation {
+		input.Route.Operation = errorOperation(doc, input.Route.PathItem != nil)
 	}
 	media, err := mediaType(input.Route.Operation.Responses.Status(response.StatusCode), response.Header)
 	if err != nil {
@@ -134,22 +129,22 @@ func Check(doc *openapi3.T, request *http.Request, sent io.ReadCloser, response 
 		return err
 	}
 	if documented := input.Route.Operation.Responses.Status(response.StatusCode).Value; len(documented.Content) == 0 && len(head) > 0 {
-		return fmt.Errorf("it must not have a body: %q", head)
+		return fmt.Errorf("the response must not have a body: %q", head)
 	}
-	refused := response.StatusCode/100 == 4
-	if unrouted || refused || (sent == nil && request.Body != nil && request.Body != http.NoBody) {
+	rejected := response.StatusCode/100 == 4
+	if noOperation || rejected || (sent == nil && request.Body != nil && request.Body != http.NoBody) {
 		return nil
 	}
 	if err := openapi3filter.ValidateRequest(request.Context(), input); err != nil {
-		return fmt.Errorf("the request was not refused, though: %w", err)
+		return fmt.Errorf("an invalid request was not rejected: %w", err)
 	}
 	return nil
 }
 
 const typeJSON = "application/json"
 
-// mediaType is the Content-Type of an answer, which must be word for word one of those documented; and JSON where
-// no body is.
+// mediaType returns the Content-Type of a response, which must equal one of the documented ones, or
+// JSON if the response has no body.
 func mediaType(documented *openapi3.ResponseRef, header http.Header) (string, error) {
 	allowed := []string{typeJSON}
 	if documented != nil && len(documented.Value.Content) > 0 {
@@ -157,14 +152,14 @@ func mediaType(documented *openapi3.ResponseRef, header http.Header) (string, er
 	}
 	got := header.Values("Content-Type")
 	if len(got) != 1 || !slices.Contains(allowed, got[0]) {
-		return "", fmt.Errorf("its Content-Type is %q", got)
+		return "", fmt.Errorf("Content-Type %q, want one of %q", got, allowed)
 	}
 	return got[0], nil
 }
 
-// madeByNetHTTP tells the answers that net/http gives by itself to what is no
-// correct HTTP: no handler has seen these requests.
-func madeByNetHTTP(response *http.Response, body []byte) bool {
+// fromNetHTTP reports whether net/http sent the response without calling a handler, because the
+// request is not valid HTTP.
+func fromNetHTTP(response *http.Response, body []byte) bool {
 	switch response.StatusCode {
 	case http.StatusBadRequest, http.StatusRequestHeaderFieldsTooLarge,
 		http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
@@ -177,8 +172,8 @@ func madeByNetHTTP(response *http.Response, body []byte) bool {
 	return false
 }
 
-// forValidation copies a request to what the document can judge: HEAD is GET, a
-// body without a Content-Type is JSON.
+// forValidation returns a copy of the request in a form that the document describes: with this
+// method (GET for HEAD), and JSON as the Content-Type of a body without one.
 func forValidation(request *http.Request, method string, sent io.ReadCloser) *http.Request {
 	r := request.Clone(request.Context())
 	r.Method = method
@@ -189,15 +184,14 @@ func forValidation(request *http.Request, method string, sent io.ReadCloser) *ht
 	return r
 }
 
-// findRoute finds the operation of a request. It goes by the path as it was sent,
-// where %2F is part of a segment, which kin-openapi's own routers do not all do;
-// and a path spelled out goes before one with a parameter, as OpenAPI says. The
-// route has no PathItem when the path is unknown, and no Operation when the path
-// or the method is.
+// findRoute returns the operation of a request and its path parameters. Unlike some of
+// kin-openapi's routers, it matches the path as sent, where %2F is part of a segment. A literal
+// path takes precedence over one with a parameter, as OpenAPI requires. The route has no PathItem
+// if the path is unknown, and no Operation if the path or the method is.
 func findRoute(doc *openapi3.T, method, path string) (*routers.Route, map[string]string) {
 	route := &routers.Route{Spec: doc, Method: method, Path: path}
 	var params map[string]string
-	for _, pattern := range doc.Paths.InMatchingOrder() { // spelled out before templates
+	for _, pattern := range doc.Paths.InMatchingOrder() { // literal paths first
 		if params = matchPath(pattern, path); params != nil {
 			route.Path, route.PathItem = pattern, doc.Paths.Value(pattern)
 			break
@@ -209,9 +203,9 @@ func findRoute(doc *openapi3.T, method, path string) (*routers.Route, map[string
 	return route, params
 }
 
-// sentPath is the path as it went over the wire. On a request that a server has
-// read, EscapedPath is not always that: where RawPath holds a character that ought
-// to be encoded, like ", it encodes Path anew.
+// sentPath returns the path as the client sent it. EscapedPath does not always do that for a
+// request that a server has parsed: if RawPath has a character that should be encoded, such as ",
+// EscapedPath encodes Path again.
 func sentPath(request *http.Request) string {
 	if request.RequestURI != "" && request.URL.RawPath != "" {
 		return request.URL.RawPath
@@ -219,8 +213,8 @@ func sentPath(request *http.Request) string {
 	return request.URL.EscapedPath()
 }
 
-// matchPath matches an escaped path segment by segment, and returns the decoded
-// parameters, or nil when it does not match.
+// matchPath matches an escaped path segment by segment. It returns the decoded parameters, or nil
+// if the path does not match.
 func matchPath(pattern, path string) map[string]string {
 	want, got := strings.Split(pattern, "/"), strings.Split(path, "/")
 	if len(want) != len(got) {
@@ -243,9 +237,9 @@ func matchPath(pattern, path string) map[string]string {
 	return params
 }
 
-// unroutedOperation stands in for what the document cannot have: an operation for
-// all other paths, or for all other methods of a path.
-func unroutedOperation(doc *openapi3.T, pathKnown bool) *openapi3.Operation {
+// errorOperation returns an operation with the documented response for unknown paths, or for
+// unknown methods of a known path.
+func errorOperation(doc *openapi3.T, pathKnown bool) *openapi3.Operation {
 	status, name := http.StatusNotFound, "NotFound"
 	if pathKnown {
 		status, name = http.StatusMethodNotAllowed, "MethodNotAllowed"
@@ -253,21 +247,30 @@ func unroutedOperation(doc *openapi3.T, pathKnown bool) *openapi3.Operation {
 	return &openapi3.Operation{Responses: openapi3.NewResponses(openapi3.WithStatus(status, doc.Components.Responses[name]))}
 }
 
-// rest is a body whose beginning has been read.
-type rest struct {
+// peekBody reads up to maxChecked+1 bytes of the response's body and puts them back. complete is
+// false if reading failed; the caller then gets the same error after the same bytes.
+func peekBody(response *http.Response) (head []byte, complete bool) {
+	body := response.Body
+	head, err := io.ReadAll(io.LimitReader(body, maxChecked+1))
+	response.Body = &peekedBody{io.MultiReader(bytes.NewReader(head), errorOr{err, body}), body}
+	return head, err == nil
+}
+
+// peekedBody is a body that still returns the bytes that peekBody read.
+type peekedBody struct {
 	io.Reader
 	io.Closer
 }
 
-// afterError repeats the error that ended the reading, if there was one.
-type afterError struct {
-	err  error
-	body io.Reader
+// errorOr returns err from every Read, or reads from Reader if err is nil.
+type errorOr struct {
+	err error
+	io.Reader
 }
 
-func (r afterError) Read(p []byte) (int, error) {
+func (r errorOr) Read(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}
-	return r.body.Read(p)
+	return r.Reader.Read(p)
 }

@@ -10,54 +10,55 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// Store keeps coupons in memory, by the rules of the real one; it satisfies
-// api.Store. Use NewStore. For other behaviour embed it and replace a method.
+// Store is an api.Store in memory, with the same rules as *pgstore.Store. Create it with NewStore.
+// For different behavior, embed it and override methods.
 type Store struct {
 	mu      sync.Mutex
 	coupons map[string]*coupon
-	fault   error
+	err     error
 	shards  []pgstore.Shard
 	calls   atomic.Int64
 }
 
 type coupon struct {
 	amount   int
-	claimers []string // only ever appended to, so that a reader's part of it stays
+	claimers []string // append-only, so that a Coupon that shares it does not change
 	claimed  map[string]bool
 }
 
-// PageSize is how many claimers the Store yields in a page, as the real one does.
+// PageSize is the maximum number of claimers in a page, the same as in pgstore.
 const PageSize = 10_000
 
-// NewStore makes an empty Store.
+// NewStore returns an empty Store.
 func NewStore() *Store { return &Store{coupons: make(map[string]*coupon)} }
 
-// Fail lets every method return err from now on, and do nothing; nil ends that.
-func (s *Store) Fail(err error) {
+// SetError makes every method do nothing and return err, until SetError(nil). Calls and Shards are
+// not affected.
+func (s *Store) SetError(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fault = err
+	s.err = err
 }
 
-// HasShards lets the Store say that these servers are behind it.
-func (s *Store) HasShards(shards ...pgstore.Shard) {
+// SetShards sets what Shards returns.
+func (s *Store) SetShards(shards ...pgstore.Shard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shards = shards
 }
 
-// Calls is how often the methods have been called, Ready and Shards apart.
+// Calls returns the number of calls of Claim, CreateCoupon and Coupon.
 func (s *Store) Calls() int64 { return s.calls.Load() }
 
-// Claim is api.Store's.
+// Claim implements api.Store.
 func (s *Store) Claim(_ context.Context, user, name string) (pgstore.ClaimStatus, error) {
 	s.calls.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.coupons[name]
 	switch {
-	case s.fault != nil:
-		return "", s.fault
+	case s.err != nil:
+		return "", s.err
 	case c == nil:
 		return pgstore.CouponNotFound, nil
 	case c.claimed[user]:
@@ -70,13 +71,13 @@ func (s *Store) Claim(_ context.Context, user, name string) (pgstore.ClaimStatus
 	return pgstore.Claimed, nil
 }
 
-// CreateCoupon is api.Store's.
+// CreateCoupon implements api.Store.
 func (s *Store) CreateCoupon(_ context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
 	s.calls.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fault != nil {
-		return "", s.fault
+	if s.err != nil {
+		return "", s.err
 	}
 	if s.coupons[name] != nil {
 		return pgstore.CouponExists, nil
@@ -85,14 +86,14 @@ func (s *Store) CreateCoupon(_ context.Context, name string, amount int32) (pgst
 	return pgstore.Created, nil
 }
 
-// Coupon is api.Store's.
+// Coupon implements api.Store.
 func (s *Store) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
 	s.calls.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.coupons[name]
-	if s.fault != nil || c == nil {
-		return nil, false, s.fault
+	if s.err != nil || c == nil {
+		return nil, false, s.err
 	}
 	claimers := c.claimers
 	if len(claimers) <= PageSize {
@@ -120,14 +121,14 @@ func pages(ctx context.Context, claimers []string) iter.Seq2[[]string, error] {
 	}
 }
 
-// Ready is api.Store's.
+// Ready implements api.Store.
 func (s *Store) Ready(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.fault
+	return s.err
 }
 
-// Shards is api.Sharded's.
+// Shards implements api.Sharded.
 func (s *Store) Shards() []pgstore.Shard {
 	s.mu.Lock()
 	defer s.mu.Unlock()

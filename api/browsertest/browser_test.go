@@ -1,7 +1,7 @@
 //go:build browser
 
-// Package browsertest opens the docs page of a running service in a real browser. It has a build tag, because a browser is more than
-// `make test` may ask of a new machine: make test-browser.
+// Package browsertest tests the docs page of a running service in Chromium. It has a build tag
+// because `make test` must not require a browser; run it with `make test-browser`.
 package browsertest
 
 import (
@@ -27,12 +27,14 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-// patience bounds all that one window does. It is long: a laden machine is no reason for a test to fail.
-const patience = 3 * time.Minute
+// browserTimeout limits everything that is done in one browser. It is long, so that the test also
+// passes on a busy machine.
+const browserTimeout = 3 * time.Minute
 
-// A developer opens /docs, sees every operation, and creates, claims and reads with "Try it out", in a wide window and on a
-// telephone; the page asks nobody but the service, and has nothing to complain of.
-func TestDocsInABrowser(t *testing.T) {
+// The page /docs shows every operation. "Try it out" creates, claims and reads a coupon, in a wide
+// window and in that of a phone. The page sends requests only to the service, and the console has
+// no errors.
+func TestDocsPage(t *testing.T) {
 	binary := build(t)
 	for _, window := range []struct {
 		name          string
@@ -43,49 +45,49 @@ func TestDocsInABrowser(t *testing.T) {
 	} {
 		t.Run(window.name, func(t *testing.T) {
 			service := start(t, binary, pgtest.New(t).URL)
-			w := open(t, window.width, window.height)
-			w.do(chromedp.Navigate(service + "/docs"))
+			b := openBrowser(t, window.width, window.height)
+			b.do(chromedp.Navigate(service + "/docs"))
 
-			w.until(`document.querySelectorAll(".opblock").length > 0`)
-			w.seesEveryOperation()
-			w.seesEveryCode()
-			w.fits("the page")
-			w.picture(window.name + "-top")
+			b.waitFor(`document.querySelectorAll(".opblock").length > 0`)
+			b.checkOperations()
+			b.checkCodes()
+			b.checkWidth("the page")
+			b.screenshot(window.name + "-top")
 
-			// As the examples stand: they are of one coupon and one user.
-			w.expand("createCoupon")
-			if text := w.execute("createCoupon", 201); !strings.Contains(text, "/api/coupons/summer%20sale") {
-				t.Errorf("the answer to the creation shows no Location: %s", text)
+			// With the examples unchanged: they have the same coupon and the same user.
+			b.expand("createCoupon")
+			if text := b.execute("createCoupon", 201); !strings.Contains(text, "/api/coupons/summer%20sale") {
+				t.Errorf("the response to the creation shows no Location: %s", text)
 			}
-			w.picture(window.name + "-create")
-			w.fold("createCoupon")
+			b.screenshot(window.name + "-create")
+			b.collapse("createCoupon")
 
-			w.expand("claimCoupon")
-			w.execute("claimCoupon", 201)
-			w.quiet()
-			if text := w.execute("claimCoupon", 409); !strings.Contains(text, "ALREADY_CLAIMED") {
-				t.Errorf("the answer to the second claim: %s", text)
+			b.expand("claimCoupon")
+			b.execute("claimCoupon", 201)
+			b.wantNoErrors()
+			if text := b.execute("claimCoupon", 409); !strings.Contains(text, "ALREADY_CLAIMED") {
+				t.Errorf("the response to the second claim is not ALREADY_CLAIMED: %s", text)
 			}
-			w.complains("409 (Conflict)") // what Chromium says of every status from 400 on
-			w.picture(window.name + "-claim")
-			w.fold("claimCoupon")
+			b.wantError("409 (Conflict)") // Chromium logs every status from 400 up
+			b.screenshot(window.name + "-claim")
+			b.collapse("claimCoupon")
 
-			w.expand("getCoupon")
-			text := w.execute("getCoupon", 200)
+			b.expand("getCoupon")
+			text := b.execute("getCoupon", 200)
 			for _, wanted := range []string{`"remaining_amount": 4`, `"ada"`} {
 				if !strings.Contains(text, wanted) {
 					t.Errorf("the coupon is shown without %s: %s", wanted, text)
 				}
 			}
-			w.picture(window.name + "-get")
-			w.fits("the answer")
-			w.quiet()
-			w.askedNobodyElse(service)
+			b.screenshot(window.name + "-get")
+			b.checkWidth("the response")
+			b.wantNoErrors()
+			b.checkRequests(service)
 		})
 	}
 }
 
-// build makes coupond, as a user would.
+// build builds coupond.
 func build(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "coupond")
@@ -95,7 +97,7 @@ func build(t *testing.T) string {
 	return binary
 }
 
-// start runs coupond serve until the test ends, and returns where it is.
+// start runs coupond serve until the test ends, and returns its URL.
 func start(t *testing.T, binary, database string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "log")
@@ -111,7 +113,7 @@ func start(t *testing.T, binary, database string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { // t.Context ends before
+	t.Cleanup(func() { // after t.Context has ended
 		_ = cmd.Wait()
 		_ = log.Close()
 	})
@@ -125,33 +127,33 @@ func start(t *testing.T, binary, database string) string {
 			return "http://127.0.0.1:" + port
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the service is not ready: %s", text)
+			t.Fatalf("the service is not ready, its log: %s", text)
 		}
 	}
 }
 
-// window is a browser with one page, and what was heard from it.
-type window struct {
+// browser is a Chromium with one page.
+type browser struct {
 	t   *testing.T
 	ctx context.Context
 
 	mu       sync.Mutex
-	said     []chromedp.ConsoleMessage
-	requests []string
+	console  []chromedp.ConsoleMessage
+	requests []string // URLs
 }
 
-// open starts Chromium with one empty page. There is no test without a browser: when there is none, it fails.
-func open(t *testing.T, width, height int64) *window {
+// openBrowser starts Chromium with an empty page. Without Chromium, the test fails.
+func openBrowser(t *testing.T, width, height int64) *browser {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		// What the browser itself would like to ask of the internet finds no address.
+		// Chromium's own requests to the internet fail.
 		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
 		chromedp.UserDataDir(t.TempDir()),
 	)
 	if os.Geteuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // root has none
+		options = append(options, chromedp.NoSandbox) // it does not work for root
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), browserTimeout)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)
 	t.Cleanup(cancel)
@@ -162,8 +164,8 @@ func open(t *testing.T, width, height int64) *window {
 		}
 	})
 
-	w := &window{t: t, ctx: ctx}
-	w.do(chromedp.EmulateViewport(width, height))
+	b := &browser{t: t, ctx: ctx}
+	b.do(chromedp.EmulateViewport(width, height))
 	requests := chromedp.Events(ctx, network.RequestWillBeSent)
 	console := chromedp.Console(ctx)
 	go func() {
@@ -171,9 +173,9 @@ func open(t *testing.T, width, height int64) *window {
 			if err != nil {
 				return
 			}
-			w.mu.Lock()
-			w.requests = append(w.requests, event.Request.URL)
-			w.mu.Unlock()
+			b.mu.Lock()
+			b.requests = append(b.requests, event.Request.URL)
+			b.mu.Unlock()
 		}
 	}()
 	go func() {
@@ -181,213 +183,218 @@ func open(t *testing.T, width, height int64) *window {
 			if err != nil {
 				return
 			}
-			w.mu.Lock()
-			w.said = append(w.said, message)
-			w.mu.Unlock()
+			b.mu.Lock()
+			b.console = append(b.console, message)
+			b.mu.Unlock()
 		}
 	}()
-	return w
+	return b
 }
 
-func (w *window) do(steps ...chromedp.Action[chromedp.Void]) {
-	w.t.Helper()
-	if err := chromedp.Do(w.ctx, steps...); err != nil {
-		w.t.Fatal(err)
+func (b *browser) do(steps ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	if err := chromedp.Do(b.ctx, steps...); err != nil {
+		b.t.Fatal(err)
 	}
 }
 
-// eval runs JavaScript in the page. It comes from outside, so that the page's policy does not forbid it.
-func eval[T any](w *window, script string) T {
-	w.t.Helper()
-	value, err := chromedp.Run(w.ctx, chromedp.Evaluate[T](script))
+// eval runs JavaScript in the page through the DevTools protocol, to which the page's policy does
+// not apply.
+func eval[T any](b *browser, script string) T {
+	b.t.Helper()
+	value, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](script))
 	if err != nil {
-		w.t.Fatalf("%s: %v", script, err)
+		b.t.Fatalf("%s: %v", script, err)
 	}
 	return value
 }
 
-// until waits for a condition in the page. chromedp's own Poll needs eval in the page, which the policy forbids.
-func (w *window) until(condition string) {
-	w.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !eval[bool](w, condition); time.Sleep(50 * time.Millisecond) {
+// waitFor waits for a JavaScript condition. chromedp's Poll calls eval in the page, which the
+// policy forbids.
+func (b *browser) waitFor(condition string) {
+	b.t.Helper()
+	for deadline := time.Now().Add(time.Minute); !eval[bool](b, condition); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.picture("failed")
-			w.t.Fatalf("never came true: %s\n%s", condition, eval[string](w, `document.body.innerText`))
+			b.screenshot("failed")
+			b.t.Fatalf("timed out waiting for %s\n%s", condition, eval[string](b, `document.body.innerText`))
 		}
 	}
 }
 
-// seesEveryOperation holds the operations that the page shows against those of openapi.yaml.
-func (w *window) seesEveryOperation() {
-	w.t.Helper()
+// checkOperations checks that the page shows the operations of openapi.yaml, and no others.
+func (b *browser) checkOperations() {
+	b.t.Helper()
 	shown := map[string]bool{}
-	for _, id := range eval[[]string](w, `[...document.querySelectorAll(".opblock")].map(o => o.id)`) {
+	for _, id := range eval[[]string](b, `[...document.querySelectorAll(".opblock")].map(o => o.id)`) {
 		shown[id] = true
 	}
 	operations := 0
-	for _, item := range apitest.Contract(w.t).Paths.Map() {
+	for _, item := range apitest.Contract(b.t).Paths.Map() {
 		for _, operation := range item.Operations() {
 			operations++
-			if id := block(operation.Tags[0], operation.OperationID); !shown[id] {
-				w.t.Errorf("the page does not show %s", id)
+			if id := elementID(operation.Tags[0], operation.OperationID); !shown[id] {
+				b.t.Errorf("the page does not show %s", id)
 			}
 		}
 	}
 	if operations != len(shown) {
-		w.t.Errorf("the page shows %d operations, openapi.yaml has %d", len(shown), operations)
+		b.t.Errorf("the page shows %d operations, openapi.yaml has %d", len(shown), operations)
 	}
 }
 
-// seesEveryCode wants the paragraph of each error code under its own heading, in a section that unfolds.
-func (w *window) seesEveryCode() {
-	w.t.Helper()
-	w.until(`document.querySelectorAll(".info details > h3").length > 0`)
-	shown := eval[[]string](w, `[...document.querySelectorAll(".info details > h3")]
+// checkCodes checks that a collapsible section explains each error code under its own heading.
+func (b *browser) checkCodes() {
+	b.t.Helper()
+	b.waitFor(`document.querySelectorAll(".info details > h3").length > 0`)
+	shown := eval[[]string](b, `[...document.querySelectorAll(".info details > h3")]
 		.filter(h => h.nextElementSibling.tagName === "P").map(h => h.textContent)`)
 	for _, code := range api.Codes() {
 		if !slices.Contains(shown, string(code)) {
-			w.t.Errorf("the page does not explain %s, only %v", code, shown)
+			b.t.Errorf("the page explains %v, but not %s", shown, code)
 		}
 	}
 }
 
-// block is the id of the element that shows an operation.
-func block(tag, operation string) string { return "operations-" + tag + "-" + operation }
+// elementID returns the id of the element that shows an operation.
+func elementID(tag, operation string) string { return "operations-" + tag + "-" + operation }
 
-// tagCoupons is the section of what is tried out.
+// tagCoupons is the tag of the operations that the test tries out.
 const tagCoupons = "Coupons"
 
-func within(operation, selector string) chromedp.CSS {
-	return chromedp.CSS("#" + block(tagCoupons, operation) + " " + selector)
+// inOperation returns the CSS selector of a descendant of an operation's element.
+func inOperation(operation, selector string) chromedp.CSS {
+	return chromedp.CSS("#" + elementID(tagCoupons, operation) + " " + selector)
 }
 
-// expand opens an operation, and lets it be tried out.
-func (w *window) expand(operation string) {
-	w.t.Helper()
-	w.do(
-		chromedp.Click(within(operation, ".opblock-summary-control")),
-		chromedp.Click(within(operation, ".try-out__btn"), chromedp.NodeVisible),
+// expand expands an operation and clicks "Try it out".
+func (b *browser) expand(operation string) {
+	b.t.Helper()
+	b.do(
+		chromedp.Click(inOperation(operation, ".opblock-summary-control")),
+		chromedp.Click(inOperation(operation, ".try-out__btn"), chromedp.NodeVisible),
 	)
 }
 
-func (w *window) fold(operation string) {
-	w.t.Helper()
-	w.do(
-		chromedp.Click(within(operation, ".opblock-summary-control")),
-		chromedp.WaitNotPresent(within(operation, ".execute")),
+func (b *browser) collapse(operation string) {
+	b.t.Helper()
+	b.do(
+		chromedp.Click(inOperation(operation, ".opblock-summary-control")),
+		chromedp.WaitNotPresent(inOperation(operation, ".execute")),
 	)
 }
 
-// execute sends the request, and returns what the page then shows of the answer, which must have this status.
-func (w *window) execute(operation string, status int) string {
-	w.t.Helper()
-	answer := fmt.Sprintf(`document.querySelector("#%s .live-responses-table tbody")?.innerText ?? ""`, block(tagCoupons, operation))
-	w.do(chromedp.Click(within(operation, ".execute"), chromedp.NodeVisible))
-	w.until(fmt.Sprintf(`(%s).trim().startsWith("%d")`, answer, status))
-	w.do(chromedp.ScrollIntoView(within(operation, ".live-responses-table")))
-	return eval[string](w, answer)
+// execute sends the request, waits for a response with this status, and returns the text that the
+// page shows for it.
+func (b *browser) execute(operation string, status int) string {
+	b.t.Helper()
+	response := fmt.Sprintf(`document.querySelector("#%s .live-responses-table tbody")?.innerText ?? ""`, elementID(tagCoupons, operation))
+	b.do(chromedp.Click(inOperation(operation, ".execute"), chromedp.NodeVisible))
+	b.waitFor(fmt.Sprintf(`(%s).trim().startsWith("%d")`, response, status))
+	b.do(chromedp.ScrollIntoView(inOperation(operation, ".live-responses-table")))
+	return eval[string](b, response)
 }
 
-// fits fails when the page is wider than the window.
-func (w *window) fits(what string) {
-	w.t.Helper()
-	if over := eval[int](w, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
-		w.t.Errorf("%s is %d pixels wider than the window: %q", what, over, eval[[]string](w, `[...document.querySelectorAll("body *")]
+// checkWidth fails the test if the page is wider than the window.
+func (b *browser) checkWidth(what string) {
+	b.t.Helper()
+	if over := eval[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
+		b.t.Errorf("%s is %d pixels wider than the window: %q", what, over, eval[[]string](b, `[...document.querySelectorAll("body *")]
 			.filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth)
 			.map(e => e.tagName + "." + e.className)`))
 	}
 }
 
-// picture keeps what the window shows in the folder COUPON_PICTURES, if that is set: for somebody to look at.
-func (w *window) picture(name string) {
-	w.t.Helper()
-	folder := os.Getenv("COUPON_PICTURES")
-	if folder == "" {
+// screenshot saves what the window shows in the directory COUPON_PICTURES, if that is set.
+func (b *browser) screenshot(name string) {
+	b.t.Helper()
+	directory := os.Getenv("COUPON_PICTURES")
+	if directory == "" {
 		return
 	}
-	picture, err := chromedp.Run(w.ctx, chromedp.CaptureScreenshot())
+	image, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
 	if err != nil {
-		w.t.Fatal(err)
+		b.t.Fatal(err)
 	}
-	if err := os.MkdirAll(folder, 0o750); err != nil {
-		w.t.Fatal(err)
+	if err := os.MkdirAll(directory, 0o750); err != nil {
+		b.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(folder, "docs-"+name+".png"), picture, 0o600); err != nil {
-		w.t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(directory, "docs-"+name+".png"), image, 0o600); err != nil {
+		b.t.Fatal(err)
 	}
 }
 
-// complaints are the errors and warnings of the console until now; they are forgotten.
-func (w *window) complaints() []string {
-	w.t.Helper()
-	// Whatever the page has said before is in order before this one.
-	w.mu.Lock()
-	before := len(w.said)
-	w.mu.Unlock()
+// takeErrors removes all messages from the console, and returns the errors and warnings.
+func (b *browser) takeErrors() []string {
+	b.t.Helper()
+	// Messages arrive in order: when the mark arrives, all earlier ones have arrived.
+	b.mu.Lock()
+	before := len(b.console)
+	b.mu.Unlock()
 	mark := fmt.Sprintf("mark %d", time.Now().UnixNano())
-	eval[chromedp.Void](w, fmt.Sprintf("console.debug(%q)", mark))
+	eval[chromedp.Void](b, fmt.Sprintf("console.debug(%q)", mark))
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		w.mu.Lock()
-		for i := before; i < len(w.said); i++ {
-			if w.said[i].Text != mark {
+		b.mu.Lock()
+		for i := before; i < len(b.console); i++ {
+			if b.console[i].Text != mark {
 				continue
 			}
 			var errors []string
-			for _, message := range w.said[:i] {
+			for _, message := range b.console[:i] {
 				switch message.Type {
 				case chromedp.ConsoleError, chromedp.ConsoleException, chromedp.ConsoleWarning:
 					errors = append(errors, fmt.Sprintf("%s (%s, %s)", message, message.Source, message.URL))
 				}
 			}
-			w.said = w.said[i+1:]
-			w.mu.Unlock()
+			b.console = b.console[i+1:]
+			b.mu.Unlock()
 			return errors
 		}
-		w.mu.Unlock()
+		b.mu.Unlock()
 		if time.Now().After(deadline) {
-			w.t.Fatal("the console is not heard")
+			b.t.Fatal("the mark did not arrive on the console")
 		}
 	}
 }
 
-// quiet fails when the console has an error, an exception, a warning, a breach of the page's policy.
-func (w *window) quiet() {
-	w.t.Helper()
-	for _, complaint := range w.complaints() {
-		w.t.Error(complaint)
+// wantNoErrors fails the test if the console has an error, an exception, a warning, or a violation
+// of the page's policy.
+func (b *browser) wantNoErrors() {
+	b.t.Helper()
+	for _, message := range b.takeErrors() {
+		b.t.Error(message)
 	}
 }
 
-// complains fails unless the console has exactly one complaint, with this text.
-func (w *window) complains(text string) {
-	w.t.Helper()
-	if got := w.complaints(); len(got) != 1 || !strings.Contains(got[0], text) {
-		w.t.Errorf("the console complains %q, want one with %q", got, text)
+// wantError fails the test unless the console has exactly one error, with this text.
+func (b *browser) wantError(text string) {
+	b.t.Helper()
+	if got := b.takeErrors(); len(got) != 1 || !strings.Contains(got[0], text) {
+		b.t.Errorf("the console has the errors %q, want one with %q", got, text)
 	}
 }
 
-// askedNobodyElse holds every request of the page against the service's address.
-func (w *window) askedNobodyElse(service string) {
-	w.t.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// checkRequests checks that the page sent requests to the service, and to no other address.
+func (b *browser) checkRequests(service string) {
+	b.t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	paths := map[string]bool{}
-	for _, request := range w.requests {
+	for _, request := range b.requests {
 		address, err := url.Parse(request)
 		if err != nil {
-			w.t.Fatal(err)
+			b.t.Fatal(err)
 		}
 		switch {
-		case address.Scheme == "data": // pictures in the style sheet
+		case address.Scheme == "data": // images in the style sheet
 		case address.Scheme+"://"+address.Host != service:
-			w.t.Errorf("the page asked %s", request)
+			b.t.Errorf("the page sent a request to %s", request)
 		default:
 			paths[address.Path] = true
 		}
 	}
 	for _, path := range []string{"/docs", "/docs/swagger-ui-bundle.js", "/openapi.yaml", "/api/coupons", "/api/coupons/claim", "/api/coupons/summer sale"} {
 		if !paths[path] {
-			w.t.Errorf("no request for %s was heard of, only %v", path, paths)
+			b.t.Errorf("the page sent no request for %s, only for %v", path, paths)
 		}
 	}
 }

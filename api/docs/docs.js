@@ -1,15 +1,15 @@
-// All paths are relative to the page, so that it works behind a prefix, too.
+// All paths are relative to the page, so that it also works under a path prefix.
 window.ui = SwaggerUIBundle({
   url: "openapi.yaml",
   dom_id: "#swagger-ui",
   deepLinking: true,
   displayRequestDuration: true,
-  validatorUrl: null, // its badge would ask a host on the internet
-  onComplete: foldSections,
+  validatorUrl: null, // the validator's badge would load from the internet
+  onComplete: collapseSections,
 });
 
-// Each section of the description is folded, or the operations would begin many screens down.
-function foldSections() {
+// Collapses each section of the description. Otherwise the operations would start many screens down.
+function collapseSections() {
   for (const heading of document.querySelectorAll(".info .description h2")) {
     const details = document.createElement("details");
     const summary = document.createElement("summary");

@@ -1,9 +1,11 @@
-// Package books keeps what each user of a sale was told, and compares it with what the service reports afterwards.
+// Package check compares the answers that the users of a sale got with each other and with what the
+// service reports after the sale.
 //
-// The rules follow from three facts of the contract: a user gets a coupon at most once, stock never grows again, and a
-// claim is never taken back. So a user who was told "sold out" can neither have had the coupon nor ever get it; after
-// the first "sold out" nobody who asks later may win; "already claimed" needs a claim that won, told or lost on its way.
-// Answers that leave it open whether the claim was carried out (see [load.Answer.Ambiguous]) excuse what they can
+// The rules follow from three facts of the contract: a user gets a coupon at most once, stock never
+// grows, and claims are never deleted. So a user with the answer OUT_OF_STOCK does not have the
+// coupon and never gets it; a claim that is sent after the first OUT_OF_STOCK answer cannot
+// succeed; and ALREADY_CLAIMED needs an earlier claim of the same user that succeeded, whether or
+// not its answer arrived. Ambiguous answers (see [load.Answer.Ambiguous]) excuse what they can
 // explain and nothing else.
 package check
 
@@ -17,67 +19,70 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// Checker is open while a sale of one coupon goes on.
+// Checker records the answers of a sale of one coupon. Make it with New.
 type Checker struct {
-	coupon string
-	stock  int
-	users  []string
-	opened time.Time
+	coupon  string
+	stock   int
+	users   []string
+	started time.Time
 
-	mu     sync.Mutex
-	told   []told
-	odd    Guarantee     // answers that no valid claim on an existing coupon may get
-	closed time.Duration // when the first "sold out" was answered; never: forever
+	mu           sync.Mutex
+	outcomes     []outcome     // by index of the user
+	unexpected   Guarantee     // violated by answers that no claim of an existing coupon may get
+	firstSoldOut time.Duration // when the first OUT_OF_STOCK was answered, or never
 }
 
-// told is what one user was told; the times run from when the book was opened.
-type told struct {
-	claimed, already, soldOut, uncertain uint16
+// outcome is what one user was answered. Times are since Checker.started.
+type outcome struct {
+	claimed, already, soldOut, ambiguous uint16 // numbers of answers
 
-	claimSent     time.Duration // of the first claim answered 201: it won after this …
+	claimSent     time.Duration // of the first claim answered 201: it was committed after this …
 	claimAnswered time.Duration // … and before this
-	firstAlready  time.Duration // when the first 409 was answered
+	firstAlready  time.Duration // when the first ALREADY_CLAIMED was answered, or never
 }
 
-const forever = time.Duration(1<<63 - 1)
+const never = time.Duration(1<<63 - 1)
 
-// New opens the book for a coupon with so much stock, before the first of users asks for it.
+// New returns a Checker for a coupon with this stock. Call it before the first user claims.
 func New(coupon string, stock int, users []string) *Checker {
-	b := &Checker{coupon: coupon, stock: stock, users: users, opened: time.Now(), told: make([]told, len(users)), closed: forever}
-	for i := range b.told {
-		b.told[i].firstAlready = forever
+	c := &Checker{
+		coupon: coupon, stock: stock, users: users, started: time.Now(),
+		outcomes: make([]outcome, len(users)), firstSoldOut: never,
 	}
-	return b
+	for i := range c.outcomes {
+		c.outcomes[i].firstAlready = never
+	}
+	return c
 }
 
-// Record notes what the user of this index was told, and when the claim was sent and answered. Many goroutines may
-// call it at once, and for one user in any order.
-func (b *Checker) Record(user int, answer load.Answer, sent, answered time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	u, at := &b.told[user], answered.Sub(b.opened)
+// Record records an answer to the user of this index, and when the claim was sent and answered. It
+// may be called concurrently, and for one user in any order.
+func (c *Checker) Record(user int, answer load.Answer, sent, answered time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	u, at := &c.outcomes[user], answered.Sub(c.started)
 	switch {
 	case answer == load.Claimed:
 		if increment(&u.claimed) == 1 {
-			u.claimSent, u.claimAnswered = sent.Sub(b.opened), at
+			u.claimSent, u.claimAnswered = sent.Sub(c.started), at
 		}
 	case answer == load.AlreadyClaimed:
 		increment(&u.already)
 		u.firstAlready = min(u.firstAlready, at)
 	case answer == load.OutOfStock:
 		increment(&u.soldOut)
-		b.closed = min(b.closed, at)
+		c.firstSoldOut = min(c.firstSoldOut, at)
 	case answer.Ambiguous():
-		increment(&u.uncertain)
+		increment(&u.ambiguous)
 		if answer != load.OutcomeUnknown && answer.Status != 0 || answer == load.Malformed {
-			b.odd.broke("%s was answered %v", b.users[user], answer)
+			c.unexpected.violated("%s got %v", c.users[user], answer)
 		}
 	case answer != load.Overloaded && answer != load.Unavailable && answer != load.NotSent:
-		b.odd.broke("%s was answered %v", b.users[user], answer)
+		c.unexpected.violated("%s got %v", c.users[user], answer)
 	}
 }
 
-// increment stops at the most there can be: all that matters is none, one or more.
+// increment stops at the largest value: the checks compare with 0 and 1 only.
 func increment(n *uint16) uint16 {
 	if *n < 1<<16-1 {
 		*n++
@@ -85,152 +90,160 @@ func increment(n *uint16) uint16 {
 	return *n
 }
 
-// Result is what the books say.
+// Result is the result of a check.
 type Result struct {
-	// Winners is how many users know that they have the coupon.
+	// Winners is the number of users with answers that prove that they have the coupon.
 	Winners int
-	// Guarantees in the order in which they are read out.
+	// Guarantees has each guarantee of a sale, always in the same order.
 	Guarantees []Guarantee
-	// Ambiguous is how many users were left without knowing at least once (no answer, or OUTCOME_UNKNOWN); of them AmbiguousWon
-	// found out by a 409 that they had won, and Unresolved never found out.
+	// Ambiguous is the number of users with an ambiguous answer (no answer, or OUTCOME_UNKNOWN). Of
+	// them, AmbiguousWon learned from a later ALREADY_CLAIMED that they had won, and Unresolved
+	// never got a definite answer.
 	Ambiguous, AmbiguousWon, Unresolved int
 }
 
-// Guarantee is one of the promises of a sale.
+// Guarantee is one of the guarantees of a sale.
 type Guarantee struct {
-	// Text says what was promised.
+	// Text says what is guaranteed.
 	Text string
-	// Violations is how often it was broken, Examples are the first few times.
+	// Violations is the number of violations. Examples describes the first few.
 	Violations int
 	Examples   []string
 }
 
 const maxExamples = 3
 
-func (p *Guarantee) broke(format string, args ...any) {
-	p.Violations++
-	if len(p.Examples) < maxExamples {
-		p.Examples = append(p.Examples, fmt.Sprintf(format, args...))
+func (g *Guarantee) violated(format string, args ...any) {
+	g.Violations++
+	if len(g.Examples) < maxExamples {
+		g.Examples = append(g.Examples, fmt.Sprintf(format, args...))
 	}
 }
 
-// OK says whether every promise was.
-func (v Result) OK() bool {
-	for _, p := range v.Guarantees {
-		if p.Violations > 0 {
+// OK reports whether all guarantees hold.
+func (r Result) OK() bool {
+	for _, g := range r.Guarantees {
+		if g.Violations > 0 {
 			return false
 		}
 	}
 	return true
 }
 
-// Check closes the book: it compares what the users were told with each other and with what the service reports now
-// that nothing is under way.
-func (b *Checker) Check(reported load.Coupon) Result {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// Check compares the recorded answers with each other and with reported, the coupon as the service
+// reports it after the last answer.
+func (c *Checker) Check(reported load.Coupon) Result {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 
-	var v Result
-	expected := min(b.stock, len(b.users))
-	exactly := Guarantee{Text: "exactly " + humanize.Comma(int64(expected)) + " won"}
-	twice := Guarantee{Text: "nobody won twice"}
-	everybody := Guarantee{Text: "all " + humanize.Comma(int64(len(b.users))) + " users were told"}
-	contradiction := b.odd
-	contradiction.Text = "no answer contradicts another"
+	var r Result
+	expected := min(c.stock, len(c.users))
+	winners := Guarantee{Text: "exactly " + humanize.Comma(int64(expected)) + " users won"}
+	if expected == 1 {
+		winners.Text = "exactly 1 user won"
+	}
+	once := Guarantee{Text: "no user won twice"}
+	definite := Guarantee{Text: "every user got a definite answer"}
+	consistent := c.unexpected
+	consistent.Text = "no answer contradicts another"
 
-	for i, name := range b.users {
-		u := &b.told[i]
+	for i, name := range c.users {
+		u := &c.outcomes[i]
 		if u.won() {
-			v.Winners++
+			r.Winners++
 		}
 		if u.claimed > 1 {
-			twice.broke("%s was told 201 %d times", name, u.claimed)
+			once.violated("%s got 201 %d times", name, u.claimed)
 		}
 		if u.claimed+u.already+u.soldOut == 0 {
-			everybody.broke("%s never had a clear answer", name)
+			definite.violated("%s got none", name)
 		}
-		if u.uncertain > 0 {
-			v.Ambiguous++
+		if u.ambiguous > 0 {
+			r.Ambiguous++
 			switch {
 			case u.claimed == 0 && u.already > 0:
-				v.AmbiguousWon++
+				r.AmbiguousWon++
 			case u.claimed+u.already+u.soldOut == 0:
-				v.Unresolved++
+				r.Unresolved++
 			}
 		}
-		b.contradictions(&contradiction, name, u)
+		c.checkConsistent(&consistent, name, u)
 	}
-	if v.Winners != expected {
-		exactly.broke("%s did", humanize.Comma(int64(v.Winners)))
+	if r.Winners != expected {
+		winners.violated("%s won", humanize.Comma(int64(r.Winners)))
 	}
-	same := b.report(reported, &twice)
-	v.Guarantees = []Guarantee{exactly, twice, everybody, contradiction, same}
-	return v
+	same := c.checkReported(reported, &once)
+	r.Guarantees = []Guarantee{winners, once, definite, consistent, same}
+	return r
 }
 
-// won says whether the user knows that he has the coupon. A 409 alone does not: it has to come from somewhere.
-func (u *told) won() bool { return u.claimed > 0 || u.already > 0 && u.uncertain > 0 }
+// won reports whether the answers prove that the user has the coupon. ALREADY_CLAIMED alone does
+// not: an earlier claim must explain it.
+func (u *outcome) won() bool { return u.claimed > 0 || u.already > 0 && u.ambiguous > 0 }
 
-func (b *Checker) contradictions(p *Guarantee, name string, u *told) {
+// checkConsistent compares the answers of one user with each other, and with the first
+// OUT_OF_STOCK.
+func (c *Checker) checkConsistent(g *Guarantee, name string, u *outcome) {
 	if u.soldOut > 0 && u.claimed+u.already > 0 {
-		p.broke("%s was told both that it is sold out and that he has it", name)
+		g.violated("%s got OUT_OF_STOCK, and 201 or ALREADY_CLAIMED", name)
 	}
-	if u.already > 0 && u.claimed+u.uncertain == 0 {
-		p.broke("%s was told 409 though no claim of his had won", name)
+	if u.already > 0 && u.claimed+u.ambiguous == 0 {
+		g.violated("%s got ALREADY_CLAIMED, and none of their claims can have succeeded", name)
 	}
 	if u.claimed > 0 && u.firstAlready < u.claimSent {
-		p.broke("%s was told 409 before he sent the claim that won", name)
+		g.violated("%s got ALREADY_CLAIMED before they sent the claim that succeeded", name)
 	}
-	if u.claimed > 0 && b.closed < u.claimSent {
-		p.broke("%s won with a claim sent after somebody was told that it is sold out", name)
+	if u.claimed > 0 && c.firstSoldOut < u.claimSent {
+		g.violated("%s got 201 for a claim sent after the first OUT_OF_STOCK", name)
 	}
 }
 
-// report compares with what the service reports; who stands in it twice has won twice.
-func (b *Checker) report(reported load.Coupon, twice *Guarantee) Guarantee {
-	same := Guarantee{Text: "the service reports the same"}
-	if reported.Name != b.coupon {
-		same.broke("its name is %q", reported.Name)
+// checkReported compares the answers with what the service reports. A user that is listed twice won
+// twice, which is a violation of once.
+func (c *Checker) checkReported(reported load.Coupon, once *Guarantee) Guarantee {
+	same := Guarantee{Text: "the service reports the same winners"}
+	if reported.Name != c.coupon {
+		same.violated("name is %q, want %q", reported.Name, c.coupon)
 	}
-	if reported.Amount != b.stock {
-		same.broke("amount is %d", reported.Amount)
+	if reported.Amount != c.stock {
+		same.violated("amount is %d, want %d", reported.Amount, c.stock)
 	}
-	if want := b.stock - len(reported.ClaimedBy); reported.Remaining != want {
-		same.broke("remaining_amount is %d and not %d, with %d in claimed_by", reported.Remaining, want, len(reported.ClaimedBy))
+	if want := c.stock - len(reported.ClaimedBy); reported.Remaining != want {
+		same.violated("remaining_amount is %d, want %d with %d users in claimed_by", reported.Remaining, want, len(reported.ClaimedBy))
 	}
 
-	index := make(map[string]int, len(b.users))
-	for i, name := range b.users {
+	index := make(map[string]int, len(c.users))
+	for i, name := range c.users {
 		index[name] = i
 	}
-	listed := make([]bool, len(b.users))
-	var latest time.Duration // when the last of those so far was sent at the earliest
+	listed := make([]bool, len(c.users))
+	var latest time.Duration // the latest claimSent of the users so far
 	for position, name := range reported.ClaimedBy {
 		i, known := index[name]
 		if !known {
-			same.broke("claimed_by has %q, who never asked", name)
+			same.violated("claimed_by has %q, which is not a user of this sale", name)
 			continue
 		}
 		if listed[i] {
-			twice.broke("%s stands in claimed_by twice", name)
+			once.violated("%s is in claimed_by twice", name)
 			continue
 		}
 		listed[i] = true
-		u := &b.told[i]
-		if !u.won() && u.uncertain == 0 || u.soldOut > 0 {
-			same.broke("claimed_by has %s, who was never told so", name)
+		u := &c.outcomes[i]
+		if !u.won() && u.ambiguous == 0 || u.soldOut > 0 {
+			same.violated("claimed_by has %s, and their answers say that they did not win", name)
 		}
-		if u.claimed == 0 || u.uncertain > 0 {
-			continue // which of his claims won, and so when, cannot be told
+		if u.claimed == 0 || u.ambiguous > 0 {
+			continue // it is unknown which of their claims succeeded, and so when
 		}
 		if u.claimAnswered < latest {
-			same.broke("%s is number %d of claimed_by, but had won before one further up asked", name, position+1)
+			same.violated("%s is number %d in claimed_by, and was answered 201 before an earlier winner sent their claim", name, position+1)
 		}
 		latest = max(latest, u.claimSent)
 	}
-	for i, name := range b.users {
-		if u := &b.told[i]; !listed[i] && (u.claimed > 0 || u.already > 0) {
-			same.broke("%s was told that he has it, and is not in claimed_by", name)
+	for i, name := range c.users {
+		if u := &c.outcomes[i]; !listed[i] && (u.claimed > 0 || u.already > 0) {
+			same.violated("%s got 201 or ALREADY_CLAIMED, and is not in claimed_by", name)
 		}
 	}
 	return same

@@ -9,18 +9,18 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// answer is one line of a book: user was answered so, having asked and having been answered at these milliseconds.
+// answer is an answer to record: the claim was sent and answered at these milliseconds.
 type answer struct {
-	user     int
-	what     load.Answer
-	from, to int
+	user           int
+	answer         load.Answer
+	sent, answered int
 }
 
-// The users of these tests are a, b and c, the stock is 2, and nothing is said where the sale was exact.
-func TestCompare(t *testing.T) {
+// The users are a, b and c, and the stock is 2.
+func TestChecker_Check(t *testing.T) {
 	var (
 		internal = load.Answer{Status: 500, Code: "INTERNAL"}
-		exact    = []answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 6, 16}}
+		correct  = []answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 6, 16}}
 		report   = func(remaining int, claimedBy ...string) load.Coupon {
 			return load.Coupon{Name: "sale", Amount: 2, Remaining: remaining, ClaimedBy: claimedBy}
 		}
@@ -29,146 +29,146 @@ func TestCompare(t *testing.T) {
 	tests := map[string]struct {
 		answers  []answer
 		reported load.Coupon
-		broken   []string // what must be said, and nothing else
+		want     []string // all violations
 	}{
-		"exact":                 {exact, report(0, "a", "b"), nil},
-		"in the other order":    {exact, report(0, "b", "a"), nil},
-		"asked again and again": {with(exact, answer{0, load.AlreadyClaimed, 11, 12}, answer{2, load.OutOfStock, 17, 18}), report(0, "a", "b"), nil},
-		"asked twice at once":   {with(exact, answer{0, load.AlreadyClaimed, 1, 2}), report(0, "a", "b"), nil},
-		"refused for a while":   {with(exact, answer{2, load.Overloaded, 0, 1}, answer{2, load.Unavailable, 2, 3}, answer{2, load.NotSent, 4, 5}), report(0, "a", "b"), nil},
-		"lost, and it had won":  {[]answer{{0, load.Claimed, 0, 10}, {1, load.Cut, 0, 5}, {1, load.AlreadyClaimed, 6, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "b", "a"), nil},
-		"lost, and it had not":  {with(exact, answer{2, load.TimedOut, 0, 5}, answer{1, load.OutcomeUnknown, 0, 4}), report(0, "a", "b"), nil},
+		"correct":                  {correct, report(0, "a", "b"), nil},
+		"in the other order":       {correct, report(0, "b", "a"), nil},
+		"repeated claims":          {with(correct, answer{0, load.AlreadyClaimed, 11, 12}, answer{2, load.OutOfStock, 17, 18}), report(0, "a", "b"), nil},
+		"concurrent claims":        {with(correct, answer{0, load.AlreadyClaimed, 1, 2}), report(0, "a", "b"), nil},
+		"retried claims":           {with(correct, answer{2, load.Overloaded, 0, 1}, answer{2, load.Unavailable, 2, 3}, answer{2, load.NotSent, 4, 5}), report(0, "a", "b"), nil},
+		"no answer, committed":     {[]answer{{0, load.Claimed, 0, 10}, {1, load.Cut, 0, 5}, {1, load.AlreadyClaimed, 6, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "b", "a"), nil},
+		"no answer, not committed": {with(correct, answer{2, load.TimedOut, 0, 5}, answer{1, load.OutcomeUnknown, 0, 4}), report(0, "a", "b"), nil},
 
 		"one too many": {
 			[]answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.Claimed, 6, 16}}, report(-1, "a", "b", "c"),
-			[]string{"exactly 2 won: 3 did"},
+			[]string{"exactly 2 users won: 3 won"},
 		},
 		"one too few": {
 			[]answer{{0, load.Claimed, 0, 10}, {1, load.OutOfStock, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(1, "a"),
-			[]string{"exactly 2 won: 1 did"},
+			[]string{"exactly 2 users won: 1 won"},
 		},
 		"one user twice": {
-			with(exact, answer{0, load.Claimed, 1, 11}), report(0, "a", "b"),
-			[]string{"nobody won twice: a was told 201 2 times"},
+			with(correct, answer{0, load.Claimed, 1, 11}), report(0, "a", "b"),
+			[]string{"no user won twice: a got 201 2 times"},
 		},
 		"listed twice": {
-			exact, report(-1, "a", "b", "a"),
-			[]string{"nobody won twice: a stands in claimed_by twice"},
+			correct, report(-1, "a", "b", "a"),
+			[]string{"no user won twice: a is in claimed_by twice"},
 		},
-		"never told": {
-			with(exact[:2], answer{2, load.Overloaded, 0, 1}), report(0, "a", "b"),
-			[]string{"all 3 users were told: c never had a clear answer"},
+		"no definite answer": {
+			with(correct[:2], answer{2, load.Overloaded, 0, 1}), report(0, "a", "b"),
+			[]string{"every user got a definite answer: c got none"},
 		},
-		"never told, and it had won": {
+		"no definite answer, committed": {
 			[]answer{{0, load.Claimed, 0, 10}, {1, load.OutcomeUnknown, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "a", "b"),
-			[]string{"exactly 2 won: 1 did", "all 3 users were told: b never had a clear answer"},
+			[]string{"exactly 2 users won: 1 won", "every user got a definite answer: b got none"},
 		},
-		"sold out to a winner": {
-			with(exact, answer{0, load.OutOfStock, 20, 21}), report(0, "a", "b"),
-			[]string{"no answer contradicts another: a was told both that it is sold out and that he has it", "the service reports the same: claimed_by has a, who was never told so"},
+		"sold out for a winner": {
+			with(correct, answer{0, load.OutOfStock, 20, 21}), report(0, "a", "b"),
+			[]string{"no answer contradicts another: a got OUT_OF_STOCK, and 201 or ALREADY_CLAIMED", "the service reports the same winners: claimed_by has a, and their answers say that they did not win"},
 		},
-		"already, out of nothing": {
+		"already claimed without a claim": {
 			[]answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.AlreadyClaimed, 6, 16}}, report(0, "a", "b"),
-			[]string{"no answer contradicts another: c was told 409 though no claim of his had won", "the service reports the same: c was told that he has it, and is not in claimed_by"},
+			[]string{"no answer contradicts another: c got ALREADY_CLAIMED, and none of their claims can have succeeded", "the service reports the same winners: c got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
 		},
-		"already, before it won": {
+		"already claimed before the claim": {
 			[]answer{{0, load.AlreadyClaimed, 0, 5}, {0, load.Claimed, 6, 10}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 7, 16}}, report(0, "a", "b"),
-			[]string{"no answer contradicts another: a was told 409 before he sent the claim that won"},
+			[]string{"no answer contradicts another: a got ALREADY_CLAIMED before they sent the claim that succeeded"},
 		},
-		"stock that grew again": {
+		"stock that grew": {
 			[]answer{{2, load.OutOfStock, 0, 4}, {0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}}, report(0, "a", "b"),
-			[]string{"no answer contradicts another: b won with a claim sent after somebody was told that it is sold out"},
+			[]string{"no answer contradicts another: b got 201 for a claim sent after the first OUT_OF_STOCK"},
 		},
-		"a fault of theirs": {
-			with(exact, answer{2, internal, 0, 1}), report(0, "a", "b"),
-			[]string{"no answer contradicts another: c was answered 500 INTERNAL"},
+		"internal error": {
+			with(correct, answer{2, internal, 0, 1}), report(0, "a", "b"),
+			[]string{"no answer contradicts another: c got 500 INTERNAL"},
 		},
-		"no such coupon": {
-			with(exact, answer{2, load.CouponNotFound, 0, 1}), report(0, "a", "b"),
-			[]string{"no answer contradicts another: c was answered 404 COUPON_NOT_FOUND"},
+		"coupon not found": {
+			with(correct, answer{2, load.CouponNotFound, 0, 1}), report(0, "a", "b"),
+			[]string{"no answer contradicts another: c got 404 COUPON_NOT_FOUND"},
 		},
-		"no HTTP": {
-			with(exact, answer{2, load.Malformed, 0, 1}), report(0, "a", "b"),
-			[]string{"no answer contradicts another: c was answered no answer (MALFORMED)"},
+		"not HTTP": {
+			with(correct, answer{2, load.Malformed, 0, 1}), report(0, "a", "b"),
+			[]string{"no answer contradicts another: c got no answer (MALFORMED)"},
 		},
-		"a winner lost": {
-			exact, report(1, "a"),
-			[]string{"the service reports the same: b was told that he has it, and is not in claimed_by"},
+		"a winner is missing": {
+			correct, report(1, "a"),
+			[]string{"the service reports the same winners: b got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
 		},
-		"a loser listed": {
-			exact, report(-1, "a", "b", "c"),
-			[]string{"the service reports the same: claimed_by has c, who was never told so"},
+		"a loser is listed": {
+			correct, report(-1, "a", "b", "c"),
+			[]string{"the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
 		},
-		"a loser listed, lost or not": {
-			with(exact, answer{2, load.Cut, 0, 1}), report(-1, "a", "b", "c"),
-			[]string{"the service reports the same: claimed_by has c, who was never told so"},
+		"a loser is listed, after no answer": {
+			with(correct, answer{2, load.Cut, 0, 1}), report(-1, "a", "b", "c"),
+			[]string{"the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
 		},
-		"a stranger": {
-			exact, report(-1, "a", "b", "mallory"),
-			[]string{`the service reports the same: claimed_by has "mallory", who never asked`},
+		"an unknown user": {
+			correct, report(-1, "a", "b", "mallory"),
+			[]string{`the service reports the same winners: claimed_by has "mallory", which is not a user of this sale`},
 		},
 		"out of order": {
 			[]answer{{0, load.Claimed, 0, 4}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "b", "a"),
-			[]string{"the service reports the same: a is number 2 of claimed_by, but had won before one further up asked"},
+			[]string{"the service reports the same winners: a is number 2 in claimed_by, and was answered 201 before an earlier winner sent their claim"},
 		},
 		"stock that does not add up": {
-			exact, report(1, "a", "b"),
-			[]string{"the service reports the same: remaining_amount is 1 and not 0, with 2 in claimed_by"},
+			correct, report(1, "a", "b"),
+			[]string{"the service reports the same winners: remaining_amount is 1, want 0 with 2 users in claimed_by"},
 		},
 		"another coupon": {
-			exact, load.Coupon{Name: "Sale", Amount: 3, Remaining: 0, ClaimedBy: []string{"a", "b"}},
-			[]string{`the service reports the same: its name is "Sale"`, "the service reports the same: amount is 3"},
+			correct, load.Coupon{Name: "Sale", Amount: 3, Remaining: 0, ClaimedBy: []string{"a", "b"}},
+			[]string{`the service reports the same winners: name is "Sale", want "sale"`, "the service reports the same winners: amount is 3, want 2"},
 		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := New("sale", 2, []string{"a", "b", "c"})
-			at := func(ms int) time.Time { return b.opened.Add(time.Duration(ms) * time.Millisecond) }
+			c := New("sale", 2, []string{"a", "b", "c"})
+			at := func(ms int) time.Time { return c.started.Add(time.Duration(ms) * time.Millisecond) }
 			for _, a := range test.answers {
-				b.Record(a.user, a.what, at(a.from), at(a.to))
+				c.Record(a.user, a.answer, at(a.sent), at(a.answered))
 			}
-			v := b.Check(test.reported)
-			var said []string
-			for _, p := range v.Guarantees {
-				for _, e := range p.Examples {
-					said = append(said, p.Text+": "+e)
+			r := c.Check(test.reported)
+			var got []string
+			for _, g := range r.Guarantees {
+				for _, e := range g.Examples {
+					got = append(got, g.Text+": "+e)
 				}
-				if p.Violations != len(p.Examples) {
-					t.Errorf("%s: broken %d times, %d examples", p.Text, p.Violations, len(p.Examples))
+				if g.Violations != len(g.Examples) {
+					t.Errorf("%s: %d violations, %d examples", g.Text, g.Violations, len(g.Examples))
 				}
 			}
-			if !slices.Equal(said, test.broken) {
-				t.Errorf("said\n  %s\nwant\n  %s", strings.Join(said, "\n  "), strings.Join(test.broken, "\n  "))
+			if !slices.Equal(got, test.want) {
+				t.Errorf("violations\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(test.want, "\n  "))
 			}
-			if v.OK() != (test.broken == nil) {
-				t.Errorf("kept: %v", v.OK())
+			if r.OK() != (test.want == nil) {
+				t.Errorf("OK is %v", r.OK())
 			}
 		})
 	}
 }
 
-func TestCompareCountsTheUnsure(t *testing.T) {
-	b := New("sale", 3, []string{"a", "b", "c", "d", "e"})
+func TestChecker_ambiguous(t *testing.T) {
+	c := New("sale", 3, []string{"a", "b", "c", "d", "e"})
 	now := time.Now()
 	for _, a := range []answer{
-		{0, load.Cut, 0, 0}, {0, load.AlreadyClaimed, 0, 0}, // had won
-		{1, load.TimedOut, 0, 0}, {1, load.Claimed, 0, 0}, // had not, won now
-		{2, load.OutcomeUnknown, 0, 0}, {2, load.OutOfStock, 0, 0}, // had not
-		{3, load.OutcomeUnknown, 0, 0}, // never found out
+		{0, load.Cut, 0, 0}, {0, load.AlreadyClaimed, 0, 0}, // committed
+		{1, load.TimedOut, 0, 0}, {1, load.Claimed, 0, 0}, // not committed, and then claimed
+		{2, load.OutcomeUnknown, 0, 0}, {2, load.OutOfStock, 0, 0}, // not committed
+		{3, load.OutcomeUnknown, 0, 0}, // unresolved
 		{4, load.OutOfStock, 0, 0},
 	} {
-		b.Record(a.user, a.what, now, now)
+		c.Record(a.user, a.answer, now, now)
 	}
-	v := b.Check(load.Coupon{})
-	if v.Ambiguous != 4 || v.AmbiguousWon != 1 || v.Unresolved != 1 || v.Winners != 2 {
-		t.Errorf("%+v", v)
+	r := c.Check(load.Coupon{})
+	if r.Ambiguous != 4 || r.AmbiguousWon != 1 || r.Unresolved != 1 || r.Winners != 2 {
+		t.Errorf("%+v", r)
 	}
 }
 
-func TestExamplesAreFew(t *testing.T) {
-	b := New("sale", 1, load.Users(1000))
-	v := b.Check(load.Coupon{Name: "sale", Amount: 1, Remaining: 1, ClaimedBy: []string{}})
-	if p := v.Guarantees[2]; p.Text != "all 1,000 users were told" || p.Violations != 1000 || len(p.Examples) != maxExamples {
-		t.Errorf("%+v", p)
+func TestGuarantee_maxExamples(t *testing.T) {
+	c := New("sale", 1, load.Users(1000))
+	r := c.Check(load.Coupon{Name: "sale", Amount: 1, Remaining: 1, ClaimedBy: []string{}})
+	if g := r.Guarantees[2]; g.Text != "every user got a definite answer" || g.Violations != 1000 || len(g.Examples) != maxExamples {
+		t.Errorf("%+v", g)
 	}
 }

@@ -8,14 +8,14 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// Answer is what a request came to: the status and, where it is no success, the code that the contract has for it. A
-// request without an answer has status 0 and one of the reasons below. Answers are compared with ==.
+// Answer is the answer to a request: its HTTP status and, for an error, the code of the contract. A
+// request without an answer has status 0 and the reason as its code. Answers are compared with ==.
 type Answer struct {
 	Status int
 	Code   string
 }
 
-// The answers that say how a claim ended, or a read (ReadOK).
+// Answers that say how a claim ended, or a read (ReadOK).
 var (
 	Claimed        = Answer{201, ""}
 	ReadOK         = Answer{200, ""}
@@ -24,14 +24,14 @@ var (
 	CouponNotFound = Answer{404, "COUPON_NOT_FOUND"}
 )
 
-// The answers after which a client asks again.
+// Answers after which a client retries.
 var (
 	Overloaded     = Answer{503, "OVERLOADED"}
 	Unavailable    = Answer{503, "UNAVAILABLE"}
 	OutcomeUnknown = Answer{503, "OUTCOME_UNKNOWN"}
 )
 
-// No answer, and why: the errors of [Conn].
+// Reasons for no answer, one for each error of [Conn].
 var (
 	NotSent   = Answer{0, "NOT_SENT"}
 	Cut       = Answer{0, "CUT"}
@@ -39,12 +39,14 @@ var (
 	Malformed = Answer{0, "MALFORMED"}
 )
 
-// Definite says whether this ends a claim: the user has the coupon, or will never have it.
+// Definite reports whether the user has the coupon or can never get it, so that a retry is of no
+// use.
 func (a Answer) Definite() bool {
 	return a == Claimed || a == AlreadyClaimed || a == OutOfStock
 }
 
-// Ambiguous says whether a claim so answered may have been carried out all the same.
+// Ambiguous reports whether a claim with this answer may have been committed although the answer
+// does not say so.
 func (a Answer) Ambiguous() bool {
 	switch a {
 	case Overloaded, Unavailable, NotSent:
@@ -53,7 +55,7 @@ func (a Answer) Ambiguous() bool {
 	return a.Status == 0 || a.Status >= 500
 }
 
-// String is for people: "409 ALREADY_CLAIMED", "no answer (CUT)".
+// String returns the answer for display: "409 ALREADY_CLAIMED", "no answer (CUT)".
 func (a Answer) String() string {
 	switch {
 	case a.Status == 0:
@@ -65,9 +67,9 @@ func (a Answer) String() string {
 	}
 }
 
-// judge names what came back for a request. Its error says what was wrong with an answer that is Malformed, or why there
-// is none.
-func judge(request Request, r Response, err error) (Answer, error) {
+// classify returns the Answer for the result of [Conn.Do]. The error says what was wrong with an
+// answer that is Malformed, or why there is none.
+func classify(request Request, r Response, err error) (Answer, error) {
 	switch {
 	case errors.Is(err, ErrNotSent):
 		return NotSent, err
@@ -84,18 +86,18 @@ func judge(request Request, r Response, err error) (Answer, error) {
 		}
 		return Answer{r.Status, code}, nil
 	case !request.Read && r.Length > 0:
-		return Malformed, malformed("a claim's %d with a body of %d bytes", r.Status, r.Length)
+		return Malformed, malformed("status %d for a claim with a body of %d bytes, want none", r.Status, r.Length)
 	default:
 		return Answer{r.Status, ""}, nil
 	}
 }
 
-// errorCode finds the code in an error body. A sale that is sold out is nothing but such bodies, so the common form is
-// searched for instead of decoded: in a JSON text these bytes cannot stand inside a string, where every quote is
-// escaped, and error bodies have no objects within.
+// errorCode returns the code in an error body. Most answers of a sale are such bodies, so the usual
+// spelling is searched for before the body is decoded. The search cannot match inside a JSON
+// string, where quotes are escaped, nor in a nested object, which error bodies do not have.
 func errorCode(r Response) (string, error) {
 	if r.Length > int64(len(r.Body)) {
-		return "", malformed("a %d with %d bytes of body", r.Status, r.Length)
+		return "", malformed("status %d with a body of %d bytes, want at most %d", r.Status, r.Length, KeptBody)
 	}
 	if _, rest, found := bytes.Cut(r.Body, []byte(`"code":"`)); found {
 		if code, _, found := bytes.Cut(rest, []byte(`"`)); found {
@@ -109,12 +111,12 @@ func errorCode(r Response) (string, error) {
 		Code  string `json:"code"`
 	}
 	if err := json.Unmarshal(r.Body, &body); err != nil || body.Code == "" || body.Error == "" {
-		return "", malformed("a %d whose body is no error of the contract: %.200q", r.Status, r.Body)
+		return "", malformed("status %d, and its body is not an error of the contract: %.200q", r.Status, r.Body)
 	}
 	return body.Code, nil
 }
 
-// knownCodes are the codes a sale meets; looking them up costs no allocation. Others are decoded.
+// knownCodes has the usual codes of a sale. Looking one up does not allocate.
 var knownCodes = func() map[string]string {
 	known := map[string]string{}
 	for _, a := range []Answer{AlreadyClaimed, OutOfStock, CouponNotFound, Overloaded, Unavailable, OutcomeUnknown} {

@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// arrivals hands out which request comes next and when it is due. It is the one thing all connections share, so that a
-// request waits for whichever connection is free first.
+// arrivals gives out the next request and the time when it is due. All connections share it, so a
+// request goes to the connection that is free first.
 type arrivals struct {
-	mu    sync.Mutex
-	next  int // the request that arrives next
-	total int // how many there are; 0: no end
-	again againHeap
+	mu      sync.Mutex
+	next    int // number of the next new request
+	total   int // number of new requests; 0: no end
+	retries retryHeap
 
-	rate float64    // a second; 0: whenever a connection is free
-	gaps *rand.Rand // between arrivals at a rate: exponential, as of a crowd whose members do not know each other
-	due  time.Time  // of the next arrival at a rate
+	rate float64    // new requests per second; 0: due as soon as a connection is free
+	gaps *rand.Rand // between new requests at a rate: exponential, as for independent users
+	due  time.Time  // when the next new request at a rate is due
 }
 
 func newArrivals(total int, rate float64, seed uint64) *arrivals {
@@ -32,21 +32,21 @@ func (a *arrivals) gap() time.Duration {
 	return time.Duration(a.gaps.ExpFloat64() / a.rate * float64(time.Second))
 }
 
-// take returns a request and when it is due, the zero time meaning at once. It returns false when nothing is left but
-// what other connections are busy with; whoever is busy takes care of its own repetition.
+// take returns a request and when it is due; the zero time means now. It returns false when all
+// remaining requests are in flight on other connections, which take their own retries.
 func (a *arrivals) take() (i int, due time.Time, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	fresh := a.total == 0 || a.next < a.total
-	if len(a.again) > 0 {
-		first := a.again[0]
-		// In a closed loop a fresh request is due already, so only a repetition whose pause is over goes before it.
-		if !fresh || a.rate > 0 && first.due.Before(a.due) || a.rate == 0 && !first.due.After(time.Now()) {
-			heap.Pop(&a.again)
+	hasNew := a.total == 0 || a.next < a.total
+	if len(a.retries) > 0 {
+		first := a.retries[0]
+		// In a closed loop a new request is due now, so only a retry that is due goes before it.
+		if !hasNew || a.rate > 0 && first.due.Before(a.due) || a.rate == 0 && !first.due.After(time.Now()) {
+			heap.Pop(&a.retries)
 			return first.request, first.due, true
 		}
 	}
-	if !fresh {
+	if !hasNew {
 		return 0, time.Time{}, false
 	}
 	i, due = a.next, a.due
@@ -57,25 +57,26 @@ func (a *arrivals) take() (i int, due time.Time, ok bool) {
 	return i, due, true
 }
 
-// repeat has request i taken once more when due.
-func (a *arrivals) repeat(i int, due time.Time) {
+// retry makes request i due once more.
+func (a *arrivals) retry(i int, due time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	heap.Push(&a.again, repetition{i, due})
+	heap.Push(&a.retries, retry{i, due})
 }
 
-type repetition struct {
+type retry struct {
 	request int
 	due     time.Time
 }
 
-type againHeap []repetition
+// retryHeap implements heap.Interface; the first retry due is on top.
+type retryHeap []retry
 
-func (h againHeap) Len() int           { return len(h) }
-func (h againHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h againHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *againHeap) Push(x any)        { *h = append(*h, x.(repetition)) }
-func (h *againHeap) Pop() any {
+func (h retryHeap) Len() int           { return len(h) }
+func (h retryHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h retryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *retryHeap) Push(x any)        { *h = append(*h, x.(retry)) }
+func (h *retryHeap) Pop() any {
 	last := (*h)[len(*h)-1]
 	*h = (*h)[:len(*h)-1]
 	return last

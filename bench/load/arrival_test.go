@@ -6,32 +6,32 @@ import (
 	"time"
 )
 
-func TestArrivalsInAClosedLoop(t *testing.T) {
+func TestArrivals_closedLoop(t *testing.T) {
 	a := newArrivals(3, 0, 1)
 	for want := range 2 {
 		if i, due, ok := a.take(); !ok || i != want || !due.IsZero() {
-			t.Fatal(i, due, ok)
+			t.Fatalf("request %d due %v (%v), want %d due now", i, due, ok, want)
 		}
 	}
 	now := time.Now()
-	later, over := now.Add(time.Hour), now.Add(-time.Second)
-	a.repeat(0, later)
-	a.repeat(1, over)
-	// A repetition whose pause is over, what is fresh, and only then what would have to be waited for.
+	later, earlier := now.Add(time.Hour), now.Add(-time.Second)
+	a.retry(0, later)
+	a.retry(1, earlier)
+	// First a retry that is due, then a new request, last a retry that is not due yet.
 	for _, want := range []struct {
 		i   int
 		due time.Time
-	}{{1, over}, {2, time.Time{}}, {0, later}} {
+	}{{1, earlier}, {2, time.Time{}}, {0, later}} {
 		if i, due, ok := a.take(); !ok || i != want.i || !due.Equal(want.due) {
-			t.Errorf("got %d at %v (%v), want %+v", i, due, ok, want)
+			t.Errorf("request %d due %v (%v), want %+v", i, due, ok, want)
 		}
 	}
 	if i, _, ok := a.take(); ok {
-		t.Errorf("%d beyond the end", i)
+		t.Errorf("request %d after the last one", i)
 	}
 }
 
-func TestArrivalsAtARate(t *testing.T) {
+func TestArrivals_rate(t *testing.T) {
 	const n, rate = 100_000, 5000
 	began := time.Now()
 	a, b, other := newArrivals(n, rate, 1), newArrivals(n, rate, 1), newArrivals(n, rate, 2)
@@ -44,11 +44,11 @@ func TestArrivalsAtARate(t *testing.T) {
 	for range n - 1 {
 		_, due, ok := a.take()
 		if !ok || due.Before(previous) {
-			t.Fatal("not in order", due, ok)
+			t.Fatalf("due %v (%v) after %v: not in order", due, ok, previous)
 		}
 		_, dueB, _ := b.take()
 		if due.Sub(first) != dueB.Sub(firstB) {
-			t.Fatal("the same seed gave other gaps")
+			t.Fatal("the same seed gave different gaps")
 		}
 		_, dueOther, _ := other.take()
 		differ = differ || due.Sub(first) != dueOther.Sub(firstOther)
@@ -60,24 +60,25 @@ func TestArrivalsAtARate(t *testing.T) {
 		t.Error("another seed gave the same gaps")
 	}
 	if got := n / last.Sub(began).Seconds(); math.Abs(got-rate) > rate/50 {
-		t.Errorf("%v arrivals a second, want %v", got, rate)
+		t.Errorf("%v arrivals per second, want %v", got, rate)
 	}
-	// Exponential gaps: the mean of their squares is twice the square of their mean (even ones would give 1).
+	// Of exponential gaps the mean square is twice the square of the mean; of equal gaps it is
+	// once.
 	if m := squares / (n - 1); math.Abs(m-2) > 0.1 {
-		t.Errorf("second moment %v, want 2", m)
+		t.Errorf("mean square of the gaps is %v times the square of the mean, want 2", m)
 	}
 	if _, _, ok := a.take(); ok {
-		t.Error("one beyond the end")
+		t.Error("a request after the last one")
 	}
 }
 
-func TestArrivalsAtARateWithRepetitions(t *testing.T) {
+func TestArrivals_retriesAtRate(t *testing.T) {
 	a := newArrivals(2, 1, 1)
-	a.repeat(7, a.due.Add(-time.Millisecond))
-	a.repeat(8, a.due.Add(time.Hour))
+	a.retry(7, a.due.Add(-time.Millisecond))
+	a.retry(8, a.due.Add(time.Hour))
 	for _, want := range []int{7, 0, 1, 8} {
 		if i, _, ok := a.take(); !ok || i != want {
-			t.Errorf("got %d (%v), want %d", i, ok, want)
+			t.Errorf("request %d (%v), want %d", i, ok, want)
 		}
 	}
 }

@@ -21,15 +21,15 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// BenchmarkClient compares what a request costs the client by client, while 128 connections ask as fast as they can.
-// The other side is a process of its own, so that cpu-µs/op is the client's alone.
+// BenchmarkClient compares the CPU time of a request by HTTP client, with 128 connections in a
+// closed loop. The server is another process, so cpu-µs/op is that of the client alone.
 func BenchmarkClient(b *testing.B) {
-	address := startAnswerer(b)
+	address := startServer(b)
 	const connections = 128
 	for _, client := range []struct {
 		name string
 		make func(b *testing.B, address string) func() error
-	}{{"own", own}, {"fasthttp", fast}, {"net-http", standard}} {
+	}{{"load", loadClient}, {"fasthttp", fasthttpClient}, {"net-http", netHTTPClient}} {
 		b.Run(client.name, func(b *testing.B) {
 			var workers []func() error
 			for range connections {
@@ -42,11 +42,11 @@ func BenchmarkClient(b *testing.B) {
 			b.ReportAllocs()
 			b.ResetTimer()
 			before := cpu()
-			var asked atomic.Int64
+			var requests atomic.Int64
 			var all sync.WaitGroup
 			for _, do := range workers {
 				all.Go(func() {
-					for asked.Add(1) <= int64(b.N) {
+					for requests.Add(1) <= int64(b.N) {
 						if err := do(); err != nil {
 							b.Error(err)
 							return
@@ -60,9 +60,9 @@ func BenchmarkClient(b *testing.B) {
 	}
 }
 
-// BenchmarkRun is what a request costs in all: made, sent, read, judged and counted.
+// BenchmarkRun measures all that the generator does for a request.
 func BenchmarkRun(b *testing.B) {
-	address := startAnswerer(b)
+	address := startServer(b)
 	users := Users(10_000)
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -80,7 +80,7 @@ func BenchmarkRun(b *testing.B) {
 	b.ReportMetric(float64((cpu()-before).Nanoseconds())/1e3/float64(b.N), "cpu-µs/op")
 }
 
-// BenchmarkReadResponse is the parser alone.
+// BenchmarkReadResponse measures the parser.
 func BenchmarkReadResponse(b *testing.B) {
 	for name, answer := range map[string]string{
 		"201": createdAnswer,
@@ -103,7 +103,7 @@ func BenchmarkReadResponse(b *testing.B) {
 
 var claimBody = []byte(`{"user_id":"user-000001","coupon_name":"sale"}`)
 
-// wrongStatus is an error unless status is the answer's.
+// wrongStatus returns an error unless status is 201.
 func wrongStatus(status int) error {
 	if status != http.StatusCreated {
 		return fmt.Errorf("status %d", status)
@@ -111,7 +111,7 @@ func wrongStatus(status int) error {
 	return nil
 }
 
-func own(b *testing.B, address string) func() error {
+func loadClient(b *testing.B, address string) func() error {
 	b.Helper()
 	c := NewConn(address, 10*time.Second)
 	b.Cleanup(c.Close)
@@ -126,8 +126,9 @@ func own(b *testing.B, address string) func() error {
 	}
 }
 
-// fast has a HostClient for each connection, which is its cheapest use: no pool to fight over.
-func fast(b *testing.B, address string) func() error {
+// fasthttpClient has a HostClient for each connection, which is its cheapest use: connections share
+// no pool.
+func fasthttpClient(b *testing.B, address string) func() error {
 	b.Helper()
 	c := &fasthttp.HostClient{
 		Addr: address, MaxConns: 1, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
@@ -147,7 +148,7 @@ func fast(b *testing.B, address string) func() error {
 	}
 }
 
-func standard(b *testing.B, address string) func() error {
+func netHTTPClient(b *testing.B, address string) func() error {
 	b.Helper()
 	t := &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true}
 	b.Cleanup(t.CloseIdleConnections)
@@ -168,7 +169,7 @@ func standard(b *testing.B, address string) func() error {
 	}
 }
 
-// cpu is what this process has used, in user and system together.
+// cpu returns the CPU time of this process, user and system.
 func cpu() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -178,22 +179,22 @@ func cpu() time.Duration {
 }
 
 const (
-	answererEnv   = "LOAD_TEST_ANSWERER"
+	serverEnv     = "LOAD_TEST_SERVER"
 	createdAnswer = "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nX-Request-Id: 0123456789abcdef\r\n" +
 		"Date: Sun, 22 Nov 2026 20:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
 )
 
-// startAnswerer runs this test binary again as a server that answers every request with an empty 201.
-func startAnswerer(b *testing.B) string {
+// startServer runs this test binary again as a server that answers every request with an empty 201.
+func startServer(b *testing.B) string {
 	b.Helper()
 	cmd := exec.CommandContext(context.Background(), os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), answererEnv+"=1")
+	cmd.Env = append(os.Environ(), serverEnv+"=1")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		b.Fatal(err)
 	}
-	in, err := cmd.StdinPipe() // its end tells the server that we have gone, however we went
+	in, err := cmd.StdinPipe() // the server ends when this pipe does, however this process ends
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -209,14 +210,14 @@ func startAnswerer(b *testing.B) string {
 }
 
 func TestMain(m *testing.M) {
-	if os.Getenv(answererEnv) != "" {
-		answer()
+	if os.Getenv(serverEnv) != "" {
+		runServer()
 		return
 	}
 	os.Exit(m.Run())
 }
 
-func answer() {
+func runServer() {
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
@@ -235,7 +236,7 @@ func answer() {
 		go func() {
 			buffer := make([]byte, 4096)
 			for {
-				// Every client here sends a request in one write, and waits for its answer.
+				// Each client here sends a request in one write and waits for the answer.
 				if _, err := conn.Read(buffer); err != nil {
 					_ = conn.Close()
 					return

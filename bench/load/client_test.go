@@ -33,14 +33,14 @@ func TestClient(t *testing.T) {
 	if a, _, err := c.Create(t.Context(), "other", 3); a != (Answer{409, "COUPON_EXISTS"}) || err != nil {
 		t.Error(a, err)
 	}
-	if a, _, err := c.Ask(t.Context(), Request{User: "u", Coupon: "x"}); a != OutcomeUnknown || err != nil {
+	if a, _, err := c.Send(t.Context(), Request{User: "u", Coupon: "x"}); a != OutcomeUnknown || err != nil {
 		t.Error(a, err)
 	}
-	if a, r, err := c.Ask(t.Context(), Request{Coupon: "x", Read: true}); a != ReadOK || string(r.Body) != `{"name":"x"}` || err != nil {
+	if a, r, err := c.Send(t.Context(), Request{Coupon: "x", Read: true}); a != ReadOK || string(r.Body) != `{"name":"x"}` || err != nil {
 		t.Error(a, r, err)
 	}
 	c.Close()
-	if a, _, err := c.Ask(t.Context(), Request{User: "\xff", Coupon: "x"}); a != NotSent || err == nil {
+	if a, _, err := c.Send(t.Context(), Request{User: "\xff", Coupon: "x"}); a != NotSent || err == nil {
 		t.Error(a, err)
 	}
 }

@@ -1,27 +1,31 @@
-// Package load sends claims to a running service as fast as two shared cores allow, and counts exactly what came back.
+// Package load sends claims and reads to a running service and counts every answer.
 //
-// It knows nothing of the service but its HTTP contract (openapi.yaml), so that everything behind that contract can be
-// measured by the same ruler. A run is described by a [Plan]: request i out of a function, over so many keep-alive
-// connections, either each connection asking again as soon as it was answered (a closed loop) or requests arriving at a
-// rate, whatever the service does (an open loop). The same seed gives the same requests at the same times.
+// It knows only the HTTP contract of the service (openapi.yaml), so anything that implements the
+// contract is measured in the same way. A [Plan] describes a run: a function that returns request
+// i, and a number of keep-alive connections. In a closed loop each connection sends its next
+// request when it has the answer to the last one. In an open loop requests arrive at a rate,
+// however fast the service answers. The same seed gives the same requests at the same times.
 //
 //	users := load.Users(50_000)
-//	order := load.Order(len(users), 5, 1) // 5 % ask again, shuffled by seed 1
-//	report, err := load.Run(ctx, load.Plan{
+//	order := load.Order(len(users), 5, 1) // 5 % claim twice, shuffled with seed 1
+//	run, err := load.Start(ctx, load.Plan{
 //		Address:     "127.0.0.1:8080",
 //		Connections: 128,
 //		Requests:    len(order),
-//		Request:     func(i int) load.Request { return load.Request{User: users[order[i]], Coupon: "sale"} },
+//		Request: func(i int) load.Request {
+//			return load.Request{User: users[order[i]], Coupon: "sale"}
+//		},
 //	})
-//	report.Latency.ValueAtQuantile(99) // µs
-//	report.Count(load.Claimed)
+//	report := run.Wait()
+//	report.Claims.Quantile(99)
+//	report.Claims.Count(load.Claimed)
 //
-// What the users were told is compared with what the service reports by package books.
+// Package check compares the answers with what the service reports afterwards.
 //
 // # Latency
 //
-// In a closed loop the latency of a request runs from the moment it was sent. A slow answer then also holds back the
-// requests that would have come after it, so such figures say what the connections felt, not what a crowd of that size
-// would have. In an open loop it runs from the moment the request was due, however long it then had to wait for a free
-// connection: the figures are free of coordinated omission by the way they are taken, and need no correction afterwards.
+// In a closed loop latency runs from the moment the request was sent. A slow answer delays the
+// requests behind it, so the figures describe the connections and not independent users. In an open
+// loop latency runs from the moment the request was due and includes the wait for a free
+// connection, so the figures have no coordinated omission.
 package load

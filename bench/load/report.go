@@ -9,22 +9,24 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Report is what came of a run, or of a part of it.
+// Report has the answers of a run, or of a part of it.
 type Report struct {
-	// Elapsed is the time it covers: of a whole run, from its first request to its last answer.
+	// Elapsed is the time covered: for a whole run, from its first request to its last answer.
 	Elapsed time.Duration
-	// Claims and Reads count apart, since a read may be a thousand times larger than a claim.
+	// Claims and Reads are counted apart, because a read may be a thousand times larger than a
+	// claim.
 	Claims, Reads Tally
-	// Faults says in words what was wrong with the first few requests that had no answer or a malformed one.
-	Faults []string
+	// Errors has the first few different errors of requests without an answer or with a malformed
+	// one.
+	Errors []string
 }
 
-// Tally counts answers of one kind of request.
+// Tally counts the answers to one kind of request.
 type Tally struct {
 	// Answers has every answer that came at least once, the most frequent first.
 	Answers []Count
-	// Latency is in nanoseconds, to three significant digits and at most [MaxLatency]; what was never sent is not in it.
-	// It is nil when there was no request of this kind.
+	// Latency is in nanoseconds, with three significant digits, at most [MaxLatency]. Requests that
+	// were not sent are not in it. It is nil if there were none of this kind.
 	Latency *hdrhistogram.Histogram
 }
 
@@ -34,13 +36,13 @@ type Count struct {
 	Times  int
 }
 
-// MaxLatency is the longest latency told apart; anything longer counts as this.
+// MaxLatency is the longest latency that is recorded. Longer ones count as MaxLatency.
 const MaxLatency = 10 * time.Minute
 
-// maxFaults: the first few tell what is wrong, the rest is counted.
-const maxFaults = 5
+// maxErrors bounds Report.Errors.
+const maxErrors = 5
 
-// Total is the number of requests.
+// Total returns the number of requests.
 func (t Tally) Total() int {
 	n := 0
 	for _, c := range t.Answers {
@@ -49,7 +51,7 @@ func (t Tally) Total() int {
 	return n
 }
 
-// Answered is how many requests had an answer, whatever it was.
+// Answered returns the number of requests that got an answer.
 func (t Tally) Answered() int {
 	n := 0
 	for _, c := range t.Answers {
@@ -60,7 +62,7 @@ func (t Tally) Answered() int {
 	return n
 }
 
-// Count is how often answer came.
+// Count returns how often answer came.
 func (t Tally) Count(answer Answer) int {
 	for _, c := range t.Answers {
 		if c.Answer == answer {
@@ -70,7 +72,8 @@ func (t Tally) Count(answer Answer) int {
 	return 0
 }
 
-// Quantile is the latency that percent of the requests did not exceed (50 is the median); 0 when there was none.
+// Quantile returns the latency that percent of the requests did not exceed (50 is the median), or 0
+// if there were none.
 func (t Tally) Quantile(percent float64) time.Duration {
 	if t.Latency == nil {
 		return 0
@@ -86,10 +89,10 @@ func (t *Tally) record(answer Answer, latency time.Duration) {
 	if t.Latency == nil {
 		t.Latency = hdrhistogram.New(1, int64(MaxLatency), 3)
 	}
-	_ = t.Latency.RecordValue(int64(max(0, min(latency, MaxLatency)))) // in range by the line itself
+	_ = t.Latency.RecordValue(int64(max(0, min(latency, MaxLatency)))) // fails only out of range
 }
 
-// count: a run meets a handful of different answers, so a short list beats a map.
+// count adds to Answers. A run has few different answers, so a list is faster than a map.
 func (t *Tally) count(answer Answer, times int) {
 	for i := range t.Answers {
 		if t.Answers[i].Answer == answer {
@@ -121,50 +124,51 @@ func (t *Tally) reset() {
 	}
 }
 
-// Add adds the part of a run that followed this one.
+// Add adds the report of the next part of the same run.
 func (r *Report) Add(other Report) {
 	r.Elapsed += other.Elapsed
 	r.Claims.add(other.Claims)
 	r.Reads.add(other.Reads)
-	for _, f := range other.Faults {
-		r.fault(f)
+	for _, e := range other.Errors {
+		r.addError(e)
 	}
 }
 
-func (r *Report) fault(what string) {
-	if len(r.Faults) < maxFaults && !slices.Contains(r.Faults, what) {
-		r.Faults = append(r.Faults, what)
+func (r *Report) addError(text string) {
+	if len(r.Errors) < maxErrors && !slices.Contains(r.Errors, text) {
+		r.Errors = append(r.Errors, text)
 	}
 }
 
-// recorder collects from many connections. A histogram takes 200 KB, so connections share a few shards instead of having
-// one each; and each shard has two reports, so that taking stock holds up nobody for longer than a swap of pointers.
+// recorder collects the answers of all connections. A histogram takes 200 KB, so connections share
+// a few stripes. Each stripe has two reports, so that reading one blocks its connections only while
+// the two are swapped.
 type recorder struct {
-	shards []shard
+	stripes []stripe
 
-	mu      sync.Mutex // guards what follows; locked before a shard's, never after
+	mu      sync.Mutex // guards the fields below; locked before a stripe's mu, never after it
 	began   time.Time
-	taken   time.Time
-	total   Report // what has been taken
-	pending Report // what has not, as far as it has left the shards
+	taken   time.Time // the last call of take
+	total   Report    // all that take has returned
+	pending Report    // what was drained from the stripes since
 }
 
-type shard struct {
+type stripe struct {
 	mu    sync.Mutex
 	now   *Report
-	spare *Report // empty; recorder.mu guards it
+	spare *Report // empty; guarded by recorder.mu
 }
 
-func newRecorder(shards int) *recorder {
+func newRecorder(stripes int) *recorder {
 	now := time.Now()
-	r := &recorder{shards: make([]shard, shards), began: now, taken: now}
-	for i := range r.shards {
-		r.shards[i].now, r.shards[i].spare = &Report{}, &Report{}
+	r := &recorder{stripes: make([]stripe, stripes), began: now, taken: now}
+	for i := range r.stripes {
+		r.stripes[i].now, r.stripes[i].spare = &Report{}, &Report{}
 	}
 	return r
 }
 
-func (s *shard) record(request Request, answer Answer, latency time.Duration, fault error) {
+func (s *stripe) record(request Request, answer Answer, latency time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if request.Read {
@@ -172,12 +176,12 @@ func (s *shard) record(request Request, answer Answer, latency time.Duration, fa
 	} else {
 		s.now.Claims.record(answer, latency)
 	}
-	if fault != nil {
-		s.now.fault(fault.Error())
+	if err != nil {
+		s.now.addError(err.Error())
 	}
 }
 
-// take returns what came since it was last called.
+// take returns what was recorded since the last call.
 func (r *recorder) take() Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -188,29 +192,29 @@ func (r *recorder) take() Report {
 	return recent
 }
 
-// whole returns all there was, taken or not.
+// whole returns everything that was recorded, taken or not.
 func (r *recorder) whole() Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.drain()
-	var all Report // a copy: what is taken later adds to the total
+	var all Report // a copy, because later calls of take change total
 	all.Add(r.total)
 	all.Add(r.pending)
 	all.Elapsed = now.Sub(r.began)
 	return all
 }
 
-// drain empties the shards and says when.
+// drain moves what is in the stripes to pending and returns the time after that.
 func (r *recorder) drain() time.Time {
-	for i := range r.shards {
-		s := &r.shards[i]
+	for i := range r.stripes {
+		s := &r.stripes[i]
 		s.mu.Lock()
 		s.now, s.spare = s.spare, s.now
 		s.mu.Unlock()
 		r.pending.Add(*s.spare)
 		s.spare.Claims.reset()
 		s.spare.Reads.reset()
-		s.spare.Faults = s.spare.Faults[:0]
+		s.spare.Errors = s.spare.Errors[:0]
 	}
 	return time.Now()
 }

@@ -8,16 +8,16 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Request is what one arrival wants: to claim Coupon for User or, with Read, to read Coupon.
+// Request is one request of a plan: claim Coupon for User or, with Read, read Coupon.
 type Request struct {
 	User   string
 	Coupon string
 	Read   bool
 }
 
-// writer makes the bytes of requests to one service, one after the other in the same memory.
+// writer encodes the requests to one service, one after the other into the same memory.
 type writer struct {
-	read, claim, coupon string // each up to where the requests differ
+	read, claim, coupon string // the constant parts of each kind of request
 	body, out           []byte
 }
 
@@ -30,7 +30,8 @@ func newWriter(address string) *writer {
 	}
 }
 
-// write returns the whole request; it is good until the next one. Names that are no valid UTF-8 are refused.
+// write returns the bytes of a request, valid until the next call. A name of a claim that is not
+// valid UTF-8 is an error.
 func (w *writer) write(r Request) ([]byte, error) {
 	if r.Read {
 		w.out = append(w.out[:0], "GET "...)
@@ -51,7 +52,7 @@ func (w *writer) write(r Request) ([]byte, error) {
 	return w.post(w.claim), nil
 }
 
-// create returns the request for a new coupon, as write does that for a claim.
+// create returns the bytes of a request for a new coupon, valid until the next call.
 func (w *writer) create(name string, amount int) ([]byte, error) {
 	var err error
 	if w.body, err = jsontext.AppendQuote(append(w.body[:0], `{"name":`...), name); err != nil {
@@ -71,8 +72,8 @@ func (w *writer) post(head string) []byte {
 	return w.out
 }
 
-// CouponPath is where the service reports a coupon. "." and ".." are names like any other, so that their dots have to be
-// escaped: clients and proxies would take them for steps in the path.
+// CouponPath returns the path of a coupon. The dots of the names "." and ".." are escaped, because
+// clients and proxies resolve them as path segments.
 func CouponPath(name string) string {
 	escaped := url.PathEscape(name)
 	if name == "." || name == ".." {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func TestClaimRequest(t *testing.T) {
+func TestWriter_claim(t *testing.T) {
 	w := newWriter("127.0.0.1:8080")
 	for _, want := range []Request{
 		{User: "user-0000001", Coupon: "sale"},
@@ -40,15 +40,15 @@ func TestClaimRequest(t *testing.T) {
 			t.Errorf("%q: %v", body, err)
 		}
 		if in.Buffered() > 0 {
-			t.Errorf("the length is short by %d", in.Buffered())
+			t.Errorf("%d bytes after the end of the body", in.Buffered())
 		}
 	}
 	if _, err := w.write(Request{User: "\xff", Coupon: "sale"}); err == nil {
-		t.Error("invalid UTF-8 was let through")
+		t.Error("invalid UTF-8 was accepted")
 	}
 }
 
-func TestReadRequest(t *testing.T) {
+func TestWriter_read(t *testing.T) {
 	w := newWriter("127.0.0.1:8080")
 	for _, name := range []string{"sale", "a/b", "50% off?", ".", "..", "🎟", "claim", "..."} {
 		raw, err := w.write(Request{Coupon: name, Read: true})
@@ -63,7 +63,7 @@ func TestReadRequest(t *testing.T) {
 			t.Errorf("%q: %q", name, raw)
 		}
 		if (name == "." || name == "..") && bytes.Contains(raw, []byte("/. ")) {
-			t.Errorf("%q stands unescaped in %q", name, raw)
+			t.Errorf("%q is not escaped in %q", name, raw)
 		}
 	}
 }

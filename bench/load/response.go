@@ -10,44 +10,45 @@ import (
 	"time"
 )
 
-// Response is what a service answered to one request.
+// Response is the HTTP response to one request.
 type Response struct {
 	// Status is the HTTP status, 200 to 599.
 	Status int
-	// Body is the beginning of the body, at most [KeptBody] bytes. It belongs to the Conn and is overwritten by its next
-	// request.
+	// Body is the beginning of the body, at most [KeptBody] bytes. It is valid until the Conn's
+	// next request.
 	Body []byte
-	// Length is how long the whole body was, in bytes.
+	// Length is the length of the whole body in bytes.
 	Length int64
-	// RetryAfter is the header of that name when it counts seconds, else 0.
+	// RetryAfter is the header of that name if it is a number of seconds, else 0.
 	RetryAfter time.Duration
-	// Sent and Answered are when the request was handed to the kernel and when the last byte of the answer had been read.
+	// Sent is when the request was given to the kernel, Answered when the last byte of the answer
+	// was read.
 	Sent, Answered time.Time
 
-	close bool // the service closes the connection after this answer
+	close bool // the service closes the connection after this response
 }
 
 const (
-	// KeptBody is how many bytes of a body are kept. Every error body of the contract fits; of a coupon read under load
-	// only the length matters.
+	// KeptBody is how many bytes of a body are kept. Every error body of the contract fits. Of a
+	// coupon that is read under load only the length is needed.
 	KeptBody = 1024
 
-	// A line of a header must fit into the connection's buffer. 4 KiB times 2,000 connections is still only 8 MB.
+	// bufferSize is that of a connection's reader. It bounds a header line.
 	bufferSize = 4096
 	maxHeaders = 100
 )
 
-// ErrMalformed says that what came back is no answer that HTTP/1.1 (RFC 9112) allows to a request of ours. A sale has
-// to fail loudly then: whatever is counted after it would be a guess.
+// ErrMalformed means that the answer is not a valid HTTP/1.1 response (RFC 9112) to the request.
 var ErrMalformed = errors.New("malformed answer")
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
 }
 
-// readResponse reads exactly one answer from in; kept is where the beginning of the body goes (its capacity bounds it).
-// It is stricter than net/http: bare line feeds, folded headers, interim answers (nobody asked for one), a length that
-// is missing or said twice, and any transfer coding but chunked are all malformed. Any other error is in's own.
+// readResponse reads exactly one response from in. The beginning of its body goes into kept, up to
+// its capacity. It is stricter than net/http: bare line feeds, folded headers, interim responses
+// (no request expects one), a missing or repeated length, and any transfer coding but chunked are
+// malformed. Any other error is that of in.
 func readResponse(in *bufio.Reader, kept []byte) (Response, error) {
 	r := Response{Body: kept[:0]}
 	line, err := readLine(in)
@@ -77,7 +78,7 @@ func readResponse(in *bufio.Reader, kept []byte) (Response, error) {
 		switch {
 		case equalFold(name, "content-length"):
 			if length >= 0 {
-				return r, malformed("Content-Length said twice")
+				return r, malformed("Content-Length twice")
 			}
 			if length, err = parseNumber(value); err != nil {
 				return r, malformed("Content-Length %q", value)
@@ -92,7 +93,7 @@ func readResponse(in *bufio.Reader, kept []byte) (Response, error) {
 				r.close = r.close || equalFold(bytes.Trim(option, " \t"), "close")
 			}
 		case equalFold(name, "retry-after"):
-			// The other form of this header, a date, is no use to a closed loop: back-off then is the caller's own.
+			// The other form, a date, is ignored: the caller then has only its own back-off.
 			if s, err := parseNumber(value); err == nil && s <= 1<<20 {
 				r.RetryAfter = time.Duration(s) * time.Second
 			}
@@ -102,14 +103,14 @@ func readResponse(in *bufio.Reader, kept []byte) (Response, error) {
 	switch {
 	case r.Status == 204 || r.Status == 304:
 		if chunked || length > 0 && r.Status == 204 {
-			return r, malformed("a body announced with status %d", r.Status)
+			return r, malformed("status %d with a body", r.Status)
 		}
 	case chunked && length >= 0:
 		return r, malformed("both Content-Length and Transfer-Encoding")
 	case chunked:
 		return r, unfinished(readChunks(in, &r))
 	case length < 0:
-		// Allowed by the RFC: the body then ends with the connection. But nobody could tell it from one that was cut.
+		// The RFC allows it: the body ends with the connection. But a cut one would look the same.
 		return r, malformed("neither Content-Length nor Transfer-Encoding")
 	default:
 		return r, unfinished(readBody(in, &r, length))
@@ -117,7 +118,7 @@ func readResponse(in *bufio.Reader, kept []byte) (Response, error) {
 	return r, nil
 }
 
-// parseStatus reads a line like "HTTP/1.1 201 Created".
+// parseStatus returns the status of a line like "HTTP/1.1 201 Created".
 func parseStatus(line []byte) (int, error) {
 	const version = "HTTP/1.1 "
 	if len(line) < len(version)+4 || string(line[:len(version)]) != version || line[len(version)+3] != ' ' {
@@ -128,7 +129,7 @@ func parseStatus(line []byte) (int, error) {
 		return 0, malformed("status line %q", line)
 	}
 	if status < 200 {
-		return 0, malformed("interim answer %d, which no request asked for", status)
+		return 0, malformed("interim response %d, which no request expects", status)
 	}
 	for _, c := range line[len(version)+4:] {
 		if controls[c] {
@@ -138,7 +139,7 @@ func parseStatus(line []byte) (int, error) {
 	return int(status), nil
 }
 
-// parseHeader splits "Name: value", the value without the white space around it.
+// parseHeader splits "Name: value" and trims white space around the value.
 func parseHeader(line []byte) (name, value []byte, err error) {
 	colon := bytes.IndexByte(line, ':')
 	if colon <= 0 {
@@ -158,7 +159,7 @@ func parseHeader(line []byte) (name, value []byte, err error) {
 	return name, value, nil
 }
 
-// readLine returns the next line without its CRLF; it is good until the next read from in.
+// readLine returns the next line without its CRLF. It is valid until the next read from in.
 func readLine(in *bufio.Reader) ([]byte, error) {
 	line, err := in.ReadSlice('\n')
 	switch {
@@ -174,7 +175,7 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 	return line[:len(line)-2], nil
 }
 
-// unfinished turns the end of the stream inside an answer into io.ErrUnexpectedEOF.
+// unfinished turns io.EOF inside a response into io.ErrUnexpectedEOF.
 func unfinished(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -182,7 +183,7 @@ func unfinished(err error) error {
 	return err
 }
 
-// readBody reads n bytes of body and keeps what there is room for.
+// readBody reads n bytes of the body and keeps as many as fit into r.Body.
 func readBody(in *bufio.Reader, r *Response, n int64) error {
 	r.Length += n
 	if room := int64(cap(r.Body) - len(r.Body)); room > 0 && n > 0 {
@@ -201,8 +202,8 @@ func readBody(in *bufio.Reader, r *Response, n int64) error {
 	return discard(in, n)
 }
 
-// Reads as long as this one go past the connection's own small buffer: a coupon with 1,000,000 claims takes 64 KiB at a
-// time instead of 4.
+// discardBuffers are larger than a connection's own buffer, so that reading a coupon with 1,000,000
+// claims takes fewer system calls.
 var discardBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 func discard(in *bufio.Reader, n int64) error {
@@ -217,7 +218,7 @@ func discard(in *bufio.Reader, n int64) error {
 	return nil
 }
 
-// readChunks reads a body in chunks with its trailer.
+// readChunks reads a chunked body and its trailer.
 func readChunks(in *bufio.Reader, r *Response) error {
 	for {
 		line, err := readLine(in)
@@ -238,7 +239,7 @@ func readChunks(in *bufio.Reader, r *Response) error {
 			return err
 		}
 		if len(line) != 0 {
-			return malformed("%q where a chunk should end", line)
+			return malformed("%q, want the end of a chunk", line)
 		}
 	}
 	for headers := 0; ; headers++ {
@@ -255,8 +256,8 @@ func readChunks(in *bufio.Reader, r *Response) error {
 	}
 }
 
-// parseChunkSize reads hexadecimal digits. Chunk extensions are refused: no service this tool is for sends them, and
-// their misuse is how answers get smuggled.
+// parseChunkSize parses a hexadecimal number. Chunk extensions are malformed: the services measured
+// here do not send them, and they are a means of response smuggling.
 func parseChunkSize(line []byte) (int64, error) {
 	if len(line) == 0 || len(line) > 8 {
 		return 0, malformed("chunk size %q", line)
@@ -279,7 +280,7 @@ func parseChunkSize(line []byte) (int64, error) {
 
 var errNumber = errors.New("not a number")
 
-// parseNumber reads 1 to 15 decimal digits and nothing else.
+// parseNumber parses 1 to 15 decimal digits.
 func parseNumber(s []byte) (int64, error) {
 	if len(s) == 0 || len(s) > 15 {
 		return 0, errNumber
@@ -294,7 +295,7 @@ func parseNumber(s []byte) (int64, error) {
 	return n, nil
 }
 
-// equalFold says whether s is lower, a word in lower-case ASCII, in any case.
+// equalFold reports whether s equals lower, which is in lower-case ASCII, ignoring the case of s.
 func equalFold(s []byte, lower string) bool {
 	if len(s) != len(lower) {
 		return false
@@ -310,7 +311,7 @@ func equalFold(s []byte, lower string) bool {
 	return true
 }
 
-// controls are the characters that no header or status line may have.
+// controls are the characters that a header or status line must not contain.
 var controls = func() (t [256]bool) {
 	for c := range byte(' ') {
 		t[c] = c != '\t'
@@ -319,7 +320,7 @@ var controls = func() (t [256]bool) {
 	return t
 }()
 
-// tokenChars are the characters of a header's name (RFC 9110, 5.6.2).
+// tokenChars are the characters of a header name (RFC 9110, 5.6.2).
 var tokenChars = func() (t [256]bool) {
 	for _, c := range "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" {
 		t[c] = true

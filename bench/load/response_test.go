@@ -18,7 +18,7 @@ func TestReadResponse(t *testing.T) {
 	tests := map[string]struct {
 		in     string
 		status int
-		body   string // as it is kept
+		body   string // the part that is kept
 		length int
 		retry  time.Duration
 		close  bool
@@ -35,7 +35,7 @@ func TestReadResponse(t *testing.T) {
 		"retry after seconds": {
 			in: "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n", status: 503, retry: 2 * time.Second,
 		},
-		"retry after a date is nobody's business": {
+		"retry after a date is ignored": {
 			in: "HTTP/1.1 503 X\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\nContent-Length: 0\r\n\r\n", status: 503,
 		},
 		"connection close among others": {
@@ -45,8 +45,8 @@ func TestReadResponse(t *testing.T) {
 			in: "HTTP/1.1 204 No Content\r\n\r\n", status: 204,
 		},
 		"chunks and a trailer": {
-			in:     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nA\r\n, world!!!\r\n0\r\nX-Sum: 1\r\n\r\n",
-			status: 200, body: "hello, world!!!", length: 15,
+			in:     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nA\r\n, reader!!\r\n0\r\nX-Sum: 1\r\n\r\n",
+			status: 200, body: "hello, reader!!", length: 15,
 		},
 		"a body longer than what is kept": {
 			in:     "HTTP/1.1 200 OK\r\nContent-Length: " + fmt.Sprint(len(long)) + "\r\n\r\n" + long,
@@ -59,37 +59,37 @@ func TestReadResponse(t *testing.T) {
 	}
 	for name, want := range tests {
 		t.Run(name, func(t *testing.T) {
-			// What follows an answer is the next one's: it has to be left alone.
+			// Bytes of the next response must not be read.
 			const next = "HTTP/1.1 200 OK\r\n"
-			for how, source := range map[string]io.Reader{
+			for pace, source := range map[string]io.Reader{
 				"at once":      strings.NewReader(want.in + next),
 				"byte by byte": iotest.OneByteReader(strings.NewReader(want.in + next)),
 			} {
 				in := bufio.NewReaderSize(source, bufferSize)
 				r, err := readResponse(in, make([]byte, 0, KeptBody))
 				if err != nil {
-					t.Fatalf("%s: %v", how, err)
+					t.Fatalf("%s: %v", pace, err)
 				}
 				if r.Status != want.status || string(r.Body) != want.body || r.Length != int64(want.length) ||
 					r.RetryAfter != want.retry || r.close != want.close {
-					t.Errorf("%s: got %+v", how, r)
+					t.Errorf("%s: got %+v", pace, r)
 				}
 				if rest, _ := io.ReadAll(in); string(rest) != next {
-					t.Errorf("%s: left %q for the next answer", how, rest)
+					t.Errorf("%s: %q is left, want %q", pace, rest, next)
 				}
 			}
 		})
 	}
 }
 
-func TestReadResponseRefuses(t *testing.T) {
+func TestReadResponse_malformed(t *testing.T) {
 	tests := map[string]string{
 		"another protocol":             "SSH-2.0-OpenSSH_9.2\r\n\r\n",
 		"an older version":             "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
 		"no space after the status":    "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n",
 		"a status of letters":          "HTTP/1.1 2oo OK\r\nContent-Length: 0\r\n\r\n",
 		"a status out of range":        "HTTP/1.1 600 OK\r\nContent-Length: 0\r\n\r\n",
-		"an interim answer":            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+		"an interim response":          "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 		"a control character":          "HTTP/1.1 200 O\x00K\r\nContent-Length: 0\r\n\r\n",
 		"bare line feeds":              "HTTP/1.1 200 OK\nContent-Length: 0\n\n",
 		"a header without a colon":     "HTTP/1.1 200 OK\r\nContent-Length\r\n\r\n",
@@ -100,7 +100,7 @@ func TestReadResponseRefuses(t *testing.T) {
 		"no length":                    "HTTP/1.1 200 OK\r\n\r\nhello",
 		"a negative length":            "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
 		"a length with a sign":         "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\nx",
-		"an endless length":            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+		"a length too large":           "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
 		"two lengths":                  "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
 		"a length and chunks":          "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"another transfer coding":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
@@ -108,26 +108,26 @@ func TestReadResponseRefuses(t *testing.T) {
 		"a body with 204":              "HTTP/1.1 204 No Content\r\nContent-Length: 1\r\n\r\nx",
 		"no chunk size":                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\r\n",
 		"a chunk size of letters":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-		"an endless chunk":             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n123456789\r\n",
+		"a chunk size too large":       "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n123456789\r\n",
 		"a chunk extension":            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;a=b\r\nx\r\n0\r\n\r\n",
-		"a chunk that goes on":         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n",
+		"a chunk longer than its size": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n",
 		"a broken trailer":             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nfoo\r\n\r\n",
-		"a line longer than any":       "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", bufferSize) + "\r\n\r\n",
-		"headers without end":          "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: a\r\n", maxHeaders+1) + "\r\n",
-		"trailers without end":         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + strings.Repeat("X: a\r\n", maxHeaders+1) + "\r\n",
+		"a line that is too long":      "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", bufferSize) + "\r\n\r\n",
+		"too many headers":             "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: a\r\n", maxHeaders+1) + "\r\n",
+		"too many trailers":            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + strings.Repeat("X: a\r\n", maxHeaders+1) + "\r\n",
 	}
 	for name, in := range tests {
 		t.Run(name, func(t *testing.T) {
 			_, err := readResponse(bufio.NewReaderSize(strings.NewReader(in), bufferSize), make([]byte, 0, KeptBody))
 			if !errors.Is(err, ErrMalformed) {
-				t.Errorf("got %v, want an error that is ErrMalformed", err)
+				t.Errorf("got %v, want ErrMalformed", err)
 			}
 		})
 	}
 }
 
-// Wherever an answer is cut, it is told as cut and never as whole or malformed.
-func TestReadResponseCutAnywhere(t *testing.T) {
+// A response that is cut at any byte is reported as cut, not as complete or malformed.
+func TestReadResponse_cut(t *testing.T) {
 	for _, whole := range []string{
 		"HTTP/1.1 409 Conflict\r\nRetry-After: 1\r\nContent-Length: 5\r\n\r\nhello",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n",
@@ -145,8 +145,8 @@ func TestReadResponseCutAnywhere(t *testing.T) {
 	}
 }
 
-// What we accept, net/http accepts and understands in the same way, however the bytes arrive. (Not the other way round:
-// we are stricter.)
+// A response that readResponse accepts is read by net/http with the same result, however its bytes
+// arrive. The reverse does not hold, because readResponse is stricter.
 func FuzzReadResponse(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"))
 	f.Add([]byte("HTTP/1.1 409 Conflict\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"))
@@ -154,25 +154,25 @@ func FuzzReadResponse(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 503 x\r\nRetry-After: 9\r\nContent-Length: 1\r\n\r\nx"))
 	f.Add([]byte("HTTP/1.1 304 x\r\nContent-Length: 7\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		ours, err := readResponse(bufio.NewReaderSize(bytes.NewReader(data), bufferSize), make([]byte, 0, KeptBody))
-		again, errAgain := readResponse(bufio.NewReaderSize(iotest.OneByteReader(bytes.NewReader(data)), bufferSize), make([]byte, 0, KeptBody))
-		if fmt.Sprint(ours, err) != fmt.Sprint(again, errAgain) {
-			t.Fatalf("at once %+v, %v; byte by byte %+v, %v", ours, err, again, errAgain)
+		got, err := readResponse(bufio.NewReaderSize(bytes.NewReader(data), bufferSize), make([]byte, 0, KeptBody))
+		slow, errSlow := readResponse(bufio.NewReaderSize(iotest.OneByteReader(bytes.NewReader(data)), bufferSize), make([]byte, 0, KeptBody))
+		if fmt.Sprint(got, err) != fmt.Sprint(slow, errSlow) {
+			t.Fatalf("at once %+v, %v; byte by byte %+v, %v", got, err, slow, errSlow)
 		}
 		if err != nil {
 			return
 		}
-		theirs, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(data)), nil)
+		want, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(data)), nil)
 		if err != nil {
-			t.Fatalf("we accept %+v, net/http says %v", ours, err)
+			t.Fatalf("accepted %+v, net/http returns %v", got, err)
 		}
-		body, err := io.ReadAll(theirs.Body)
+		body, err := io.ReadAll(want.Body)
 		if err != nil {
-			t.Fatalf("we accept %+v, net/http's body says %v", ours, err)
+			t.Fatalf("accepted %+v, net/http returns %v for the body", got, err)
 		}
-		if ours.Status != theirs.StatusCode || ours.Length != int64(len(body)) || !bytes.HasPrefix(body, ours.Body) ||
-			len(ours.Body) != min(len(body), KeptBody) || ours.close != theirs.Close {
-			t.Fatalf("we read %+v, net/http %d with %q, close %v", ours, theirs.StatusCode, body, theirs.Close)
+		if got.Status != want.StatusCode || got.Length != int64(len(body)) || !bytes.HasPrefix(body, got.Body) ||
+			len(got.Body) != min(len(body), KeptBody) || got.close != want.Close {
+			t.Fatalf("read %+v, net/http %d with %q, close %v", got, want.StatusCode, body, want.Close)
 		}
 	})
 }

@@ -9,26 +9,28 @@ import (
 	"time"
 )
 
-// Plan says what a run asks of whom.
+// Plan describes a run.
 type Plan struct {
 	// Address is the service's "host:port".
 	Address string
-	// Connections is how many keep-alive connections there are, and so how many requests can be under way at once.
-	// They are made before the run begins. At least 1.
+	// Connections is the number of keep-alive connections, and so of requests in flight at most.
+	// They are opened before the run begins. At least 1.
 	Connections int
-	// Requests is how many requests there are; 0: until the context ends.
+	// Requests is the number of requests; 0: no end but that of the context.
 	Requests int
-	// Request gives request i, from 0 on. It is called by many goroutines at once and must always give the same.
+	// Request returns request i, counted from 0. It is called concurrently and must return the same
+	// request for the same i.
 	Request func(i int) Request
-	// Rate is how many requests arrive in a second on average (an open loop, with exponential gaps); 0: each connection
-	// sends its next request when it has the answer to the last (a closed loop).
+	// Rate is the average number of requests that arrive per second (an open loop, with exponential
+	// gaps); 0: each connection sends its next request when it has the last answer (a closed loop).
 	Rate float64
-	// Seed makes the gaps between arrivals at a Rate.
+	// Seed determines the gaps between arrivals at a Rate.
 	Seed uint64
 	// Timeout bounds each request, see [NewConn]; 0: 10 s.
 	Timeout time.Duration
-	// Answered is told what request i came to, when it is set; by many goroutines at once. If it returns true, the same
-	// request is sent once more after the pause it gives. The Response's Body is good until it returns.
+	// Answered, if set, is called concurrently with the answer to request i. If it returns true,
+	// the request is sent once more after pause. The Response's Body is valid until Answered
+	// returns.
 	Answered func(i int, answer Answer, r Response) (again bool, pause time.Duration)
 }
 
@@ -40,19 +42,19 @@ func (p *Plan) check() error {
 	if p.Requests < 0 {
 		errs = append(errs, fmt.Errorf("requests: %d is less than 0", p.Requests))
 	}
-	if !(p.Rate >= 0 && p.Rate <= 1e9) { // also false for what is not a number
-		errs = append(errs, fmt.Errorf("rate: %v is not between 0 and a thousand million a second", p.Rate))
+	if !(p.Rate >= 0 && p.Rate <= 1e9) { // also false for NaN
+		errs = append(errs, fmt.Errorf("rate: %v per second is not between 0 and 1000000000", p.Rate))
 	}
 	if p.Timeout < 0 {
 		errs = append(errs, fmt.Errorf("time-out: %v is less than 0", p.Timeout))
 	}
 	if p.Request == nil {
-		errs = append(errs, errors.New("no function that gives the requests"))
+		errs = append(errs, errors.New("the function Request is nil"))
 	}
 	return errors.Join(errs...)
 }
 
-// Run is a run under way.
+// Run is a run in progress.
 type Run struct {
 	plan     Plan
 	arrivals *arrivals
@@ -61,8 +63,9 @@ type Run struct {
 	final    Report // set before done is closed
 }
 
-// Start makes the connections and lets the load loose. When ctx ends no further request is sent; those under way are
-// waited for. The error says what is wrong with the plan, or that the service cannot be reached.
+// Start opens the connections and begins the run. When ctx ends, no more requests are sent, and the
+// run ends after the answers to those in flight. The error says what is wrong with the plan, or
+// that the service cannot be reached.
 func Start(ctx context.Context, p Plan) (*Run, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -89,7 +92,7 @@ func Start(ctx context.Context, p Plan) (*Run, error) {
 	}
 	var workers sync.WaitGroup
 	for i, conn := range conns {
-		workers.Go(func() { r.work(ctx, conn, &r.recorder.shards[i%len(r.recorder.shards)]) })
+		workers.Go(func() { r.work(ctx, conn, &r.recorder.stripes[i%len(r.recorder.stripes)]) })
 	}
 	go func() {
 		workers.Wait()
@@ -99,71 +102,72 @@ func Start(ctx context.Context, p Plan) (*Run, error) {
 	return r, nil
 }
 
-// Take returns what came since it was last called. [Run.Wait] still returns the whole.
+// Take returns the report since the last call. It does not change what [Run.Wait] returns.
 func (r *Run) Take() Report { return r.recorder.take() }
 
-// Done is closed after the last answer.
+// Done returns a channel that is closed after the last answer.
 func (r *Run) Done() <-chan struct{} { return r.done }
 
-// Wait returns what came of the whole run when it is over.
+// Wait waits until the run is over and returns the report of all of it.
 func (r *Run) Wait() Report {
 	<-r.done
 	return r.final
 }
 
-// timerTick is how late a sleeping connection wakes up through no fault of the service: Go's poller on Linux counts in
-// milliseconds when the process has nothing else to do.
+// timerTick is how late a sleeping goroutine may wake up without a fault of the service: Go's
+// poller on Linux counts milliseconds when the process is otherwise idle.
 const timerTick = time.Millisecond
 
-func (r *Run) work(ctx context.Context, conn *Conn, s *shard) {
+// work sends requests on one connection until none is left or ctx ends.
+func (r *Run) work(ctx context.Context, conn *Conn, s *stripe) {
 	defer conn.Close()
 	writer := newWriter(r.plan.Address)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	unreachable := 0 // times in a row
+	notSent := 0 // requests in a row
 
 	for ctx.Err() == nil {
 		i, due, ok := r.arrivals.take()
 		if !ok {
 			return
 		}
-		rested := false
+		slept := false
 		if !due.IsZero() {
-			if rested = sleep(ctx, timer, time.Until(due)); ctx.Err() != nil {
+			if slept = sleep(ctx, timer, time.Until(due)); ctx.Err() != nil {
 				return
 			}
 		}
 		request := r.plan.Request(i)
 		bytes, err := writer.write(request)
 		if err != nil {
-			// A plan that cannot be sent is a mistake in the program that made it, not something to be counted.
+			// A mistake in the program that made the plan.
 			panic(fmt.Sprintf("load: request %d (%+v): %v", i, request, err))
 		}
 		response, err := conn.Do(ctx, bytes)
-		answer, fault := judge(request, response, err)
+		answer, err := classify(request, response, err)
 
 		began := response.Sent
-		if late := response.Sent.Sub(due); r.plan.Rate > 0 && (!rested || late > timerTick) {
+		if late := response.Sent.Sub(due); r.plan.Rate > 0 && (!slept || late > timerTick) {
 			began = due
 		}
-		s.record(request, answer, response.Answered.Sub(began), fault)
+		s.record(request, answer, response.Answered.Sub(began), err)
 
 		if r.plan.Answered != nil {
 			if again, pause := r.plan.Answered(i, answer, response); again {
-				r.arrivals.repeat(i, response.Answered.Add(pause))
+				r.arrivals.retry(i, response.Answered.Add(pause))
 			}
 		}
 		if answer != NotSent {
-			unreachable = 0
+			notSent = 0
 			continue
 		}
-		// Without a pause a service that is away would be asked some 10,000 times a second whether it is back.
-		sleep(ctx, timer, min(time.Second, 10*time.Millisecond<<min(unreachable, 10)))
-		unreachable++
+		// Without a pause each connection would dial a stopped service some 10,000 times a second.
+		sleep(ctx, timer, min(time.Second, 10*time.Millisecond<<min(notSent, 10)))
+		notSent++
 	}
 }
 
-// sleep returns after d or when ctx ends. It says whether there was anything to wait for.
+// sleep returns after d or when ctx ends. It reports whether d was more than 0.
 func sleep(ctx context.Context, timer *time.Timer, d time.Duration) bool {
 	if d <= 0 {
 		return false

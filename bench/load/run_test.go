@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// serve runs handler as the service of a test.
+// serve starts a service that is handler, until the test ends.
 func serve(t *testing.T, handler http.HandlerFunc) (address string) {
 	t.Helper()
 	server := httptest.NewServer(handler)
@@ -25,7 +25,7 @@ func serve(t *testing.T, handler http.HandlerFunc) (address string) {
 func fail(w http.ResponseWriter, status int, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(`{"error":"as the test wants it","code":"` + code + `","request_id":"1"}`))
+	_, _ = w.Write([]byte(`{"error":"an error of the test","code":"` + code + `","request_id":"1"}`))
 }
 
 func start(t *testing.T, p Plan) *Run {
@@ -37,7 +37,7 @@ func start(t *testing.T, p Plan) *Run {
 	return run
 }
 
-func TestRunSendsEachRequestOnceAndCounts(t *testing.T) {
+func TestRun_sendsEachRequestOnce(t *testing.T) {
 	for name, rate := range map[string]float64{"closed": 0, "open": 20_000} {
 		t.Run(name, func(t *testing.T) {
 			const n = 1000
@@ -61,14 +61,14 @@ func TestRunSendsEachRequestOnceAndCounts(t *testing.T) {
 				}
 			})
 			users := Users(n)
-			var told [n]atomic.Int32
+			var answers [n]atomic.Int32
 			report := start(t, Plan{
 				Address: address, Connections: 7, Requests: n, Rate: rate,
 				Request: func(i int) Request { return Request{User: users[i], Coupon: "c", Read: i%10 == 0} },
 				Answered: func(i int, _ Answer, r Response) (bool, time.Duration) {
-					told[i].Add(1)
+					answers[i].Add(1)
 					if r.Answered.Before(r.Sent) {
-						t.Error("answered before it was sent")
+						t.Errorf("answered %v, sent %v: not in order", r.Answered, r.Sent)
 					}
 					return false, 0
 				},
@@ -77,14 +77,14 @@ func TestRunSendsEachRequestOnceAndCounts(t *testing.T) {
 				t.Errorf("claims: %+v", report.Claims.Answers)
 			}
 			if report.Reads.Count(ReadOK) != n/10 || reads != n/10 || report.Reads.Total() != n/10 {
-				t.Errorf("reads: %+v, and %d arrived", report.Reads.Answers, reads)
+				t.Errorf("reads: %+v, and the service got %d", report.Reads.Answers, reads)
 			}
 			if len(bodies) != n*9/10 {
-				t.Errorf("%d different claims arrived", len(bodies))
+				t.Errorf("the service got %d different claims, want %d", len(bodies), n*9/10)
 			}
-			for i := range told {
-				if k := told[i].Load(); k != 1 {
-					t.Errorf("told %d times of request %d", k, i)
+			for i := range answers {
+				if k := answers[i].Load(); k != 1 {
+					t.Errorf("Answered was called %d times for request %d, want once", k, i)
 				}
 			}
 			if report.Claims.Latency.TotalCount() != n*9/10 || report.Claims.Quantile(50) <= 0 || report.Claims.Quantile(100) > report.Elapsed*2 {
@@ -94,31 +94,31 @@ func TestRunSendsEachRequestOnceAndCounts(t *testing.T) {
 	}
 }
 
-func TestRunTakesWhatIsNew(t *testing.T) {
+func TestRun_Take(t *testing.T) {
 	const n = 500
 	run := start(t, Plan{
 		Address:     serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(201) }),
 		Connections: 4, Requests: n, Request: func(int) Request { return Request{User: "u", Coupon: "c"} },
 	})
 	var taken Tally
-	for over := false; !over; {
+	for done := false; !done; {
 		select {
 		case <-run.Done():
-			over = true
+			done = true
 		default:
 		}
 		taken.add(run.Take().Claims)
 	}
 	if taken.Total() != n || taken.Latency.TotalCount() != n {
-		t.Errorf("took %d in parts", taken.Total())
+		t.Errorf("the parts have %d requests, want %d", taken.Total(), n)
 	}
 	if whole := run.Wait(); whole.Claims.Total() != n || whole.Claims.Latency.TotalCount() != n {
-		t.Errorf("%d in the whole", whole.Claims.Total())
+		t.Errorf("the whole has %d requests, want %d", whole.Claims.Total(), n)
 	}
 }
 
-// A service that stands still for a while must be seen in the latency of those who would have come meanwhile.
-func TestRunAtARateOmitsNothing(t *testing.T) {
+// When the service stalls, the requests that were due meanwhile have its stall in their latency.
+func TestRun_coordinatedOmission(t *testing.T) {
 	const stall, n, rate = 400 * time.Millisecond, 200, 1000
 	plan := func() Plan {
 		var first atomic.Bool
@@ -133,52 +133,53 @@ func TestRunAtARateOmitsNothing(t *testing.T) {
 			Request: func(int) Request { return Request{User: "u", Coupon: "c"} },
 		}
 	}
-	// All 200 were due in the first 200 ms or so, and none but the first was sent before 400 ms.
+	// All 200 are due in the first 200 ms or so, and only the first is sent before 400 ms.
 	if p50 := start(t, plan()).Wait().Claims.Quantile(50); p50 < stall/4 {
-		t.Errorf("the median is %v: the wait for the connection was left out", p50)
+		t.Errorf("the median is %v: it does not include the wait for a connection", p50)
 	}
 	closed := plan()
 	closed.Rate = 0
 	if report := start(t, closed).Wait(); report.Claims.Quantile(100) < stall || report.Claims.Quantile(90) >= stall {
-		t.Errorf("in a closed loop the first request alone waits: p90 %v, longest %v", report.Claims.Quantile(90), report.Claims.Quantile(100))
+		t.Errorf("closed loop: p90 %v, longest %v; want the stall in the first request only",
+			report.Claims.Quantile(90), report.Claims.Quantile(100))
 	}
 }
 
-func TestRunAsksAgain(t *testing.T) {
+func TestRun_retries(t *testing.T) {
 	for name, rate := range map[string]float64{"closed": 0, "open": 20_000} {
 		t.Run(name, func(t *testing.T) {
-			var asked atomic.Int32
+			var requests atomic.Int32
 			address := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-				if asked.Add(1) <= 100 {
+				if requests.Add(1) <= 100 {
 					w.Header().Set("Retry-After", "1")
 					fail(w, 503, "OVERLOADED")
 					return
 				}
 				w.WriteHeader(201)
 			})
-			var wrong atomic.Int32
+			var noRetryAfter atomic.Int32
 			report := start(t, Plan{
 				Address: address, Connections: 5, Requests: 50, Rate: rate,
 				Request: func(int) Request { return Request{User: "u", Coupon: "c"} },
 				Answered: func(_ int, a Answer, r Response) (bool, time.Duration) {
 					if a == Overloaded && r.RetryAfter != time.Second {
-						wrong.Add(1)
+						noRetryAfter.Add(1)
 					}
 					return a != Claimed, time.Millisecond
 				},
 			}).Wait()
-			if report.Claims.Count(Overloaded) != 100 || report.Claims.Count(Claimed) != 50 || asked.Load() != 150 || wrong.Load() != 0 {
-				t.Errorf("%+v of %d; %d without Retry-After", report.Claims.Answers, asked.Load(), wrong.Load())
+			if report.Claims.Count(Overloaded) != 100 || report.Claims.Count(Claimed) != 50 || requests.Load() != 150 || noRetryAfter.Load() != 0 {
+				t.Errorf("%+v for %d requests; %d without Retry-After", report.Claims.Answers, requests.Load(), noRetryAfter.Load())
 			}
 		})
 	}
 }
 
-func TestRunEndsWithItsContext(t *testing.T) {
+func TestRun_contextEnds(t *testing.T) {
 	for name, plan := range map[string]Plan{
-		"endless":              {Request: func(int) Request { return Request{User: "u", Coupon: "c"} }},
+		"no end":               {Request: func(int) Request { return Request{User: "u", Coupon: "c"} }},
 		"waiting for the next": {Rate: 0.001, Request: func(int) Request { return Request{User: "u", Coupon: "c"} }},
-		"waiting to ask again": {
+		"waiting to retry": {
 			Requests: 3, Request: func(int) Request { return Request{User: "u", Coupon: "c"} },
 			Answered: func(int, Answer, Response) (bool, time.Duration) { return true, time.Hour },
 		},
@@ -195,25 +196,25 @@ func TestRunEndsWithItsContext(t *testing.T) {
 			time.AfterFunc(50*time.Millisecond, cancel)
 			report := run.Wait()
 			if got := report.Claims.Count(Claimed); got != int(served.Load()) || got != report.Claims.Total() {
-				t.Errorf("served %d, counted %+v: what was under way has to be waited for", served.Load(), report.Claims.Answers)
+				t.Errorf("served %d, counted %+v: want all answers to requests in flight", served.Load(), report.Claims.Answers)
 			}
 		})
 	}
 }
 
-func TestRunCountsWhatHasNoAnswer(t *testing.T) {
+func TestRun_noAnswer(t *testing.T) {
 	const n = 20
 	var connections atomic.Int32
-	address := scripted(t, func(_ int, conn net.Conn) {
+	address := serveConns(t, func(_ int, conn net.Conn) {
 		switch connections.Add(1) % 3 {
 		case 0:
-			return // cut
+			return // ErrCut
 		case 1:
 			buffer := make([]byte, 1024)
 			_, _ = conn.Read(buffer)
 			_, _ = conn.Write([]byte("220 ftp ready\r\n"))
 		default:
-			time.Sleep(300 * time.Millisecond) // longer than the time-out and its quarter
+			time.Sleep(300 * time.Millisecond) // more than the time-out and a quarter
 		}
 	})
 	report := start(t, Plan{
@@ -228,14 +229,15 @@ func TestRunCountsWhatHasNoAnswer(t *testing.T) {
 	if report.Claims.Total() != n {
 		t.Errorf("%+v", report.Claims.Answers)
 	}
-	if len(report.Faults) == 0 || len(report.Faults) > maxFaults ||
-		!slices.ContainsFunc(report.Faults, func(f string) bool { return strings.Contains(f, "220 ftp ready") }) {
-		t.Errorf("faults: %q", report.Faults)
+	if len(report.Errors) == 0 || len(report.Errors) > maxErrors ||
+		!slices.ContainsFunc(report.Errors, func(e string) bool { return strings.Contains(e, "220 ftp ready") }) {
+		t.Errorf("errors: %q", report.Errors)
 	}
 }
 
-// A service that goes away in the middle is counted as not asked, and not hammered.
-func TestRunWhenTheServiceGoesAway(t *testing.T) {
+// When the service stops during a run, further requests count as not sent, with pauses between
+// them.
+func TestRun_serviceStops(t *testing.T) {
 	var server *httptest.Server
 	var once sync.Once
 	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -254,19 +256,19 @@ func TestRunWhenTheServiceGoesAway(t *testing.T) {
 	}
 	report := run.Wait()
 	if n := report.Claims.Count(NotSent); n == 0 || n > 10 {
-		t.Errorf("tried %d times in a second to reach what is not there: %+v", n, report.Claims.Answers)
+		t.Errorf("%d requests not sent in a second, want 1 to 10: %+v", n, report.Claims.Answers)
 	}
 	if report.Claims.Latency.TotalCount() != int64(report.Claims.Total()-report.Claims.Count(NotSent)) {
-		t.Error("what was not sent has a latency")
+		t.Error("the latencies include requests that were not sent")
 	}
 }
 
-func TestStartRefuses(t *testing.T) {
+func TestStart_refuses(t *testing.T) {
 	_, err := Start(t.Context(), Plan{Requests: -1, Rate: -1, Timeout: -1})
 	if err == nil {
-		t.Fatal("a plan without sense was let through")
+		t.Fatal("an invalid plan was accepted")
 	}
-	for _, word := range []string{"connections", "requests", "rate", "time-out", "function"} {
+	for _, word := range []string{"connections", "requests", "rate", "time-out", "Request is nil"} {
 		if !strings.Contains(err.Error(), word) {
 			t.Errorf("%q does not name %s", err, word)
 		}

@@ -12,8 +12,8 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// ErrCouponExists says that the service has a coupon of this name already.
-var ErrCouponExists = errors.New("the service has a coupon of this name already")
+// ErrCouponExists means that the service already has a coupon of this name.
+var ErrCouponExists = errors.New("the service already has a coupon of this name")
 
 // Coupon is a coupon as the service reports it.
 type Coupon struct {
@@ -23,16 +23,17 @@ type Coupon struct {
 	ClaimedBy []string
 }
 
-// Service asks for what is not part of the load: creating a coupon before it and reading it after. It uses net/http,
-// which is slow and knows everything.
+// Service makes the requests that are not part of the load: it creates a coupon before a run and
+// reads it afterwards. It uses net/http.
 type Service struct {
 	// Address is "host:port".
 	Address string
-	// Timeout bounds one request; reading a coupon with 1,000,000 claims takes a second or two.
+	// Timeout bounds one request. Reading a coupon with 1,000,000 claims takes a second or two.
 	Timeout time.Duration
 }
 
-// Create creates a coupon with amount pieces. The error wraps [ErrCouponExists] when the name is taken.
+// Create creates a coupon with a stock of amount. The error wraps [ErrCouponExists] if the name is
+// taken.
 func (s Service) Create(ctx context.Context, name string, amount int) error {
 	body, err := json.Marshal(map[string]any{"name": name, "amount": amount})
 	if err != nil {
@@ -50,8 +51,8 @@ func (s Service) Create(ctx context.Context, name string, amount int) error {
 	})
 }
 
-// Coupon reads a coupon with everybody who has it. A report that breaks the contract (a field that is missing, unknown
-// or said twice) is an error.
+// Coupon reads a coupon with all its claims. A body that breaks the contract (a missing, unknown or
+// repeated field) is an error.
 func (s Service) Coupon(ctx context.Context, name string) (Coupon, error) {
 	var c Coupon
 	err := s.do(ctx, http.MethodGet, CouponPath(name), nil, func(r *http.Response) error {
@@ -99,6 +100,6 @@ func (s Service) do(ctx context.Context, method, path string, body []byte, read 
 }
 
 func unexpected(r *http.Response) error {
-	body, _ := io.ReadAll(io.LimitReader(r.Body, 300)) // as much as there is, to show
-	return fmt.Errorf("answered %s %q", r.Status, body)
+	body, _ := io.ReadAll(io.LimitReader(r.Body, 300)) // whatever could be read
+	return fmt.Errorf("unexpected response %s %q", r.Status, body)
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestServiceCreate(t *testing.T) {
+func TestService_Create(t *testing.T) {
 	s := Service{Timeout: time.Minute, Address: serve(t, func(w http.ResponseWriter, r *http.Request) {
 		var body struct {
 			Name   string `json:"name"`
@@ -40,10 +40,10 @@ func TestServiceCreate(t *testing.T) {
 	}
 }
 
-func TestServiceCoupon(t *testing.T) {
-	answer, asked := "", ""
+func TestService_Coupon(t *testing.T) {
+	answer, path := "", ""
 	s := Service{Timeout: time.Minute, Address: serve(t, func(w http.ResponseWriter, r *http.Request) {
-		asked = r.RequestURI
+		path = r.RequestURI
 		if answer == "" {
 			fail(w, 404, "COUPON_NOT_FOUND")
 			return
@@ -56,8 +56,8 @@ func TestServiceCoupon(t *testing.T) {
 		if err != nil || c.Name != "x" || c.Amount != 3 || c.Remaining != 1 || !slices.Equal(c.ClaimedBy, []string{"a", "b"}) {
 			t.Errorf("%+v, %v", c, err)
 		}
-		if asked != CouponPath(name) {
-			t.Errorf("asked for %s, want %s", asked, CouponPath(name))
+		if path != CouponPath(name) {
+			t.Errorf("path %s, want %s", path, CouponPath(name))
 		}
 	}
 	for _, broken := range []string{
@@ -72,7 +72,7 @@ func TestServiceCoupon(t *testing.T) {
 	} {
 		answer = broken
 		if c, err := s.Coupon(t.Context(), "x"); err == nil {
-			t.Errorf("%s was read as %+v", broken, c)
+			t.Errorf("%s was accepted as %+v", broken, c)
 		}
 	}
 }

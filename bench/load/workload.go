@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Users returns n user ids, "user-0000001" and so on. They share one piece of memory, so that millions cost the garbage
-// collector nothing.
+// Users returns n user ids: "user-0000001" and so on. They share one string, so that millions of
+// them cost the garbage collector nothing.
 func Users(n int) []string {
 	digits := max(7, len(strconv.Itoa(n)))
 	size := len("user-") + digits
@@ -25,10 +25,10 @@ func Users(n int) []string {
 	return ids
 }
 
-// Order returns in which order users come, as indexes from 0 to users-1: everybody once, and as many again as percent
-// of the users say (0 to 100), different ones, at any later or earlier place.
+// Order returns the shuffled order of requests, as indexes of users from 0 to users-1: each user
+// once, and percent of them (0 to 100) a second time.
 func Order(users int, percent float64, seed uint64) []int32 {
-	random := source(seed)
+	random := newRandom(seed)
 	repeating := int(math.Round(float64(users) * percent / 100))
 	order := make([]int32, users, users+repeating)
 	for i := range order {
@@ -40,29 +40,30 @@ func Order(users int, percent float64, seed uint64) []int32 {
 	return order
 }
 
-// Evenly returns which of so many coupons each request is for, as indexes from 0 to coupons-1: each as often as the
-// others (give or take one), shuffled.
+// Evenly returns the coupon of each request, as indexes from 0 to coupons-1, shuffled: each coupon
+// equally often (give or take one).
 func Evenly(requests, coupons int, seed uint64) []int32 {
-	which := make([]int32, requests)
-	for i := range which {
-		which[i] = int32(i % coupons)
+	indexes := make([]int32, requests)
+	for i := range indexes {
+		indexes[i] = int32(i % coupons)
 	}
-	shuffle(source(seed), which)
-	return which
+	shuffle(newRandom(seed), indexes)
+	return indexes
 }
 
-// Zipf returns which of so many coupons each request is for when some are far more popular than others: coupon k (from
-// 0) with a likelihood proportional to 1/(k+1)^exponent. The exponent is more than 1; 1.1 is a shop's long tail.
+// Zipf returns the coupon of each request, as indexes from 0 to coupons-1, where some coupons are
+// far more popular than others: coupon k has a probability proportional to 1/(k+1)^exponent. The
+// exponent must be more than 1; 1.1 is the long tail of a shop.
 func Zipf(requests, coupons int, exponent float64, seed uint64) []int32 {
-	zipf := rand.NewZipf(source(seed), exponent, 1, uint64(coupons-1))
-	which := make([]int32, requests)
-	for i := range which {
-		which[i] = int32(zipf.Uint64())
+	zipf := rand.NewZipf(newRandom(seed), exponent, 1, uint64(coupons-1))
+	indexes := make([]int32, requests)
+	for i := range indexes {
+		indexes[i] = int32(zipf.Uint64())
 	}
-	return which
+	return indexes
 }
 
-func source(seed uint64) *rand.Rand {
+func newRandom(seed uint64) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0xc0ffee))
 }
 

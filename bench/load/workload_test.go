@@ -11,7 +11,7 @@ func TestUsers(t *testing.T) {
 		t.Errorf("%d users from %q to %q", len(users), users[0], users[len(users)-1])
 	}
 	if len(Users(0)) != 0 {
-		t.Error("nobody is somebody")
+		t.Error("0 users are not empty")
 	}
 }
 
@@ -19,7 +19,7 @@ func TestOrder(t *testing.T) {
 	const users = 1000
 	order := Order(users, 5.04, 7)
 	if len(order) != 1050 {
-		t.Fatalf("%d requests, want 1000 and 5 %% again", len(order))
+		t.Fatalf("%d requests, want 1,050", len(order))
 	}
 	times := make([]int, users)
 	for _, u := range order {
@@ -27,48 +27,49 @@ func TestOrder(t *testing.T) {
 	}
 	slices.Sort(times)
 	if times[0] != 1 || times[949] != 1 || times[950] != 2 || times[999] != 2 {
-		t.Errorf("not everybody once and 50 twice: %v", times)
+		t.Errorf("requests by user: %v, want 950 users with one and 50 with two", times)
 	}
 	if slices.IsSorted(order) {
 		t.Error("not shuffled")
 	}
 	if !slices.Equal(order, Order(users, 5.04, 7)) {
-		t.Error("the same seed gave another order")
+		t.Error("the same seed gave a different order")
 	}
 	if slices.Equal(order, Order(users, 5.04, 8)) {
 		t.Error("another seed gave the same order")
 	}
 	if all := Order(users, 100, 7); len(all) != 2*users {
-		t.Errorf("%d requests, want everybody twice", len(all))
+		t.Errorf("%d requests, want two for each user", len(all))
 	}
 }
 
 func TestEvenly(t *testing.T) {
-	which := Evenly(1001, 100, 7)
+	indexes := Evenly(1001, 100, 7)
 	times := make([]int, 100)
-	for _, c := range which {
+	for _, c := range indexes {
 		times[c]++
 	}
 	slices.Sort(times)
 	if times[0] != 10 || times[98] != 10 || times[99] != 11 {
-		t.Errorf("uneven: %v", times)
+		t.Errorf("requests by coupon: %v, want 10 or 11", times)
 	}
-	if !slices.Equal(which, Evenly(1001, 100, 7)) || slices.Equal(which, Evenly(1001, 100, 8)) {
-		t.Error("not by seed")
+	if !slices.Equal(indexes, Evenly(1001, 100, 7)) || slices.Equal(indexes, Evenly(1001, 100, 8)) {
+		t.Error("the result does not depend on the seed alone")
 	}
 }
 
 func TestZipf(t *testing.T) {
-	which := Zipf(10_000, 100, 1.1, 7)
+	indexes := Zipf(10_000, 100, 1.1, 7)
 	times := make([]int, 100)
-	for _, c := range which {
+	for _, c := range indexes {
 		times[c]++
 	}
-	// The law: with exponent 1.1 and 100 coupons, the first gets 1/4.28 of all, the second 2^-1.1 of that.
+	// With exponent 1.1 and 100 coupons, the first gets 1/4.28 of all requests, the second 2^-1.1
+	// of that.
 	if times[0] < 2136 || times[0] > 2536 || times[1] < 990 || times[1] > 1190 {
-		t.Errorf("the most popular got %d and %d", times[0], times[1])
+		t.Errorf("the two most popular coupons got %d and %d requests", times[0], times[1])
 	}
-	if !slices.Equal(which, Zipf(10_000, 100, 1.1, 7)) || slices.Equal(which, Zipf(10_000, 100, 1.1, 8)) {
-		t.Error("not by seed")
+	if !slices.Equal(indexes, Zipf(10_000, 100, 1.1, 7)) || slices.Equal(indexes, Zipf(10_000, 100, 1.1, 8)) {
+		t.Error("the result does not depend on the seed alone")
 	}
 }

@@ -16,48 +16,50 @@ import (
 
 var notInFileName = regexp.MustCompile(`[^a-z0-9]+`)
 
-// chartFile is what the chart of a workload is called.
-func chartFile(workload string) string {
+// chartName returns the file name of a workload's chart.
+func chartName(workload string) string {
 	return strings.Trim(notInFileName.ReplaceAllString(strings.ToLower(workload), "-"), "-") + ".svg"
 }
 
-// draw makes the bar chart of a workload as an SVG: a bar for each contestant, ours in another colour, and beside each bar
-// its median and how many times as much ours is.
-func (r *results) draw(w workload) ([]byte, error) {
-	const width, bar, head, around = 820, 34, 56, 72
-	shown := w.shows
-	if shown.of == nil {
-		shown = measure{"claims a second", "%.0f", rate}
+// drawChart draws the SVG bar chart of a workload: one bar per entry, coupond's in another colour,
+// and beside each bar its median and coupond's as a multiple of it.
+func (r *results) drawChart(w workload) ([]byte, error) {
+	const width, barHeight, titleHeight, otherHeight = 820, 34, 56, 72
+	shown := w.charted
+	if shown.value == nil {
+		shown = metric{"claims per second", "%.0f", rate}
 	}
-	ourMiddle, _ := median(r.Runs[w.name][contestants.Coupond], shown.of)
+	coupondMedian, _ := median(r.Runs[w.name][contestants.Coupond], shown.value)
 	var names []string
-	var ours, others []float64
+	var coupond, others []float64
 	largest := 0.0
-	// From the bottom up, so that the first is on top.
+	// In reverse, because the library draws from the bottom up.
 	for _, name := range slices.Backward(r.order) {
 		runs := r.Runs[w.name][name]
 		if len(runs) == 0 {
 			continue
 		}
-		middle, _ := median(runs, shown.of)
+		middle, _ := median(runs, shown.value)
 		largest = max(largest, middle)
-		// The library measures with its own font and the reader's browser writes in another: room for a wider one.
+		// The library measures text in its own font. The blanks leave room for a wider font of a
+		// browser.
 		names = append(names, name+"\u00a0\u00a0\u00a0")
-		// Two series, stacked, of which each bar has one: so that ours has a colour of its own.
+		// Two stacked series give coupond a colour of its own. Each bar is zero in one of them.
 		if name == contestants.Coupond {
-			ours, others = append(ours, middle), append(others, 0)
+			coupond, others = append(coupond, middle), append(others, 0)
 		} else {
-			ours, others = append(ours, 0), append(others, middle)
+			coupond, others = append(coupond, 0), append(others, middle)
 		}
 	}
-	height := around + bar*len(names)
+	height := otherHeight + barHeight*len(names)
 	painter := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputSVG, Width: width, Height: height})
 	painter.FilledRect(0, 0, width, height, charts.ColorWhite, charts.ColorTransparent, 0)
-	chart := charts.NewBarChartOptionWithData([][]float64{ours, others})
+	chart := charts.NewBarChartOptionWithData([][]float64{coupond, others})
 	chart.Horizontal = true
 	chart.StackSeries = new(true)
-	// Every bar says its value, so there is no axis for it; but right of the longest bar there is room to say so.
-	chart.Padding = charts.NewBox(12, head, 12, 12)
+	// Each bar is labelled with its value, so the axis is hidden. It is longer than the longest
+	// bar, to leave room for the label.
+	chart.Padding = charts.NewBox(12, titleHeight, 12, 12)
 	chart.ValueAxis[0].Show = new(false)
 	chart.ValueAxis[0].Min, chart.ValueAxis[0].Max = new(0.), new(1.4*largest)
 	chart.Theme = charts.GetTheme(charts.ThemeLight).WithSeriesColors([]charts.Color{
@@ -65,8 +67,8 @@ func (r *results) draw(w workload) ([]byte, error) {
 	})
 	chart.Legend.Show = new(false)
 	chart.CategoryAxis.Labels = names
-	text := func(v float64) string {
-		s := fmt.Sprintf(shown.form, v)
+	format := func(v float64) string {
+		s := fmt.Sprintf(shown.format, v)
 		if v >= 1000 {
 			s = humanize.Comma(int64(math.Round(v)))
 		}
@@ -77,26 +79,26 @@ func (r *results) draw(w workload) ([]byte, error) {
 		chart.SeriesList[i].Label.ValueFormatter = func(v float64) string {
 			switch {
 			case v == 0:
-				return "" // the other series has this bar
-			case i == 0 || ourMiddle == 0:
-				return text(v)
+				return "" // this bar belongs to the other series
+			case i == 0 || coupondMedian == 0:
+				return format(v)
 			default:
-				return fmt.Sprintf("%s  (ours: %s ×)", text(v), threeDigits(ourMiddle/v))
+				return fmt.Sprintf("%s  (coupond: %s ×)", format(v), formatRatio(coupondMedian/v))
 			}
 		}
 	}
 	if err := painter.BarChart(chart); err != nil {
 		return nil, err
 	}
-	// The chart has painted its background: the title comes after it.
+	// After the chart: its background would cover the title.
 	painter.Text(w.name+": "+shown.name, 16, 26, 0, charts.FontStyle{FontSize: 13, FontColor: charts.ColorBlack})
-	about := fmt.Sprintf("%s; median of %s, %s CPUs", w.what, english.Plural(r.Rounds, "round", ""), r.Machine["cpus"])
-	painter.Text(about, 16, 44, 0, charts.FontStyle{FontSize: 10, FontColor: charts.ParseColor("#57606a")})
+	subtitle := fmt.Sprintf("%s; median of %s, %s CPUs", w.description, english.Plural(r.Rounds, "round", ""), r.Machine["cpus"])
+	painter.Text(subtitle, 16, 44, 0, charts.FontStyle{FontSize: 10, FontColor: charts.ParseColor("#57606a")})
 	return painter.Bytes()
 }
 
-// threeDigits writes a ratio so that it tells as much when it is small.
-func threeDigits(v float64) string {
+// formatRatio formats a ratio with about three significant digits.
+func formatRatio(v float64) string {
 	switch {
 	case v >= 100:
 		return fmt.Sprintf("%.0f", v)

@@ -19,21 +19,23 @@ import (
 
 const (
 	database       = "race"
-	maxConns       = 16 // DB_MAX_CONNS's default, for every rival
+	maxConns       = 16 // the default of DB_MAX_CONNS, for every contestant
 	serviceTimeout = time.Minute
 	redisPrefix    = "Redis "
 )
 
-// machine is what the race runs on: a private PostgreSQL with fsync on, made for this race and removed after it.
+// machine is what the race runs on: a private PostgreSQL with fsync on, which is removed after the
+// race.
 type machine struct {
-	dir      string
-	lanes    int
-	postgres *localpg.Server
-	conn     *pgx.Conn
-	sites    map[string]site // of the contestants that are elsewhere, by their databases
+	dir         string
+	concurrency int // CLAIM_CONCURRENCY of coupond
+	postgres    *localpg.Server
+	conn        *pgx.Conn       // to database, as its owner
+	sites       map[string]site // of databases on other servers, by name
 }
 
-func prepare(ctx context.Context, lanes int) (*machine, error) {
+// newMachine starts PostgreSQL in a new temporary folder and creates the database of the race.
+func newMachine(ctx context.Context, concurrency int) (*machine, error) {
 	dir, err := os.MkdirTemp("", "race-")
 	if err != nil {
 		return nil, err
@@ -41,7 +43,7 @@ func prepare(ctx context.Context, lanes int) (*machine, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	m := &machine{dir: dir, lanes: lanes, sites: make(map[string]site)}
+	m := &machine{dir: dir, concurrency: concurrency, sites: make(map[string]site)}
 	m.postgres, err = localpg.Start(ctx, localpg.Options{
 		Dir: filepath.Join(dir, "postgres"),
 		Log: os.Stderr,
@@ -53,21 +55,21 @@ func prepare(ctx context.Context, lanes int) (*machine, error) {
 		m.close()
 		return nil, err
 	}
-	if m.conn, err = m.create(ctx, database); err != nil {
+	if m.conn, err = m.createDatabase(ctx, database); err != nil {
 		m.close()
 		return nil, err
 	}
 	return m, nil
 }
 
-// create makes a database with our schema, and returns a connection to it as its owner.
-func (m *machine) create(ctx context.Context, name string) (*pgx.Conn, error) {
-	return createOn(ctx, m.postgres, name)
+// createDatabase creates a database with our schema, and returns a connection to it as its owner.
+func (m *machine) createDatabase(ctx context.Context, name string) (*pgx.Conn, error) {
+	return createDatabase(ctx, m.postgres, name)
 }
 
-// command runs SQL outside of any database of the race.
-func (m *machine) command(ctx context.Context, sql string) error {
-	return commandOn(ctx, m.postgres, sql)
+// exec runs SQL in the database postgres.
+func (m *machine) exec(ctx context.Context, sql string) error {
+	return execOn(ctx, m.postgres, sql)
 }
 
 func (m *machine) close() {
@@ -77,12 +79,12 @@ func (m *machine) close() {
 	if m.postgres != nil {
 		_ = m.postgres.Stop()
 	}
-	_ = os.RemoveAll(m.dir) // in the system's folder for temporary files
+	_ = os.RemoveAll(m.dir) // it is in the system's temporary folder
 }
 
-// slowDisk makes every commit of PostgreSQL take 2 ms more, or no longer so. It is what commit_delay does when nobody
-// else commits, and stands in for a disk whose fsync takes as long.
-func (m *machine) slowDisk(ctx context.Context, slow bool) error {
+// setSlowDisk makes every commit take 2 ms longer, or ends that. It sets commit_delay, so that a
+// commit takes as long as on a disk with a slower fsync.
+func (m *machine) setSlowDisk(ctx context.Context, slow bool) error {
 	for _, set := range map[bool][]string{
 		true:  {"alter system set commit_delay = 2000", "alter system set commit_siblings = 0"},
 		false: {"alter system reset commit_delay", "alter system reset commit_siblings"},
@@ -98,27 +100,28 @@ func (m *machine) slowDisk(ctx context.Context, slow bool) error {
 	return nil
 }
 
-// commits counts the transactions that wrote something so far: each of them took a number. (pg_stat_database counts
-// commits, too, but a backend that is idle reports its own only after 10 s.)
+// commits counts the transactions that have written something: each of them has taken a transaction
+// ID. pg_stat_database would be up to 10 s late, because an idle backend reports its commits that
+// late.
 func (m *machine) commits(ctx context.Context) (int64, error) {
 	var n int64
 	err := m.conn.QueryRow(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&n)
 	return n, err
 }
 
-// cpu is the CPU time, user and system, that a process and those of its children that have ended used so far. It is 0
-// where there is no /proc (macOS): the tables then have no such column.
-func cpu(pid int) time.Duration {
+// cpuTime returns the CPU time, user and system, of a process and of its children that have ended.
+// Without /proc (macOS) it is 0, and the tables have no such column.
+func cpuTime(pid int) time.Duration {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
-	return cpuIn(string(stat))
+	return parseCPUTime(string(stat))
 }
 
-// cpuIn reads /proc/*/stat.
-func cpuIn(stat string) time.Duration {
-	// Behind the name, which may have blanks and brackets of its own, come the state and 49 numbers.
+// parseCPUTime reads the CPU time in the content of /proc/*/stat.
+func parseCPUTime(stat string) time.Duration {
+	// The name may contain blanks and brackets. Behind it are the state and 49 numbers.
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 15 {
 		return 0
@@ -134,18 +137,18 @@ func cpuIn(stat string) time.Duration {
 	return time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100 on every Linux
 }
 
-// at is where a contestant's coupons are.
-func (m *machine) at(c *contestant) site {
-	if at, elsewhere := m.sites[c.database]; elsewhere {
-		return at
+// siteOf returns the servers that store the coupons of a service.
+func (m *machine) siteOf(s *service) site {
+	if found, ok := m.sites[s.database]; ok {
+		return found
 	}
-	return site{url: m.postgres.URL(c.database), database: []*localpg.Server{m.postgres}}
+	return site{url: m.postgres.URL(s.database), database: []*localpg.Server{m.postgres}}
 }
 
-// serverCPU is cpu of all processes of PostgreSQL servers.
+// serverCPU returns the CPU time of all processes of PostgreSQL servers.
 func serverCPU(servers []*localpg.Server) (total time.Duration) {
 	for _, server := range servers {
-		total += cpu(server.Pid())
+		total += cpuTime(server.Pid())
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", server.Pid(), server.Pid()))
 		if err != nil {
 			continue
@@ -153,50 +156,52 @@ func serverCPU(servers []*localpg.Server) (total time.Duration) {
 		for child := range strings.FieldsSeq(string(children)) {
 			pid, err := strconv.Atoi(child)
 			if err == nil {
-				total += cpu(pid)
+				total += cpuTime(pid)
 			}
 		}
 	}
 	return total
 }
 
-// usage is the CPU time that those who have to do with a contestant's claims used so far.
-type usage struct{ generator, service, database, proxies, standbys time.Duration }
+// cpuUsage is the CPU time of all processes that take part in the claims of one service.
+type cpuUsage struct{ generator, service, database, proxies, standbys time.Duration }
 
-func (m *machine) usage(c *contestant) usage {
-	at := m.at(c)
-	u := usage{
-		generator: cpu(os.Getpid()),
-		service:   cpu(c.cmd.Process.Pid),
+func (m *machine) cpuUsage(s *service) cpuUsage {
+	at := m.siteOf(s)
+	u := cpuUsage{
+		generator: cpuTime(os.Getpid()),
+		service:   cpuTime(s.cmd.Process.Pid),
 		database:  serverCPU(at.database),
 		proxies:   serverCPU(at.proxies),
 		standbys:  serverCPU(at.standbys),
 	}
-	if c.redis != nil {
-		u.database = cpu(c.redis.Pid())
+	if s.redis != nil {
+		u.database = cpuTime(s.redis.Pid())
 	}
 	return u
 }
 
-// forgetPeak lets a process's peak of memory begin anew at what it has now, which it returns; and peak is the most that it
-// had since then, both in MiB. They are 0 where there is no /proc.
-func forgetPeak(pid int) float64 {
+// resetPeakMemory resets the peak memory of a process to its present memory, and returns that in
+// MiB. Without /proc it returns 0.
+func resetPeakMemory(pid int) float64 {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
 		return 0
 	}
-	return peak(pid)
+	return peakMemory(pid)
 }
 
-func peak(pid int) float64 {
+// peakMemory returns the most memory, in MiB, that a process has had since resetPeakMemory. Without
+// /proc it returns 0.
+func peakMemory(pid int) float64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}
-	return peakIn(string(status))
+	return parsePeakMemory(string(status))
 }
 
-// peakIn reads /proc/*/status.
-func peakIn(status string) float64 {
+// parsePeakMemory reads the peak memory, in MiB, in the content of /proc/*/status.
+func parsePeakMemory(status string) float64 {
 	for line := range strings.Lines(status) {
 		if value, found := strings.CutPrefix(line, "VmHWM:"); found {
 			kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
@@ -208,9 +213,9 @@ func peakIn(status string) float64 {
 	return 0
 }
 
-// about describes the machine for the results.
-func (m *machine) about(ctx context.Context) map[string]string {
-	about := map[string]string{
+// describe returns what the results say of the machine: its CPUs, versions and the commit.
+func (m *machine) describe(ctx context.Context) map[string]string {
+	description := map[string]string{
 		"cpus":       strconv.Itoa(runtime.NumCPU()),
 		"os":         runtime.GOOS + "/" + runtime.GOARCH,
 		"go":         runtime.Version(),
@@ -219,16 +224,16 @@ func (m *machine) about(ctx context.Context) map[string]string {
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(info)) {
 			if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
-				about["cpu"] = strings.TrimSpace(value)
+				description["cpu"] = strings.TrimSpace(value)
 				break
 			}
 		}
 	}
 	if version := contestants.RedisVersion(ctx); version != "" {
-		about["redis"] = version
+		description["redis"] = version
 	}
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {
-		about["commit"] = strings.TrimSpace(string(out))
+		description["commit"] = strings.TrimSpace(string(out))
 	}
-	return about
+	return description
 }

@@ -1,19 +1,19 @@
-// Race runs the ways to hand out coupons against each other (package rivals): the same HTTP layer, the same load, one
-// machine, on a private PostgreSQL with fsync on that is made for the race. Rivals take turns in rounds, so that whatever
-// else the machine does meanwhile hits all of them; what counts are the ratios. After each run the books of the rival are
-// checked, ours first of all.
+// Race compares ways to hand out coupons (package contestants) on one machine: the same HTTP layer,
+// the same load, a private PostgreSQL with fsync on. Contestants take turns in rounds, so that
+// other work on the machine slows all of them down alike. Only ratios between contestants mean
+// anything. After each run the answers of the service are compared with what it stored.
 //
 //	go run ./bench/race            all workloads (make bench)
-//	go run ./bench/race -quick     the most telling ones (make bench-quick)
-//	go run ./bench/race -h
+//	go run ./bench/race --quick    the most important ones (make bench-quick)
+//	go run ./bench/race --help
 //
-// The results go to -out as JSON, with the machine, the versions and the commit, and are drawn as SVG charts beside it.
+// The results are written to --out as JSON, with the machine, the versions and the commit, and as
+// one SVG chart per workload.
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -24,13 +24,14 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/spf13/pflag"
 
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/bench/race/contestants"
 )
 
 func main() {
-	if err := start(); err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err := start(); err != nil && !errors.Is(err, pflag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "race:", err)
 		os.Exit(1)
 	}
@@ -38,7 +39,8 @@ func main() {
 
 func start() error {
 	if len(os.Args) == 3 && os.Args[1] == serveFlag {
-		// A Ctrl-C reaches the whole process group; our parent ends us by closing our standard input.
+		// Ctrl-C reaches the whole process group. The parent stops this process by closing its
+		// standard input.
 		signal.Ignore(os.Interrupt)
 		return serve(context.Background(), os.Args[2])
 	}
@@ -47,27 +49,28 @@ func start() error {
 	return run(ctx, os.Args[1:])
 }
 
-// race is one race under way.
+// race is what all runs of one race share.
 type race struct {
-	machine  *machine
-	duration time.Duration
-	seed     uint64
-	coupons  int // where there are many
-	users    []string
-	next     atomic.Int64
-	old      *pgx.Conn // of "old plans"
+	machine    *machine
+	duration   time.Duration // of one run
+	seed       uint64
+	coupons    int // in workloads with many coupons
+	users      []string
+	nextCoupon atomic.Int64
+	oldSession *pgx.Conn // of workload "old plans": it planned its calls when the tables were empty
 }
 
 func run(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("race", flag.ContinueOnError)
-	quick := flags.Bool("quick", false, "only the most telling workloads, one round")
-	rounds := flags.Int("rounds", 5, "`rounds` in which the rivals take turns")
-	duration := flags.Duration("duration", 3*time.Second, "`how long` each run of a workload takes")
-	only := flags.String("workloads", "", "a regular `expression` of the workloads to run")
-	who := flags.String("rivals", "", "a regular `expression` of the rivals to run")
-	lanes := flags.Int("lanes", 1, "CLAIM_LANES of ours")
-	out := flags.String("out", "bench/results", "`folder` for results.json and the charts; empty: none")
-	seed := flags.Uint64("seed", 1, "makes the order of the users")
+	flags := pflag.NewFlagSet("race", pflag.ContinueOnError)
+	flags.SortFlags = false
+	quick := flags.Bool("quick", false, "only the most important workloads, one round")
+	rounds := flags.Int("rounds", 5, "number of `rounds` in which the contestants take turns")
+	duration := flags.Duration("duration", 3*time.Second, "`duration` of each run of a workload")
+	only := flags.String("workloads", "", "run only workloads that match this regular `expression`")
+	matching := flags.String("contestants", "", "run only contestants that match this regular `expression`")
+	concurrency := flags.Int("claim-concurrency", 1, "CLAIM_CONCURRENCY of coupond")
+	out := flags.String("out", "bench/results", "`folder` for results.json and the charts; empty: write none")
+	seed := flags.Uint64("seed", 1, "seed of the order of the users")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -78,47 +81,47 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	names, err := selectRivals(ctx, *who)
+	names, err := selectContestants(ctx, *matching)
 	if err != nil {
 		return err
 	}
 
-	m, err := prepare(ctx, *lanes)
+	m, err := newMachine(ctx, *concurrency)
 	if err != nil {
 		return err
 	}
 	defer m.close()
 	r := &race{machine: m, duration: *duration, seed: *seed, coupons: manyCoupons, users: load.Users(claimers)}
-	results := newResults(m.about(ctx), *rounds, *duration)
+	results := newResults(m.describe(ctx), *rounds, *duration)
 
 	for _, w := range selected {
-		if err := r.compete(ctx, w, names, *rounds, results); err != nil {
+		if err := r.runWorkload(ctx, w, names, *rounds, results); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
-		if err := results.print(os.Stdout, w); err != nil {
+		if err := results.printTable(os.Stdout, w); err != nil {
 			return err
 		}
 	}
-	if err := results.judge(os.Stdout); err != nil {
+	if err := results.evaluateTargets(os.Stdout); err != nil {
 		return err
 	}
 	if *out == "" {
 		return nil
 	}
-	return results.keep(*out, selected)
+	return results.write(*out, selected)
 }
 
-// compete runs a workload, round by round, every contestant in every round.
-func (r *race) compete(ctx context.Context, w workload, names []string, rounds int, results *results) (err error) {
+// runWorkload runs a workload round by round, every entry once in every round.
+func (r *race) runWorkload(ctx context.Context, w workload, names []string, rounds int, results *results) (err error) {
 	entries := w.entries(names)
 	if len(entries) == 0 {
 		return nil
 	}
 	if w.prepare != nil {
-		var tidy func() error
-		tidy, err = w.prepare(ctx, r)
-		defer func() { err = errors.Join(err, tidy()) }()
-		if errors.Is(err, errLeftOut) {
+		var cleanup func() error
+		cleanup, err = w.prepare(ctx, r)
+		defer func() { err = errors.Join(err, cleanup()) }()
+		if errors.Is(err, errSkipped) {
 			fmt.Fprintf(os.Stderr, "race: %s: %v\n", w.name, err)
 			return nil
 		}
@@ -126,33 +129,33 @@ func (r *race) compete(ctx context.Context, w workload, names []string, rounds i
 			return err
 		}
 	}
-	var contestants []*contestant
+	var services []*service
 	defer func() {
-		for _, c := range contestants {
-			c.stop()
+		for _, s := range services {
+			s.stop()
 		}
 	}()
 	for _, e := range entries {
-		c, err := r.machine.start(ctx, e)
+		s, err := r.machine.startService(ctx, e)
 		if err != nil {
 			return err
 		}
-		contestants = append(contestants, c)
+		services = append(services, s)
 	}
 	for round := range rounds {
-		for i := range contestants {
-			// Another one begins each round, so that nobody always comes after the same.
-			c := contestants[(i+round)%len(contestants)]
-			f, err := c.run(ctx, r, c)
+		for i := range services {
+			// Each round begins with another one, so that none always runs after the same one.
+			s := services[(i+round)%len(services)]
+			f, err := s.run(ctx, r, s)
 			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
+				return fmt.Errorf("%s: %w", s.name, err)
 			}
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			results.add(w.name, c.name, f)
+			results.add(w.name, s.name, f)
 			fmt.Fprintf(os.Stderr, "  round %d/%d  %-23s %-25s %9.0f/s  p99 %8.1f ms  %s\n",
-				round+1, rounds, w.name, c.name, f.Rate, f.P99, f.Unexpected)
+				round+1, rounds, w.name, s.name, f.Rate, f.P99, f.Unexpected)
 		}
 	}
 	return nil
@@ -168,21 +171,22 @@ func selectWorkloads(quick bool, only string) ([]workload, error) {
 	}), nil
 }
 
-// selectRivals returns the names of the contestants, Redis as two of them.
-func selectRivals(ctx context.Context, who string) ([]string, error) {
-	expression, err := regexp.Compile(who)
+// selectContestants returns the names of the contestants that match. Redis counts as two, one for
+// each appendfsync; without Redis on this machine it prints a warning and returns the others.
+func selectContestants(ctx context.Context, only string) ([]string, error) {
+	expression, err := regexp.Compile(only)
 	if err != nil {
 		return nil, err
 	}
 	var names []string
-	for _, rival := range contestants.All() {
+	for _, c := range contestants.All() {
 		switch {
-		case rival.Name != "Redis":
-			names = append(names, rival.Name)
+		case c.Name != "Redis":
+			names = append(names, c.Name)
 		case contestants.FindRedis(ctx) != "":
 			names = append(names, redisPrefix+"everysec", redisPrefix+"always")
 		default:
-			fmt.Fprintln(os.Stderr, "race: no redis-server on this machine, and no Docker engine with "+contestants.RedisImage+": Redis does not run")
+			fmt.Fprintln(os.Stderr, "race: Redis is skipped: no redis-server is installed, and no Docker engine has "+contestants.RedisImage)
 		}
 	}
 	return slices.DeleteFunc(names, func(name string) bool { return !expression.MatchString(name) }), nil

@@ -22,7 +22,7 @@ import (
 	"scalable-coupon-system/bench/race/contestants"
 )
 
-func TestMedianAndSpread(t *testing.T) {
+func TestMedian_withSpread(t *testing.T) {
 	for _, c := range []struct {
 		rates          []float64
 		middle, spread float64
@@ -44,7 +44,7 @@ func TestMedianAndSpread(t *testing.T) {
 	}
 }
 
-func TestWhatProcSays(t *testing.T) {
+func TestParseProc(t *testing.T) {
 	const numbers = " S 1 2 3 4 5 6 7 8 9 10 100 20 3 1 20 0"
 	for stat, want := range map[string]time.Duration{
 		"42 (postgres)" + numbers:    1240 * time.Millisecond,
@@ -53,7 +53,7 @@ func TestWhatProcSays(t *testing.T) {
 		"":                           0,
 		"42 (postgres) S 1 2 3 4 5 6 7 8 9 10 x 20 3 1 20": 0,
 	} {
-		if got := cpuIn(stat); got != want {
+		if got := parseCPUTime(stat); got != want {
 			t.Errorf("CPU time in %q: %v, want %v", stat, got, want)
 		}
 	}
@@ -62,27 +62,27 @@ func TestWhatProcSays(t *testing.T) {
 		"VmHWM:\t many kB\n": 0,
 		"Name:\tkthreadd\n":  0,
 	} {
-		if got := peakIn(status); got != want {
+		if got := parsePeakMemory(status); got != want {
 			t.Errorf("peak in %q: %v, want %v", status, got, want)
 		}
 	}
 }
 
-func TestMemoryOfThisProcess(t *testing.T) {
+func TestPeakMemory_ofThisProcess(t *testing.T) {
 	if _, err := os.Stat("/proc/self/clear_refs"); err != nil {
 		t.Skip("no /proc here")
 	}
 	const size = 64 << 20
-	before := forgetPeak(os.Getpid())
+	before := resetPeakMemory(os.Getpid())
 	if before <= 0 {
-		t.Fatal("nothing was read")
+		t.Fatal("no peak memory in /proc/self/status")
 	}
 	grown := bytes.Repeat([]byte{1}, size)
-	if more := peak(os.Getpid()) - before; more < 48 || more > 256 {
-		t.Errorf("%d MiB more are said to be %.1f", size>>20, more)
+	if added := peakMemory(os.Getpid()) - before; added < 48 || added > 256 {
+		t.Errorf("allocated %d MiB, measured %.1f MiB", size>>20, added)
 	}
 	if grown[size-1] != 1 {
-		t.Error("unreachable, and keeps the memory in use")
+		t.Error("the memory was not written") // this check also keeps it reachable
 	}
 }
 
@@ -93,7 +93,7 @@ func names(workloads []workload) (names []string) {
 	return names
 }
 
-func TestSelection(t *testing.T) {
+func TestSelect_workloadsAndContestants(t *testing.T) {
 	all, err := selectWorkloads(false, "")
 	if err != nil || len(all) != len(workloads()) {
 		t.Errorf("all: %v, %v", names(all), err)
@@ -107,7 +107,7 @@ func TestSelection(t *testing.T) {
 		t.Errorf("some: %v, %v, want %v", names(some), err, want)
 	}
 	if _, err := selectWorkloads(false, "("); err == nil {
-		t.Error("a broken expression was taken")
+		t.Error("no error for an invalid expression")
 	}
 
 	var want []string
@@ -119,44 +119,44 @@ func TestSelection(t *testing.T) {
 			want = append(want, redisEverysec, redisPrefix+"always")
 		}
 	}
-	if got, err := selectRivals(t.Context(), ""); err != nil || !slices.Equal(got, want) {
+	if got, err := selectContestants(t.Context(), ""); err != nil || !slices.Equal(got, want) {
 		t.Errorf("all: %v, %v, want %v", got, err, want)
 	}
-	if got, err := selectRivals(t.Context(), "^coupond$|active"); err != nil || !slices.Equal(got, []string{contestants.Coupond, interactive}) {
+	if got, err := selectContestants(t.Context(), "^coupond$|active"); err != nil || !slices.Equal(got, []string{contestants.Coupond, interactive}) {
 		t.Errorf("two: %v, %v", got, err)
 	}
-	if _, err := selectRivals(t.Context(), "("); err == nil {
-		t.Error("a broken expression was taken")
+	if _, err := selectContestants(t.Context(), "("); err == nil {
+		t.Error("no error for an invalid expression")
 	}
 }
 
-func TestEntries(t *testing.T) {
+func TestWorkload_entries(t *testing.T) {
 	show := func(w workload, names ...string) string {
 		var all []string
 		for _, e := range w.entries(names) {
-			all = append(all, fmt.Sprintf("%s: %s on %s", e.name, e.rival, e.database))
+			all = append(all, fmt.Sprintf("%s: %s on %s", e.name, e.contestant, e.database))
 		}
 		return strings.Join(all, "; ")
 	}
-	beside := workload{database: "full", rivals: []string{contestants.Coupond, single}, run: hot, beside: []variant{{name: "other", database: "bare"}}}
+	withVariant := workload{database: "full", contestants: []string{contestants.Coupond, single}, run: hot, variants: []variant{{name: "other", database: "bare"}}}
 	for _, c := range []struct{ got, want string }{
 		{show(workload{}, contestants.Coupond, interactive), "coupond: coupond on race; interactive: interactive on race"},
-		{show(workload{rivals: []string{single}}, contestants.Coupond, single), "one call a claim: one call a claim on race"},
-		{show(beside, contestants.Coupond, interactive), "coupond: coupond on full; other: coupond on bare"},
-		{show(beside, single), "one call a claim: one call a claim on full"},
-		{show(beside), ""},
+		{show(workload{contestants: []string{single}}, contestants.Coupond, single), "one call per claim: one call per claim on race"},
+		{show(withVariant, contestants.Coupond, interactive), "coupond: coupond on full; other: coupond on bare"},
+		{show(withVariant, single), "one call per claim: one call per claim on full"},
+		{show(withVariant), ""},
 	} {
 		if c.got != c.want {
 			t.Errorf("%q, want %q", c.got, c.want)
 		}
 	}
-	if e := beside.entries([]string{contestants.Coupond}); e[1].run == nil {
-		t.Error("the one beside has nothing to run")
+	if e := withVariant.entries([]string{contestants.Coupond}); e[1].run == nil {
+		t.Error("the variant does not run the workload")
 	}
 }
 
-// Names stand in several lists: a target for a workload or a contestant that is spelled otherwise would never be judged.
-func TestTargetsAreAboutWhatRuns(t *testing.T) {
+// A target with a misspelled workload or entry would never be evaluated.
+func TestTargets_referToExistingEntries(t *testing.T) {
 	all := newResults(nil, 1, time.Second)
 	for _, w := range workloads() {
 		for _, e := range w.entries([]string{contestants.Coupond, interactive, single, ceiling, redisEverysec}) {
@@ -164,8 +164,8 @@ func TestTargetsAreAboutWhatRuns(t *testing.T) {
 		}
 	}
 	for _, target := range targets() {
-		if _, ran := target.measured(all); !ran {
-			t.Errorf("%s, %s: cannot be measured", target.work, target.what)
+		if _, ran := target.measure(all); !ran {
+			t.Errorf("%s, %s: a workload or an entry does not exist", target.workload, target.figure)
 		}
 	}
 	for _, r := range []string{contestants.Coupond, interactive, single, ceiling} {
@@ -175,17 +175,18 @@ func TestTargetsAreAboutWhatRuns(t *testing.T) {
 	}
 }
 
-// sample is a race of two in two rounds.
+// sample returns the results of two entries in two rounds.
 func sample() (*results, workload) {
 	r := newResults(map[string]string{"cpus": "2"}, 2, time.Second)
-	w := workload{name: hotCoupon, what: "one coupon"}
-	r.add(w.name, contestants.Coupond, figures{Rate: 20_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DataCPU: 20})
-	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DataCPU: 400})
-	r.add(w.name, contestants.Coupond, figures{Rate: 24_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DataCPU: 20})
-	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DataCPU: 400})
+	w := workload{name: hotCoupon, description: "one coupon"}
+	r.add(w.name, contestants.Coupond, figures{Rate: 20_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DatabaseCPU: 20})
+	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DatabaseCPU: 400})
+	r.add(w.name, contestants.Coupond, figures{Rate: 24_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DatabaseCPU: 20})
+	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DatabaseCPU: 400})
 	return r, w
 }
 
+// words returns the lines of s that are not empty, with single blanks.
 func words(s string) []string {
 	var lines []string
 	for line := range strings.Lines(s) {
@@ -196,15 +197,15 @@ func words(s string) []string {
 	return lines
 }
 
-func TestTable(t *testing.T) {
+func TestResults_printTable(t *testing.T) {
 	r, w := sample()
 	var out strings.Builder
-	if err := r.print(&out, w); err != nil {
+	if err := r.printTable(&out, w); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
 		"hot coupon: one coupon",
-		"claims/s ± ours is p50 ms p99 ms p99.9 ms service CPU µs database CPU µs",
+		"claims/s ± coupond is p50 ms p99 ms p99.9 ms service CPU µs database CPU µs",
 		"coupond 22000 9 % 1.00 × 1.00 2.50 9.00 20 20",
 		"interactive 1000 0 % 22.00 × 8.00 50.00 90.00 200 400",
 	}
@@ -213,48 +214,48 @@ func TestTable(t *testing.T) {
 	}
 }
 
-func TestTargetsAreJudged(t *testing.T) {
+func TestResults_evaluateTargets(t *testing.T) {
 	r, _ := sample()
 	var out strings.Builder
-	if err := r.judge(&out); err != nil {
+	if err := r.evaluateTargets(&out); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
 		"targets measured",
-		"hot coupon claims/s, interactive's ≥ 15.00 × 22.00 × met",
-		"hot coupon p99, interactive's ≤ 0.100 × 0.050 × met",
-		"hot coupon CPU a claim, service and PostgreSQL ≤ 50.0 µs 40.0 µs met",
-		"hot coupon CPU a claim, interactive's ≤ 0.065 × 0.067 × missed",
+		"hot coupon claims/s, relative to interactive ≥ 15.00 × 22.00 × met",
+		"hot coupon p99, relative to interactive ≤ 0.100 × 0.050 × met",
+		"hot coupon CPU per claim, service and PostgreSQL ≤ 50.0 µs 40.0 µs met",
+		"hot coupon CPU per claim, relative to interactive ≤ 0.065 × 0.067 × missed",
 	}
 	if got := words(out.String()); !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	if len(r.Targets) != 4 || !r.Targets[0].Met || r.Targets[3].Met {
-		t.Errorf("kept: %+v", r.Targets)
+		t.Errorf("targets in the results: %+v", r.Targets)
 	}
 }
 
-// full is a disk on which there is no room.
-type full struct{}
+// fullDisk fails every write.
+type fullDisk struct{}
 
 var errFull = errors.New("no space left")
 
-func (full) Write([]byte) (int, error) { return 0, errFull }
+func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
 
-func TestTableSaysWhenItCannotBeWritten(t *testing.T) {
+func TestResults_writeError(t *testing.T) {
 	r, w := sample()
-	if err := r.print(full{}, w); !errors.Is(err, errFull) {
+	if err := r.printTable(fullDisk{}, w); !errors.Is(err, errFull) {
 		t.Errorf("the table: %v", err)
 	}
-	if err := r.judge(full{}); !errors.Is(err, errFull) {
+	if err := r.evaluateTargets(fullDisk{}); !errors.Is(err, errFull) {
 		t.Errorf("the targets: %v", err)
 	}
 }
 
-func TestResultsAreKept(t *testing.T) {
+func TestResults_write(t *testing.T) {
 	r, w := sample()
 	folder := filepath.Join(t.TempDir(), "new", "folder")
-	if err := r.keep(folder, []workload{w, {name: "did not run"}}); err != nil {
+	if err := r.write(folder, []workload{w, {name: "did not run"}}); err != nil {
 		t.Fatal(err)
 	}
 	body, err := os.ReadFile(filepath.Join(folder, "results.json"))
@@ -276,7 +277,7 @@ func TestResultsAreKept(t *testing.T) {
 	if n := tags(t, svg)["svg"]; n != 1 {
 		t.Errorf("%d <svg> elements", n)
 	}
-	for _, text := range []string{"hot coupon: claims a second", "2 CPUs", "coupond", "interactive", "22,000", "ours: 22.0 ×"} {
+	for _, text := range []string{"hot coupon: claims per second", "2 CPUs", "coupond", "interactive", "22,000", "coupond: 22.0 ×"} {
 		if !bytes.Contains(svg, []byte(text)) {
 			t.Errorf("%q is not in the chart", text)
 		}
@@ -304,7 +305,7 @@ func tags(t *testing.T, document []byte) map[string]int {
 	}
 }
 
-func TestChartOfLatencies(t *testing.T) {
+func TestResults_drawChart_latencies(t *testing.T) {
 	r, _ := sample()
 	var shown workload
 	for _, w := range workloads() {
@@ -313,86 +314,86 @@ func TestChartOfLatencies(t *testing.T) {
 		}
 	}
 	r.Runs[idleClient] = r.Runs[hotCoupon]
-	svg, err := r.draw(shown)
+	svg, err := r.drawChart(shown)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"p50 in ms", "8.00", "ours: 0.12 ×"} {
+	for _, text := range []string{"p50 in ms", "8.00", "coupond: 0.12 ×"} {
 		if !bytes.Contains(svg, []byte(text)) {
 			t.Errorf("%q is not in the chart", text)
 		}
 	}
 }
 
-func TestChartFile(t *testing.T) {
-	if got := chartFile("1,000,000 claims by GET"); got != "1-000-000-claims-by-get.svg" {
+func TestChartName(t *testing.T) {
+	if got := chartName("1,000,000 claims by GET"); got != "1-000-000-claims-by-get.svg" {
 		t.Error(got)
 	}
 }
 
-// A rival that cheats must not win.
-func TestCheckCatchesWrongBooks(t *testing.T) {
-	const report = `{"name":"c","amount":%d,"remaining_amount":%d,"claimed_by":[%s]}`
+// A contestant that oversells or loses claims must not win a race.
+func TestRace_check(t *testing.T) {
+	const coupon = `{"name":"c","amount":%d,"remaining_amount":%d,"claimed_by":[%s]}`
 	for _, c := range []struct {
 		name string
 		body string
 		won  int
 		want string // part of the error; "": none
 	}{
-		{"right", fmt.Sprintf(report, 3, 1, `"b","a"`), 2, ""},
-		{"nobody came", fmt.Sprintf(report, 3, 3, ``), 0, ""},
-		{"oversold", fmt.Sprintf(report, 3, 0, `"a","b","c","d"`), 4, "0 of 3 remain, and 4 have one"},
-		{"lost", fmt.Sprintf(report, 3, 0, `"a","b"`), 2, "0 of 3 remain, and 2 have one"},
-		{"another stock", fmt.Sprintf(report, 4, 2, `"a","b"`), 2, "2 of 4 remain"},
-		{"twice", fmt.Sprintf(report, 3, 1, `"a","a"`), 2, "twice"},
-		{"told too many", fmt.Sprintf(report, 3, 1, `"a","b"`), 3, "3 were told that they won, 2 have the coupon"},
-		{"told too few", fmt.Sprintf(report, 3, 1, `"a","b"`), 1, "1 were told that they won, 2 have the coupon"},
-		{"no report", `{}`, 0, "missing"},
+		{"right", fmt.Sprintf(coupon, 3, 1, `"b","a"`), 2, ""},
+		{"no claims", fmt.Sprintf(coupon, 3, 3, ``), 0, ""},
+		{"oversold", fmt.Sprintf(coupon, 3, 0, `"a","b","c","d"`), 4, "stock 0 of 3 remains, but 4 users have the coupon"},
+		{"lost", fmt.Sprintf(coupon, 3, 0, `"a","b"`), 2, "stock 0 of 3 remains, but 2 users have the coupon"},
+		{"another stock", fmt.Sprintf(coupon, 4, 2, `"a","b"`), 2, "stock 2 of 4 remains"},
+		{"one user twice", fmt.Sprintf(coupon, 3, 1, `"a","a"`), 2, "a user has the coupon twice"},
+		{"answered too many", fmt.Sprintf(coupon, 3, 1, `"a","b"`), 3, "3 claims were answered as claimed, 2 are stored"},
+		{"answered too few", fmt.Sprintf(coupon, 3, 1, `"a","b"`), 1, "1 claims were answered as claimed, 2 are stored"},
+		{"no coupon in the response", `{}`, 0, "missing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = io.WriteString(w, c.body)
 			}))
 			defer server.Close()
-			who := &contestant{
-				entry:   entry{name: "cheat"},
-				service: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute},
+			s := &service{
+				entry:  entry{name: "cheat"},
+				client: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute},
 			}
-			told := load.Report{Claims: load.Tally{Answers: []load.Count{{Answer: load.Claimed, Times: c.won}}}}
-			err := new(race).check(t.Context(), who, 3, told, "c")
+			report := load.Report{Claims: load.Tally{Answers: []load.Count{{Answer: load.Claimed, Times: c.won}}}}
+			err := new(race).check(t.Context(), s, 3, report, "c")
 			switch {
 			case c.want == "" && err != nil:
 				t.Error(err)
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
 				t.Errorf("%v, want %q", err, c.want)
 			}
-			who.name = ceiling
-			if err := new(race).check(t.Context(), who, 3, told, "c"); err != nil {
-				t.Errorf("the ceiling has no books: %v", err)
+			s.name = ceiling
+			if err := new(race).check(t.Context(), s, 3, report, "c"); err != nil {
+				t.Errorf("the ceiling stores nothing, but was checked: %v", err)
 			}
 		})
 	}
 }
 
-func TestCheckAddsUpCoupons(t *testing.T) {
+func TestRace_check_severalCoupons(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `{"name":"c","amount":3,"remaining_amount":2,"claimed_by":["a"]}`)
 	}))
 	defer server.Close()
-	who := &contestant{service: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute}}
-	told := load.Report{Claims: load.Tally{Answers: []load.Count{{Answer: load.Claimed, Times: 2}}}}
-	if err := new(race).check(t.Context(), who, 3, told, "c", "d"); err != nil {
+	s := &service{client: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute}}
+	report := load.Report{Claims: load.Tally{Answers: []load.Count{{Answer: load.Claimed, Times: 2}}}}
+	if err := new(race).check(t.Context(), s, 3, report, "c", "d"); err != nil {
 		t.Error(err)
 	}
-	if err := new(race).check(t.Context(), who, 3, told, "c"); err == nil {
-		t.Error("a claim too many was told, and not noticed")
+	if err := new(race).check(t.Context(), s, 3, report, "c"); err == nil {
+		t.Error("no error, although 2 claims were answered as claimed and 1 is stored")
 	}
 }
 
-func TestFlags(t *testing.T) {
-	for _, args := range [][]string{{"-workloads", "("}, {"-rivals", "("}} {
+func TestRun_invalidFlags(t *testing.T) {
+	for _, args := range [][]string{{"--workloads", "("}, {"--contestants", "("}} {
 		if err := run(context.Background(), args); err == nil {
-			t.Errorf("%v were taken", args)
+			t.Errorf("%v: no error", args)
 		}
 	}
 }

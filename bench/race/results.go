@@ -14,45 +14,45 @@ import (
 	"scalable-coupon-system/bench/race/contestants"
 )
 
-// results are what all runs came to, in the form that is kept.
+// results is the content of results.json: the figures of all runs.
 type results struct {
 	When     string                          `json:"when"`
 	Machine  map[string]string               `json:"machine"`
 	Rounds   int                             `json:"rounds"`
 	Duration string                          `json:"duration"`
-	Runs     map[string]map[string][]figures `json:"runs"` // by workload, by contestant, one a round
+	Runs     map[string]map[string][]figures `json:"runs"` // by workload and entry, one per round
 
-	Targets []verdict `json:"targets"`
+	Targets []targetResult `json:"targets"`
 
-	order []string // contestants, as they came
+	order []string // names of the entries, in the order of their first run
 }
 
-func newResults(about map[string]string, rounds int, duration time.Duration) *results {
+func newResults(machine map[string]string, rounds int, duration time.Duration) *results {
 	return &results{
 		When:     time.Now().UTC().Format(time.RFC3339),
-		Machine:  about,
+		Machine:  machine,
 		Rounds:   rounds,
 		Duration: duration.String(),
 		Runs:     make(map[string]map[string][]figures),
 	}
 }
 
-func (r *results) add(workload, contestant string, f figures) {
+func (r *results) add(workload, entry string, f figures) {
 	if r.Runs[workload] == nil {
 		r.Runs[workload] = make(map[string][]figures)
 	}
-	r.Runs[workload][contestant] = append(r.Runs[workload][contestant], f)
-	if !slices.Contains(r.order, contestant) {
-		r.order = append(r.order, contestant)
+	r.Runs[workload][entry] = append(r.Runs[workload][entry], f)
+	if !slices.Contains(r.order, entry) {
+		r.order = append(r.order, entry)
 	}
 }
 
-// median of what the runs say of one figure, and how far they lie apart: half of the difference between the largest and
-// the smallest, as a part of the median.
-func median(runs []figures, of func(figures) float64) (middle, spread float64) {
+// median returns the median of one figure of the runs, and its spread: half of the difference
+// between the largest and the smallest value, as a fraction of the median.
+func median(runs []figures, figure func(figures) float64) (middle, spread float64) {
 	values := make([]float64, 0, len(runs))
 	for _, f := range runs {
-		values = append(values, of(f))
+		values = append(values, figure(f))
 	}
 	slices.Sort(values)
 	n := len(values)
@@ -68,31 +68,32 @@ func median(runs []figures, of func(figures) float64) (middle, spread float64) {
 
 func rate(f figures) float64 { return f.Rate }
 
-// measure is a figure with its name and how it is written.
-type measure struct {
-	name string
-	form string
-	of   func(figures) float64
+// metric is a figure with its name and its format.
+type metric struct {
+	name   string
+	format string // of fmt
+	value  func(figures) float64
 }
 
-// columns of the tables, behind claims/s. A table has those in which anybody has something.
-var columns = []measure{
+// columns are the columns of the tables, behind claims/s. A table has those that are not zero in
+// every row.
+var columns = []metric{
 	{"p50 ms", "%.2f", func(f figures) float64 { return f.P50 }},
 	{"p99 ms", "%.2f", func(f figures) float64 { return f.P99 }},
 	{"p99.9 ms", "%.2f", func(f figures) float64 { return f.P999 }},
 	{"service CPU µs", "%.0f", func(f figures) float64 { return f.ServiceCPU }},
-	{"database CPU µs", "%.0f", func(f figures) float64 { return f.DataCPU }},
+	{"database CPU µs", "%.0f", func(f figures) float64 { return f.DatabaseCPU }},
 	{"proxy CPU µs", "%.0f", func(f figures) float64 { return f.ProxyCPU }},
 	{"standby CPU µs", "%.0f", func(f figures) float64 { return f.StandbyCPU }},
 	{"load CPU µs", "%.0f", func(f figures) float64 { return f.LoadCPU }},
-	{"p50 when calm ms", "%.2f", func(f figures) float64 { return f.CalmP50 }},
-	{"commits a claim", "%.3f", func(f figures) float64 { return f.Commits }},
+	{"p50 at 200/s ms", "%.2f", func(f figures) float64 { return f.LowRateP50 }},
+	{"commits per claim", "%.3f", func(f figures) float64 { return f.Commits }},
 	{"reads/s", "%.0f", readRate},
-	{"× psql's COPY", "%.2f", func(f figures) float64 { return f.CopyTimes }},
-	{"more MiB", "%.1f", func(f figures) float64 { return f.MoreMemory }},
+	{"× psql's COPY", "%.2f", func(f figures) float64 { return f.CopyRatio }},
+	{"added MiB", "%.1f", func(f figures) float64 { return f.AddedMemory }},
 }
 
-// printer writes text and keeps the first error, so that a table is told from top to bottom.
+// printer writes text and keeps the first error, so that the code of a table checks only one error.
 type printer struct {
 	w   io.Writer
 	err error
@@ -104,19 +105,20 @@ func (p *printer) printf(format string, args ...any) {
 	}
 }
 
-// print writes the table of a workload: medians over the rounds, and how many times as fast ours is.
-func (r *results) print(w io.Writer, of workload) error {
+// printTable writes the table of a workload: medians over the rounds, and the claims/s of coupond
+// as a multiple of each entry's.
+func (r *results) printTable(w io.Writer, of workload) error {
 	runs := r.Runs[of.name]
 	if len(runs) == 0 {
 		return nil
 	}
-	ours, _ := median(runs[contestants.Coupond], rate)
+	coupond, _ := median(runs[contestants.Coupond], rate)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	p := &printer{w: table}
-	p.printf("\n%s: %s\n\tclaims/s\t±\tours is\t", of.name, of.what)
-	shown := slices.DeleteFunc(slices.Clone(columns), func(c measure) bool {
-		for _, some := range runs {
-			if middle, _ := median(some, c.of); middle != 0 {
+	p.printf("\n%s: %s\n\tclaims/s\t±\tcoupond is\t", of.name, of.description)
+	shown := slices.DeleteFunc(slices.Clone(columns), func(c metric) bool {
+		for _, entryRuns := range runs {
+			if middle, _ := median(entryRuns, c.value); middle != 0 {
 				return false
 			}
 		}
@@ -131,10 +133,10 @@ func (r *results) print(w io.Writer, of workload) error {
 			continue
 		}
 		middle, spread := median(runs[name], rate)
-		p.printf("%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, ours/middle)
+		p.printf("%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, coupond/middle)
 		for _, c := range shown {
-			if value, _ := median(runs[name], c.of); value != 0 {
-				p.printf(c.form, value)
+			if value, _ := median(runs[name], c.value); value != 0 {
+				p.printf(c.format, value)
 			}
 			p.printf("\t")
 		}
@@ -143,8 +145,8 @@ func (r *results) print(w io.Writer, of workload) error {
 	return errors.Join(p.err, table.Flush())
 }
 
-// keep writes results.json and the charts of workloads into folder.
-func (r *results) keep(folder string, workloads []workload) error {
+// write writes results.json and the charts of workloads to folder.
+func (r *results) write(folder string, workloads []workload) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
@@ -159,11 +161,11 @@ func (r *results) keep(folder string, workloads []workload) error {
 		if len(r.Runs[w.name]) == 0 {
 			continue
 		}
-		svg, err := r.draw(w)
+		svg, err := r.drawChart(w)
 		if err != nil {
 			return fmt.Errorf("chart of %s: %w", w.name, err)
 		}
-		if err := os.WriteFile(filepath.Join(folder, chartFile(w.name)), svg, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(folder, chartName(w.name)), svg, 0o644); err != nil {
 			return err
 		}
 	}

@@ -20,32 +20,34 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// The workloads here are about more than one PostgreSQL server: shards behind a proxy (deploy/shards), and standbys
-// (deploy/ha). All of them are on this machine, so what they show is what a claim costs, by process, and not what is gained
-// by machines of their own; and between them there is no network to speak of.
+// The workloads of this file use several PostgreSQL servers: shards behind a proxy (deploy/shards),
+// and standbys (deploy/ha). All servers run on this machine, so the results show the cost of a
+// claim by process, not the gain from more machines, and the network between them costs almost
+// nothing.
 
-// site is where a contestant's coupons are when that is not a database of the race's own server.
+// site is the servers that store the coupons of a service.
 type site struct {
-	url      string            // of the database that its service works on
+	url      string            // of the database that the service connects to
 	database []*localpg.Server // the primary, or the shards
 	proxies  []*localpg.Server
 	standbys []*localpg.Server
 }
 
-// errLeftOut is why a workload does not run on this machine.
-var errLeftOut = errors.New("left out")
+// errSkipped is wrapped by the error of a workload that this machine cannot run.
+var errSkipped = errors.New("skipped")
 
-// servers are those of one workload.
+// servers are the additional PostgreSQL servers of one workload.
 type servers struct {
 	machine *machine
 	running []*localpg.Server
-	names   []string // of the sites
+	sites   []string // names of the sites that it has added to machine
 }
 
-// start starts another server. home is its folder below the machine's.
-func (s *servers) start(ctx context.Context, home string) (*localpg.Server, error) {
+// start starts a server in a folder of that name below the machine's folder. If the folder contains
+// a cluster, that is started.
+func (s *servers) start(ctx context.Context, folder string) (*localpg.Server, error) {
 	server, err := localpg.Start(ctx, localpg.Options{
-		Dir:      filepath.Join(s.machine.dir, home),
+		Dir:      filepath.Join(s.machine.dir, folder),
 		Log:      os.Stderr,
 		BinDir:   s.machine.postgres.BinDir(),
 		Settings: map[string]string{"max_wal_size": "8GB", "track_io_timing": "off"},
@@ -56,81 +58,82 @@ func (s *servers) start(ctx context.Context, home string) (*localpg.Server, erro
 	return server, err
 }
 
-// open says that the contestant on the database of that name is to be found there.
-func (s *servers) open(name string, at site) {
+// addSite makes at the site of the entries that use the database of that name.
+func (s *servers) addSite(name string, at site) {
 	s.machine.sites[name] = at
-	s.names = append(s.names, name)
+	s.sites = append(s.sites, name)
 }
 
-// close ends the servers and removes what they have.
+// close stops the servers and removes their data and their sites.
 func (s *servers) close(ctx context.Context) error {
 	var errs []error
-	for _, name := range s.names {
+	for _, name := range s.sites {
 		delete(s.machine.sites, name)
 	}
-	// The last first: a primary waits for its standbys.
+	// In reverse order, because a primary waits for its standbys.
 	for _, server := range slices.Backward(s.running) {
 		errs = append(errs, server.Kill(), localpg.Remove(ctx, server.Dir()))
 	}
 	return errors.Join(errs...)
 }
 
-// What a contestant of "shards" has for a database, and is called by.
+// Names of the entries of workload "shards", and of their databases.
 const (
 	oneShard   = "a proxy, 1 shard"
 	fourShards = "a proxy, 4 shards"
 	partitions = 64
 )
 
-// prepareShards sets up a proxy with a database before one shard, which is a database of the race's own server, and
-// one before four, which are servers.
+// prepareShards sets up a proxy with two databases: one for a single shard, which is a database of
+// the race's own server, and one for four shards, which are servers of their own.
 func prepareShards(ctx context.Context, r *race) (func() error, error) {
 	m := r.machine
 	s := &servers{machine: m}
-	tidy := func() error {
-		always := context.WithoutCancel(ctx)
-		err := s.close(always)
+	cleanup := func() error {
+		ctx := context.WithoutCancel(ctx)
+		err := s.close(ctx)
 		return errors.Join(err,
-			m.command(always, "drop database if exists shard with (force)"),
-			m.command(always, "drop role if exists coupon_proxy_login"))
+			m.exec(ctx, "drop database if exists shard with (force)"),
+			m.exec(ctx, "drop role if exists coupon_proxy_login"))
 	}
 	var available bool
 	err := m.conn.QueryRow(ctx, "select exists (select from pg_available_extensions where name = 'plproxy')").Scan(&available)
 	switch {
 	case err != nil:
-		return tidy, err
+		return cleanup, err
 	case !available:
-		return tidy, fmt.Errorf("%w: PL/Proxy is missing (Debian: postgresql-15-plproxy)", errLeftOut)
+		return cleanup, fmt.Errorf("%w: PL/Proxy is missing (Debian: postgresql-15-plproxy)", errSkipped)
 	}
 	proxy, err := s.start(ctx, "proxy")
 	if err != nil {
-		return tidy, err
+		return cleanup, err
 	}
 	four := make([]*localpg.Server, 4)
 	for i := range four {
 		if four[i], err = s.start(ctx, "shard-"+strconv.Itoa(i)); err != nil {
-			return tidy, err
+			return cleanup, err
 		}
 	}
-	password := rand.Text() // the proxy's on the shards
+	password := rand.Text() // of the proxy's role on the shards
 	for name, shards := range map[string][]*localpg.Server{oneShard: {m.postgres}, fourShards: four} {
 		for i, shard := range shards {
-			if err := makeShard(ctx, shard, password, i, len(shards)); err != nil {
-				return tidy, err
+			if err := createShard(ctx, shard, password, i, len(shards)); err != nil {
+				return cleanup, err
 			}
 		}
-		database := "before_" + strconv.Itoa(len(shards))
-		if err := makeProxy(ctx, proxy, password, database, shards); err != nil {
-			return tidy, err
+		database := "proxy_of_" + strconv.Itoa(len(shards))
+		if err := createProxy(ctx, proxy, password, database, shards); err != nil {
+			return cleanup, err
 		}
-		s.open(name, site{url: proxy.URL(database), database: shards, proxies: []*localpg.Server{proxy}})
+		s.addSite(name, site{url: proxy.URL(database), database: shards, proxies: []*localpg.Server{proxy}})
 	}
-	return tidy, nil
+	return cleanup, nil
 }
 
-// makeShard makes the database of shard i of so many, as deploy/shards/shard.sql does but for the time-outs.
-func makeShard(ctx context.Context, server *localpg.Server, password string, i, of int) error {
-	conn, err := createOn(ctx, server, "shard")
+// createShard creates the database of shard i of n, as deploy/shards/shard.sql does, but without
+// its time-outs.
+func createShard(ctx context.Context, server *localpg.Server, password string, i, n int) error {
+	conn, err := createDatabase(ctx, server, "shard")
 	if err != nil {
 		return err
 	}
@@ -138,17 +141,17 @@ func makeShard(ctx context.Context, server *localpg.Server, password string, i, 
 		create role coupon_proxy_login login password '%s' in role coupon_service;
 		insert into public.shard (partitions, owned)
 		select %d, array_agg(p)
-		from generate_series(%d, %[2]d - 1, %[4]d) as p`, password, partitions, i, of))
+		from generate_series(%d, %[2]d - 1, %[4]d) as p`, password, partitions, i, n))
 	return errors.Join(err, conn.Close(ctx))
 }
 
-// makeProxy makes a database that is a proxy before the shards.
-func makeProxy(ctx context.Context, server *localpg.Server, password, database string, shards []*localpg.Server) error {
-	conn, err := newDatabase(ctx, server, database)
+// createProxy creates a database that is a proxy for the shards.
+func createProxy(ctx context.Context, server *localpg.Server, password, database string, shards []*localpg.Server) error {
+	conn, err := createEmptyDatabase(ctx, server, database)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // all is done, or has failed already
+	defer func() { _ = conn.Close(ctx) }() // the statements before it have committed, or returned their error
 	if err := db.ApplyProxy(ctx, conn); err != nil {
 		return err
 	}
@@ -164,7 +167,7 @@ func makeProxy(ctx context.Context, server *localpg.Server, password, database s
 	return err
 }
 
-// What a contestant of "standby" has for a database, and is called by.
+// Names of the entries of workload "standby", and of their databases.
 const (
 	noStandby    = "no standby"
 	asynchronous = "1, asynchronous"
@@ -172,11 +175,11 @@ const (
 	anyOfTwo     = "2, any 1 synchronous"
 )
 
-// standbys are how many each of them has, and which of these a commit waits for (synchronous_standby_names).
+// standbys is the number of standbys of each entry, and the standbys that a commit waits for.
 var standbys = []struct {
 	name  string
 	count int
-	wait  string
+	wait  string // synchronous_standby_names
 }{
 	{noStandby, 0, ""},
 	{asynchronous, 1, ""},
@@ -184,57 +187,62 @@ var standbys = []struct {
 	{anyOfTwo, 2, "ANY 1 (*)"},
 }
 
-// prepareStandbys sets up a primary for each contestant, with its standbys. A commit that waits for one waits until it is
-// on the standby's disk (synchronous_commit = on).
+// prepareStandbys sets up a primary with its standbys for each entry. A commit that waits for a
+// standby waits until it is on the standby's disk (synchronous_commit = on).
 func prepareStandbys(ctx context.Context, r *race) (func() error, error) {
 	s := &servers{machine: r.machine}
-	tidy := func() error { return s.close(context.WithoutCancel(ctx)) }
-	copier := filepath.Join(r.machine.postgres.BinDir(), "pg_basebackup")
-	if _, err := exec.LookPath(copier); err != nil {
-		return tidy, fmt.Errorf("%w: %w", errLeftOut, err)
+	cleanup := func() error { return s.close(context.WithoutCancel(ctx)) }
+	baseBackup := filepath.Join(r.machine.postgres.BinDir(), "pg_basebackup")
+	if _, err := exec.LookPath(baseBackup); err != nil {
+		return cleanup, fmt.Errorf("%w: %w", errSkipped, err)
 	}
-	for i, wanted := range standbys {
-		at, err := s.replicated(ctx, copier, i, wanted.count, wanted.wait)
+	for i, e := range standbys {
+		at, err := s.startReplicated(ctx, baseBackup, i, e.count, e.wait)
 		if err != nil {
-			return tidy, err
+			return cleanup, err
 		}
-		s.open(wanted.name, at)
+		s.addSite(e.name, at)
 	}
-	return tidy, nil
+	return cleanup, nil
 }
 
-// replicated starts primary i with so many standbys, for which its commits wait as that says.
-func (s *servers) replicated(ctx context.Context, copier string, i, count int, wait string) (site, error) {
+// startReplicated starts primary i with count standbys. wait is its synchronous_standby_names.
+func (s *servers) startReplicated(ctx context.Context, baseBackup string, i, count int, wait string) (site, error) {
 	primary, err := s.start(ctx, fmt.Sprintf("primary-%d", i))
 	if err != nil {
 		return site{}, err
 	}
-	conn, err := createOn(ctx, primary, database)
+	conn, err := createDatabase(ctx, primary, database)
 	if err != nil {
 		return site{}, err
 	}
-	defer func() { _ = conn.Close(ctx) }() // nothing is open any more
+	defer func() { _ = conn.Close(ctx) }() // no transaction is open
 	at := site{url: primary.URL(database), database: []*localpg.Server{primary}}
 	for n := range count {
-		home := fmt.Sprintf("standby-%d-%d", i, n)
-		if err := copyServer(ctx, copier, primary, filepath.Join(s.machine.dir, home)); err != nil {
+		folder := fmt.Sprintf("standby-%d-%d", i, n)
+		if err := copyServer(ctx, baseBackup, primary, filepath.Join(s.machine.dir, folder)); err != nil {
 			return site{}, err
 		}
-		standby, err := s.start(ctx, home)
+		standby, err := s.start(ctx, folder)
 		if err != nil {
 			return site{}, err
 		}
 		at.standbys = append(at.standbys, standby)
 	}
-	return at, waitFor(ctx, conn, wait, count)
+	return at, setStandbys(ctx, conn, wait, count)
 }
 
-// copyServer makes the home of a standby of primary.
-func copyServer(ctx context.Context, copier string, primary *localpg.Server, home string) error {
-	if err := os.Mkdir(home, 0o711); err != nil {
+// copyServer creates a folder with the data of a standby of primary.
+func copyServer(ctx context.Context, baseBackup string, primary *localpg.Server, folder string) error {
+	if err := os.Mkdir(folder, 0o711); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, copier, "--pgdata", filepath.Join(home, "data"),
+	home, err := os.OpenRoot(folder)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = home.Close() }() // WriteFile below has closed its file
+	out, err := exec.CommandContext(ctx, baseBackup, "--pgdata", filepath.Join(folder, "data"),
 		"--dbname", primary.URL(""), "--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("pg_basebackup: %w: %s", err, out)
@@ -243,23 +251,24 @@ func copyServer(ctx context.Context, copier string, primary *localpg.Server, hom
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(home, "pgpass"), password, 0o600)
+	return home.WriteFile("pgpass", password, 0o600)
 }
 
-// waitFor has commits wait for standbys as that says, and returns when so many are there.
-func waitFor(ctx context.Context, primary *pgx.Conn, names string, count int) error {
+// setStandbys sets synchronous_standby_names of primary, and returns when count standbys replicate
+// that way.
+func setStandbys(ctx context.Context, primary *pgx.Conn, names string, count int) error {
 	for _, sql := range []string{"alter system set synchronous_standby_names = '" + names + "'", "select pg_reload_conf()"} {
 		if _, err := primary.Exec(ctx, sql); err != nil {
 			return err
 		}
 	}
 	for {
-		var are int
+		var connected int
 		if err := primary.QueryRow(ctx, `
 			select count(*)
 			from pg_stat_replication
 			where state = 'streaming'
-			  and (sync_state = 'async') = ($1 = '')`, names).Scan(&are); err != nil || are == count {
+			  and (sync_state = 'async') = ($1 = '')`, names).Scan(&connected); err != nil || connected == count {
 			return err
 		}
 		select {
@@ -270,32 +279,35 @@ func waitFor(ctx context.Context, primary *pgx.Conn, names string, count int) er
 	}
 }
 
-// calmRate is how many claims arrive in a second when nobody waits for anybody.
-const calmRate = 200
+// lowRate is a number of claims per second at which claims do not wait for each other.
+const lowRate = 200
 
-// hotAndCalm is hot, and then as long with few claims: what a single one waits.
-func hotAndCalm(ctx context.Context, r *race, c *contestant) (figures, error) {
-	f, err := hot(ctx, r, c)
+// hotThenLowRate is hot, followed by a run of the same duration at lowRate, which measures the
+// latency of a claim alone.
+func hotThenLowRate(ctx context.Context, r *race, s *service) (figures, error) {
+	f, err := hot(ctx, r, s)
 	if err != nil {
 		return f, err
 	}
-	calm, err := r.hot(ctx, c, load.Plan{Rate: calmRate})
-	f.CalmP50 = calm.P50
-	f.Unexpected += calm.Unexpected
+	low, err := r.hot(ctx, s, load.Plan{Rate: lowRate})
+	f.LowRateP50 = low.P50
+	f.Unexpected += low.Unexpected
 	return f, err
 }
 
-// newDatabase makes an empty database on a server, and returns a connection to it as its owner.
-func newDatabase(ctx context.Context, server *localpg.Server, name string) (*pgx.Conn, error) {
-	if err := commandOn(ctx, server, "create database "+name+" encoding 'UTF8' template template0"); err != nil {
+// createEmptyDatabase creates an empty database on a server, and returns a connection to it as its
+// owner.
+func createEmptyDatabase(ctx context.Context, server *localpg.Server, name string) (*pgx.Conn, error) {
+	if err := execOn(ctx, server, "create database "+name+" encoding 'UTF8' template template0"); err != nil {
 		return nil, err
 	}
 	return pgx.Connect(ctx, server.URL(name))
 }
 
-// createOn makes a database with our schema on a server, and returns a connection to it as its owner.
-func createOn(ctx context.Context, server *localpg.Server, name string) (*pgx.Conn, error) {
-	conn, err := newDatabase(ctx, server, name)
+// createDatabase creates a database with our schema on a server, and returns a connection to it as
+// its owner.
+func createDatabase(ctx context.Context, server *localpg.Server, name string) (*pgx.Conn, error) {
+	conn, err := createEmptyDatabase(ctx, server, name)
 	if err != nil {
 		return nil, err
 	}
@@ -303,8 +315,8 @@ func createOn(ctx context.Context, server *localpg.Server, name string) (*pgx.Co
 	return conn, err
 }
 
-// commandOn runs SQL on a server, outside of any database of the race.
-func commandOn(ctx context.Context, server *localpg.Server, sql string) error {
+// execOn runs SQL in the database postgres of a server.
+func execOn(ctx context.Context, server *localpg.Server, sql string) error {
 	conn, err := pgx.Connect(ctx, server.URL("postgres"))
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 	"scalable-coupon-system/bench/race/contestants"
 )
 
-// The race starts its contestants as processes of its own program, which is this one here.
+// The race starts its services as processes of its own program. In tests that is the test binary.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == serveFlag {
 		if err := serve(context.Background(), os.Args[2]); err != nil {
@@ -26,10 +26,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// compete runs a workload once, briefly, on servers made for it, at which inspect looks before.
-func compete(t *testing.T, name string, inspect func(*machine)) map[string][]figures {
+// runOnce runs one short round of a workload on new servers, after inspect has looked at them, and
+// returns the figures of each entry.
+func runOnce(t *testing.T, name string, inspect func(*machine)) map[string][]figures {
 	t.Helper()
-	m, err := prepare(t.Context(), 1)
+	m, err := newMachine(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,30 +38,30 @@ func compete(t *testing.T, name string, inspect func(*machine)) map[string][]fig
 	r := &race{machine: m, duration: 500 * time.Millisecond, seed: 1, coupons: 40, users: load.Users(claimers)}
 	results := newResults(nil, 1, r.duration)
 	w := workloads()[slices.IndexFunc(workloads(), func(w workload) bool { return w.name == name })]
-	prepareIt := w.prepare
+	prepare := w.prepare
 	w.prepare = func(ctx context.Context, r *race) (func() error, error) {
-		tidy, err := prepareIt(ctx, r)
+		cleanup, err := prepare(ctx, r)
 		if err == nil {
 			inspect(m)
 		}
-		return tidy, err
+		return cleanup, err
 	}
-	if err := r.compete(t.Context(), w, []string{contestants.Coupond}, 1, results); err != nil {
+	if err := r.runWorkload(t.Context(), w, []string{contestants.Coupond}, 1, results); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.sites) != 0 {
-		t.Errorf("sites that are left: %v", m.sites)
+		t.Errorf("sites after the cleanup: %v", m.sites)
 	}
 	runs := results.Runs[name]
-	for who, f := range runs {
+	for entry, f := range runs {
 		if f[0].Unexpected != "" || f[0].Rate == 0 {
-			t.Errorf("%s: %+v", who, f[0])
+			t.Errorf("%s: %+v", entry, f[0])
 		}
 	}
 	return runs
 }
 
-// count asks a database for a number.
+// count returns the result of a query that returns one number.
 func count(t *testing.T, url, sql string) (n int) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -74,8 +75,8 @@ func count(t *testing.T, url, sql string) (n int) {
 	return n
 }
 
-func TestShards(t *testing.T) {
-	runs := compete(t, throughProxy, func(m *machine) {
+func TestWorkload_shards(t *testing.T) {
+	runs := runOnce(t, throughProxy, func(m *machine) {
 		for name, shards := range map[string]int{oneShard: 1, fourShards: 4} {
 			at := m.sites[name]
 			count(t, at.url, `select count(public.create_coupon('c' || n, 9)) from generate_series(1, 100) as n`)
@@ -86,12 +87,12 @@ func TestShards(t *testing.T) {
 			for i, shard := range at.database {
 				n := count(t, shard.URL("shard"), `select count(*) from public.coupons`)
 				if n == 0 {
-					t.Errorf("%s: shard %d has no coupon", name, i)
+					t.Errorf("%s: shard %d stores no coupon", name, i)
 				}
 				all += n
 			}
 			if all != 100 {
-				t.Errorf("%s: the shards have %d of 100 coupons", name, all)
+				t.Errorf("%s: the shards store %d of 100 coupons", name, all)
 			}
 		}
 	})
@@ -101,19 +102,20 @@ func TestShards(t *testing.T) {
 		}
 		t.Skip("PL/Proxy is missing")
 	}
-	for _, who := range []string{contestants.Coupond, oneShard, fourShards} {
-		if len(runs[who]) != 1 {
-			t.Fatalf("%s did not run", who)
+	for _, entry := range []string{contestants.Coupond, oneShard, fourShards} {
+		if len(runs[entry]) != 1 {
+			t.Fatalf("%s did not run", entry)
 		}
-		// That of those who have a part in it may be too short for the kernel's clock, which ticks a hundred times a second.
-		if f := runs[who][0]; f.StandbyCPU > 0 || f.ProxyCPU > 0 && who == contestants.Coupond {
-			t.Errorf("%s: %+v", who, f)
+		// The CPU time of a process that takes part may still be 0: the kernel counts it in ticks
+		// of 10 ms.
+		if f := runs[entry][0]; f.StandbyCPU > 0 || f.ProxyCPU > 0 && entry == contestants.Coupond {
+			t.Errorf("%s: %+v", entry, f)
 		}
 	}
 }
 
-func TestStandbys(t *testing.T) {
-	runs := compete(t, withStandby, func(m *machine) {
+func TestWorkload_standby(t *testing.T) {
+	runs := runOnce(t, withStandby, func(m *machine) {
 		for name, states := range map[string]map[string]int{
 			noStandby: {}, asynchronous: {"async": 1}, synchronous: {"sync": 1}, anyOfTwo: {"quorum": 2},
 		} {
@@ -126,25 +128,25 @@ func TestStandbys(t *testing.T) {
 				}
 			}
 			if all != wanted || len(at.standbys) != wanted {
-				t.Errorf("%s: %d standbys, of which we know %d, want %d", name, all, len(at.standbys), wanted)
+				t.Errorf("%s: %d standbys are connected and %d are known to the race, want %d", name, all, len(at.standbys), wanted)
 			}
 			if _, err := os.Stat("/proc/self/stat"); err == nil && wanted > 0 && serverCPU(at.standbys) == 0 {
-				t.Errorf("%s: its standbys have used no CPU time", name)
+				t.Errorf("%s: the CPU time of its standbys is 0", name)
 			}
 			if count(t, at.url, `select (current_setting('fsync') = 'on' and current_setting('synchronous_commit') = 'on')::int`) != 1 {
-				t.Errorf("%s: a commit is not on disk", name)
+				t.Errorf("%s: commits are not durable: fsync or synchronous_commit is not on", name)
 			}
 		}
 	})
 	if len(runs) == 0 {
 		t.Skip("pg_basebackup is missing")
 	}
-	for _, who := range []string{contestants.Coupond, asynchronous, synchronous, anyOfTwo} {
-		if len(runs[who]) != 1 {
-			t.Fatalf("%s did not run", who)
+	for _, entry := range []string{contestants.Coupond, asynchronous, synchronous, anyOfTwo} {
+		if len(runs[entry]) != 1 {
+			t.Fatalf("%s did not run", entry)
 		}
-		if f := runs[who][0]; f.CalmP50 == 0 || f.ProxyCPU > 0 || f.StandbyCPU > 0 && who == contestants.Coupond {
-			t.Errorf("%s: %+v", who, f)
+		if f := runs[entry][0]; f.LowRateP50 == 0 || f.ProxyCPU > 0 || f.StandbyCPU > 0 && entry == contestants.Coupond {
+			t.Errorf("%s: %+v", entry, f)
 		}
 	}
 }

@@ -17,21 +17,22 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// The workloads here are about much that is stored already. Each has databases of its own, so that what the others have
-// left behind is not part of it; and what is stored is written by SQL as claims leave it, without the hour that it would
-// take to claim it.
+// The workloads of this file run on many stored claims. Each has its own databases, so that rows of
+// other workloads do not influence it. SQL writes the same rows that claims would write, because
+// claiming them would take an hour.
 
-// withDatabases makes databases and lets fill put something into the first of them.
-func (m *machine) withDatabases(ctx context.Context, fill func(*pgx.Conn) error, names ...string) (tidy func() error, err error) {
-	tidy = func() error {
+// createDatabases creates databases and calls fill for the first of them. cleanup, which is never
+// nil, drops them.
+func (m *machine) createDatabases(ctx context.Context, fill func(*pgx.Conn) error, names ...string) (cleanup func() error, err error) {
+	cleanup = func() error {
 		var errs []error
 		for _, name := range names {
-			errs = append(errs, m.command(context.WithoutCancel(ctx), "drop database if exists "+name+" with (force)"))
+			errs = append(errs, m.exec(context.WithoutCancel(ctx), "drop database if exists "+name+" with (force)"))
 		}
 		return errors.Join(errs...)
 	}
 	for i, name := range names {
-		conn, err := m.create(ctx, name)
+		conn, err := m.createDatabase(ctx, name)
 		if err == nil && i == 0 {
 			err = fill(conn)
 		}
@@ -39,21 +40,22 @@ func (m *machine) withDatabases(ctx context.Context, fill func(*pgx.Conn) error,
 			err = errors.Join(err, conn.Close(ctx))
 		}
 		if err != nil {
-			return tidy, fmt.Errorf("database %s: %w", name, err)
+			return cleanup, fmt.Errorf("database %s: %w", name, err)
 		}
 	}
-	// Or the checkpoint would come in the middle of the first runs.
-	return tidy, m.command(ctx, "checkpoint")
+	// Checkpoint now, so that none runs during the first round.
+	return cleanup, m.exec(ctx, "checkpoint")
 }
 
-// fill stores claims: of coupons called stored-1 and so on, each claimed by the same users, each with one left.
+// fill stores coupons stored-1, stored-2 and so on, each claimed by the same users, with a
+// remaining stock of one.
 func fill(ctx context.Context, conn *pgx.Conn, coupons, users int) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback(ctx) }() // of nothing, after the commit
-	// The foreign key holds by the statements themselves: checked row by row it would take minutes.
+	defer func() { _ = tx.Rollback(ctx) }() // does nothing after the commit
+	// Without triggers: the rows satisfy the foreign key, and checking it row by row takes minutes.
 	if _, err := tx.Exec(ctx, "set local session_replication_role = replica"); err != nil {
 		return err
 	}
@@ -73,7 +75,7 @@ func fill(ctx context.Context, conn *pgx.Conn, coupons, users int) error {
 }
 
 func prepareTenMillion(ctx context.Context, r *race) (func() error, error) {
-	return r.machine.withDatabases(ctx, func(conn *pgx.Conn) error {
+	return r.machine.createDatabases(ctx, func(conn *pgx.Conn) error {
 		if err := fill(ctx, conn, 1_000, 10_000); err != nil {
 			return err
 		}
@@ -89,7 +91,7 @@ const (
 )
 
 func prepareMillion(ctx context.Context, r *race) (func() error, error) {
-	return r.machine.withDatabases(ctx, func(conn *pgx.Conn) error {
+	return r.machine.createDatabases(ctx, func(conn *pgx.Conn) error {
 		if err := fill(ctx, conn, 1, millionUsers); err != nil {
 			return err
 		}
@@ -98,23 +100,24 @@ func prepareMillion(ctx context.Context, r *race) (func() error, error) {
 	}, "million")
 }
 
-// million reads a coupon of 1,000,000 claims by GET, the same by psql's COPY, and then by GET as long as others claim.
-func million(ctx context.Context, r *race, c *contestant) (figures, error) {
+// readMillion reads a coupon of 1,000,000 claims by GET and by psql's COPY, and then by GET again
+// and again while other clients claim.
+func readMillion(ctx context.Context, r *race, s *service) (figures, error) {
 	get := func() (time.Duration, error) {
 		began := time.Now()
-		size, err := download(ctx, "http://"+c.service.Address+load.CouponPath(millionCoupon))
+		size, err := download(ctx, "http://"+s.client.Address+load.CouponPath(millionCoupon))
 		if err == nil && size < int64(millionUsers*userBytes) {
-			err = fmt.Errorf("the answer has only %d bytes", size)
+			err = fmt.Errorf("the answer has %d bytes, want at least %d", size, millionUsers*userBytes)
 		}
 		return time.Since(began), err
 	}
-	before := forgetPeak(c.cmd.Process.Pid)
+	before := resetPeakMemory(s.cmd.Process.Pid)
 	alone, err := get()
 	if err != nil {
 		return figures{}, err
 	}
-	more := peak(c.cmd.Process.Pid) - before
-	copied, err := r.copyOut(ctx, c)
+	more := peakMemory(s.cmd.Process.Pid) - before
+	copied, err := r.copyMillion(ctx, s)
 	if err != nil {
 		return figures{}, err
 	}
@@ -128,21 +131,22 @@ func million(ctx context.Context, r *race, c *contestant) (figures, error) {
 		}
 		reading <- err
 	}()
-	f, err := r.hot(ctx, c, load.Plan{})
+	f, err := r.hot(ctx, s, load.Plan{})
 	stop.Store(true)
-	f.CopyTimes, f.MoreMemory = alone.Seconds()/copied.Seconds(), more
+	f.CopyRatio, f.AddedMemory = alone.Seconds()/copied.Seconds(), more
 	return f, errors.Join(err, <-reading)
 }
 
-// copyOut is how long psql takes to write down who has the coupon of 1,000,000 claims.
-func (r *race) copyOut(ctx context.Context, c *contestant) (time.Duration, error) {
+// copyMillion returns how long psql's COPY takes to write the users of the coupon of 1,000,000
+// claims.
+func (r *race) copyMillion(ctx context.Context, s *service) (time.Duration, error) {
 	began := time.Now()
 	command := exec.CommandContext(ctx, filepath.Join(r.machine.postgres.BinDir(), "psql"),
-		"--no-psqlrc", "--quiet", "--dbname", r.machine.postgres.URL(c.database), "--command",
+		"--no-psqlrc", "--quiet", "--dbname", r.machine.postgres.URL(s.database), "--command",
 		"copy (select user_id from public.claims where coupon_name = '"+millionCoupon+"' order by claim_number) to stdout")
 	out, err := command.Output()
 	if err == nil && len(out) < millionUsers*userBytes {
-		err = fmt.Errorf("only %d bytes", len(out))
+		err = fmt.Errorf("%d bytes, want at least %d", len(out), millionUsers*userBytes)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("psql's COPY: %w", err)
@@ -150,7 +154,7 @@ func (r *race) copyOut(ctx context.Context, c *contestant) (time.Duration, error
 	return time.Since(began), nil
 }
 
-// download reads what is there to its end, keeps nothing of it, and returns how many bytes it was.
+// download gets url, discards the body and returns its size in bytes.
 func download(ctx context.Context, url string) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
 	defer cancel()
@@ -163,24 +167,25 @@ func download(ctx context.Context, url string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = response.Body.Close() }() // read to the end, or given up
+	defer func() { _ = response.Body.Close() }() // read to the end, or failed already
 	if response.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("answered %s", response.Status)
+		return 0, fmt.Errorf("status %s", response.Status)
 	}
 	return io.Copy(io.Discard, response.Body)
 }
 
-// What the sessions of "old plans" ask. Their coupons have 100,000 claims each.
+// The coupons of workload "old plans", the number of claims of each, and the claims of one batch.
 const (
 	oldCoupons = 2
 	oldUsers   = 100_000
-	oldCrowd   = 64
+	oldBatch   = 64
 )
 
-// prepareOldPlans lets a session plan all it will ever ask while there is one claim, and only then stores the others.
-// PostgreSQL plans again when autovacuum has counted a table, so that is switched off: a plan as old as it can be.
+// prepareOldPlans opens a session that plans its calls while the tables have one claim, and then
+// stores the other claims. Autovacuum is off, because PostgreSQL plans again after it has updated a
+// table's statistics.
 func prepareOldPlans(ctx context.Context, r *race) (func() error, error) {
-	tidy, err := r.machine.withDatabases(ctx, func(conn *pgx.Conn) error {
+	cleanup, err := r.machine.createDatabases(ctx, func(conn *pgx.Conn) error {
 		for _, sql := range []string{
 			"alter table public.coupons set (autovacuum_enabled = false)",
 			"alter table public.claims set (autovacuum_enabled = false)",
@@ -194,22 +199,25 @@ func prepareOldPlans(ctx context.Context, r *race) (func() error, error) {
 		return nil
 	}, "plans")
 	if err != nil {
-		return tidy, err
+		return cleanup, err
 	}
-	if r.old, err = r.session(ctx, "first", "first"); err != nil {
-		return tidy, err
+	if r.oldSession, err = r.openSession(ctx, "first", "first"); err != nil {
+		return cleanup, err
 	}
-	closeAndTidy := func() error { return errors.Join(r.old.Close(context.WithoutCancel(ctx)), tidy()) }
+	closeAndCleanup := func() error {
+		return errors.Join(r.oldSession.Close(context.WithoutCancel(ctx)), cleanup())
+	}
 
 	conn, err := pgx.Connect(ctx, r.machine.postgres.URL("plans"))
 	if err != nil {
-		return closeAndTidy, err
+		return closeAndCleanup, err
 	}
-	return closeAndTidy, errors.Join(fill(ctx, conn, oldCoupons, oldUsers), conn.Close(ctx))
+	return closeAndCleanup, errors.Join(fill(ctx, conn, oldCoupons, oldUsers), conn.Close(ctx))
 }
 
-// session opens a session as the service's role and lets it plan: PostgreSQL settles on a plan after five executions.
-func (r *race) session(ctx context.Context, one, other string) (*pgx.Conn, error) {
+// openSession opens a session with the service's role, and repeats calls for two coupons until its
+// plans are final: PostgreSQL chooses between a custom and a generic plan after five executions.
+func (r *race) openSession(ctx context.Context, coupon, other string) (*pgx.Conn, error) {
 	config, err := pgx.ParseConfig(r.machine.postgres.URL("plans"))
 	if err != nil {
 		return nil, err
@@ -219,30 +227,31 @@ func (r *race) session(ctx context.Context, one, other string) (*pgx.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	users := make([]string, oldCrowd)
+	users := make([]string, oldBatch)
 	for i := range users {
 		users[i] = "user-0000001"
 	}
 	for range 10 {
-		if err := reject(ctx, conn, users, one, other); err != nil {
+		if err := claimAgain(ctx, conn, users, coupon, other); err != nil {
 			return nil, errors.Join(err, conn.Close(ctx))
 		}
 	}
 	return conn, nil
 }
 
-// reject claims what users have already: in a crowd for one coupon, and in a mixed one.
-func reject(ctx context.Context, conn *pgx.Conn, users []string, one, other string) error {
+// claimAgain sends two batches of claims of users that have both coupons already: one for coupon,
+// and one for both coupons. It returns an error unless all claims are rejected.
+func claimAgain(ctx context.Context, conn *pgx.Conn, users []string, coupon, other string) error {
 	coupons, positions := make([]string, len(users)), make([]int32, len(users))
 	for i := range users {
-		coupons[i], positions[i] = [2]string{one, other}[i%2], int32(i)
+		coupons[i], positions[i] = [2]string{coupon, other}[i%2], int32(i)
 	}
 	var rejected int
 	err := conn.QueryRow(ctx, `
 		select count(*) from unnest(public.claim_coupons($1, $2)) as s where s = 'already_claimed'`,
-		users, one).Scan(&rejected)
+		users, coupon).Scan(&rejected)
 	if err == nil && rejected != len(users) {
-		err = fmt.Errorf("claim_coupons rejected only %d of %d", rejected, len(users))
+		err = fmt.Errorf("claim_coupons rejected %d of %d claims, want all", rejected, len(users))
 	}
 	if err != nil {
 		return err
@@ -251,37 +260,37 @@ func reject(ctx context.Context, conn *pgx.Conn, users []string, one, other stri
 		select count(*) from public.claim_batch($1, $2, $3) where status = 'already_claimed'`,
 		users, coupons, positions).Scan(&rejected)
 	if err == nil && rejected != len(users) {
-		err = fmt.Errorf("claim_batch rejected only %d of %d", rejected, len(users))
+		err = fmt.Errorf("claim_batch rejected %d of %d claims, want all", rejected, len(users))
 	}
 	return err
 }
 
-func rejectByOldSession(ctx context.Context, r *race, _ *contestant) (figures, error) {
-	return r.rejections(ctx, r.old)
+func rejectByOldSession(ctx context.Context, r *race, _ *service) (figures, error) {
+	return r.rejectionRate(ctx, r.oldSession)
 }
 
-func rejectByFreshSession(ctx context.Context, r *race, _ *contestant) (figures, error) {
-	conn, err := r.session(ctx, "stored-1", "stored-2")
+func rejectByFreshSession(ctx context.Context, r *race, _ *service) (figures, error) {
+	conn, err := r.openSession(ctx, "stored-1", "stored-2")
 	if err != nil {
 		return figures{}, err
 	}
-	f, err := r.rejections(ctx, conn)
+	f, err := r.rejectionRate(ctx, conn)
 	return f, errors.Join(err, conn.Close(ctx))
 }
 
-// rejections is how many claims a session rejects in a second.
-func (r *race) rejections(ctx context.Context, conn *pgx.Conn) (figures, error) {
+// rejectionRate measures how many claims per second are rejected in a session.
+func (r *race) rejectionRate(ctx context.Context, conn *pgx.Conn) (figures, error) {
 	random := rand.New(rand.NewPCG(r.seed, 0))
-	users := make([]string, oldCrowd)
+	users := make([]string, oldBatch)
 	began, n := time.Now(), 0
 	for time.Since(began) < r.duration {
 		for i := range users {
 			users[i] = r.users[random.IntN(oldUsers)]
 		}
-		if err := reject(ctx, conn, users, "stored-1", "stored-2"); err != nil {
+		if err := claimAgain(ctx, conn, users, "stored-1", "stored-2"); err != nil {
 			return figures{}, err
 		}
-		n += 2 * oldCrowd
+		n += 2 * oldBatch
 	}
 	return figures{Rate: float64(n) / time.Since(began).Seconds()}, nil
 }

@@ -16,48 +16,51 @@ import (
 	"scalable-coupon-system/bench/race/contestants"
 )
 
-// runner runs a workload for a contestant once.
-type runner func(ctx context.Context, r *race, c *contestant) (figures, error)
+// runner runs a workload once against a service.
+type runner func(ctx context.Context, r *race, s *service) (figures, error)
 
-// workload is one kind of crowd.
+// workload is one kind of load, run by several entries in turn.
 type workload struct {
-	name string
-	what string
-	// rivals who run it; nil: all of them.
-	rivals []string
-	// quick: also part of the short race.
+	name        string
+	description string
+	// contestants are the names of the contestants that run it; nil: all.
+	contestants []string
+	// quick says that it is also part of the quick race.
 	quick bool
-	// shows is the figure in the chart; the zero value: claims a second.
-	shows measure
-	// database is where it runs; "": the race's own.
+	// charted is the metric of the chart; the zero value: claims per second.
+	charted metric
+	// database is the name of its database; "": the race's own.
 	database string
-	// prepare makes what it needs, before its services start; tidy, which is never nil, takes it away.
-	prepare func(ctx context.Context, r *race) (tidy func() error, err error)
+	// prepare creates what the workload needs, before its services start. cleanup, which is never
+	// nil, removes it.
+	prepare func(ctx context.Context, r *race) (cleanup func() error, err error)
 	run     runner
-	// beside is ours again under the conditions it is compared with: in turn with it, so that the machine is the same.
-	beside []variant
+	// variants are entries of coupond under other conditions, for comparison.
+	variants []variant
 }
 
-// variant is what differs from the workload; what is not set is the same.
+// variant is an entry of coupond under other conditions. An empty field is the same as the
+// workload's.
 type variant struct {
 	name     string
 	database string
 	run      runner
 }
 
-// entries are those of names who take part.
+// entries returns the entries of the contestants in names, and the variants if coupond is one of
+// them.
 func (w workload) entries(names []string) []entry {
 	var entries []entry
 	for _, name := range names {
-		if w.rivals == nil || slices.Contains(w.rivals, name) {
-			entries = append(entries, entry{name: name, rival: name, database: cmp.Or(w.database, database), run: w.run})
+		if w.contestants == nil || slices.Contains(w.contestants, name) {
+			entries = append(entries, entry{name: name, contestant: name, database: cmp.Or(w.database, database), run: w.run})
 		}
 	}
 	if !slices.Contains(names, contestants.Coupond) {
 		return entries
 	}
-	for _, v := range w.beside {
-		other := entry{name: v.name, rival: contestants.Coupond, database: cmp.Or(v.database, w.database, database), run: w.run}
+	for _, v := range w.variants {
+		other := entry{name: v.name, contestant: contestants.Coupond, database: cmp.Or(v.database, w.database, database), run: w.run}
 		if v.run != nil {
 			other.run = v.run
 		}
@@ -66,34 +69,34 @@ func (w workload) entries(names []string) []entry {
 	return entries
 }
 
-// figures are what one run of a workload by one contestant came to.
+// figures are the results of one run of a workload by one entry.
 type figures struct {
-	Rate       float64 `json:"rate"`                      // claims answered a second
-	P50        float64 `json:"p50_ms"`                    // latency of claims
-	P99        float64 `json:"p99_ms"`                    //
-	P999       float64 `json:"p999_ms"`                   //
-	ServiceCPU float64 `json:"service_cpu_us"`            // of the service, for each request
-	DataCPU    float64 `json:"database_cpu_us"`           // of PostgreSQL or Redis, for each request
-	ProxyCPU   float64 `json:"proxy_cpu_us,omitempty"`    // of the proxy before them, for each request
-	StandbyCPU float64 `json:"standby_cpu_us,omitempty"`  // of their standbys, for each request
-	LoadCPU    float64 `json:"load_cpu_us,omitempty"`     // of the load generator, for each request
-	CalmP50    float64 `json:"calm_p50_ms,omitempty"`     // of claims, when few of them arrive
-	Commits    float64 `json:"commits,omitempty"`         // transactions that wrote, for each claim
-	ReadRate   float64 `json:"read_rate,omitempty"`       // GETs answered a second, beside the claims
-	CopyTimes  float64 `json:"times_psql_copy,omitempty"` // how many times as long as psql's COPY a GET took
-	MoreMemory float64 `json:"more_memory_mib,omitempty"` // of the service while it answered that GET
-	Unexpected string  `json:"unexpected,omitempty"`      // answers that should not have come
+	Rate        float64 `json:"rate"`                       // claims answered per second
+	P50         float64 `json:"p50_ms"`                     // latency of claims
+	P99         float64 `json:"p99_ms"`                     //
+	P999        float64 `json:"p999_ms"`                    //
+	ServiceCPU  float64 `json:"service_cpu_us"`             // of the service, for each request
+	DatabaseCPU float64 `json:"database_cpu_us"`            // of PostgreSQL or Redis, for each request
+	ProxyCPU    float64 `json:"proxy_cpu_us,omitempty"`     // of the proxies, for each request
+	StandbyCPU  float64 `json:"standby_cpu_us,omitempty"`   // of the standbys, for each request
+	LoadCPU     float64 `json:"load_cpu_us,omitempty"`      // of the load generator, for each request
+	LowRateP50  float64 `json:"low_rate_p50_ms,omitempty"`  // latency of claims at lowRate
+	Commits     float64 `json:"commits,omitempty"`          // writing transactions, for each claim
+	ReadRate    float64 `json:"read_rate,omitempty"`        // GETs answered per second, concurrent with the claims
+	CopyRatio   float64 `json:"times_psql_copy,omitempty"`  // time of a GET divided by the time of psql's COPY
+	AddedMemory float64 `json:"added_memory_mib,omitempty"` // peak memory of the service during that GET, less the memory before
+	Unexpected  string  `json:"unexpected,omitempty"`       // answers that the workload does not expect
 }
 
-// What the rivals are called here, where a workload or a target singles one out.
+// Names of contestants that a workload or a target refers to.
 const (
 	interactive   = "interactive"
-	single        = "one call a claim"
+	single        = "one call per claim"
 	ceiling       = "ceiling"
 	redisEverysec = redisPrefix + "everysec"
 )
 
-// The workloads that a target speaks of.
+// Names of the workloads that a target refers to.
 const (
 	hotCoupon      = "hot coupon"
 	soldOut        = "sell-out"
@@ -108,54 +111,54 @@ const (
 	oneMillionRead = "1,000,000 claims by GET"
 )
 
-// The workloads on several servers.
+// Names of the workloads that use several servers.
 const (
 	throughProxy = "shards"
 	withStandby  = "standby"
 )
 
-// What ours is called where it runs once more under other conditions.
+// Names of variants.
 const (
 	with128      = "with 128 connections"
 	withoutDump  = "without a dump"
 	emptyTables  = "empty tables"
 	freshSession = "a fresh session"
-	nobodyReads  = "nobody reads"
+	noReads      = "no reads"
 )
 
 func workloads() []workload {
-	ours := []string{contestants.Coupond}
+	onlyCoupond := []string{contestants.Coupond}
 	return []workload{
-		{name: hotCoupon, what: "one coupon, all win", quick: true, run: hot},
-		{name: soldOut, what: "50,000 users for 1,000 coupons", quick: true, run: sellOut},
-		{name: manyEvenly, what: "evenly", quick: true, run: evenly},
-		{name: "Zipf", what: "1,000 coupons, exponent 1.1", run: func(ctx context.Context, r *race, c *contestant) (figures, error) {
-			return r.many(ctx, c, load.Zipf(manyRequests, r.coupons, 1.1, r.seed))
+		{name: hotCoupon, description: "one coupon, all win", quick: true, run: hot},
+		{name: soldOut, description: "50,000 users for 1,000 coupons", quick: true, run: sellOut},
+		{name: manyEvenly, description: "evenly", quick: true, run: evenly},
+		{name: "Zipf", description: "1,000 coupons, exponent 1.1", run: func(ctx context.Context, r *race, s *service) (figures, error) {
+			return r.many(ctx, s, load.Zipf(manyRequests, r.coupons, 1.1, r.seed))
 		}},
-		{name: "repeats", what: "everybody has the coupon already", run: repeats},
-		{name: onSlowDisk, what: "a commit takes 2 ms more", run: slowDisk,
-			rivals: []string{contestants.Coupond, interactive, "optimistic", "serializable", single}},
-		{name: idleClient, what: "one connection; the latency counts", quick: true, run: idle,
-			shows:  measure{"p50 in ms", "%.2f", func(f figures) float64 { return f.P50 }},
-			rivals: []string{contestants.Coupond, single, interactive}},
-		{name: manyClients, what: "one coupon, all win", rivals: ours, run: crowded,
-			beside: []variant{{name: with128, run: hot}}},
-		{name: openSnapshot, what: "a dump holds its snapshot over 150,000 claims", rivals: ours, run: underSnapshot,
-			beside: []variant{{name: withoutDump, run: withoutSnapshot}}},
-		{name: readsInSale, what: "16 connections read a coupon of 1,000 claims meanwhile", run: reads,
-			shows:  measure{"reads a second", "%.0f", readRate},
-			rivals: []string{contestants.Coupond, single, interactive}},
-		{name: oneMillionRead, what: "read again and again while others claim", rivals: ours, run: million,
-			database: "million", prepare: prepareMillion, beside: []variant{{name: nobodyReads, run: hot}}},
-		{name: oldPlans, what: "rejections by a session that planned when the tables were empty, 200,000 claims later",
-			rivals: ours, run: rejectByOldSession, database: "plans", prepare: prepareOldPlans,
-			beside: []variant{{name: freshSession, run: rejectByFreshSession}}},
-		{name: tenMillion, what: "one more coupon, all win", rivals: ours, run: hot,
-			database: "stored", prepare: prepareTenMillion, beside: []variant{{name: emptyTables, database: "empty"}}},
-		{name: throughProxy, what: "1,000 coupons evenly, straight to one server and through a proxy", rivals: ours, run: evenly,
-			prepare: prepareShards, beside: []variant{{name: oneShard, database: oneShard}, {name: fourShards, database: fourShards}}},
-		{name: withStandby, what: "one coupon, all win; then 200 a second", rivals: ours, run: hotAndCalm,
-			database: noStandby, prepare: prepareStandbys, beside: []variant{
+		{name: "repeats", description: "all users have the coupon already", run: repeats},
+		{name: onSlowDisk, description: "a commit takes 2 ms longer", run: hotOnSlowDisk,
+			contestants: []string{contestants.Coupond, interactive, "optimistic", "serializable", single}},
+		{name: idleClient, description: "one connection; latency", quick: true, run: hotWith1Connection,
+			charted:     metric{"p50 in ms", "%.2f", func(f figures) float64 { return f.P50 }},
+			contestants: []string{contestants.Coupond, single, interactive}},
+		{name: manyClients, description: "one coupon, all win", contestants: onlyCoupond, run: hotWith2000Connections,
+			variants: []variant{{name: with128, run: hot}}},
+		{name: openSnapshot, description: "a dump holds its snapshot during 150,000 claims", contestants: onlyCoupond, run: hotUnderSnapshot,
+			variants: []variant{{name: withoutDump, run: hot150000}}},
+		{name: readsInSale, description: "while 16 connections read a coupon of 1,000 claims", run: hotWithReads,
+			charted:     metric{"reads per second", "%.0f", readRate},
+			contestants: []string{contestants.Coupond, single, interactive}},
+		{name: oneMillionRead, description: "one connection reads it repeatedly while others claim", contestants: onlyCoupond, run: readMillion,
+			database: "million", prepare: prepareMillion, variants: []variant{{name: noReads, run: hot}}},
+		{name: oldPlans, description: "rejections in a session that planned on empty tables, 200,000 claims later",
+			contestants: onlyCoupond, run: rejectByOldSession, database: "plans", prepare: prepareOldPlans,
+			variants: []variant{{name: freshSession, run: rejectByFreshSession}}},
+		{name: tenMillion, description: "a new coupon, all win", contestants: onlyCoupond, run: hot,
+			database: "stored", prepare: prepareTenMillion, variants: []variant{{name: emptyTables, database: "empty"}}},
+		{name: throughProxy, description: "1,000 coupons evenly, directly on one server and through a proxy", contestants: onlyCoupond, run: evenly,
+			prepare: prepareShards, variants: []variant{{name: oneShard, database: oneShard}, {name: fourShards, database: fourShards}}},
+		{name: withStandby, description: "one coupon, all win; then 200 per second", contestants: onlyCoupond, run: hotThenLowRate,
+			database: noStandby, prepare: prepareStandbys, variants: []variant{
 				{name: asynchronous, database: asynchronous},
 				{name: synchronous, database: synchronous},
 				{name: anyOfTwo, database: anyOfTwo},
@@ -170,17 +173,19 @@ const (
 	plenty       = 2_000_000_000
 )
 
-// run lets a load loose on c and takes the CPU times around it. limit ends it, if its requests do not.
-func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.Duration, expected ...load.Answer) (figures, load.Report, error) {
-	p.Address, p.Timeout, p.Seed = c.service.Address, serviceTimeout, r.seed
+// run sends the load of p to s and measures it, with the CPU time of all processes that take part.
+// The load ends after p.Requests, or after limit. Answers that are not in expected are reported in
+// figures.Unexpected.
+func (r *race) run(ctx context.Context, s *service, p load.Plan, limit time.Duration, expected ...load.Answer) (figures, load.Report, error) {
+	p.Address, p.Timeout, p.Seed = s.client.Address, serviceTimeout, r.seed
 	if p.Connections == 0 {
 		p.Connections = connections
 	}
-	commits, err := r.commits(ctx, c)
+	commits, err := r.commits(ctx, s)
 	if err != nil {
 		return figures{}, load.Report{}, err
 	}
-	used := r.machine.usage(c)
+	before := r.machine.cpuUsage(s)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	run, err := load.Start(limited, p)
@@ -190,27 +195,27 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	report := run.Wait()
 	n := float64(report.Claims.Answered() + report.Reads.Answered())
 	if n == 0 {
-		return figures{}, report, errors.New("nothing was answered: " + strings.Join(report.Faults, "; "))
+		return figures{}, report, errors.New("no request was answered: " + strings.Join(report.Errors, "; "))
 	}
-	now := r.machine.usage(c)
-	after, err := r.commits(ctx, c)
+	after := r.machine.cpuUsage(s)
+	commitsAfter, err := r.commits(ctx, s)
 	if err != nil {
 		return figures{}, report, err
 	}
 	f := figures{
-		Commits:    float64(after-commits) / n,
-		Rate:       float64(report.Claims.Answered()) / report.Elapsed.Seconds(),
-		ReadRate:   float64(report.Reads.Answered()) / report.Elapsed.Seconds(),
-		P50:        ms(report.Claims.Quantile(50)),
-		P99:        ms(report.Claims.Quantile(99)),
-		P999:       ms(report.Claims.Quantile(99.9)),
-		ServiceCPU: us(now.service-used.service) / n,
-		DataCPU:    us(now.database-used.database) / n,
-		ProxyCPU:   us(now.proxies-used.proxies) / n,
-		StandbyCPU: us(now.standbys-used.standbys) / n,
-		LoadCPU:    us(now.generator-used.generator) / n,
+		Commits:     float64(commitsAfter-commits) / n,
+		Rate:        float64(report.Claims.Answered()) / report.Elapsed.Seconds(),
+		ReadRate:    float64(report.Reads.Answered()) / report.Elapsed.Seconds(),
+		P50:         ms(report.Claims.Quantile(50)),
+		P99:         ms(report.Claims.Quantile(99)),
+		P999:        ms(report.Claims.Quantile(99.9)),
+		ServiceCPU:  us(after.service-before.service) / n,
+		DatabaseCPU: us(after.database-before.database) / n,
+		ProxyCPU:    us(after.proxies-before.proxies) / n,
+		StandbyCPU:  us(after.standbys-before.standbys) / n,
+		LoadCPU:     us(after.generator-before.generator) / n,
 	}
-	if c.name == ceiling { // it claims whatever it is asked
+	if s.name == ceiling { // it answers every request as claimed
 		return f, report, nil
 	}
 	for _, count := range slices.Concat(report.Claims.Answers, report.Reads.Answers) {
@@ -221,9 +226,9 @@ func (r *race) run(ctx context.Context, c *contestant, p load.Plan, limit time.D
 	return f, report, nil
 }
 
-// commits is the machine's where the contestant has any, and has them there.
-func (r *race) commits(ctx context.Context, c *contestant) (int64, error) {
-	if _, elsewhere := r.machine.sites[c.database]; elsewhere || c.redis != nil || c.name == ceiling {
+// commits returns machine.commits, or 0 if the service does not commit on the race's own server.
+func (r *race) commits(ctx context.Context, s *service) (int64, error) {
+	if _, elsewhere := r.machine.sites[s.database]; elsewhere || s.redis != nil || s.name == ceiling {
 		return 0, nil
 	}
 	return r.machine.commits(ctx)
@@ -232,20 +237,21 @@ func (r *race) commits(ctx context.Context, c *contestant) (int64, error) {
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-// create makes a coupon of a name that nobody had before.
-func (r *race) create(ctx context.Context, c *contestant, stock int) (string, error) {
-	name := fmt.Sprintf("race-%d-%x", r.next.Add(1), rand.Uint32())
-	return name, c.service.Create(ctx, name, stock)
+// create creates a coupon with a new name, which it returns.
+func (r *race) create(ctx context.Context, s *service, stock int) (string, error) {
+	name := fmt.Sprintf("race-%d-%x", r.nextCoupon.Add(1), rand.Uint32())
+	return name, s.client.Create(ctx, name, stock)
 }
 
-// check compares what the service reports of coupons, each with so much stock, with what those who claimed them were told.
-func (r *race) check(ctx context.Context, c *contestant, stock int, report load.Report, coupons ...string) error {
-	if c.name == ceiling {
+// check compares what the service has stored of coupons, each with the same stock, with the answers
+// in report. It returns an error if they differ, or if a coupon is oversold or a user has it twice.
+func (r *race) check(ctx context.Context, s *service, stock int, report load.Report, coupons ...string) error {
+	if s.name == ceiling {
 		return nil
 	}
-	won, have := report.Claims.Count(load.Claimed), 0
+	answered, stored := report.Claims.Count(load.Claimed), 0
 	for _, coupon := range coupons {
-		reported, err := c.service.Coupon(ctx, coupon)
+		reported, err := s.client.Coupon(ctx, coupon)
 		if err != nil {
 			return err
 		}
@@ -253,164 +259,168 @@ func (r *race) check(ctx context.Context, c *contestant, stock int, report load.
 		slices.Sort(users)
 		switch {
 		case reported.Amount != stock || len(users)+reported.Remaining != stock:
-			return fmt.Errorf("%s: %d of %d remain, and %d have one", c.name, reported.Remaining, reported.Amount, len(users))
+			return fmt.Errorf("%s: stock %d of %d remains, but %d users have the coupon", s.name, reported.Remaining, reported.Amount, len(users))
 		case len(slices.Compact(users)) != len(reported.ClaimedBy):
-			return fmt.Errorf("%s: somebody has the coupon twice", c.name)
+			return fmt.Errorf("%s: a user has the coupon twice", s.name)
 		}
-		have += len(reported.ClaimedBy)
+		stored += len(reported.ClaimedBy)
 	}
-	if won != have {
-		return fmt.Errorf("%s: %d were told that they won, %d have the coupon", c.name, won, have)
+	if answered != stored {
+		return fmt.Errorf("%s: %d claims were answered as claimed, %d are stored", s.name, answered, stored)
 	}
 	return nil
 }
 
-// claimers is how many different users a run can have; asked again they would be repeats.
+// claimers is the number of different users of a run. The claims of a run with more requests would
+// be repeats.
 const claimers = 1 << 20
 
+// claims returns requests for coupon, each of another user.
 func (r *race) claims(coupon string) func(int) load.Request {
 	return func(i int) load.Request { return load.Request{User: r.users[i%claimers], Coupon: coupon} }
 }
 
-func hot(ctx context.Context, r *race, c *contestant) (figures, error) {
-	return r.hot(ctx, c, load.Plan{})
+// hot sends claims of one coupon that is never sold out.
+func hot(ctx context.Context, r *race, s *service) (figures, error) {
+	return r.hot(ctx, s, load.Plan{})
 }
 
-func (r *race) hot(ctx context.Context, c *contestant, p load.Plan) (figures, error) {
-	coupon, err := r.create(ctx, c, plenty)
+func (r *race) hot(ctx context.Context, s *service, p load.Plan) (figures, error) {
+	coupon, err := r.create(ctx, s, plenty)
 	if err != nil {
 		return figures{}, err
 	}
 	p.Request = r.claims(coupon)
-	f, report, err := r.run(ctx, c, p, r.duration, load.Claimed)
+	f, report, err := r.run(ctx, s, p, r.duration, load.Claimed)
 	if err != nil {
 		return f, err
 	}
-	return f, r.check(ctx, c, plenty, report, coupon)
+	return f, r.check(ctx, s, plenty, report, coupon)
 }
 
-func sellOut(ctx context.Context, r *race, c *contestant) (figures, error) {
+func sellOut(ctx context.Context, r *race, s *service) (figures, error) {
 	const users, stock = 50_000, 1_000
-	coupon, err := r.create(ctx, c, stock)
+	coupon, err := r.create(ctx, s, stock)
 	if err != nil {
 		return figures{}, err
 	}
 	order := load.Order(users, 0, r.seed)
-	f, report, err := r.run(ctx, c, load.Plan{
+	f, report, err := r.run(ctx, s, load.Plan{
 		Requests: users,
 		Request:  func(i int) load.Request { return load.Request{User: r.users[order[i]], Coupon: coupon} },
 	}, 4*r.duration, load.Claimed, load.OutOfStock)
 	if err != nil {
 		return f, err
 	}
-	return f, r.check(ctx, c, stock, report, coupon)
+	return f, r.check(ctx, s, stock, report, coupon)
 }
 
-func evenly(ctx context.Context, r *race, c *contestant) (figures, error) {
-	return r.many(ctx, c, load.Evenly(manyRequests, r.coupons, r.seed))
+func evenly(ctx context.Context, r *race, s *service) (figures, error) {
+	return r.many(ctx, s, load.Evenly(manyRequests, r.coupons, r.seed))
 }
 
-// many spreads claims over coupons; which[i] is the coupon of request i.
-func (r *race) many(ctx context.Context, c *contestant, which []int32) (figures, error) {
+// many sends claims of many coupons; which[i] is the index of the coupon of request i.
+func (r *race) many(ctx context.Context, s *service, which []int32) (figures, error) {
 	coupons := make([]string, r.coupons)
 	for i := range coupons {
 		var err error
-		if coupons[i], err = r.create(ctx, c, plenty); err != nil {
+		if coupons[i], err = r.create(ctx, s, plenty); err != nil {
 			return figures{}, err
 		}
 	}
-	f, report, err := r.run(ctx, c, load.Plan{Request: func(i int) load.Request {
+	f, report, err := r.run(ctx, s, load.Plan{Request: func(i int) load.Request {
 		return load.Request{User: r.users[i%claimers], Coupon: coupons[which[i%manyRequests]]}
 	}}, r.duration, load.Claimed)
 	if err != nil {
 		return f, err
 	}
-	return f, r.check(ctx, c, plenty, report, coupons...)
+	return f, r.check(ctx, s, plenty, report, coupons...)
 }
 
-func repeats(ctx context.Context, r *race, c *contestant) (figures, error) {
+func repeats(ctx context.Context, r *race, s *service) (figures, error) {
 	const users = 1000
-	coupon, err := r.create(ctx, c, plenty)
+	coupon, err := r.create(ctx, s, plenty)
 	if err != nil {
 		return figures{}, err
 	}
 	again := func(i int) load.Request { return load.Request{User: r.users[i%users], Coupon: coupon} }
-	_, claimed, err := r.run(ctx, c, load.Plan{Requests: users, Request: again}, serviceTimeout, load.Claimed)
+	_, claimed, err := r.run(ctx, s, load.Plan{Requests: users, Request: again}, serviceTimeout, load.Claimed)
 	if err != nil {
 		return figures{}, err
 	}
-	f, _, err := r.run(ctx, c, load.Plan{Request: again}, r.duration, load.AlreadyClaimed)
+	f, _, err := r.run(ctx, s, load.Plan{Request: again}, r.duration, load.AlreadyClaimed)
 	if err != nil {
 		return f, err
 	}
-	return f, r.check(ctx, c, plenty, claimed, coupon)
+	return f, r.check(ctx, s, plenty, claimed, coupon)
 }
 
-func slowDisk(ctx context.Context, r *race, c *contestant) (figures, error) {
-	if err := r.machine.slowDisk(ctx, true); err != nil {
+func hotOnSlowDisk(ctx context.Context, r *race, s *service) (figures, error) {
+	if err := r.machine.setSlowDisk(ctx, true); err != nil {
 		return figures{}, err
 	}
-	f, err := r.hot(ctx, c, load.Plan{})
-	return f, errors.Join(err, r.machine.slowDisk(ctx, false))
+	f, err := r.hot(ctx, s, load.Plan{})
+	return f, errors.Join(err, r.machine.setSlowDisk(ctx, false))
 }
 
-func idle(ctx context.Context, r *race, c *contestant) (figures, error) {
-	return r.hot(ctx, c, load.Plan{Connections: 1})
+func hotWith1Connection(ctx context.Context, r *race, s *service) (figures, error) {
+	return r.hot(ctx, s, load.Plan{Connections: 1})
 }
 
-func crowded(ctx context.Context, r *race, c *contestant) (figures, error) {
-	return r.hot(ctx, c, load.Plan{Connections: 2000})
+func hotWith2000Connections(ctx context.Context, r *race, s *service) (figures, error) {
+	return r.hot(ctx, s, load.Plan{Connections: 2000})
 }
 
-// underSnapshot claims while a transaction holds the snapshot that a dump would hold.
-func underSnapshot(ctx context.Context, r *race, c *contestant) (figures, error) {
-	// A connection of its own: the machine's must see the commits go on.
-	dump, err := pgx.Connect(ctx, r.machine.postgres.URL(c.database))
+// hotUnderSnapshot is hot150000 while a transaction holds a snapshot, as a dump does.
+func hotUnderSnapshot(ctx context.Context, r *race, s *service) (figures, error) {
+	// Not on machine.conn, because machine.commits must see new commits there.
+	dump, err := pgx.Connect(ctx, r.machine.postgres.URL(s.database))
 	if err != nil {
 		return figures{}, err
 	}
 	var f figures
 	if _, err = dump.Exec(ctx, "begin isolation level repeatable read; select count(*) from public.coupons"); err == nil {
-		f, err = withoutSnapshot(ctx, r, c)
+		f, err = hot150000(ctx, r, s)
 	}
 	return f, errors.Join(err, dump.Close(ctx))
 }
 
-func withoutSnapshot(ctx context.Context, r *race, c *contestant) (figures, error) {
+// hot150000 is hot with a fixed number of claims.
+func hot150000(ctx context.Context, r *race, s *service) (figures, error) {
 	const n = 150_000
-	coupon, err := r.create(ctx, c, plenty)
+	coupon, err := r.create(ctx, s, plenty)
 	if err != nil {
 		return figures{}, err
 	}
-	f, report, err := r.run(ctx, c, load.Plan{Requests: n, Request: r.claims(coupon)}, serviceTimeout, load.Claimed)
+	f, report, err := r.run(ctx, s, load.Plan{Requests: n, Request: r.claims(coupon)}, serviceTimeout, load.Claimed)
 	if err != nil {
 		return f, err
 	}
-	return f, r.check(ctx, c, plenty, report, coupon)
+	return f, r.check(ctx, s, plenty, report, coupon)
 }
 
-// reads claims and reads one coupon that 1,000 have already.
-func reads(ctx context.Context, r *race, c *contestant) (figures, error) {
+// hotWithReads is hot while 16 connections read another coupon, which 1,000 users have claimed.
+func hotWithReads(ctx context.Context, r *race, s *service) (figures, error) {
 	const readers, already = 16, 1000
-	coupon, err := r.create(ctx, c, plenty)
+	coupon, err := r.create(ctx, s, plenty)
 	if err != nil {
 		return figures{}, err
 	}
-	if _, _, err := r.run(ctx, c, load.Plan{Requests: already, Request: r.claims(coupon)}, serviceTimeout, load.Claimed); err != nil {
+	if _, _, err := r.run(ctx, s, load.Plan{Requests: already, Request: r.claims(coupon)}, serviceTimeout, load.Claimed); err != nil {
 		return figures{}, err
 	}
-	other, err := r.create(ctx, c, plenty)
+	other, err := r.create(ctx, s, plenty)
 	if err != nil {
 		return figures{}, err
 	}
 
 	var reading load.Report
 	done := make(chan error, 1)
-	beside, cancel := context.WithTimeout(ctx, r.duration)
+	readCtx, cancel := context.WithTimeout(ctx, r.duration)
 	defer cancel()
 	go func() {
-		run, err := load.Start(beside, load.Plan{
-			Address: c.service.Address, Connections: readers, Timeout: serviceTimeout,
+		run, err := load.Start(readCtx, load.Plan{
+			Address: s.client.Address, Connections: readers, Timeout: serviceTimeout,
 			Request: func(int) load.Request { return load.Request{Coupon: coupon, Read: true} },
 		})
 		if err == nil {
@@ -418,7 +428,7 @@ func reads(ctx context.Context, r *race, c *contestant) (figures, error) {
 		}
 		done <- err
 	}()
-	f, report, err := r.run(ctx, c, load.Plan{Request: r.claims(other)}, r.duration, load.Claimed)
+	f, report, err := r.run(ctx, s, load.Plan{Request: r.claims(other)}, r.duration, load.Claimed)
 	if err = errors.Join(err, <-done); err != nil {
 		return f, err
 	}
@@ -426,5 +436,5 @@ func reads(ctx context.Context, r *race, c *contestant) (figures, error) {
 		f.Unexpected += fmt.Sprintf("%d of %d reads failed", reading.Reads.Total()-good, reading.Reads.Total())
 	}
 	f.ReadRate = float64(reading.Reads.Answered()) / reading.Elapsed.Seconds()
-	return f, r.check(ctx, c, plenty, report, other)
+	return f, r.check(ctx, s, plenty, report, other)
 }

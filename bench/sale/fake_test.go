@@ -13,17 +13,18 @@ import (
 	"time"
 )
 
-// fake is a service that keeps the contract, except for what a test makes it do.
+// fake is a service that implements the contract, except for the faults of a test.
 type fake struct {
 	mu      sync.Mutex
 	coupons map[string]*fakeCoupon
-	claims  int // asked for so far
+	claims  int // received so far
 
-	// misclaim is called before a claim with its number (from 1), under the lock; true: it has dealt with it.
-	misclaim func(f *fake, w http.ResponseWriter, n int, c *fakeCoupon, user string) bool
-	// misreport changes what GET would have answered.
-	misreport func(report *fakeReport)
-	// refuse answers every request of this method, when it is set.
+	// onClaim is called before a claim, with its number counted from 1, while mu is locked. If it
+	// returns true, it has answered the claim.
+	onClaim func(f *fake, w http.ResponseWriter, n int, c *fakeCoupon, user string) bool
+	// onReport changes the answer to GET.
+	onReport func(report *fakeReport)
+	// refuse is a method; its requests are answered 503.
 	refuse string
 }
 
@@ -81,7 +82,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fail(w, 400, "INVALID_REQUEST")
 		case c == nil:
 			fail(w, 404, "COUPON_NOT_FOUND")
-		case f.misclaim != nil && f.misclaim(f, w, f.claims, c, body.User):
+		case f.onClaim != nil && f.onClaim(f, w, f.claims, c, body.User):
 		default:
 			answer(w, c.claim(body.User))
 		}
@@ -93,8 +94,8 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		report := fakeReport{name, c.amount, c.amount - len(c.claimedBy), slices.Clone(c.claimedBy)}
-		if f.misreport != nil {
-			f.misreport(&report)
+		if f.onReport != nil {
+			f.onReport(&report)
 		}
 		if err := json.NewEncoder(w).Encode(report); err != nil {
 			panic(err)
@@ -102,7 +103,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// claim is a claim as it should be; it returns the code of what came of it, empty for claimed.
+// claim is a correct claim. It returns the error code, empty for claimed.
 func (c *fakeCoupon) claim(user string) string {
 	switch {
 	case slices.Contains(c.claimedBy, user):
@@ -131,15 +132,15 @@ func answer(w http.ResponseWriter, code string) {
 func fail(w http.ResponseWriter, status int, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = fmt.Fprintf(w, `{"error":"as the test wants it","code":%q,"request_id":"1"}`, code)
+	_, _ = fmt.Fprintf(w, `{"error":"an error of the test","code":%q,"request_id":"1"}`, code)
 }
 
-// unlocked lets others go on while this request dawdles.
-func (f *fake) unlocked(d time.Duration) {
+// sleepUnlocked delays this request while others are served.
+func (f *fake) sleepUnlocked(d time.Duration) {
 	f.mu.Unlock()
 	time.Sleep(d)
 	f.mu.Lock()
 }
 
-// cut ends the connection without an answer.
+// cut closes the connection without an answer.
 func cut() { panic(http.ErrAbortHandler) }

@@ -10,29 +10,27 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// sale is one flash sale: who asks in which order, what they were told, and what it looked like while it ran.
+// sale is one flash sale: its requests, the answers so far, and their course over time.
 type sale struct {
-	options options
-	users   []string
-	order   []int32
-	book    *check.Checker
-	tries   []uint8 // of each request; only the connection that has the request touches its own
-	settled atomic.Int64
-	gaveUp  atomic.Int64
-	run     *load.Run
-	seen    series
+	options  options
+	users    []string
+	order    []int32 // index of the user, by request
+	checker  *check.Checker
+	attempts []uint8 // by request; used only by the connection that sends the request
+	finished atomic.Int64
+	run      *load.Run
+	series   series
 }
 
-// prepare makes everything ready, so that the first request can go out the moment the coupon exists.
-func prepare(o options) *sale {
+// newSale prepares a sale, so that it can start as soon as the coupon exists.
+func newSale(o options) *sale {
 	s := &sale{options: o, users: load.Users(o.users), order: load.Order(o.users, o.repeats, o.seed)}
-	s.tries = make([]uint8, len(s.order))
-	s.book = check.New(o.coupon, o.stock, s.users)
+	s.attempts = make([]uint8, len(s.order))
+	s.checker = check.New(o.coupon, o.stock, s.users)
 	return s
 }
 
-// open lets the crowd loose.
-func (s *sale) open(ctx context.Context) error {
+func (s *sale) start(ctx context.Context) error {
 	var err error
 	s.run, err = load.Start(ctx, load.Plan{
 		Address:     s.options.address,
@@ -47,82 +45,83 @@ func (s *sale) open(ctx context.Context) error {
 	return err
 }
 
-// maxOddTries is how often a request is sent that keeps getting answers which the contract has no place for. Users are
-// patient with a busy service; with a broken one the verdict is clear already.
-const maxOddTries = 3
+// maxUnexpected is how many unexpected answers a request may get before it is not retried any more.
+// The check has failed then, and a broken service would be asked until the end of the sale.
+const maxUnexpected = 3
 
-// answered does what a well-made client does: it asks again after everything that leaves the user without a clear
-// answer, not before the service wants it, with growing pauses and some chance in them.
+// answered records an answer and decides on a retry, as a well-behaved client does: after any
+// answer that is not definite, not before Retry-After, with exponential back-off and jitter.
 func (s *sale) answered(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
-	s.book.Record(int(s.order[i]), answer, r.Sent, r.Answered)
+	s.checker.Record(int(s.order[i]), answer, r.Sent, r.Answered)
 	if answer.Definite() {
-		s.settled.Add(1)
+		s.finished.Add(1)
 		return false, 0
 	}
-	s.tries[i] = min(s.tries[i]+1, 100)
+	s.attempts[i] = min(s.attempts[i]+1, 100)
 	switch kindOf(answer) {
-	case refused, lost:
+	case unavailable, noAnswer:
 	default:
-		if s.tries[i] >= maxOddTries || !answer.Ambiguous() {
-			s.gaveUp.Add(1)
+		if s.attempts[i] >= maxUnexpected || !answer.Ambiguous() {
+			s.finished.Add(1)
 			return false, 0
 		}
 	}
 	return true, s.pause(i, r.RetryAfter)
 }
 
+// pause returns the pause before the next attempt of request i.
 func (s *sale) pause(i int, retryAfter time.Duration) time.Duration {
-	grown := min(50*time.Millisecond<<min(s.tries[i]-1, 10), 2*time.Second)
-	chance := rand.New(rand.NewPCG(s.options.seed, uint64(i)<<8|uint64(s.tries[i])))
-	return retryAfter + time.Duration(chance.Float64()*float64(grown))
+	backOff := min(50*time.Millisecond<<min(s.attempts[i]-1, 10), 2*time.Second)
+	random := rand.New(rand.NewPCG(s.options.seed, uint64(i)<<8|uint64(s.attempts[i])))
+	return retryAfter + time.Duration(random.Float64()*float64(backOff))
 }
 
-// look takes what is new into the picture of the sale so far.
-func (s *sale) look() progress {
-	s.seen.add(s.run.Take())
+// update adds the answers since the last call to the series, and returns the progress.
+func (s *sale) update() progress {
+	s.series.add(s.run.Take())
 	return progress{
 		requests: len(s.order),
-		settled:  int(s.settled.Load() + s.gaveUp.Load()),
-		series:   &s.seen,
+		finished: int(s.finished.Load()),
+		series:   &s.series,
 	}
 }
 
-// kind is what the show makes of an answer: a row and a colour.
+// kind groups answers for display: each has a row and a colour.
 type kind int
 
 const (
-	won kind = iota
-	already
-	soldOut
-	refused
-	lost
-	odd
-	kinds // how many there are
+	claimed kind = iota
+	alreadyClaimed
+	outOfStock
+	unavailable
+	noAnswer
+	unexpected
+	kinds // the number of kinds
 )
 
 func kindOf(answer load.Answer) kind {
 	switch answer {
 	case load.Claimed:
-		return won
+		return claimed
 	case load.AlreadyClaimed:
-		return already
+		return alreadyClaimed
 	case load.OutOfStock:
-		return soldOut
+		return outOfStock
 	case load.Overloaded, load.Unavailable, load.OutcomeUnknown:
-		return refused
+		return unavailable
 	case load.NotSent, load.Cut, load.TimedOut:
-		return lost
+		return noAnswer
 	default:
-		return odd
+		return unexpected
 	}
 }
 
-// name is how the kind is called in front of people.
+// name returns the name that is displayed.
 func (k kind) name() string {
-	return [kinds]string{"201 claimed", "409 already claimed", "400 sold out", "503 asked again", "no answer", "anything else"}[k]
+	return [kinds]string{"201 claimed", "409 already claimed", "400 out of stock", "503 retried", "no answer", "unexpected"}[k]
 }
 
-func byKind(t load.Tally) (n [kinds]int) {
+func countByKind(t load.Tally) (n [kinds]int) {
 	for _, c := range t.Answers {
 		n[kindOf(c.Answer)] += c.Times
 	}

@@ -6,32 +6,32 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// tick is how often the show looks.
+// tick is how often the progress is updated.
 const tick = 100 * time.Millisecond
 
-// maxPoints is more than a terminal or a picture has room for. When there are more, neighbours become one, so that a
-// long sale needs no more memory (and no more ink) than a short one, and every quantile stays exact.
+// maxPoints bounds a series. Beyond it neighbouring points are merged, so that a long sale needs no
+// more memory than a short one. Quantiles stay exact.
 const maxPoints = 120
 
-// series is the sale over time.
+// series is the course of a sale over time.
 type series struct {
-	points  []load.Report
-	perTick int // ticks in a point
-	filled  int // ticks in the last point
-	total   [kinds]int
-	elapsed time.Duration
-	last    []load.Report // ticks of the last second
+	points        []load.Report
+	ticksPerPoint int // ticks in each point but the last
+	filled        int // ticks in the last point
+	total         [kinds]int
+	elapsed       time.Duration
+	last          []load.Report // the ticks of the last second
 }
 
-// progress is how far the sale has come.
+// progress is the state of a running sale, for display.
 type progress struct {
-	requests, settled int
-	series            *series
+	requests, finished int
+	series             *series
 }
 
 func (s *series) add(r load.Report) {
 	s.elapsed += r.Elapsed
-	for k, n := range byKind(r.Claims) {
+	for k, n := range countByKind(r.Claims) {
 		s.total[k] += n
 	}
 	s.last = append(s.last, r)
@@ -39,28 +39,28 @@ func (s *series) add(r load.Report) {
 		s.last = append(s.last[:0], s.last[1:]...)
 	}
 
-	// On a busy machine a late tick is followed by an early one; alone, the few milliseconds between them would make a
-	// rate out of nothing.
+	// On a busy machine a late tick is followed by an early one, which alone is too short to
+	// compute a rate from.
 	if s.filled > 0 && r.Elapsed < tick/2 {
 		s.points[len(s.points)-1].Add(r)
 		return
 	}
-	if s.filled > 0 && s.filled < s.perTick {
+	if s.filled > 0 && s.filled < s.ticksPerPoint {
 		s.points[len(s.points)-1].Add(r)
 		s.filled++
 		return
 	}
 	var point load.Report
-	point.Add(r) // a copy: more may be added to it, and r is in last as well
+	point.Add(r) // a copy: the point may grow, and r is also in last
 	s.points, s.filled = append(s.points, point), 1
-	s.perTick = max(s.perTick, 1)
+	s.ticksPerPoint = max(s.ticksPerPoint, 1)
 	if len(s.points) > maxPoints {
 		s.halve()
 	}
 }
 
-// halve makes one point of two. There is one more than maxPoints, an even number, so the newest stays alone; it goes on
-// being filled.
+// halve merges pairs of points. There are maxPoints (an even number) and one more: the newest,
+// which is not merged, because it is not full yet.
 func (s *series) halve() {
 	half := s.points[:0]
 	for i := 0; i < maxPoints; i += 2 {
@@ -70,11 +70,11 @@ func (s *series) halve() {
 	}
 	half = append(half, s.points[maxPoints])
 	clear(s.points[len(half):])
-	s.points, s.perTick = half, 2*s.perTick
+	s.points, s.ticksPerPoint = half, 2*s.ticksPerPoint
 }
 
-// second is the last second as one report.
-func (s *series) second() load.Report {
+// lastSecond returns the report of the last second.
+func (s *series) lastSecond() load.Report {
 	var r load.Report
 	for _, t := range s.last {
 		r.Add(t)
@@ -82,7 +82,7 @@ func (s *series) second() load.Report {
 	return r
 }
 
-// rates is how many claims a second were answered over time, in at most width parts.
+// rates returns the claims answered per second over time, as at most width values.
 func (s *series) rates(width int) []float64 {
 	if width < 1 {
 		return nil

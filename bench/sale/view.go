@@ -10,26 +10,27 @@ import (
 	"charm.land/lipgloss/v2"
 )
 
-// The colours are the terminal's own sixteen, so that they fit whatever theme it has.
+// colours are from the terminal's own sixteen, so that they fit its theme.
 var colours = [kinds]color.Color{
-	won: lipgloss.Green, already: lipgloss.Yellow, soldOut: lipgloss.BrightBlack, refused: lipgloss.Red, lost: lipgloss.Red, odd: lipgloss.Magenta,
+	claimed: lipgloss.Green, alreadyClaimed: lipgloss.Yellow, outOfStock: lipgloss.BrightBlack,
+	unavailable: lipgloss.Red, noAnswer: lipgloss.Red, unexpected: lipgloss.Magenta,
 }
 
 func paint(k kind, s string) string { return lipgloss.NewStyle().Foreground(colours[k]).Render(s) }
 func faint(s string) string         { return lipgloss.NewStyle().Faint(true).Render(s) }
 func bold(s string) string          { return lipgloss.NewStyle().Bold(true).Render(s) }
 
-// view draws the sale as it stands, for a terminal so many columns wide.
+// view returns the progress for a terminal of this width in columns.
 func (p progress) view(o *options, width int) string {
 	columns := max(40, min(width, 100))
 	width = columns - 4
 	lines := []string{bold(o.describe()), "", p.bar(width), ""}
 
-	second := p.series.second()
+	second := p.series.lastSecond()
 	now := rate(second.Claims.Answered(), second.Elapsed)
 	lines = append(lines,
-		fmt.Sprintf("%s %s  %s", faint("claims/s"), bold(fmt.Sprintf("%8s", number(int(now)))), paint(won, sparkline(p.series.rates(width-20)))),
-		fmt.Sprintf("%s  %s", faint("latency "), latencies(second.Claims)),
+		fmt.Sprintf("%s %s  %s", faint("claims/s"), bold(fmt.Sprintf("%8s", formatInt(int(now)))), paint(claimed, sparkline(p.series.rates(width-20)))),
+		fmt.Sprintf("%s  %s", faint("latency "), formatLatencies(second.Claims)),
 		"")
 
 	total := 0
@@ -37,22 +38,23 @@ func (p progress) view(o *options, width int) string {
 		total += n
 	}
 	for k, n := range p.series.total {
-		if k := kind(k); n > 0 || k < lost {
-			lines = append(lines, paint(k, fmt.Sprintf("%-19s", k.name()))+fmt.Sprintf("%10s  ", number(n))+paint(k, strings.Repeat("▇", share(n, total, width-31))))
+		if k := kind(k); n > 0 || k < noAnswer {
+			lines = append(lines, paint(k, fmt.Sprintf("%-19s", k.name()))+fmt.Sprintf("%10s  ", formatInt(n))+
+				paint(k, strings.Repeat("▇", share(n, total, width-31))))
 		}
 	}
 	return lipgloss.NewStyle().Padding(1, 2, 0).MaxWidth(columns).Render(strings.Join(lines, "\n"))
 }
 
-// bar is the progress bar.
+// bar returns the progress bar.
 func (p progress) bar(width int) string {
-	text := fmt.Sprintf(" %3d %%  %s of %s  %.1f s", 100*p.settled/p.requests, number(p.settled), number(p.requests), p.series.elapsed.Seconds())
+	text := fmt.Sprintf(" %3d %%  %s of %s  %.1f s", 100*p.finished/p.requests, formatInt(p.finished), formatInt(p.requests), p.series.elapsed.Seconds())
 	room := max(0, width-len(text))
-	full := room * p.settled / p.requests
-	return paint(won, strings.Repeat("█", full)) + faint(strings.Repeat("░", room-full)) + text
+	full := room * p.finished / p.requests
+	return paint(claimed, strings.Repeat("█", full)) + faint(strings.Repeat("░", room-full)) + text
 }
 
-// share is how much of width n of total is; something is never nothing.
+// share returns the part of width that n is of total, at least 1 if n is not 0.
 func share(n, total, width int) int {
 	if n == 0 || width <= 0 {
 		return 0
@@ -60,7 +62,7 @@ func share(n, total, width int) int {
 	return max(1, int(math.Round(float64(n)/float64(total)*float64(width))))
 }
 
-// sparkline draws values from 0 to their largest.
+// sparkline draws values on a scale from 0 to the largest one.
 func sparkline(values []float64) string {
 	if len(values) == 0 {
 		return ""
@@ -78,11 +80,12 @@ func sparkline(values []float64) string {
 	return b.String()
 }
 
-// line is the sale as it stands in one line, for where there is no terminal.
+// line returns the progress in one line, for output that is not a terminal.
 func (p progress) line() string {
-	second := p.series.second()
+	second := p.series.lastSecond()
 	t := p.series.total
 	return fmt.Sprintf("%6.1f s %4d %%  %7s/s   201 %s   409 %s   400 %s   503 %s   none %s   %s",
-		p.series.elapsed.Seconds(), 100*p.settled/p.requests, number(int(rate(second.Claims.Answered(), second.Elapsed))),
-		number(t[won]), number(t[already]), number(t[soldOut]), number(t[refused]), number(t[lost]+t[odd]), latencies(second.Claims))
+		p.series.elapsed.Seconds(), 100*p.finished/p.requests, formatInt(int(rate(second.Claims.Answered(), second.Elapsed))),
+		formatInt(t[claimed]), formatInt(t[alreadyClaimed]), formatInt(t[outOfStock]), formatInt(t[unavailable]),
+		formatInt(t[noAnswer]+t[unexpected]), formatLatencies(second.Claims))
 }

@@ -18,20 +18,22 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// TestBounds brings the service to its bounds and beyond them: more claims than it can carry (overload_test.go), clients that
-// misbehave (crowded_test.go), upgrades under load (upgrade_test.go). Each lasts a second here and a minute by `make bounds`, which
-// writes what was measured into docs/bounds.md. Not parallel: it would be others who find the machine slow.
+// TestBounds runs the service at its bounds and beyond them: with more claims than it can process
+// (overload_test.go), with clients that misbehave (misbehaving_clients_test.go), and with upgrades
+// under load (upgrade_test.go). Each trial takes a second here, and a minute in `make bounds`,
+// which writes the measurements to docs/bounds.md. It is not parallel, because it would slow other
+// tests down.
 func TestBounds(t *testing.T) {
-	b := &bounds{duration: time.Second, calm: 250 * time.Millisecond, grace: 5 * time.Second, idle: 1_000, binary: plainBinary(t)}
+	b := &bounds{duration: time.Second, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second, idle: 1_000, binary: plainBinary(t)}
 	if text := os.Getenv("COUPON_BOUNDS"); text != "" {
 		duration, err := time.ParseDuration(text)
 		if err != nil {
 			t.Fatalf("COUPON_BOUNDS: %v", err)
 		}
-		b.duration, b.calm, b.grace, b.idle, b.strict = duration, 5*time.Second, time.Second, 10_000, true
+		b.duration, b.baseline, b.tolerance, b.idle, b.strict = duration, 5*time.Second, time.Second, 10_000, true
 	}
 	b.overload(t)
-	b.crowded(t)
+	b.misbehavingClients(t)
 	b.upgrades(t)
 	if path := os.Getenv("COUPON_BOUNDS_DOC"); path != "" && !t.Failed() {
 		b.write(t, path)
@@ -40,16 +42,16 @@ func TestBounds(t *testing.T) {
 
 // bounds is one run of TestBounds.
 type bounds struct {
-	duration time.Duration // of each trial
-	calm     time.Duration // of what is measured before and after
-	grace    time.Duration // beyond CLAIM_TIMEOUT; a second is promised, and a busy machine may need more
-	idle     int           // idle connections
-	strict   bool          // the machine is ours: speeds mean something
-	binary   string        // coupond without the race detector
-	text     strings.Builder
+	duration  time.Duration // of each trial
+	baseline  time.Duration // of each measurement before and after a trial
+	tolerance time.Duration // beyond CLAIM_TIMEOUT; the service promises 1 s, a busy machine may need more
+	idle      int           // idle connections
+	strict    bool          // nothing else runs on the machine, so speeds can be checked
+	binary    string        // coupond without the race detector
+	text      strings.Builder
 }
 
-// The bounds of the services here, so tight that little is needed to go beyond them.
+// The bounds of the services under test, low enough to exceed them easily.
 const (
 	boundTimeout = 2 * time.Second // CLAIM_TIMEOUT
 	boundQueue   = 50              // CLAIM_QUEUE
@@ -60,7 +62,7 @@ func (b *bounds) table(title, prose, columns string) {
 	fmt.Fprintf(&b.text, "\n## %s\n\n%s\n\n| %s |\n|%s\n", title, prose, columns, strings.Repeat("---|", strings.Count(columns, "|")+1))
 }
 
-// row adds what a trial came to.
+// row adds the results of a trial to the table.
 func (b *bounds) row(t *testing.T, cells ...any) {
 	t.Helper()
 	row := "|"
@@ -80,16 +82,17 @@ func (b *bounds) row(t *testing.T, cells ...any) {
 
 func (b *bounds) write(t *testing.T, path string) {
 	t.Helper()
-	head := fmt.Sprintf("# At the bounds\n\nWhat `make bounds` (`TestBounds` in cmd/coupond) measured and wrote, %s a trial (the upgrades end by themselves), load generator, service and\n"+
-		"PostgreSQL on one machine. `make test` does the same for a second each. CLAIM_TIMEOUT was %s, CLAIM_QUEUE %d.\n", b.duration, boundTimeout, boundQueue)
+	head := fmt.Sprintf("# At the bounds\n\n`make bounds` (`TestBounds` in cmd/coupond) wrote these measurements: %s a trial (the upgrades take as long as they need), with load\n"+
+		"generator, service and PostgreSQL on one machine. `make test` runs each trial for a second. CLAIM_TIMEOUT was %s, CLAIM_QUEUE %d.\n", b.duration, boundTimeout, boundQueue)
 	if err := os.WriteFile(path, []byte(head+b.text.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// serve starts a service that logs errors only (a minute of overload would fill the journal) and waits until it is healthy.
-// limit, when it is not 0, is the number of file descriptors that it may have.
-func (b *bounds) serve(t *testing.T, binary, database string, limit int, more ...string) (p *program, address string) {
+// serve starts a service and waits until it is healthy. The service logs errors only, because a
+// minute of overload would fill the memory of the test. limit is the number of file descriptors
+// that it may have; 0 sets no limit.
+func (b *bounds) serve(t *testing.T, binary, database string, limit int, settings ...string) (p *program, address string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -102,7 +105,7 @@ func (b *bounds) serve(t *testing.T, binary, database string, limit int, more ..
 	env := append([]string{
 		"DATABASE_URL=" + database, "LISTEN_ADDR=" + address, "LOG_LEVEL=error",
 		"CLAIM_TIMEOUT=" + boundTimeout.String(), fmt.Sprint("CLAIM_QUEUE=", boundQueue),
-	}, more...)
+	}, settings...)
 	if limit > 0 {
 		p = startBinary(t, "/bin/sh", env, "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" serve`, limit), binary)
 	} else {
@@ -110,59 +113,61 @@ func (b *bounds) serve(t *testing.T, binary, database string, limit int, more ..
 	}
 	p.url = "http://" + address
 	wait.For(t, "a healthy service", func() bool {
-		status, _ := probe(p.url + "/health")
+		status, _ := getOnce(p.url + "/health")
 		return status == http.StatusOK
 	})
 	return p, address
 }
 
-// probe asks once, over a connection of its own; 0 is no answer.
-func probe(url string) (status int, took time.Duration) {
-	asked := time.Now()
+// getOnce sends one GET request over a new connection. A status of 0 means that there was no
+// response.
+func getOnce(url string) (status int, took time.Duration) {
+	sent := time.Now()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	response, err := client.Get(url)
 	if err == nil {
 		status = response.StatusCode
 		_ = response.Body.Close()
 	}
-	return status, time.Since(asked)
+	return status, time.Since(sent)
 }
 
-// sold is a coupon on sale at a service, with so many pieces that it is never sold out.
-const sold = "SALE"
+// saleCoupon is a coupon with an amount that is large enough never to sell out.
+const saleCoupon = "SALE"
 
-func (b *bounds) sell(t *testing.T, address string) {
+func (b *bounds) createSale(t *testing.T, address string) {
 	t.Helper()
-	err := loadgen.Service{Address: address, Timeout: time.Minute}.Create(t.Context(), sold, 1<<30)
+	err := loadgen.Service{Address: address, Timeout: time.Minute}.Create(t.Context(), saleCoupon, 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-// users gives every claim of a test a user of its own.
-var users atomic.Int64
+// lastUser makes every claim of these tests come from a new user.
+var lastUser atomic.Int64
 
-func newcomer(int) loadgen.Request {
-	return loadgen.Request{User: fmt.Sprint("user ", users.Add(1)), Coupon: sold}
+func newUserClaim(int) loadgen.Request {
+	return loadgen.Request{User: fmt.Sprint("user ", lastUser.Add(1)), Coupon: saleCoupon}
 }
 
-// claims lets so many connections claim, each as soon as it has its answer, for some time.
-func claims(t *testing.T, address string, connections int, duration time.Duration) loadgen.Report {
+// runClaims claims over the given number of connections for the given time. Each connection sends
+// its next claim as soon as it has an answer.
+func runClaims(t *testing.T, address string, connections int, duration time.Duration) loadgen.Report {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), duration)
 	defer cancel()
-	run, err := loadgen.Start(ctx, loadgen.Plan{Address: address, Connections: connections, Request: newcomer})
+	run, err := loadgen.Start(ctx, loadgen.Plan{Address: address, Connections: connections, Request: newUserClaim})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return run.Wait()
 }
 
-// onlyClaimed fails unless everybody was told that he has it.
-func onlyClaimed(t *testing.T, report loadgen.Report) {
+// expectOnlyClaimed expects that every claim was answered with "claimed".
+func expectOnlyClaimed(t *testing.T, report loadgen.Report) {
 	t.Helper()
 	if n := report.Claims.Total(); n == 0 || report.Claims.Count(loadgen.Claimed) != n {
-		t.Errorf("the answers are %v, want %v only; %v", report.Claims.Answers, loadgen.Claimed, report.Faults)
+		t.Errorf("answers: %v, want only %v; %v", report.Claims.Answers, loadgen.Claimed, report.Errors)
 	}
 }
 
@@ -170,33 +175,35 @@ func perSecond(report loadgen.Report) float64 {
 	return float64(report.Claims.Count(loadgen.Claimed)) / report.Elapsed.Seconds()
 }
 
-// stored fails unless the database has every claim that was told as claimed, and beyond these at most those that were told as
-// unknown. The reports are all that the service was ever asked.
-func stored(t *testing.T, database *pgtest.Database, reports ...loadgen.Report) {
+// checkStored checks that the database has every claim that was answered with "claimed", and at
+// most as many more as were answered with OUTCOME_UNKNOWN. The reports cover all claims that the
+// service has received.
+func checkStored(t *testing.T, database *pgtest.Database, reports ...loadgen.Report) {
 	t.Helper()
 	claimed, unknown := 0, 0
 	for _, r := range reports {
 		claimed, unknown = claimed+r.Claims.Count(loadgen.Claimed), unknown+r.Claims.Count(loadgen.OutcomeUnknown)
 	}
-	storedBetween(t, database.Connect(t), claimed, claimed+unknown)
+	checkStoredBetween(t, database.Connect(t), claimed, claimed+unknown)
 }
 
-// storedBetween fails unless at least and at most so many claims are stored, and as many pieces are gone.
-func storedBetween(t *testing.T, conn *pgx.Conn, least, most int) {
+// checkStoredBetween checks that the number of stored claims is between minimum and maximum, and
+// that the stock has decreased by that number.
+func checkStoredBetween(t *testing.T, conn *pgx.Conn, minimum, maximum int) {
 	t.Helper()
-	var claims, gone int
+	var claims, sold int
 	err := conn.QueryRow(t.Context(), `
-		select (select count(*) from public.claims), sum(amount - remaining_amount) from public.coupons`).Scan(&claims, &gone)
+		select (select count(*) from public.claims), sum(amount - remaining_amount) from public.coupons`).Scan(&claims, &sold)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if claims != gone || claims < least || claims > most {
-		t.Errorf("%d claims are stored and %d pieces are gone; by what was told it is %d at least, %d at most", claims, gone, least, most)
+	if claims != sold || claims < minimum || claims > maximum {
+		t.Errorf("%d claims stored, %d coupons sold; by the answers at least %d and at most %d", claims, sold, minimum, maximum)
 	}
 }
 
-// answers tells them for a cell of the table.
-func answers(report loadgen.Report) string {
+// formatAnswers returns the number of each answer, for a cell of the table.
+func formatAnswers(report loadgen.Report) string {
 	var all []string
 	for _, c := range report.Claims.Answers {
 		all = append(all, fmt.Sprintf("%d × %s", c.Times, c.Answer))

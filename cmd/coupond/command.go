@@ -9,7 +9,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// usageTemplate is cobra's, less what we do not have, and with the environment.
+// usageTemplate is cobra's template without the parts that are not used here, and with the
+// environment variables.
 const usageTemplate = `Usage:{{if .HasAvailableSubCommands}}
   {{.CommandPath}} <command>
 
@@ -23,19 +24,22 @@ Flags:
 Environment:
 {{trimTrailingWhitespaces .}}{{end}}{{if .HasAvailableSubCommands}}
 
-What a command does and which variables it reads:  {{.CommandPath}} <command> --help{{end}}
+Details and environment variables of a command:  {{.CommandPath}} <command> --help{{end}}
 `
 
-// environmentNote is the annotation of a command that holds the help on the variables it reads.
+// environmentNote is the key of the annotation that holds the help on the environment variables of
+// a command.
 const environmentNote = "environment"
 
-// newRootCommand builds the command line. The commands read their configuration from vars, never from the process.
+// newRootCommand builds the command line. Commands read their configuration from vars, never from
+// the process's environment.
 func newRootCommand(vars environment, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "coupond",
-		Short: "Hand out a limited number of coupons to a crowd",
-		Long: `coupond hands out a limited number of coupons to a crowd that arrives all at
-once: never more than there are, never two of one coupon to the same user.
+		Short: "A coupon service for flash sales",
+		Long: `coupond is a coupon service for flash sales. It hands out a limited number of
+coupons to many users at once: never more than there are, and at most one of
+each coupon to a user.
 
 To try it, with nothing else installed:  coupond dev
 To run it on your PostgreSQL:            coupond migrate && coupond serve
@@ -48,7 +52,8 @@ Exit status: 0 success, 1 failure, 2 wrong usage or configuration.`,
 			return usageError{unknownCommand(cmd, args[0])}
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// Not exit status 0: a container whose command was forgotten must not look as if it had done its work.
+			// The exit status is not 0, so that a container without a command does not look
+			// successful.
 			cmd.SetOut(stderr)
 			return errors.Join(cmd.Help(), usageError{errors.New("no command given")})
 		},
@@ -78,12 +83,12 @@ Exit status: 0 success, 1 failure, 2 wrong usage or configuration.`,
 	return root
 }
 
-// newHelpCommand stands in for cobra's own, which answers a command that it does not know with exit status 0.
+// newHelpCommand replaces cobra's help command, which exits with status 0 for an unknown command.
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [command]",
-		Short: "Help on a command; the same as --help",
-		Long:  "Print the help on a command, as its flag --help does.",
+		Short: "Help about a command; the same as --help",
+		Long:  "Print the help about a command, as its flag --help does.",
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			var names []string
 			for _, c := range cmd.Root().Commands() {
@@ -105,7 +110,7 @@ func newHelpCommand() *cobra.Command {
 	}
 }
 
-// noArguments refuses arguments as wrong usage; cobra.NoArgs calls them unknown commands.
+// noArguments rejects arguments as wrong usage; cobra.NoArgs would call them unknown commands.
 func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil

@@ -9,8 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// said is what coupond says when it succeeds.
-func said(t *testing.T, args ...string) string {
+// stdoutOf runs coupond, which must succeed, and returns its stdout.
+func stdoutOf(t *testing.T, args ...string) string {
 	t.Helper()
 	p := start(t, nil, args...)
 	if code := p.wait(t); code != 0 || p.stderr.String() != "" {
@@ -19,7 +19,8 @@ func said(t *testing.T, args ...string) string {
 	return p.stdout.String()
 }
 
-// The help on each command is there by both its names, and is read in a terminal of 80 columns.
+// Each command has help, by --help and by the command help, that fits into a terminal of 80
+// columns.
 func TestHelp(t *testing.T) {
 	t.Parallel()
 	root := newRootCommand(nil, io.Discard, io.Discard)
@@ -32,20 +33,20 @@ func TestHelp(t *testing.T) {
 	}
 	for _, command := range commands {
 		args := strings.Fields(command)
-		text := said(t, append(slices.Clone(args), "--help")...)
+		text := stdoutOf(t, append(slices.Clone(args), "--help")...)
 		if !strings.Contains(text, "\nUsage:\n  coupond") {
-			t.Errorf("the help on %q is %s", command, text)
+			t.Errorf("help of %q: %s", command, text)
 		}
 		if command == "" && !strings.Contains(text, "Exit status: 0 success, 1 failure, 2 wrong usage or configuration.\n") {
-			t.Errorf("the help does not tell the exit status: %s", text)
+			t.Errorf("the help lacks the exit statuses: %s", text)
 		}
 		for line := range strings.Lines(text) {
 			if utf8.RuneCountInString(strings.TrimSuffix(line, "\n")) > 80 || strings.Contains(line, "\t") || strings.HasSuffix(line, " \n") {
-				t.Errorf("the help on %q has a line that is wider than 80 columns, or holds a tab, or ends in a space:\n%s", command, line)
+				t.Errorf("help of %q: a line has more than 80 columns, a tab or a trailing space:\n%s", command, line)
 			}
 		}
-		if same := said(t, append([]string{"help"}, args...)...); same != text {
-			t.Errorf("coupond help %s differs from its --help:\n%s", command, same)
+		if same := stdoutOf(t, append([]string{"help"}, args...)...); same != text {
+			t.Errorf("coupond help %s differs from coupond %[1]s --help:\n%s", command, same)
 		}
 	}
 }
@@ -61,21 +62,22 @@ func TestFold(t *testing.T) {
 		"… … … … …":      "… … … …|…",
 	} {
 		if got := strings.Join(fold(text, 7), "|"); got != want {
-			t.Errorf("%q became %q, want %q", text, got, want)
+			t.Errorf("fold(%q) = %q, want %q", text, got, want)
 		}
 	}
 }
 
-func TestWrongUsageOfHelpAndCompletion(t *testing.T) {
+func TestHelpAndCompletion_wrongUsage(t *testing.T) {
 	t.Parallel()
 	expect(t, exitUsage, `unknown command "srve"; did you mean serve?`, nil, "help", "srve")
 	expect(t, exitUsage, `unknown command "serve now"`, nil, "help", "serve", "now")
-	expect(t, exitUsage, `coupond completion takes one shell, bash, zsh, fish, powershell; got []`, nil, "completion")
+	expect(t, exitUsage, `coupond completion takes one shell (bash, zsh, fish, powershell), got []`, nil, "completion")
 	expect(t, exitUsage, `got ["tcsh"] (see: coupond completion --help)`, nil, "completion", "tcsh")
 	expect(t, exitUsage, `got ["bash" "zsh"]`, nil, "completion", "bash", "zsh")
 }
 
-// What completes is what cobra gives; that it names ours is what we see to.
+// cobra implements completion. This test checks that it knows the commands, flags and arguments of
+// coupond.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	for _, typed := range []struct{ args, want string }{
@@ -90,15 +92,15 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 	for _, shell := range shells {
-		script := said(t, "completion", shell)
+		script := stdoutOf(t, "completion", shell)
 		if !strings.Contains(script, "coupond") {
-			t.Errorf("the script for %s is %s", shell, script)
+			t.Errorf("script for %s: %s", shell, script)
 		}
 		if shell == "bash" {
 			check := exec.Command("bash", "-n")
 			check.Stdin = strings.NewReader(script)
 			if output, err := check.CombinedOutput(); err != nil {
-				t.Errorf("bash does not read its script: %v: %s", err, output)
+				t.Errorf("bash rejects its script: %v: %s", err, output)
 			}
 		}
 	}

@@ -19,53 +19,56 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// A command's configuration is a struct of the groups below, read from the environment by load. The tags are the only place
-// where a variable is described: they make the parser, the check, the error message and the help.
+// The configuration of a command is a struct of the groups below, which load reads from the
+// environment. The struct tags are the only description of a variable. Parsing, validation, error
+// messages and help follow from them:
 //
-//	env, envDefault  name and default (see caarlos0/env)
-//	help             what it means
-//	fallback         how the help calls a default that is no constant
-//	min, max         bounds of a number or a duration, both included
-//	oneof            the words allowed
-//	form             a name of forms, for what bounds cannot say
+//	env, envDefault  name and default value (see caarlos0/env)
+//	help             meaning
+//	fallback         description of a default that is not a constant
+//	min, max         inclusive bounds of a number or a duration
+//	oneof            allowed words, separated by spaces
+//	form             key in forms, for rules that the tags above cannot express
 //	secret           the value is never shown
 
-// databaseConfig says which PostgreSQL.
+// databaseConfig names the database.
 type databaseConfig struct {
-	URL          string `env:"DATABASE_URL"           fallback:"required"  form:"database"                                                      help:"connection string of PostgreSQL" secret:"true"`
-	PasswordFile string `env:"DATABASE_PASSWORD_FILE" form:"password file" help:"file that holds the password, in place of one in DATABASE_URL"`
+	URL          string `env:"DATABASE_URL"           fallback:"required"  form:"database"                                                 help:"PostgreSQL connection string" secret:"true"`
+	PasswordFile string `env:"DATABASE_PASSWORD_FILE" form:"password file" help:"file with the password, which replaces one in DATABASE_URL"`
 }
 
-// listenConfig says where the service is.
+// listenConfig names the address of the service.
 type listenConfig struct {
-	Addr string `env:"LISTEN_ADDR" envDefault:":8080" form:"address" help:"where the service listens"`
+	Addr string `env:"LISTEN_ADDR" envDefault:":8080" form:"address" help:"address to listen on"`
 }
 
-// serviceConfig says how to serve.
+// serviceConfig sets the limits of the service.
 type serviceConfig struct {
-	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" help:"most connections to PostgreSQL" max:"1000" min:"1"`
-	// On two cores, one lane was the best (design.md: two calls in flight for one coupon 1.05, three 0.95 of the throughput).
-	ClaimLanes      int           `env:"CLAIM_LANES"      envDefault:"1"    help:"calls of claims in flight at once, behind a proxy for each shard; at most DB_MAX_CONNS" max:"1000"    min:"1"`
-	ClaimQueue      int           `env:"CLAIM_QUEUE"      envDefault:"4096" help:"claims that may wait in a lane before the next is answered 503" max:"1000000" min:"1"`
-	ClaimTimeout    time.Duration `env:"CLAIM_TIMEOUT"    envDefault:"5s"   help:"longest a claim waits for its answer"                           max:"10m"     min:"10ms"`
-	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"30s"  help:"longest a stop waits for requests to be answered"               max:"1h"      min:"10ms"`
+	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" help:"connections to PostgreSQL, at most" max:"1000" min:"1"`
+	// ADR 0008 has the measurements behind the default.
+	ClaimConcurrency int           `env:"CLAIM_CONCURRENCY" envDefault:"1"    help:"batches of claims in flight at once (behind a proxy: for each shard); at most DB_MAX_CONNS" max:"1000"    min:"1"`
+	ClaimQueue       int           `env:"CLAIM_QUEUE"       envDefault:"4096" help:"pending claims of a batcher, at most; the next one is answered 503"                         max:"1000000" min:"1"`
+	ClaimTimeout     time.Duration `env:"CLAIM_TIMEOUT"     envDefault:"5s"   help:"time limit for answering a claim"                                                           max:"10m"     min:"10ms"`
+	ShutdownTimeout  time.Duration `env:"SHUTDOWN_TIMEOUT"  envDefault:"30s"  help:"time limit for answering open requests during a shutdown"                                   max:"1h"      min:"10ms"`
 }
 
-// conflict tells what is wrong with values that are each in range. One that did not parse is zero here.
+// conflict returns a problem with values that are valid on their own, or "". A value that could not
+// be parsed is zero here.
 func (c *serviceConfig) conflict() string {
-	if c.MaxConns >= 1 && c.ClaimLanes > int(c.MaxConns) {
-		return fmt.Sprintf("CLAIM_LANES=\"%d\": each lane needs a connection; allowed is at most DB_MAX_CONNS, which is %d", c.ClaimLanes, c.MaxConns)
+	if c.MaxConns >= 1 && c.ClaimConcurrency > int(c.MaxConns) {
+		return fmt.Sprintf("CLAIM_CONCURRENCY=\"%d\": each batch needs a connection; must be at most DB_MAX_CONNS, which is %d", c.ClaimConcurrency, c.MaxConns)
 	}
 	return ""
 }
 
-// logConfig says what is logged, and how.
+// logConfig configures the log.
 type logConfig struct {
-	Level  string `env:"LOG_LEVEL"  envDefault:"info"                           help:"least severity that is logged" oneof:"debug info warn error"`
-	Format string `env:"LOG_FORMAT" fallback:"console on a terminal, else json" help:"how a log line looks"          oneof:"json console"`
+	Level  string `env:"LOG_LEVEL"  envDefault:"info"                           help:"lowest level that is logged" oneof:"debug info warn error"`
+	Format string `env:"LOG_FORMAT" fallback:"console on a terminal, else json" help:"format of log lines"         oneof:"json console"`
 }
 
-// forms are the rules that are no bounds: what is allowed, in words, and the check. A value that is not set is not checked.
+// forms are the rules that bounds and words cannot express: a description of the allowed values,
+// and a check, which is not called for a value that is not set.
 var forms = map[string]struct {
 	allowed string
 	check   func(value string) error
@@ -77,21 +80,21 @@ var forms = map[string]struct {
 		"postgres://user@host:5432/database (special characters percent-encoded) or 'host=… user=… dbname=…'", checkDatabaseURL,
 	},
 	"password file": {
-		"a file that can be read and holds one line", func(path string) error { _, err := readPassword(path); return err },
+		"a readable file with one line", func(path string) error { _, err := readPassword(path); return err },
 	},
 }
 
-// environment holds the variables by name.
+// environment maps the names of environment variables to their values.
 type environment map[string]string
 
-// variable is one environment variable: a field of a configuration, with the tags that describe it.
+// variable is an environment variable: a field of a configuration, with its tags and its value.
 type variable struct {
 	reflect.StructField
 
 	value reflect.Value
 }
 
-// variables lists the variables of the configuration that config points to, in its order.
+// variables returns the variables of the configuration that config points to, in order.
 func variables(config any) []variable {
 	var list []variable
 	for _, group := range groups(config) {
@@ -102,7 +105,7 @@ func variables(config any) []variable {
 	return list
 }
 
-// groups lists the structs that make up the configuration that config points to.
+// groups returns the structs that make up the configuration that config points to.
 func groups(config any) []reflect.Value {
 	all := reflect.ValueOf(config).Elem()
 	list := make([]reflect.Value, all.NumField())
@@ -116,7 +119,7 @@ func (v variable) name() string { return v.Tag.Get("env") }
 
 func (v variable) secret() bool { return v.Tag.Get("secret") != "" }
 
-// allowed says in words what a value may be.
+// allowed describes the allowed values.
 func (v variable) allowed() string {
 	low, high := v.Tag.Get("min"), v.Tag.Get("max")
 	switch {
@@ -133,7 +136,8 @@ func (v variable) allowed() string {
 
 func (v variable) isDuration() bool { return v.Type == reflect.TypeFor[time.Duration]() }
 
-// check returns what is wrong with a value that was parsed, errOutOfRange when there is nothing more to say than allowed does.
+// check checks a value that could be parsed. It returns errNotAllowed if the description of the
+// allowed values explains the problem.
 func (v variable) check() error {
 	if v.value.IsZero() && v.Tag.Get("envDefault") == "" {
 		return nil // not set
@@ -141,21 +145,22 @@ func (v variable) check() error {
 	switch {
 	case v.Tag.Get("oneof") != "":
 		if !slices.Contains(strings.Fields(v.Tag.Get("oneof")), v.value.String()) {
-			return errOutOfRange
+			return errNotAllowed
 		}
 	case v.Tag.Get("form") != "":
 		return forms[v.Tag.Get("form")].check(v.value.String())
 	default:
 		if n := v.value.Int(); n < v.bound("min") || n > v.bound("max") {
-			return errOutOfRange
+			return errNotAllowed
 		}
 	}
 	return nil
 }
 
-var errOutOfRange = errors.New("out of range")
+var errNotAllowed = errors.New("value not allowed")
 
-// bound reads the tag min or max. That each of them parses is the test's business, so a wrong one is a panic.
+// bound returns the value of the tag min or max. A tag that cannot be parsed is a programming
+// error, which TestConfig_tags finds.
 func (v variable) bound(tag string) int64 {
 	text := v.Tag.Get(tag)
 	if v.isDuration() {
@@ -172,35 +177,35 @@ func (v variable) bound(tag string) int64 {
 	return n
 }
 
-// shown is the value as it may be logged.
-func (v variable) shown() string {
+// loggable returns the value for the log.
+func (v variable) loggable() string {
 	if v.secret() {
 		return "(hidden)"
 	}
 	return fmt.Sprint(v.value.Interface())
 }
 
-// load reads the configuration that config points to, a struct of groups. Every wrong value is reported, not only the first.
-// The error is a usageError and never shows a password.
+// load reads the configuration that config points to from vars. The error is a usageError. It
+// reports all invalid values, not only the first, and never shows a password.
 func load(vars environment, config any) error {
-	failed := map[string]bool{} // Go names of the fields that did not parse
+	failed := map[string]bool{} // Go names of the fields that could not be parsed
 	if err := env.ParseWithOptions(config, env.Options{Environment: vars}); err != nil {
-		var all env.AggregateError
-		if !errors.As(err, &all) {
+		all, ok := errors.AsType[env.AggregateError](err)
+		if !ok {
 			return err
 		}
 		for _, one := range all.Errors {
-			var parse env.ParseError
-			if !errors.As(one, &parse) {
-				return err // a mistake in our tags
+			parseErr, ok := errors.AsType[env.ParseError](one)
+			if !ok {
+				return err // a mistake in the struct tags
 			}
-			failed[parse.Name] = true
+			failed[parseErr.Name] = true
 		}
 	}
 
 	var problems []string
 	for _, v := range variables(config) {
-		err := errOutOfRange
+		err := errNotAllowed
 		if !failed[v.Name] {
 			err = v.check()
 		}
@@ -209,12 +214,14 @@ func load(vars environment, config any) error {
 		}
 		problem := fmt.Sprintf("%s=%q", v.name(), shorten(vars[v.name()]))
 		if v.secret() {
-			problem = v.name() + " (not shown here, it may hold a password)"
+			problem = v.name() + " (not shown, because it may hold a password)"
 		}
-		if !errors.Is(err, errOutOfRange) {
-			problem += ": " + err.Error()
+		if !errors.Is(err, errNotAllowed) {
+			problem += ": " + err.Error() + ";"
+		} else {
+			problem += ":"
 		}
-		problems = append(problems, problem+"; allowed is "+v.allowed())
+		problems = append(problems, problem+" must be "+v.allowed())
 	}
 	for _, group := range groups(config) {
 		if c, ok := reflect.TypeAssert[interface{ conflict() string }](group.Addr()); ok {
@@ -230,20 +237,20 @@ func load(vars environment, config any) error {
 	case 1:
 		return usageError{errors.New(problems[0])}
 	default:
-		return usageError{fmt.Errorf("%d settings are wrong:\n  %s", len(problems), strings.Join(problems, "\n  "))}
+		return usageError{fmt.Errorf("%d invalid settings:\n  %s", len(problems), strings.Join(problems, "\n  "))}
 	}
 }
 
-// shorten keeps a value that was set by accident (a whole file, say) from filling the screen.
+// shorten truncates a long value, such as a whole file that was set by accident.
 func shorten(value string) string {
-	const most = 100
-	if len(value) <= most {
+	const limit = 100
+	if len(value) <= limit {
 		return value
 	}
-	return value[:most] + "…"
+	return value[:limit] + "…"
 }
 
-// describe makes the help on the variables of the configuration that config points to.
+// describe returns the help for the variables of the configuration that config points to.
 func describe(config any) string {
 	var b strings.Builder
 	for _, v := range variables(config) {
@@ -261,7 +268,7 @@ func describe(config any) string {
 	return b.String()
 }
 
-// fold breaks a text into lines of at most width characters, between words.
+// fold wraps a text between words into lines of at most width characters.
 func fold(text string, width int) []string {
 	var lines []string
 	for word := range strings.FieldsSeq(text) {
@@ -275,11 +282,12 @@ func fold(text string, width int) []string {
 	return lines
 }
 
-// effective is the configuration for the log: every variable with the value that holds, secrets hidden.
+// effective returns the configuration for the log: every variable with its effective value, secrets
+// hidden.
 func effective(config any) *zerolog.Event {
 	dict := zerolog.Dict()
 	for _, v := range variables(config) {
-		dict.Str(v.name(), v.shown())
+		dict.Str(v.name(), v.loggable())
 	}
 	return dict
 }
@@ -287,43 +295,44 @@ func effective(config any) *zerolog.Event {
 func checkAddress(address string) error {
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return errOutOfRange
+		return errNotAllowed
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		return errOutOfRange
+		return errNotAllowed
 	}
 	return nil
 }
 
-// checkDatabaseURL tells whether pgx can read the connection string, without ever repeating a part of it that might be the
-// password. pgx hides what it recognises as one, but in a string that does not parse nobody knows where the password ends,
-// and some that do parse were meant differently: in postgres://user:12/34@host/db the password is 12/34 for the writer, while
-// libpq and pgx see port 12 and a database called 34@host/db.
+// checkDatabaseURL checks that pgx can parse the connection string. Its error never contains a part
+// of the string that may belong to the password. pgx hides the password where it recognises it, but
+// it cannot do so in a string that it cannot parse. Other strings parse differently than intended:
+// in postgres://user:12/34@host/db the password was meant to be 12/34, while libpq and pgx see port
+// 12 and a database named 34@host/db.
 func checkDatabaseURL(text string) error {
 	if _, rest, isURL := cutScheme(text); isURL {
-		if strings.Contains(behindUser(rest), "@") {
-			return errors.New("it has an @ behind the host, as if the password held a / or @ that is not percent-encoded")
+		if strings.Contains(afterUser(rest), "@") {
+			return errors.New("it has an @ after the host (percent-encode / and @ in the password)")
 		}
 	} else if !strings.Contains(text, "=") {
-		return errors.New("it is no connection string")
+		return errors.New("not a connection string")
 	}
 	_, err := pgxpool.ParseConfig(text)
 	if err == nil {
 		return nil
 	}
-	// pgx says: cannot parse `…`: what (why). Only what is behind the string itself, and only when the string could be split into
-	// its parts, so that they are known.
+	// pgx's message is: cannot parse `…`: problem (cause). Only the text after the string itself is
+	// safe to show, and only if the string could be split into its parts.
 	problem := err.Error()
 	problem = problem[strings.LastIndex(problem, "`: ")+len("`: "):]
 	if strings.HasPrefix(problem, "failed to parse as") {
-		return errors.New("it cannot be split into its parts")
+		return errors.New("not a valid connection string")
 	}
 	return errors.New(problem)
 }
 
-// behindUser returns what stands behind the user and password in a connection URL without its scheme. Like libpq, it takes the
-// first @ before any / for their end.
-func behindUser(rest string) string {
+// afterUser returns the part of a connection URL, given without its scheme, that follows the user
+// and the password. Like libpq, it assumes that these end at the first @ before any /.
+func afterUser(rest string) string {
 	if i := strings.IndexAny(rest, "@/"); i >= 0 && rest[i] == '@' {
 		return rest[i+1:]
 	}
@@ -343,27 +352,27 @@ func readPassword(path string) (string, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		if cause, ok := errors.AsType[*os.PathError](err); ok {
-			err = cause.Err // the path is shown already
+			err = cause.Err // without the path, which the caller shows
 		}
 		return "", err
 	}
 	content = bytes.TrimSuffix(content, []byte("\n"))
 	content = bytes.TrimSuffix(content, []byte("\r"))
 	if len(content) == 0 {
-		return "", errors.New("it is empty")
+		return "", errors.New("the file is empty")
 	}
 	if bytes.ContainsAny(content, "\n\x00") {
-		return "", errors.New("it holds more than one line of text")
+		return "", errors.New("the file has more than one line")
 	}
 	return string(content), nil
 }
 
-// errNoDatabase is what serve and migrate say when they were not told which database.
+// errNoDatabase is the error of serve and migrate if DATABASE_URL is not set.
 var errNoDatabase = usageError{errors.New(
-	"DATABASE_URL is not set: name the PostgreSQL to use, as in DATABASE_URL=postgres://user@host:5432/database;" +
-		" or try the service with one of its own: coupond dev")}
+	"DATABASE_URL is not set: use DATABASE_URL=postgres://user@host:5432/database," +
+		" or try the service with a private PostgreSQL: coupond dev")}
 
-// connString returns the connection string with the password in it. The configuration has been checked by load.
+// connString returns the connection string with the password. load has checked the configuration.
 func (c databaseConfig) connString() (string, error) {
 	if c.URL == "" {
 		return "", errNoDatabase
@@ -378,32 +387,33 @@ func (c databaseConfig) connString() (string, error) {
 	return withPassword(c.URL, password)
 }
 
-// withPassword puts password into a connection string, in place of the one that may be there. It does so in the text and not
-// by net/url, which does not know PostgreSQL's lists of hosts (host1:5432,host2:5432).
+// withPassword returns the connection string with password in place of the one it may have. It
+// edits the text, because net/url does not support PostgreSQL's lists of hosts
+// (host1:5432,host2:5432).
 func withPassword(connString, password string) (string, error) {
 	scheme, rest, isURL := cutScheme(connString)
 	if !isURL {
-		// In a keyword/value string the last word wins.
+		// In a keyword/value string the last value of a keyword counts.
 		quoted := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(password)
 		return connString + " password='" + quoted + "'", nil
 	}
 	parsed, err := pgxpool.ParseConfig(connString)
 	if err != nil {
-		return "", errors.New("DATABASE_URL cannot be parsed") // never err: it may hold a password
+		return "", errors.New("cannot parse DATABASE_URL") // not err, which may hold a password
 	}
 	user := url.UserPassword(parsed.ConnConfig.User, password).String()
-	connString = scheme + user + "@" + behindUser(rest)
+	connString = scheme + user + "@" + afterUser(rest)
 	if parsed, err = pgxpool.ParseConfig(connString); err != nil || parsed.ConnConfig.Password != password {
-		return "", usageError{errors.New("DATABASE_URL has a password among its parameters, and DATABASE_PASSWORD_FILE is set as well; set one of the two")}
+		return "", usageError{errors.New("DATABASE_URL has a password among its parameters and DATABASE_PASSWORD_FILE is set; set only one of the two")}
 	}
 	return connString, nil
 }
 
-// address is the database for log and error messages: whom we log in as, where, and to what; never a password.
+// address returns user, host, port and database for log and error messages, without the password.
 func (c databaseConfig) address() string {
 	parsed, err := pgxpool.ParseConfig(c.URL)
 	if err != nil {
-		return "(not readable)"
+		return "(invalid connection string)"
 	}
 	conn := parsed.ConnConfig
 	where := net.JoinHostPort(conn.Host, strconv.Itoa(int(conn.Port)))

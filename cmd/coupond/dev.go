@@ -21,10 +21,10 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// devDatabase is the database that dev keeps in its private PostgreSQL.
+// devDatabase is the name of the database in the private PostgreSQL.
 const devDatabase = "coupons"
 
-// devConfig is all that `coupond dev` reads from the environment.
+// devConfig is the configuration of `coupond dev`.
 type devConfig struct {
 	Listen  listenConfig
 	Service serviceConfig
@@ -35,21 +35,22 @@ func newDevCommand(vars environment, stdout, stderr io.Writer) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use:   "dev",
-		Short: "Serve with a private PostgreSQL: nothing to install or configure",
-		Long: `Start a private PostgreSQL from binaries on this machine (downloaded when there
-are none), bring its schema up to date, serve coupons from it over HTTP, and
-print what to type next.
+		Short: "Serve with a private PostgreSQL; nothing to install",
+		Long: `Start a private PostgreSQL from binaries on this machine (downloaded if there
+are none), migrate its database, serve coupons from it over HTTP, and print
+commands to try next.
 
-The data stay in the directory of --dir, for the next start. While it runs, the
-program psql in there opens psql on the database. Ctrl-C ends the service as it
-ends serve, then stops PostgreSQL. DATABASE_URL is not read.`,
+The data stay in the directory of --dir for the next start. While dev runs, the
+script psql in that directory opens psql on the database. Ctrl-C shuts the
+service down as it does for serve, then stops PostgreSQL. DATABASE_URL is not
+used.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&devConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return dev(cmd.Context(), vars, dir, stdout, stderr)
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", ".coupond", "where PostgreSQL keeps its data")
+	cmd.Flags().StringVar(&dir, "dir", ".coupond", "directory for the data of PostgreSQL")
 	return cmd
 }
 
@@ -72,9 +73,9 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 	if err != nil {
 		return err
 	}
-	// From here on connections queue at the door, and are answered when the service runs.
-	defer func() { _ = listener.Close() }() // the service has closed it, unless we did not get that far
-	if err := noteDev(lock, listener.Addr()); err != nil {
+	// From now on connections wait in the accept queue, and are answered when the service runs.
+	defer func() { _ = listener.Close() }() // after an error; otherwise the service has closed it
+	if err := writeDevNote(lock, listener.Addr()); err != nil {
 		return err
 	}
 
@@ -83,7 +84,7 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
-	// Without its PostgreSQL there is nothing to serve: unlike serve's, nobody brings it back.
+	// If PostgreSQL ends, so does dev: nothing restarts a private PostgreSQL.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -113,14 +114,14 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		listener: listener,
 		log:      log,
 		ready: func() {
-			// Nobody to tell when stdout is closed; the service is of use all the same.
-			_, _ = io.WriteString(stdout, whatNext(baseURL(listener.Addr()), dir, psqlLine(psql, server)))
+			// The service is useful even if stdout is closed.
+			_, _ = io.WriteString(stdout, firstSteps(baseURL(listener.Addr()), dir, psqlCommand(psql, server)))
 		},
 	}
 	return s.run(ctx)
 }
 
-// createDatabase creates the database called name on the server of connString, unless it is there.
+// createDatabase creates the database name on the server of connString, unless it exists.
 func createDatabase(ctx context.Context, connString, name string) (err error) {
 	conn, err := connect(ctx, connString)
 	if err != nil {
@@ -129,14 +130,13 @@ func createDatabase(ctx context.Context, connString, name string) (err error) {
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 
 	_, err = conn.Exec(ctx, "create database "+pgx.Identifier{name}.Sanitize()+" encoding 'UTF8' template template0")
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Code == pgerrcode.DuplicateDatabase {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == pgerrcode.DuplicateDatabase {
 		return nil
 	}
 	return err
 }
 
-// baseURL is the service's as a person on this machine types it.
+// baseURL returns the URL of the service for a user on this machine.
 func baseURL(address net.Addr) string {
 	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
 		return fmt.Sprintf("http://localhost:%d", tcp.Port)
@@ -144,19 +144,19 @@ func baseURL(address net.Addr) string {
 	return "http://" + address.String()
 }
 
-// psqlLine opens psql on the database. It is what works everywhere on this machine, or our own program where only the server's
-// folder has a psql.
-func psqlLine(program string, server *localpg.Server) string {
+// psqlCommand returns a command that opens psql on the database: a plain psql command line if psql
+// is in the PATH, otherwise script, which finds the psql of the server's binaries.
+func psqlCommand(script string, server *localpg.Server) string {
 	if _, err := exec.LookPath("psql"); err != nil {
-		return program
+		return script
 	}
 	return server.Psql(devDatabase)
 }
 
-// whatNext is what a person who has just started dev may want to type.
-func whatNext(url, dir, psql string) string {
+// firstSteps returns the commands that a user may want to try first.
+func firstSteps(url, dir, psql string) string {
 	return fmt.Sprintf(`
-coupond serves at %[1]s; its data are in %[2]s. Ctrl-C ends it.
+coupond serves %[1]s; its data are in %[2]s. Ctrl-C stops it.
 
 Create a coupon, claim it, read it:
 
@@ -173,15 +173,15 @@ The same in psql:
 `, url, dir, psql)
 }
 
-// writePsql writes the program at path that opens psql on the database, with the psql of the server's own version when there is
-// one. Its arguments go to psql.
+// writePsql writes a script to path that opens psql on the database and passes its arguments on to
+// psql. It prefers the psql of the server's own version.
 func writePsql(path string, server *localpg.Server) error {
 	script := fmt.Sprintf(`#!/bin/sh
-# Opens psql on the database of the coupond dev that runs (it wrote this file, and removes it when it ends).
+# Opens psql on the database of a running coupond dev, which wrote this file and removes it when it ends.
 PATH=%s:$PATH
 exec %s "$@"
 `, shellQuote(server.BinDir()), server.Psql(devDatabase))
-	// Written anew and not over an old one, whose mode may be another.
+	// An old file may have another mode, so it is removed instead of overwritten.
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -192,9 +192,9 @@ func shellQuote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// lockDev takes the right to be the one dev that runs in dir; closing the file gives it back, and so does the end of the process,
-// however it ends. localpg has a lock of its own on the data: this one stands in front of it to be able to say where the first
-// one serves. The error tells which process has it.
+// lockDev locks dir, so that only one dev runs in it. Closing the file or the end of the process
+// releases the lock. localpg also locks the data, but only this lock's error names the process and
+// the URL of the dev that holds it.
 func lockDev(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -216,13 +216,13 @@ func lockDev(dir string) (*os.File, error) {
 		return nil, err
 	}
 	if len(note) == 0 {
-		note = []byte("it is just starting")
+		note = []byte("it is starting")
 	}
-	return nil, fmt.Errorf("coupond dev runs in %s already: %s", dir, strings.TrimSpace(string(note)))
+	return nil, fmt.Errorf("coupond dev is already running in %s: %s", dir, strings.TrimSpace(string(note)))
 }
 
-// noteDev writes into the lock what the next one is told.
-func noteDev(lock *os.File, address net.Addr) error {
+// writeDevNote writes the process and the URL to the lock file, for the error of lockDev.
+func writeDevNote(lock *os.File, address net.Addr) error {
 	_, err := fmt.Fprintf(lock, "process %d, %s\n", os.Getpid(), baseURL(address))
 	return err
 }

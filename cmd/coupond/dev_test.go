@@ -18,10 +18,10 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// devEnviron is the environment of a dev on a free port. DATABASE_URL is there to be ignored.
-var devEnviron = []string{"LISTEN_ADDR=127.0.0.1:0", "DATABASE_URL=postgres://me:" + marker + "@nowhere.invalid/db"}
+// devEnviron is the environment of a coupond dev on a free port. dev ignores DATABASE_URL.
+var devEnviron = []string{"LISTEN_ADDR=127.0.0.1:0", "DATABASE_URL=postgres://me:" + testPassword + "@nowhere.invalid/db"}
 
-// sh runs a line as a person types it.
+// sh runs a shell command and returns its stdout.
 func sh(t *testing.T, line string) string {
 	t.Helper()
 	var stderr strings.Builder
@@ -34,11 +34,12 @@ func sh(t *testing.T, line string) string {
 	return string(output)
 }
 
-// typed returns the lines that dev tells people to type, with the commands of the session in psql as its input.
-func typed(t *testing.T, p *program) (curl []string, psql string) {
+// suggested returns the commands that dev prints: the curl commands, and a psql command with its
+// statements as input.
+func suggested(t *testing.T, p *program) (curl []string, psql string) {
 	t.Helper()
 	const last = "select claim_number, user_id, claimed_at from claims;"
-	wait.For(t, "what to type", func() bool { return strings.Contains(p.stdout.String(), last) })
+	wait.For(t, "the suggested commands", func() bool { return strings.Contains(p.stdout.String(), last) })
 	var input []string
 	for line := range strings.Lines(p.stdout.String()) {
 		line, indented := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "  ")
@@ -55,14 +56,15 @@ func typed(t *testing.T, p *program) (curl []string, psql string) {
 	return curl, fmt.Sprintf("%s -At <<'.'\n%s\n.", psql, strings.Join(input, "\n"))
 }
 
-// Start, do what it says, stop, start again, and find it as it was. The second one of two says where the first one is.
+// The suggested commands work, the data survive a restart, and a second dev in the same directory
+// names the first one.
 func TestDev(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(pgtest.ClusterDir(t), "dev's own")
 	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
-	curl, psql := typed(t, p)
+	curl, psql := suggested(t, p)
 	if len(curl) != 3 {
-		t.Fatalf("it says to type %d curl lines: %s", len(curl), p.stdout.String())
+		t.Fatalf("%d curl commands, want 3: %s", len(curl), p.stdout.String())
 	}
 	for i, want := range []string{"HTTP/1.1 201 Created\r\n", "HTTP/1.1 201 Created\r\n", `{"name":"SALE","amount":5,"remaining_amount":4,"claimed_by":["ann"]}`} {
 		if got := sh(t, curl[i]); !strings.Contains(got, want) {
@@ -75,18 +77,18 @@ func TestDev(t *testing.T) {
 
 	second := startProcess(t, devEnviron, "dev", "--dir", dir)
 	code := second.wait(t)
-	want := fmt.Sprintf("coupond: coupond dev runs in %s already: process %d, %s\n", dir, p.pid, p.url)
+	want := fmt.Sprintf("coupond: coupond dev is already running in %s: process %d, %s\n", dir, p.pid, p.url)
 	if code != exitFailure || second.stderr.String() != want || second.stdout.String() != "" {
-		t.Errorf("the second one: exit code %d, %s\nwant %s", code, second.stderr.String(), want)
+		t.Errorf("second dev: exit code %d, %s\nwant %s", code, second.stderr.String(), want)
 	}
 
-	// make psql
-	program := filepath.Join(dir, "psql")
-	if got := sh(t, shellQuote(program)+` -Atc 'select count(*) from claims'`); got != "2\n" {
-		t.Errorf("%s says %q", program, got)
+	// The script that `make psql` runs.
+	script := filepath.Join(dir, "psql")
+	if got := sh(t, shellQuote(script)+` -Atc 'select count(*) from claims'`); got != "2\n" {
+		t.Errorf("%s prints %q", script, got)
 	}
-	if mode := fileMode(t, program); mode != 0o700 {
-		t.Errorf("%s has the mode %o", program, mode)
+	if mode := fileMode(t, script); mode != 0o700 {
+		t.Errorf("%s has mode %o", script, mode)
 	}
 	postmaster := runningPG(t, dir).Pid()
 
@@ -94,22 +96,23 @@ func TestDev(t *testing.T) {
 	if code := p.wait(t); code != 0 {
 		t.Errorf("exit code %d: %s", code, p.stderr.String())
 	}
-	gone(t, dir, postmaster, 0)
-	if _, err := os.Stat(program); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%s has stayed: %v", program, err)
+	waitGone(t, dir, postmaster, 0)
+	if _, err := os.Stat(script); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s was not removed: %v", script, err)
 	}
 
 	p = startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 	if s := newClient(t, p.url, 1).get(t, "SALE"); s.RemainingAmount != 3 || strings.Join(s.ClaimedBy, " ") != "ann bob" {
-		t.Errorf("after a restart, the coupon is %+v", s)
+		t.Errorf("coupon after the restart: %+v", s)
 	}
-	if strings.Contains(p.stderr.String(), "making a PostgreSQL") {
-		t.Error("a restart made a new cluster")
+	if strings.Contains(p.stderr.String(), "creating a PostgreSQL") {
+		t.Error("the restart created a new cluster")
 	}
 }
 
-// Whatever ends dev, no process of PostgreSQL is left, and the next start finds all that was answered.
-func TestDevLeavesNoProcessBehind(t *testing.T) {
+// However dev ends, no process of PostgreSQL is left, and the next start has every claim that was
+// answered.
+func TestDev_leavesNoProcess(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 	for claims, signal := range []os.Signal{syscall.SIGKILL, syscall.SIGTERM} {
@@ -122,21 +125,21 @@ func TestDevLeavesNoProcessBehind(t *testing.T) {
 			t.Errorf("before %s: %d claims, want %d", signal, len(s.ClaimedBy), claims)
 		}
 		if a, err := c.claim(fmt.Sprint("user ", claims), "SALE"); err != nil || a.status != 201 {
-			t.Errorf("a claim: %+v %v", a, err)
+			t.Errorf("claim: %+v %v", a, err)
 		}
 		postmaster := runningPG(t, dir).Pid()
 		p.signal(signal)
 		p.wait(t)
 		if signal == syscall.SIGKILL {
-			gone(t, dir, postmaster, 20*time.Second) // PostgreSQL notices, and shuts down
+			waitGone(t, dir, postmaster, 20*time.Second) // the watchdog shuts PostgreSQL down
 		} else {
-			gone(t, dir, postmaster, 0)
+			waitGone(t, dir, postmaster, 0)
 		}
 	}
 }
 
-// When PostgreSQL is ended by somebody else, dev ends too, and says why.
-func TestDevEndsWithItsPostgreSQL(t *testing.T) {
+// If PostgreSQL is stopped from outside, dev ends and names the cause.
+func TestDev_endsWithItsPostgreSQL(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
@@ -147,36 +150,36 @@ func TestDevEndsWithItsPostgreSQL(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	if cause := p.logged(t, stoppingMessage)["cause"]; cause != "the private PostgreSQL has ended" {
-		t.Errorf("the log gives the cause %q", cause)
+		t.Errorf("the log names the cause %q", cause)
 	}
 	if last := p.stderr.String(); !strings.Contains(last[strings.LastIndex(last, `"message":"stopped"`):], "coupond: localpg: ") {
-		t.Errorf("it ends with %s", shortened(last))
+		t.Errorf("stderr ends with %s", shortened(last))
 	}
 }
 
-// Ctrl-C before the service runs ends what has been begun.
-func TestDevStopsWhileItStarts(t *testing.T) {
+// Ctrl-C during startup stops what has been started.
+func TestDev_interruptedDuringStartup(t *testing.T) {
 	t.Parallel()
-	for _, wait := range []time.Duration{50 * time.Millisecond, 500 * time.Millisecond, time.Second} {
+	for _, delay := range []time.Duration{50 * time.Millisecond, 500 * time.Millisecond, time.Second} {
 		dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 		p := startProcess(t, devEnviron, "dev", "--dir", dir)
-		time.Sleep(wait)
+		time.Sleep(delay)
 		p.signal(syscall.SIGINT)
 		p.wait(t)
 		if _, err := localpg.Running(dir); !errors.Is(err, localpg.ErrNotRunning) {
-			t.Errorf("PostgreSQL was left after %s: %v", wait, err)
+			t.Errorf("interrupted after %s: PostgreSQL still runs: %v", delay, err)
 		}
-		// The next start is none the worse for it.
+		// The next start succeeds.
 		p = startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
 		p.signal(syscall.SIGINT)
 		if code := p.wait(t); code != 0 {
-			t.Errorf("the next start, after %s: exit code %d, %s", wait, code, p.stderr.String())
+			t.Errorf("start after an interruption at %s: exit code %d, %s", delay, code, p.stderr.String())
 		}
 	}
 }
 
-// A taken port is found out before PostgreSQL is started.
-func TestDevOnATakenPort(t *testing.T) {
+// A port in use is detected before PostgreSQL is started.
+func TestDev_portInUse(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -185,9 +188,9 @@ func TestDevOnATakenPort(t *testing.T) {
 	defer func() { _ = listener.Close() }()
 	address := listener.Addr().String()
 	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
-	expect(t, exitFailure, "cannot listen on "+address+": another program does already", []string{"LISTEN_ADDR=" + address}, "dev", "--dir", dir)
+	expect(t, exitFailure, "cannot listen on "+address+": address already in use", []string{"LISTEN_ADDR=" + address}, "dev", "--dir", dir)
 	if _, err := os.Stat(filepath.Join(dir, "data")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a cluster was made: %v", err)
+		t.Errorf("a cluster was created: %v", err)
 	}
 }
 
@@ -200,17 +203,17 @@ func runningPG(t *testing.T, dir string) *localpg.Address {
 	return running
 }
 
-// gone fails unless no process of the cluster in dir lives any more, at the latest after patience.
-func gone(t *testing.T, dir string, postmaster int, patience time.Duration) {
+// waitGone waits at most timeout until no process of the cluster in dir is left.
+func waitGone(t *testing.T, dir string, postmaster int, timeout time.Duration) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
 		_, running := localpg.Running(dir)
 		alive := syscall.Kill(postmaster, 0)
 		if errors.Is(running, localpg.ErrNotRunning) && errors.Is(alive, syscall.ESRCH) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("PostgreSQL is still there after %s: %v, %v", patience, running, alive)
+			t.Fatalf("PostgreSQL still runs after %s: %v, %v", timeout, running, alive)
 		}
 	}
 }

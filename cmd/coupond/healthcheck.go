@@ -14,11 +14,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// healthcheckTimeout bounds the whole question: the service answers /health within 2 s, and whoever runs this check (the image
-// gives it 3 s) should hear our reason before it loses its patience.
+// healthcheckTimeout limits the whole check. The service answers /health within 2 s, and the image
+// gives this command 3 s: the reason must be printed before that.
 const healthcheckTimeout = 2500 * time.Millisecond
 
-// healthcheckConfig is all that `coupond healthcheck` reads from the environment.
+// healthcheckConfig is the configuration of `coupond healthcheck`.
 type healthcheckConfig struct {
 	Listen listenConfig
 }
@@ -26,13 +26,13 @@ type healthcheckConfig struct {
 func newHealthcheckCommand(vars environment, stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "healthcheck",
-		Short: "Ask the running service whether it is ready: exit status 0 or 1",
-		Long: `Ask the service that listens on LISTEN_ADDR whether it is ready, by GET /health,
-and say so in one line. Exit status 0: it is; 1: it is not, or it did not answer
-within 2.5 s. A LISTEN_ADDR without a host, or with a wildcard, is asked for on
-this machine.
+		Short: "Check whether the running service is ready: exit status 0 or 1",
+		Long: `Send GET /health to the service that listens on LISTEN_ADDR, and print the
+result in one line. The exit status is 0 if the service is ready, and 1 if it is
+not or does not answer within 2.5 s. If LISTEN_ADDR has no host or a wildcard,
+the request goes to this machine.
 
-Made for containers that have no curl.`,
+For containers that have no curl.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&healthcheckConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,7 +46,7 @@ func healthcheck(ctx context.Context, vars environment, stdout io.Writer) error 
 	if err := load(vars, &config); err != nil {
 		return err
 	}
-	address, err := reachable(config.Listen.Addr)
+	address, err := dialAddress(config.Listen.Addr)
 	if err != nil {
 		return err
 	}
@@ -58,33 +58,34 @@ func healthcheck(ctx context.Context, vars environment, stdout io.Writer) error 
 	if err != nil {
 		return err
 	}
-	// A client of its own: the default one would ask a proxy that the environment names.
+	// Not the default client, which may use an HTTP proxy from the process's environment.
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	if err != nil {
-		return fmt.Errorf("unhealthy: %s: %w", url, plain(ctx, err))
+		return fmt.Errorf("unhealthy: %s: %w", url, shortError(ctx, err))
 	}
 	defer func() { _ = response.Body.Close() }()
 
 	body, err := io.ReadAll(io.LimitReader(response.Body, 64<<10))
 	if err != nil {
-		return fmt.Errorf("unhealthy: %s: %w", url, plain(ctx, err))
+		return fmt.Errorf("unhealthy: %s: %w", url, shortError(ctx, err))
 	}
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("unhealthy: %s: %s: %s", url, response.Status, reason(body))
+		return fmt.Errorf("unhealthy: %s: %s: %s", url, response.Status, unhealthyReason(body))
 	}
 	_, err = fmt.Fprintln(stdout, "healthy:", url)
 	return err
 }
 
-// reachable turns an address to listen on into one to connect to: the wildcard hosts mean this machine.
-func reachable(listenAddr string) (string, error) {
+// dialAddress turns an address to listen on into one to connect to. Wildcard hosts become the
+// loopback address.
+func dialAddress(listenAddr string) (string, error) {
 	host, port, err := net.SplitHostPort(listenAddr)
 	if err != nil {
 		return "", err
 	}
 	if port == "0" {
-		return "", usageError{errors.New(`LISTEN_ADDR has port 0, any free one: only the service knows which it got`)}
+		return "", usageError{errors.New("LISTEN_ADDR has port 0, which means any free port: only the service knows which one; set its port")}
 	}
 	ip := net.ParseIP(host)
 	switch {
@@ -96,8 +97,9 @@ func reachable(listenAddr string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// plain strips an error of net/http of what the sentence says already.
-func plain(ctx context.Context, err error) error {
+// shortError returns err without the method, URL and address that net/http adds: the caller names
+// them.
+func shortError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -107,8 +109,9 @@ func plain(ctx context.Context, err error) error {
 	return err
 }
 
-// reason is why, out of the body of an unhealthy answer, or the beginning of a body that is not ours.
-func reason(body []byte) string {
+// unhealthyReason returns the error in the body of a response to /health, or the first line of a
+// body that another program sent.
+func unhealthyReason(body []byte) string {
 	var answer struct {
 		Error string `json:"error"`
 	}

@@ -10,12 +10,13 @@ import (
 )
 
 func init() {
-	// zerolog knows the format of its time only globally. Seconds are too coarse to follow a sale.
+	// zerolog has only a global time format. Milliseconds, because seconds are too coarse to follow
+	// a sale.
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
 }
 
-// newLogger makes the logger that writes to w as config says, and completes config with what holds for w. It has been checked
-// by load.
+// newLogger returns a logger that writes to w. config has been checked by load; if its format is
+// not set, newLogger sets it to the one that fits w.
 func newLogger(w io.Writer, config *logConfig) (zerolog.Logger, error) {
 	level, err := zerolog.ParseLevel(config.Level)
 	if err != nil {

@@ -7,13 +7,13 @@ import (
 	"testing"
 )
 
-func TestLog(t *testing.T) {
+func TestNewLogger(t *testing.T) {
 	for _, c := range []struct {
 		config logConfig
 		json   bool
 		lines  int
 	}{
-		{logConfig{Level: "info"}, true, 1}, // a buffer is no terminal
+		{logConfig{Level: "info"}, true, 1}, // a buffer is not a terminal
 		{logConfig{Level: "debug", Format: "json"}, true, 2},
 		{logConfig{Level: "info", Format: "console"}, false, 1},
 		{logConfig{Level: "error", Format: "console"}, false, 0},
@@ -31,11 +31,11 @@ func TestLog(t *testing.T) {
 		}
 		for line := range strings.Lines(text.String()) {
 			if json.Valid([]byte(line)) != c.json || strings.Contains(line, "\x1b") {
-				t.Errorf("%+v: the line %q", c.config, line)
+				t.Errorf("%+v: line %q", c.config, line)
 			}
 		}
 		if want := map[bool]string{true: "json", false: "console"}[c.json]; config.Format != want {
-			t.Errorf("%+v: the format is told to be %q", c.config, config.Format)
+			t.Errorf("%+v: config.Format is %q, want %q", c.config, config.Format, want)
 		}
 	}
 }

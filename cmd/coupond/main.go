@@ -1,7 +1,9 @@
-// Command coupond is the coupon service and everything needed to run it: one binary that serves, brings a database up to
-// date, checks the health of a running service, and starts a private PostgreSQL for whoever wants to try it.
+// Command coupond is the coupon service and everything needed to run it. One binary serves
+// requests, migrates a database, checks the health of a running service, and starts a private
+// PostgreSQL for trying the service out.
 //
-// This package only wires: what a claim is stands in db, how PostgreSQL is asked in pgstore, what HTTP answers in api.
+// This package only wires the parts together: db holds the claim logic, pgstore calls it, and api
+// serves HTTP.
 package main
 
 import (
@@ -18,21 +20,21 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first signal asks for a clean end. From then on signals have their default effect again, so a second one ends the
-	// process at once, whatever it hangs on.
+	// The first signal starts a graceful shutdown and restores the default handling of signals, so
+	// that a second one ends the process at once.
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
-// The exit codes. 0 is success.
+// Exit codes other than 0, success.
 const (
-	exitFailure = 1 // what was asked for did not work
-	exitUsage   = 2 // what was asked for makes no sense: an unknown flag, a wrong setting
+	exitFailure = 1 // the command failed
+	exitUsage   = 2 // wrong usage: an unknown flag, an invalid setting
 )
 
-// run does all that the process does, and returns its exit code. It ends early and cleanly when ctx is done.
-// args are the arguments without the program's name, environ is a list of NAME=value. Results go to stdout, the log and
-// errors to stderr; each may be a terminal.
+// run runs the command line args, without the program's name, and returns the exit code. It shuts
+// down gracefully when ctx is done. environ is a list of NAME=value. Results go to stdout, the log
+// and errors go to stderr.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, stderr)
 	cmd.SetArgs(args)
@@ -40,14 +42,14 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if err == nil {
 		return 0
 	}
-	_, _ = fmt.Fprintf(stderr, "coupond: %s\n", err) // there is nobody left to tell that stderr is closed
+	_, _ = fmt.Fprintf(stderr, "coupond: %s\n", err) // if stderr is closed, the error cannot be reported
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
 	return exitFailure
 }
 
-// usageError is the fault of whoever typed the command or set the environment: exit code 2.
+// usageError is an error in the command line or the environment. The exit code is exitUsage.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }

@@ -27,24 +27,24 @@ import (
 	"scalable-coupon-system/internal/rawhttp"
 )
 
-// beCoupond in the environment makes the test binary the program itself, for tests that send it signals.
-const beCoupond = "COUPOND_TEST_BINARY_IS_COUPOND"
+// runMainEnv makes the test binary run as coupond, for tests that send signals to a process.
+const runMainEnv = "COUPOND_TEST_BINARY_IS_COUPOND"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(beCoupond) != "" {
+	if os.Getenv(runMainEnv) != "" {
 		main()
 	}
 	pgtest.Main(m)
 }
 
-// program is a coupond that runs, in this process or in one of its own.
+// program is a coupond that runs in this process or in a process of its own.
 type program struct {
-	stdout, stderr journal
+	stdout, stderr syncBuffer
 	url            string // of the service, once it listens
-	pid            int    // 0 in this process
+	pid            int    // 0 if it runs in this process
 	signal         func(os.Signal)
 	exited         chan struct{}
-	code           int // the exit code, when exited is closed; -1: a signal ended it
+	code           int // exit code, valid once exited is closed; -1 after a signal
 }
 
 // start runs coupond in this process until the test ends. environ is a list of NAME=value.
@@ -67,8 +67,8 @@ func startProcess(t *testing.T, environ []string, args ...string) *program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Under -cover, a test binary that is told no directory complains on stderr.
-	return startBinary(t, binary, append(slices.Clone(environ), beCoupond+"=1", "GOCOVERDIR="+t.TempDir()), args...)
+	// Under -cover, a test binary without GOCOVERDIR writes a warning to stderr.
+	return startBinary(t, binary, append(slices.Clone(environ), runMainEnv+"=1", "GOCOVERDIR="+t.TempDir()), args...)
 }
 
 func startBinary(t *testing.T, binary string, environ []string, args ...string) *program {
@@ -84,14 +84,15 @@ func startBinary(t *testing.T, binary string, environ []string, args ...string) 
 	p.signal = func(s os.Signal) { _ = cmd.Process.Signal(s) }
 	go func() {
 		defer close(p.exited)
-		_ = cmd.Wait() // the exit code tells
+		_ = cmd.Wait() // the exit code is read below
 		p.code = cmd.ProcessState.ExitCode()
 	}()
 	t.Cleanup(func() { p.end(t, environ) })
 	return p
 }
 
-// end stops the program if it still runs, and holds all that it has ever said against the password in its environment.
+// end stops the program if it still runs, and checks that the password in its environment is not in
+// its output.
 func (p *program) end(t *testing.T, environ []string) {
 	t.Helper()
 	p.signal(syscall.SIGTERM)
@@ -101,9 +102,9 @@ func (p *program) end(t *testing.T, environ []string) {
 		p.signal(syscall.SIGKILL)
 		t.Error("the program did not end within a minute")
 	}
-	said := p.stdout.String() + p.stderr.String()
+	output := p.stdout.String() + p.stderr.String()
 	if t.Failed() {
-		t.Logf("coupond said:\n%s", shortened(said))
+		t.Logf("output of coupond:\n%s", shortened(output))
 	}
 	for _, variable := range environ {
 		connString, ok := strings.CutPrefix(variable, "DATABASE_URL=")
@@ -111,19 +112,19 @@ func (p *program) end(t *testing.T, environ []string) {
 			continue
 		}
 		config, err := pgxpool.ParseConfig(connString)
-		if err == nil && config.ConnConfig.Password != "" && strings.Contains(said, config.ConnConfig.Password) {
-			t.Error("the password is in what coupond said")
+		if err == nil && config.ConnConfig.Password != "" && strings.Contains(output, config.ConnConfig.Password) {
+			t.Error("the output of coupond contains the password")
 		}
 	}
 }
 
-// wait waits for the program's end and returns its exit code.
+// wait waits until the program ends and returns its exit code.
 func (p *program) wait(t *testing.T) int {
 	t.Helper()
 	select {
 	case <-p.exited:
 	case <-time.After(time.Minute):
-		t.Fatalf("it did not end within a minute:\n%s", shortened(p.stderr.String()))
+		t.Fatalf("the program did not end within a minute:\n%s", shortened(p.stderr.String()))
 	}
 	return p.code
 }
@@ -144,7 +145,7 @@ func (p *program) ready(t *testing.T) *program {
 	return p
 }
 
-// logged waits for a line of the log with this message.
+// logged waits for a log line with this message and returns its fields.
 func (p *program) logged(t *testing.T, message string) map[string]any {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
@@ -169,46 +170,46 @@ func (p *program) logged(t *testing.T, message string) map[string]any {
 	}
 }
 
-// journal keeps what is written to it, for readers at any time.
-type journal struct {
+// syncBuffer is a buffer for concurrent use.
+type syncBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
 }
 
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
-// shortened keeps the beginning and the end of a text that is long.
+// shortened returns the beginning and the end of a long text.
 func shortened(text string) string {
-	const most = 4000
-	if len(text) <= 2*most {
+	const limit = 4000
+	if len(text) <= 2*limit {
 		return text
 	}
-	return text[:most] + "\n…\n" + text[len(text)-most:]
+	return text[:limit] + "\n…\n" + text[len(text)-limit:]
 }
 
-// environ is the environment of a service on a free port.
+// environ returns the environment of a service on a free port.
 func environ(databaseURL string, more ...string) []string {
 	return append([]string{"DATABASE_URL=" + databaseURL, "LISTEN_ADDR=127.0.0.1:0"}, more...)
 }
 
-// client is an HTTP client of one service, whose answers are all held against openapi.yaml.
+// client is an HTTP client of one service. It checks every response against openapi.yaml.
 type client struct {
 	http.Client
 
 	base string
 }
 
-// newClient makes a client with at most connections keep-alive connections.
+// newClient returns a client with at most connections keep-alive connections.
 func newClient(t *testing.T, base string, connections int) *client {
 	t.Helper()
 	lean := &leanTransport{idle: make(chan *rawhttp.Conn, connections)}
@@ -216,44 +217,45 @@ func newClient(t *testing.T, base string, connections int) *client {
 	return &client{http.Client{Transport: apitest.Checked(t, lean)}, base}
 }
 
-// leanTransport keeps connections as net/http's Transport does, but reads and writes in the goroutine of the caller and reads
-// each answer to its end: what a crowd of 50,000 costs should be the service's doing, under the race detector too. It asks
-// nothing twice.
+// leanTransport keeps connections as http.Transport does, but reads and writes in the caller's
+// goroutine and reads each response to its end. So most of the time of a test with 50,000 clients
+// is spent in the service, also under the race detector. It never retries.
 type leanTransport struct {
 	idle chan *rawhttp.Conn
 }
 
 func (l *leanTransport) RoundTrip(request *http.Request) (*http.Response, error) {
-	var g *rawhttp.Conn
+	var conn *rawhttp.Conn
 	select {
-	case g = <-l.idle:
+	case conn = <-l.idle:
 	default:
-		conn, err := net.Dial("tcp", request.URL.Host)
+		tcp, err := net.Dial("tcp", request.URL.Host)
 		if err != nil {
 			return nil, err
 		}
-		g = rawhttp.New(conn)
+		conn = rawhttp.New(tcp)
 	}
-	response, err := l.ask(g, request)
+	response, err := exchange(conn, request)
 	if err != nil || response.Close {
-		return response, errors.Join(err, g.Close())
+		return response, errors.Join(err, conn.Close())
 	}
 	select {
-	case l.idle <- g:
+	case l.idle <- conn:
 	default:
-		err = g.Close()
+		err = conn.Close()
 	}
 	return response, err
 }
 
-func (l *leanTransport) ask(g *rawhttp.Conn, request *http.Request) (*http.Response, error) {
-	if err := g.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+// exchange sends a request and reads the whole response.
+func exchange(conn *rawhttp.Conn, request *http.Request) (*http.Response, error) {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return nil, err
 	}
-	if err := request.Write(g); err != nil {
+	if err := request.Write(conn); err != nil {
 		return nil, err
 	}
-	response, err := http.ReadResponse(g.R, request)
+	response, err := http.ReadResponse(conn.R, request)
 	if err != nil {
 		return nil, err
 	}
@@ -262,22 +264,22 @@ func (l *leanTransport) ask(g *rawhttp.Conn, request *http.Request) (*http.Respo
 	return response, err
 }
 
-// CloseIdleConnections is what http.Client's method of this name looks for.
+// CloseIdleConnections is called by the method of http.Client with the same name.
 func (l *leanTransport) CloseIdleConnections() {
 	for {
 		select {
-		case g := <-l.idle:
-			_ = g.Close()
+		case conn := <-l.idle:
+			_ = conn.Close()
 		default:
 			return
 		}
 	}
 }
 
-// answer is what an API call came to.
+// answer is the response to an API call.
 type answer struct {
 	status int
-	code   string // of an error body
+	code   string // in the body of an error
 	body   string
 }
 
@@ -300,16 +302,16 @@ func (c *client) do(method, path, body string) (answer, error) {
 	}
 	a := answer{status: response.StatusCode, body: string(text)}
 	if a.status >= http.StatusBadRequest {
-		var fault struct{ Code string }
-		if err := json.Unmarshal(text, &fault); err != nil {
-			return a, fmt.Errorf("an error body that is no JSON: %s: %w", text, err)
+		var errorBody struct{ Code string }
+		if err := json.Unmarshal(text, &errorBody); err != nil {
+			return a, fmt.Errorf("error body is not JSON: %s: %w", text, err)
 		}
-		a.code = fault.Code
+		a.code = errorBody.Code
 	}
 	return a, nil
 }
 
-// must is do for requests that have an answer.
+// must is like do, but fails the test on an error.
 func (c *client) must(t *testing.T, method, path, body string) answer {
 	t.Helper()
 	a, err := c.do(method, path, body)
@@ -334,7 +336,7 @@ func (c *client) claim(user, coupon string) (answer, error) {
 	return c.do(http.MethodPost, "/api/coupons/claim", claimBody(user, coupon))
 }
 
-// state is a coupon as GET shows it.
+// state is a coupon as returned by GET.
 type state struct {
 	Name            string
 	Amount          int
@@ -358,24 +360,24 @@ func (c *client) get(t *testing.T, coupon string) state {
 	return s
 }
 
-// expect runs coupond with args, and expects its exit code and that stdout or stderr, whichever is fit for it, says in one
-// line.
-func expect(t *testing.T, code int, says string, environ []string, args ...string) {
+// expect runs coupond with args, and expects the exit code and one line that contains want: on
+// stdout if the code is 0, otherwise on stderr. The other output must be empty.
+func expect(t *testing.T, code int, want string, environ []string, args ...string) {
 	t.Helper()
 	p := start(t, environ, args...)
 	if got := p.wait(t); got != code {
 		t.Errorf("coupond %s: exit code %d, want %d; stderr: %s", args, got, code, p.stderr.String())
 	}
-	said, other := p.stdout.String(), p.stderr.String()
+	output, other := p.stdout.String(), p.stderr.String()
 	if code != 0 {
-		said, other = other, said
+		output, other = other, output
 	}
-	if !strings.Contains(said, says) || strings.Count(said, "\n") != 1 || other != "" {
-		t.Errorf("coupond %s said %q and %q, want one line with %q", args, said, other, says)
+	if !strings.Contains(output, want) || strings.Count(output, "\n") != 1 || other != "" {
+		t.Errorf("coupond %s wrote %q and %q, want one line with %q", args, output, other, want)
 	}
 }
 
-func TestServeASale(t *testing.T) {
+func TestServe_sale(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	p := start(t, environ(database.URL), "serve").ready(t)
@@ -400,7 +402,7 @@ func TestServeASale(t *testing.T) {
 		}
 	}
 	if s := c.get(t, "SALE"); s.RemainingAmount != 0 || strings.Join(s.ClaimedBy, " ") != "ann bob" {
-		t.Errorf("the end is %+v", s)
+		t.Errorf("final state: %+v", s)
 	}
 	expect(t, 0, "healthy: ", []string{"LISTEN_ADDR=" + strings.TrimPrefix(p.url, "http://")}, "healthcheck")
 
@@ -414,16 +416,16 @@ func TestServeASale(t *testing.T) {
 		"overloaded": 0.0, "unavailable": 0.0, "outcome_unknown": 0.0, "caller_left": 0.0, "failed": 0.0,
 	}
 	if fmt.Sprint(claims) != fmt.Sprint(want) {
-		t.Errorf("the summary counts %v, want %v", claims, want)
+		t.Errorf("claims in the log line \"stopped\": %v, want %v", claims, want)
 	}
 	started := p.logged(t, "starting")
 	if config, ok := started["config"].(map[string]any); !ok || config["DB_MAX_CONNS"] != "16" || config["LOG_FORMAT"] != "json" ||
 		config["LISTEN_ADDR"] != "127.0.0.1:0" || started["database"] == "" {
-		t.Errorf("the start-up line is %v", started)
+		t.Errorf("log line \"starting\": %v", started)
 	}
 }
 
-func TestServeNeedsADatabase(t *testing.T) {
+func TestServe_requiresDatabaseURL(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{"serve", "migrate"} {
 		expect(t, exitUsage, "coupond dev\n", nil, command)
@@ -431,7 +433,7 @@ func TestServeNeedsADatabase(t *testing.T) {
 	}
 }
 
-func TestServeOnATakenPort(t *testing.T) {
+func TestServe_portInUse(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -439,7 +441,7 @@ func TestServeOnATakenPort(t *testing.T) {
 	}
 	defer func() { _ = listener.Close() }()
 	address := listener.Addr().String()
-	expect(t, exitFailure, "cannot listen on "+address+": another program does already",
+	expect(t, exitFailure, "cannot listen on "+address+": address already in use",
 		[]string{"DATABASE_URL=postgres://nowhere", "LISTEN_ADDR=" + address}, "serve")
 	expect(t, exitFailure, "cannot listen on 192.0.2.1:80 (LISTEN_ADDR): ",
 		[]string{"DATABASE_URL=postgres://nowhere", "LISTEN_ADDR=192.0.2.1:80"}, "serve")
@@ -455,7 +457,7 @@ func TestWrongUsage(t *testing.T) {
 	p := start(t, nil)
 	if code := p.wait(t); code != exitUsage || p.stdout.String() != "" || !strings.Contains(p.stderr.String(), "Commands:") ||
 		!strings.HasSuffix(p.stderr.String(), "coupond: no command given\n") {
-		t.Errorf("without a command: exit code %d, %s", code, p.stderr.String())
+		t.Errorf("no command: exit code %d, %s", code, p.stderr.String())
 	}
 }
 
@@ -467,7 +469,7 @@ func TestVersion(t *testing.T) {
 	}
 	for _, want := range []string{"coupond ", "\ncommit  ", fmt.Sprintf("\nschema  %d\n", db.Version()), "\ngo      go1."} {
 		if !strings.Contains(p.stdout.String(), want) {
-			t.Errorf("%q is not in %s", want, p.stdout.String())
+			t.Errorf("missing %q in %s", want, p.stdout.String())
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// scrape is what the service's /metrics says: each sample by its name and labels.
+// scrape returns the text of /metrics, and each sample in it by name and labels.
 func (c *client) scrape(t *testing.T) (text string, samples map[string]string) {
 	t.Helper()
 	a := c.must(t, http.MethodGet, "/metrics", "")
@@ -28,28 +28,28 @@ func (c *client) scrape(t *testing.T) (text string, samples map[string]string) {
 	return a.body, samples
 }
 
-// A load of known size is counted as what it was, from the requests to the calls in the database.
-func TestMetricsOfAKnownLoad(t *testing.T) {
+// The metrics match a known load, from the requests to the database calls.
+func TestMetrics_knownLoad(t *testing.T) {
 	t.Parallel()
 	const stock, users, clients = 50, 400, 16
-	p := start(t, environ(pgtest.New(t).URL, "CLAIM_LANES=2"), "serve").ready(t)
+	p := start(t, environ(pgtest.New(t).URL, "CLAIM_CONCURRENCY=2"), "serve").ready(t)
 	c := newClient(t, p.url, clients)
 	c.create(t, "SALE", stock)
-	orders := make([]order, 0, users+40)
+	requests := make([]claimRequest, 0, users+40)
 	for i := range users {
-		orders = append(orders, order{user: fmt.Sprint("user ", i), coupon: "SALE"})
+		requests = append(requests, claimRequest{user: fmt.Sprint("user ", i), coupon: "SALE"})
 	}
-	told := rush(t, orders, clients, c)
-	var again []order // who has it, and one who wants what there is not
-	for _, o := range orders {
-		if o.outcome == "201" {
-			again = append(again, order{user: o.user, coupon: "SALE"}, order{user: o.user, coupon: "none"})
+	counts := claimAll(t, requests, clients, c)
+	var again []claimRequest // each winner claims again, and claims a coupon that does not exist
+	for _, r := range requests {
+		if r.outcome == "201" {
+			again = append(again, claimRequest{user: r.user, coupon: "SALE"}, claimRequest{user: r.user, coupon: "none"})
 		}
 	}
-	rush(t, again, clients, c)
+	claimAll(t, again, clients, c)
 	c.get(t, "SALE")
-	if told["201"] != stock {
-		t.Fatalf("the users were told %v", told)
+	if counts["201"] != stock {
+		t.Fatalf("answers: %v", counts)
 	}
 
 	text, got := c.scrape(t)
@@ -70,11 +70,11 @@ func TestMetricsOfAKnownLoad(t *testing.T) {
 		seconds + `{method="POST",route="/api/coupons/claim",status="409"}`:        "50",
 		seconds + `{method="POST",route="/api/coupons/claim",status="404"}`:        "50",
 		seconds + `{method="GET",route="/api/coupons/{name}",status="200"}`:        "1",
-		`coupond_claims_per_call_sum`:                                              "500",
-		`coupond_lane_claims_waiting{lane="0"}`:                                    "0",
-		`coupond_lane_claims_waiting{lane="1"}`:                                    "0",
-		`coupond_lane_calls_in_flight{lane="0"}`:                                   "0",
-		`coupond_lane_calls_in_flight{lane="1"}`:                                   "0",
+		`coupond_batch_size_sum`:                                                   "500",
+		`coupond_batcher_pending_claims{batcher="0"}`:                              "0",
+		`coupond_batcher_pending_claims{batcher="1"}`:                              "0",
+		`coupond_batcher_calls_in_flight{batcher="0"}`:                             "0",
+		`coupond_batcher_calls_in_flight{batcher="1"}`:                             "0",
 		`coupond_database_call_duration_seconds_count{function="create_coupon"}`:   "1",
 		`coupond_database_call_duration_seconds_count{function="get_coupon"}`:      "1",
 		`coupond_database_call_duration_seconds_count{function="coupon_claimers"}`: "1",
@@ -86,24 +86,24 @@ func TestMetricsOfAKnownLoad(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, got[name], want)
 		}
 	}
-	// Each call of a lane is a call in the database.
+	// Each batch is one database call.
 	calls := func(function string) (n int) {
 		_, _ = fmt.Sscan(got[`coupond_database_call_duration_seconds_count{function="`+function+`"}`], &n)
 		return n
 	}
-	if n := calls("claim_coupons") + calls("claim_batch"); fmt.Sprint(n) != got["coupond_claims_per_call_count"] {
-		t.Errorf("%d calls in the database, %s of the lanes", n, got["coupond_claims_per_call_count"])
+	if n := calls("claim_coupons") + calls("claim_batch"); fmt.Sprint(n) != got["coupond_batch_size_count"] {
+		t.Errorf("%d database calls, %s batches", n, got["coupond_batch_size_count"])
 	}
 	for _, name := range []string{"go_goroutines", "process_cpu_seconds_total", `coupond_build_info{commit="`} {
 		if !strings.Contains(text, "\n"+name) {
-			t.Errorf("there is no %s", name)
+			t.Errorf("missing metric %s", name)
 		}
 	}
-	t.Run("promtool", func(t *testing.T) { checkByPromtool(t, text) })
+	t.Run("promtool", func(t *testing.T) { checkWithPromtool(t, text) })
 }
 
-// checkByPromtool has Prometheus judge the names.
-func checkByPromtool(t *testing.T, text string) {
+// checkWithPromtool checks the metrics with Prometheus's linter.
+func checkWithPromtool(t *testing.T, text string) {
 	t.Helper()
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
@@ -114,7 +114,7 @@ func checkByPromtool(t *testing.T, text string) {
 	}
 	cmd := exec.Command(promtool, "check", "metrics")
 	cmd.Stdin = strings.NewReader(text)
-	if said, err := cmd.CombinedOutput(); err != nil || len(said) > 0 {
-		t.Errorf("promtool check metrics: %v\n%s", err, said)
+	if output, err := cmd.CombinedOutput(); err != nil || len(output) > 0 {
+		t.Errorf("promtool check metrics: %v\n%s", err, output)
 	}
 }

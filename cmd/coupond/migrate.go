@@ -16,10 +16,10 @@ import (
 	"scalable-coupon-system/db"
 )
 
-// connectTimeout bounds how long migrate waits for PostgreSQL to let it in.
+// connectTimeout limits how long migrate tries to connect to PostgreSQL.
 const connectTimeout = 10 * time.Second
 
-// migrateConfig is all that `coupond migrate` reads from the environment.
+// migrateConfig is the configuration of `coupond migrate`.
 type migrateConfig struct {
 	Database databaseConfig
 }
@@ -28,15 +28,15 @@ func newMigrateCommand(vars environment, stdout io.Writer) *cobra.Command {
 	var proxy bool
 	cmd := &cobra.Command{
 		Use:   "migrate",
-		Short: "Bring the schema of DATABASE_URL up to date",
-		Long: `Bring the schema of DATABASE_URL up to date, and install its functions as this
-binary brings them. A second run changes nothing, several at once are safe, and
-a service that runs meanwhile is not disturbed.
+		Short: "Migrate the schema in DATABASE_URL to this version",
+		Long: `Migrate the schema in the database of DATABASE_URL to the version of this
+binary, and install its functions. A second run changes nothing. Several
+migrations may run at the same time, and the service may run meanwhile.
 
 The login must be a superuser, or own the database and have CREATEROLE.
 
-With --proxy, DATABASE_URL is an empty database that becomes a proxy before
-several servers (deploy/shards); the login must be a superuser.`,
+With --proxy, DATABASE_URL names an empty database that becomes a proxy in front
+of several servers (see deploy/shards). The login must be a superuser.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&migrateConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -54,11 +54,12 @@ several servers (deploy/shards); the login must be a superuser.`,
 			return migrate(cmd.Context(), database, config.Database.address(), stdout)
 		},
 	}
-	cmd.Flags().BoolVar(&proxy, "proxy", false, "install the functions of a proxy (PL/Proxy), and no tables")
+	cmd.Flags().BoolVar(&proxy, "proxy", false, "install the PL/Proxy functions of a proxy instead of the schema")
 	return cmd
 }
 
-// migrateProxy makes a proxy of the database of connString and says so on w.
+// migrateProxy installs the functions of a proxy in the database of connString, and writes the
+// result to w. address names the database in messages.
 func migrateProxy(ctx context.Context, connString, address string, w io.Writer) (err error) {
 	conn, err := connect(ctx, connString)
 	if err != nil {
@@ -67,13 +68,14 @@ func migrateProxy(ctx context.Context, connString, address string, w io.Writer) 
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 
 	if err := db.ApplyProxy(ctx, conn); err != nil {
-		return fmt.Errorf("cannot make a proxy of %s: %w", address, err)
+		return fmt.Errorf("cannot set up %s as a proxy: %w", address, err)
 	}
 	_, err = fmt.Fprintf(w, "%s: proxy of schema version %d; functions installed\n", address, db.Version())
 	return err
 }
 
-// migrate brings the database of connString up to date and says on w what it did. address names the database in errors.
+// migrate migrates the database of connString and writes the result to w. address names the
+// database in messages.
 func migrate(ctx context.Context, connString, address string, w io.Writer) (err error) {
 	conn, err := connect(ctx, connString)
 	if err != nil {
@@ -93,28 +95,29 @@ func migrate(ctx context.Context, connString, address string, w io.Writer) (err 
 	return err
 }
 
-// connect connects, within connectTimeout. Its error says why not in one line, without a password.
+// connect connects within connectTimeout. Its error is one line without a password.
 func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
-	// The pool's parser, so that a DATABASE_URL with settings for the service's pool serves here as well.
+	// The pool's parser, because DATABASE_URL may hold settings for the service's pool.
 	config, err := pgxpool.ParseConfig(connString)
 	if err != nil {
-		return nil, errors.New("the connection string cannot be parsed") // never err: it may hold a password
+		return nil, errors.New("cannot parse the connection string") // not err, which may hold a password
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
 	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
 	if err != nil {
-		return nil, whyNot(err)
+		return nil, connectError(err)
 	}
 	return conn, nil
 }
 
-// whyNot is why a connection failed, in one line: what the server said, or else what happened at each address that was tried.
-func whyNot(err error) error {
+// connectError returns why a connection failed, in one line: the error of the server, or else the
+// error at each address that was tried.
+func connectError(err error) error {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return fmt.Errorf("%s (SQLSTATE %s)", pgErr.Message, pgErr.Code)
 	}
 	if inner := errors.Unwrap(err); inner != nil {
-		err = inner // without the user and the database, which our sentence names
+		err = inner // without the user and the database, which the caller adds
 	}
 	return errors.New(strings.Join(strings.Split(err.Error(), "\n"), "; "))
 }

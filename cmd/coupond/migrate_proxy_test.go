@@ -8,8 +8,9 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// migrate --proxy makes a proxy of an empty database, and neither kind is mistaken for the other.
-func TestMigrateProxy(t *testing.T) {
+// migrate --proxy sets up an empty database as a proxy. migrate rejects a proxy, and migrate
+// --proxy rejects a database with coupons.
+func TestMigrate_proxy(t *testing.T) {
 	t.Parallel()
 	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
 	proxy := []string{"DATABASE_URL=" + server.ForProxy(t).URL}

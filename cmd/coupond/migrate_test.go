@@ -17,8 +17,9 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// Three at once on an empty database: all succeed, and what they say adds up to one migration.
-func TestMigrateThriceAtOnce(t *testing.T) {
+// Three concurrent migrations of an empty database all succeed, and at least one of them reports a
+// migration from version 0.
+func TestMigrate_concurrently(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
 	environ := []string{"DATABASE_URL=" + database.URL}
@@ -27,9 +28,9 @@ func TestMigrateThriceAtOnce(t *testing.T) {
 		if code := p.wait(t); code != 0 {
 			t.Errorf("exit code %d: %s", code, p.stderr.String())
 		}
-		if said := p.stdout.String(); strings.Count(said, "\n") != 1 || !strings.Contains(said, fmt.Sprintf("→ %d; functions installed", db.Version())) &&
-			!strings.Contains(said, fmt.Sprintf("schema version %d already; functions installed", db.Version())) {
-			t.Errorf("it said %q", said)
+		if output := p.stdout.String(); strings.Count(output, "\n") != 1 || !strings.Contains(output, fmt.Sprintf("→ %d; functions installed", db.Version())) &&
+			!strings.Contains(output, fmt.Sprintf("schema version %d already; functions installed", db.Version())) {
+			t.Errorf("migrate wrote %q", output)
 		}
 	}
 	if !slices.ContainsFunc(programs, func(p *program) bool { return strings.Contains(p.stdout.String(), "schema version 0 → ") }) {
@@ -38,7 +39,7 @@ func TestMigrateThriceAtOnce(t *testing.T) {
 	expect(t, 0, fmt.Sprintf("schema version %d already; functions installed", db.Version()), environ, "migrate")
 }
 
-func TestMigrateSaysWhyNot(t *testing.T) {
+func TestMigrate_errors(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
 	login := role(t, database, "")
@@ -56,13 +57,13 @@ func TestMigrateSaysWhyNot(t *testing.T) {
 	unknown := parseURL(t, database.URL)
 	unknown.Host = "nowhere.invalid:5432"
 
-	for _, c := range []struct{ name, url, says string }{
+	for _, c := range []struct{ name, url, want string }{
 		{"a wrong password", withUser(url.UserPassword(login, "not the password")), "(SQLSTATE 28P01)"},
-		{"an unknown user", withUser(url.UserPassword("nobody-we-know", marker)), "(SQLSTATE 28"},
+		{"an unknown user", withUser(url.UserPassword("no-such-user", testPassword)), "(SQLSTATE 28"},
 		{"an unknown database", other.String(), `database "nowhere" does not exist (SQLSTATE 3D000)`},
-		{"nobody listens", closed.String(), "connection refused"},
+		{"a port without a listener", closed.String(), "connection refused"},
 		{"an unknown host", unknown.String(), "nowhere.invalid"},
-		{"a login without rights", withUser(url.UserPassword(login, marker)), "it must be a superuser, or own the database and either have CREATEROLE"},
+		{"a login without rights", withUser(url.UserPassword(login, testPassword)), "it must be a superuser, or own the database and either have CREATEROLE"},
 	} {
 		address := databaseConfig{URL: c.url}.address()
 		if c.name == "an unknown database" && !strings.Contains(address, owner.Username()+"@") {
@@ -70,22 +71,22 @@ func TestMigrateSaysWhyNot(t *testing.T) {
 		}
 		p := start(t, []string{"DATABASE_URL=" + c.url}, "migrate")
 		code := p.wait(t)
-		said := p.stderr.String()
-		if code != exitFailure || !strings.Contains(said, c.says) || !strings.Contains(said, address) || strings.Count(said, "\n") != 1 {
-			t.Errorf("%s: exit code %d, %s\nwant one line with %s and %q", c.name, code, said, address, c.says)
+		output := p.stderr.String()
+		if code != exitFailure || !strings.Contains(output, c.want) || !strings.Contains(output, address) || strings.Count(output, "\n") != 1 {
+			t.Errorf("%s: exit code %d, %s\nwant one line with %s and %q", c.name, code, output, address, c.want)
 		}
-		if strings.Contains(said, marker) || strings.Contains(said, "not the password") {
-			t.Errorf("%s: the password is in %s", c.name, said)
+		if strings.Contains(output, testPassword) || strings.Contains(output, "not the password") {
+			t.Errorf("%s: the password is in %s", c.name, output)
 		}
 	}
 
 	if n := relations(t, database.Connect(t)); n != 0 {
-		t.Errorf("migrate made %d relations", n)
+		t.Errorf("migrate created %d relations", n)
 	}
 }
 
-// sql prints what migrate does, and needs no database for it.
-func TestSQLPrintsTheScript(t *testing.T) {
+// coupond sql prints the script without a database.
+func TestSQL_printsScript(t *testing.T) {
 	t.Parallel()
 	script, err := db.Script()
 	if err != nil {
@@ -97,33 +98,35 @@ func TestSQLPrintsTheScript(t *testing.T) {
 	}
 }
 
-// serve never changes the schema. It says what is missing, and goes on when that has come.
-func TestServeWaitsForMigrate(t *testing.T) {
+// serve never changes the schema. It reports what is missing, and becomes ready when migrate has
+// run.
+func TestServe_waitsForMigrate(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
 	p := start(t, environ(database.URL), "serve").listening(t)
 	c := newClient(t, p.url, 1)
 
-	unhealthy(t, c, "run coupond migrate")
+	waitUnhealthy(t, c, "run coupond migrate")
 	expect(t, exitFailure, "run coupond migrate", []string{"LISTEN_ADDR=" + strings.TrimPrefix(p.url, "http://")}, "healthcheck")
 	if a := c.must(t, http.MethodGet, "/health/live", ""); a.status != http.StatusOK {
 		t.Errorf("/health/live: %d", a.status)
 	}
 	if a := c.must(t, http.MethodPost, "/api/coupons", `{"name":"x","amount":1}`); a.status != http.StatusServiceUnavailable || a.code != "UNAVAILABLE" {
-		t.Errorf("a coupon is created without a schema: %d %s", a.status, a.body)
+		t.Errorf("creating a coupon without a schema: %d %s", a.status, a.body)
 	}
 	if n := relations(t, database.Connect(t)); n != 0 {
-		t.Errorf("serve made %d relations", n)
+		t.Errorf("serve created %d relations", n)
 	}
 
 	expect(t, 0, "functions installed", []string{"DATABASE_URL=" + database.URL}, "migrate")
-	healthy(t, c)
+	waitHealthy(t, c)
 	p.logged(t, "ready for claims")
 	c.create(t, "SALE", 1)
 }
 
-// A schema that is older than the binary is waited for like none; a newer one is fine for serve, and none of migrate's business.
-func TestServeOnOtherSchemas(t *testing.T) {
+// With an older schema, serve waits as it does without one. With a newer schema, serve works and
+// migrate fails.
+func TestServe_otherSchemaVersions(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	conn := database.Connect(t)
@@ -137,26 +140,26 @@ func TestServeOnOtherSchemas(t *testing.T) {
 	setVersion(db.Version() - 1)
 	p := start(t, environ(database.URL), "serve").listening(t)
 	c := newClient(t, p.url, 1)
-	unhealthy(t, c, fmt.Sprintf("version %d, and this program needs %d", db.Version()-1, db.Version()))
+	waitUnhealthy(t, c, fmt.Sprintf("version %d, and this program needs %d", db.Version()-1, db.Version()))
 
 	setVersion(db.Version() + 1)
-	healthy(t, c)
+	waitHealthy(t, c)
 	c.create(t, "SALE", 1)
 	if a, err := c.claim("ann", "SALE"); err != nil || a.status != http.StatusCreated {
-		t.Errorf("a claim on a newer schema: %d %s %v", a.status, a.body, err)
+		t.Errorf("claim with a newer schema: %d %s %v", a.status, a.body, err)
 	}
-	expect(t, exitFailure, fmt.Sprintf("the database has version %d, this program brings %d", db.Version()+1, db.Version()),
+	expect(t, exitFailure, fmt.Sprintf("the database has version %d, this program installs version %d", db.Version()+1, db.Version()),
 		[]string{"DATABASE_URL=" + database.URL}, "migrate")
 
-	// A newer schema without something that this program calls is no place to work, and it says so.
+	// serve is unhealthy if a newer schema lacks a function that it calls.
 	if _, err := conn.Exec(t.Context(), `drop function public.claim_batch(text[], text[], integer[])`); err != nil {
 		t.Fatal(err)
 	}
-	unhealthy(t, c, fmt.Sprintf("version %d and lacks functions that this program, made for version %d, calls: run a newer program",
+	waitUnhealthy(t, c, fmt.Sprintf("version %d and lacks functions that this program, made for version %d, calls: run a newer program",
 		db.Version()+1, db.Version()))
 }
 
-// relations counts what stands in schema public.
+// relations returns the number of relations in schema public.
 func relations(t *testing.T, conn *pgx.Conn) int {
 	t.Helper()
 	var n int
@@ -166,30 +169,31 @@ func relations(t *testing.T, conn *pgx.Conn) int {
 	return n
 }
 
-// healthy waits until the service says that it is.
-func healthy(t *testing.T, c *client) {
+// waitHealthy waits until /health returns 200.
+func waitHealthy(t *testing.T, c *client) {
 	t.Helper()
 	wait.For(t, "a healthy service", func() bool { return c.must(t, http.MethodGet, "/health", "").status == http.StatusOK })
 }
 
-// unhealthy waits until the service says that it is not, because of why.
-func unhealthy(t *testing.T, c *client, why string) {
+// waitUnhealthy waits until /health returns 503 with a body that contains reason.
+func waitUnhealthy(t *testing.T, c *client, reason string) {
 	t.Helper()
-	wait.For(t, "/health to say "+why, func() bool {
+	wait.For(t, "/health to report "+reason, func() bool {
 		a := c.must(t, http.MethodGet, "/health", "")
 		if a.status == http.StatusServiceUnavailable && (a.code != "UNAVAILABLE" || !strings.Contains(a.body, `"status":"unhealthy"`)) {
-			t.Fatalf("/health says %s", a.body)
+			t.Fatalf("/health returned %s", a.body)
 		}
-		return a.status == http.StatusServiceUnavailable && strings.Contains(a.body, why)
+		return a.status == http.StatusServiceUnavailable && strings.Contains(a.body, reason)
 	})
 }
 
-// role makes a login role without rights, whose password is marker, and grants it the roles of granted. It is dropped at the end.
-func role(t *testing.T, database *pgtest.Database, granted string) string {
+// role creates a login role with testPassword as its password, and returns its name. options is
+// appended to the statement. The role is dropped when the test ends.
+func role(t *testing.T, database *pgtest.Database, options string) string {
 	t.Helper()
 	conn := database.Connect(t)
 	name := "coupond_test_" + strings.ToLower(rand.Text())
-	if _, err := conn.Exec(t.Context(), fmt.Sprintf(`create role %s login password '%s' %s`, name, marker, granted)); err != nil {
+	if _, err := conn.Exec(t.Context(), fmt.Sprintf(`create role %s login password '%s' %s`, name, testPassword, options)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

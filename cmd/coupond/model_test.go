@@ -15,8 +15,8 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// Random sequences of creations, claims, crowds that claim at once, and reads get the answers of the model, over HTTP from a
-// real service on a real PostgreSQL. rapid shrinks a sequence that does not to the shortest it finds, and prints its seed.
+// A real service on a real PostgreSQL answers random sequences of creations, claims, concurrent
+// claims and reads as the model does. rapid shrinks a failing sequence and prints its seed.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	p := start(t, environ(pgtest.New(t).URL), "serve").ready(t)
@@ -24,11 +24,13 @@ func TestModel(t *testing.T) {
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
 		run++
-		// Names that need care on their way, and each sequence has coupons of its own.
+		// Names that need escaping. Each sequence has its own coupons.
 		names := []string{fmt.Sprintf("%d a/b", run), fmt.Sprintf("%d ünï 🎟", run), fmt.Sprintf("%d claim", run)}
 		coupon, user := rapid.SampledFrom(names), rapid.SampledFrom([]string{"ann", "bob", "eve", " eve", "Eve", "%65ve", "joe", "名前"})
-		m := modelled{c, couponmodel.Coupons{}}
-		wish := rapid.Custom(func(t *rapid.T) order { return order{user: user.Draw(t, "user"), coupon: coupon.Draw(t, "coupon")} })
+		m := modelTest{c, couponmodel.Coupons{}}
+		claim := rapid.Custom(func(t *rapid.T) claimRequest {
+			return claimRequest{user: user.Draw(t, "user"), coupon: coupon.Draw(t, "coupon")}
+		})
 		t.Repeat(map[string]func(*rapid.T){
 			"create": func(t *rapid.T) {
 				name, amount := coupon.Draw(t, "coupon"), rapid.IntRange(1, 6).Draw(t, "amount")
@@ -36,11 +38,13 @@ func TestModel(t *testing.T) {
 					m.post(t, "/api/coupons", fmt.Sprintf(`{"name":%q,"amount":%d}`, name, amount)))
 			},
 			"claim": func(t *rapid.T) {
-				w := wish.Draw(t, "wish")
-				m.want(t, fmt.Sprintf("%+v", w), m.Claim(w.user, w.coupon), m.post(t, "/api/coupons/claim", claimBody(w.user, w.coupon)))
+				r := claim.Draw(t, "claim")
+				m.want(t, fmt.Sprintf("%+v", r), m.Claim(r.user, r.coupon), m.post(t, "/api/coupons/claim", claimBody(r.user, r.coupon)))
 			},
-			"crowd": func(t *rapid.T) { m.crowd(t, rapid.SliceOfN(wish, 2, 16).Draw(t, "crowd")) },
-			"read":  func(t *rapid.T) { m.read(t, coupon.Draw(t, "coupon")) },
+			"claim concurrently": func(t *rapid.T) {
+				m.claimConcurrently(t, rapid.SliceOfN(claim, 2, 16).Draw(t, "claims"))
+			},
+			"read": func(t *rapid.T) { m.read(t, coupon.Draw(t, "coupon")) },
 		})
 		for _, name := range names {
 			m.read(t, name)
@@ -48,13 +52,13 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// modelled is the service beside its couponmodel.
-type modelled struct {
+// modelTest is a client of the service and the expected state of its coupons.
+type modelTest struct {
 	client *client
 	couponmodel.Coupons
 }
 
-func (m modelled) post(t *rapid.T, path, body string) loadgen.Answer {
+func (m modelTest) post(t *rapid.T, path, body string) loadgen.Answer {
 	t.Helper()
 	a, err := m.client.do(http.MethodPost, path, body)
 	if err != nil {
@@ -63,62 +67,63 @@ func (m modelled) post(t *rapid.T, path, body string) loadgen.Answer {
 	return loadgen.Answer{Status: a.status, Code: a.code}
 }
 
-func (m modelled) want(t *rapid.T, what string, want, got loadgen.Answer) {
+func (m modelTest) want(t *rapid.T, what string, want, got loadgen.Answer) {
 	t.Helper()
 	if got != want {
-		t.Errorf("%s: %v, and the model says %v", what, got, want)
+		t.Errorf("%s: %v, the model has %v", what, got, want)
 	}
 }
 
-// crowd lets all of them claim at once. Any order may be theirs, so the model follows the one that the service shows: those who
-// were granted a piece, in the order in which they stand in claimed_by, and then all the others. If any order at all explains
-// the answers, this one does: who got none was told so when nothing was left, or when he had it.
-func (m modelled) crowd(t *rapid.T, crowd []order) {
+// claimConcurrently sends the claims at the same time. The service may process them in any order,
+// so the model processes them in the order that the service shows: first the successful claims in
+// the order of claimed_by, then the others. If any order explains the answers, this one does,
+// because a claim that failed found the stock empty or an earlier claim of the same user.
+func (m modelTest) claimConcurrently(t *rapid.T, claims []claimRequest) {
 	t.Helper()
 	var all sync.WaitGroup
-	answers := make([]loadgen.Answer, len(crowd))
-	for i, w := range crowd {
-		all.Go(func() { answers[i] = m.post(t, "/api/coupons/claim", claimBody(w.user, w.coupon)) })
+	answers := make([]loadgen.Answer, len(claims))
+	for i, r := range claims {
+		all.Go(func() { answers[i] = m.post(t, "/api/coupons/claim", claimBody(r.user, r.coupon)) })
 	}
 	all.Wait()
 
-	place := map[order]int{}
+	position := map[claimRequest]int{} // in claimed_by
 	shown := map[string]state{}
-	for _, w := range crowd {
-		if _, seen := shown[w.coupon]; seen || m.Coupons[w.coupon].Amount == 0 {
+	for _, r := range claims {
+		if _, seen := shown[r.coupon]; seen || m.Coupons[r.coupon].Amount == 0 {
 			continue
 		}
-		shown[w.coupon], _ = m.get(t, w.coupon)
-		for i, user := range shown[w.coupon].ClaimedBy {
-			place[order{user: user, coupon: w.coupon}] = i
+		shown[r.coupon], _ = m.get(t, r.coupon)
+		for i, user := range shown[r.coupon].ClaimedBy {
+			position[claimRequest{user: user, coupon: r.coupon}] = i
 		}
 	}
-	turns := make([]int, len(crowd))
-	for i := range turns {
-		turns[i] = i
+	sequence := make([]int, len(claims))
+	for i := range sequence {
+		sequence[i] = i
 	}
-	granted := func(i int) bool { return answers[i] == loadgen.Claimed }
-	slices.SortStableFunc(turns, func(i, j int) int {
+	succeeded := func(i int) bool { return answers[i] == loadgen.Claimed }
+	slices.SortStableFunc(sequence, func(i, j int) int {
 		switch {
-		case granted(i) && granted(j):
-			return place[crowd[i]] - place[crowd[j]]
-		case granted(i):
+		case succeeded(i) && succeeded(j):
+			return position[claims[i]] - position[claims[j]]
+		case succeeded(i):
 			return -1
-		case granted(j):
+		case succeeded(j):
 			return 1
 		}
 		return 0
 	})
-	for _, i := range turns {
-		m.want(t, fmt.Sprintf("%+v in a crowd", crowd[i]), m.Claim(crowd[i].user, crowd[i].coupon), answers[i])
+	for _, i := range sequence {
+		m.want(t, fmt.Sprintf("%+v, concurrently", claims[i]), m.Claim(claims[i].user, claims[i].coupon), answers[i])
 	}
 	for name, reported := range shown {
 		m.compare(t, name, reported)
 	}
 }
 
-// read holds what the service reports against the couponmodel.
-func (m modelled) read(t *rapid.T, name string) {
+// read compares a coupon of the service with the model.
+func (m modelTest) read(t *rapid.T, name string) {
 	t.Helper()
 	reported, answer := m.get(t, name)
 	m.want(t, fmt.Sprintf("read %q", name), m.Coupons[name].Read(), answer)
@@ -127,15 +132,15 @@ func (m modelled) read(t *rapid.T, name string) {
 	}
 }
 
-func (m modelled) compare(t *rapid.T, name string, reported state) {
+func (m modelTest) compare(t *rapid.T, name string, reported state) {
 	t.Helper()
 	got, want := couponmodel.Coupon{Amount: reported.Amount, ClaimedBy: reported.ClaimedBy}, m.Coupons[name]
 	if reported.Name != name || reported.RemainingAmount != got.Remaining() || !got.Equal(want) {
-		t.Errorf("read %q: %+v, and the model says %+v", name, reported, want)
+		t.Errorf("read %q: %+v, the model has %+v", name, reported, want)
 	}
 }
 
-func (m modelled) get(t *rapid.T, name string) (state, loadgen.Answer) {
+func (m modelTest) get(t *rapid.T, name string) (state, loadgen.Answer) {
 	t.Helper()
 	a, err := m.client.do(http.MethodGet, loadgen.CouponPath(name), "")
 	if err != nil {

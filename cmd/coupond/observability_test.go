@@ -17,10 +17,10 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// observability is where Prometheus and Grafana are told what to look at.
+// observability is the folder with the configuration of Prometheus and Grafana.
 const observability = "../../deploy/observability"
 
-// readYAML reads a file of that folder; JSON is YAML, too.
+// readYAML reads a YAML or JSON file of that folder; JSON is a subset of YAML.
 func readYAML(t *testing.T, name string, into any) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(observability, filepath.FromSlash(name)))
@@ -32,7 +32,7 @@ func readYAML(t *testing.T, name string, into any) {
 	}
 }
 
-// panel is what the tests want to know of one.
+// panel is a panel of the dashboard.
 type panel struct {
 	ID         int
 	Type       string
@@ -68,7 +68,7 @@ func rules(t *testing.T) []rule {
 	return all
 }
 
-// query is one of postgres.yml.
+// query is a query of postgres.yml.
 type query struct {
 	Query   string
 	Metrics []map[string]struct{ Usage, Description string }
@@ -81,7 +81,7 @@ func queries(t *testing.T) map[string]query {
 	return all
 }
 
-// expressions are those of the dashboard and of the rules, by where they stand.
+// expressions returns the PromQL expressions of the dashboard and the rules, by panel or alert.
 func expressions(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
@@ -101,8 +101,9 @@ var (
 	names    = regexp.MustCompile(`[a-zA-Z_:][a-zA-Z0-9_:]*( *\()?`)
 )
 
-// metricsOf are the names of the metrics in an expression: what is left when labels, ranges, functions and words are taken away.
-func metricsOf(expr string) (found []string) {
+// metricNames returns the names of the metrics in an expression, by removing labels, ranges,
+// functions and keywords.
+func metricNames(expr string) (found []string) {
 	for _, word := range names.FindAllString(notNames.ReplaceAllString(expr, " "), -1) {
 		if !strings.HasSuffix(word, "(") && !slices.Contains([]string{"and", "or", "unless", "bool"}, word) {
 			found = append(found, word)
@@ -111,9 +112,9 @@ func metricsOf(expr string) (found []string) {
 	return found
 }
 
-// What the dashboard shows and what the alerts look at is there: a metric that nobody exports is a panel that stays empty, and
-// an alert that never comes.
-func TestObservabilityNamesWhatIsExported(t *testing.T) {
+// Every metric in the dashboard and the alerts is exported. Otherwise a panel stays empty, or an
+// alert never fires.
+func TestObservability_metricsAreExported(t *testing.T) {
 	t.Parallel()
 	p := start(t, environ(pgtest.New(t).URL), "serve").ready(t)
 	c := newClient(t, p.url, 1)
@@ -123,8 +124,8 @@ func TestObservabilityNamesWhatIsExported(t *testing.T) {
 	}
 	_, samples := c.scrape(t)
 	exported := map[string]bool{
-		"up":                    true, // Prometheus' own
-		"coupond_shard_healthy": true, // behind a proxy only: TestShardsAway in pgstore
+		"up":                    true, // set by Prometheus
+		"coupond_shard_healthy": true, // behind a proxy only: TestShards_deadAndSilent in pgstore
 	}
 	statuses := map[string]bool{}
 	for sample := range samples {
@@ -142,30 +143,30 @@ func TestObservabilityNamesWhatIsExported(t *testing.T) {
 		}
 	}
 	status := regexp.MustCompile(`coupond_claims_total\{status=~?"([^"]*)"\}`)
-	looked := 0
+	checked := 0
 	for where, exprs := range expressions(t) {
 		for _, expr := range exprs {
-			for _, name := range metricsOf(expr) {
-				looked++
+			for _, name := range metricNames(expr) {
+				checked++
 				if !exported[name] {
-					t.Errorf("%s wants %s, which nobody exports", where, name)
+					t.Errorf("%s uses %s, which is not exported", where, name)
 				}
 			}
 			for _, match := range status.FindAllStringSubmatch(expr, -1) {
 				for word := range strings.SplitSeq(match[1], "|") {
 					if !statuses[word] {
-						t.Errorf("%s wants claims with the status %q, which there is not", where, word)
+						t.Errorf("%s uses the claim status %q, which does not exist", where, word)
 					}
 				}
 			}
 		}
 	}
-	if looked < 60 {
-		t.Errorf("only %d names were found", looked)
+	if checked < 60 {
+		t.Errorf("only %d names were found", checked)
 	}
 }
 
-func TestMetricsOfAnExpression(t *testing.T) {
+func TestMetricNames(t *testing.T) {
 	t.Parallel()
 	for expr, want := range map[string]string{
 		`sum by (le) (rate(a_total{x="b(c)"}[$__rate_interval])) / sum(b:c)`:        "a_total b:c",
@@ -174,15 +175,15 @@ func TestMetricsOfAnExpression(t *testing.T) {
 		`sum(a{s="500"}) unless sum(a{s="500"} offset 5m) or up == 0 and on () b>1`: "a a up b",
 		`histogram_quantile(0.99, sum by (le, f) (rate(a_bucket[1m])))`:             "a_bucket",
 	} {
-		if got := strings.Join(metricsOf(expr), " "); got != want {
-			t.Errorf("%s has %q, want %q", expr, got, want)
+		if got := strings.Join(metricNames(expr), " "); got != want {
+			t.Errorf("metricNames(%s) = %q, want %q", expr, got, want)
 		}
 	}
 }
 
-// Grafana takes the dashboard as it stands: ids that are unique, panels that do not overlap, data from the source that is
-// provisioned.
-func TestObservabilityDashboard(t *testing.T) {
+// The dashboard can be loaded into Grafana: ids are unique, panels do not overlap, and the data
+// source is the provisioned one.
+func TestObservability_dashboard(t *testing.T) {
 	t.Parallel()
 	var provisioned struct{ Datasources []struct{ UID, Type string } }
 	readYAML(t, "grafana/provisioning/datasources/prometheus.yml", &provisioned)
@@ -190,13 +191,13 @@ func TestObservabilityDashboard(t *testing.T) {
 	taken := map[[2]int]string{}
 	for _, p := range panels(t) {
 		if ids[p.ID] || p.ID == 0 || p.Title == "" {
-			t.Errorf("panel %q has the id %d", p.Title, p.ID)
+			t.Errorf("panel %q: no title, or id %d is 0 or not unique", p.Title, p.ID)
 		}
 		ids[p.ID] = true
 		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
 			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
 				if other := taken[[2]int{x, y}]; other != "" || x >= 24 {
-					t.Fatalf("panel %q is where %q is", p.Title, other)
+					t.Fatalf("panel %q overlaps with %q or is too far right", p.Title, other)
 				}
 				taken[[2]int{x, y}] = p.Title
 			}
@@ -205,48 +206,48 @@ func TestObservabilityDashboard(t *testing.T) {
 			continue
 		}
 		if source := provisioned.Datasources[0]; p.Datasource.UID != source.UID || p.Datasource.Type != source.Type {
-			t.Errorf("panel %q looks at %+v, provisioned is %+v", p.Title, p.Datasource, source)
+			t.Errorf("panel %q has the data source %+v, want %+v", p.Title, p.Datasource, source)
 		}
 		if len(p.Targets) == 0 {
-			t.Errorf("panel %q shows nothing", p.Title)
+			t.Errorf("panel %q has no query", p.Title)
 		}
 		for i, target := range p.Targets {
 			if target.RefID != string(rune('A'+i)) || target.Expr == "" {
-				t.Errorf("panel %q has the query %+v", p.Title, target)
+				t.Errorf("panel %q: query %d is %+v", p.Title, i, target)
 			}
 		}
 	}
-	// The parser above is YAML's; Grafana's is not.
+	// The parser above accepts YAML; Grafana's does not.
 	text, err := os.ReadFile(filepath.Join(observability, "grafana/dashboards/coupons.json"))
 	if err != nil || !json.Valid(text) {
-		t.Errorf("the dashboard is no JSON: %v", err)
+		t.Errorf("the dashboard is not JSON: %v", err)
 	}
 }
 
-// Each alert has its paragraph, and each paragraph its alert.
-func TestObservabilityAlertsAreExplained(t *testing.T) {
+// docs/operations.md has one section for each alert, in the same order.
+func TestObservability_alertsAreDocumented(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var explained, alerts []string
+	var documented, alerts []string
 	_, chapter, _ := strings.Cut(string(text), "\n## Alerts\n")
 	chapter, _, _ = strings.Cut(chapter, "\n## ")
 	for _, match := range regexp.MustCompile(`(?m)^### (.*)$`).FindAllStringSubmatch(chapter, -1) {
-		explained = append(explained, match[1])
+		documented = append(documented, match[1])
 	}
 	for _, r := range rules(t) {
 		alerts = append(alerts, r.Alert)
 	}
-	if !slices.Equal(explained, alerts) {
-		t.Errorf("docs/operations.md explains %q, the rules have %q", explained, alerts)
+	if !slices.Equal(documented, alerts) {
+		t.Errorf("docs/operations.md has sections for %q, the rules have %q", documented, alerts)
 	}
 }
 
-// PostgreSQL answers the exporter's queries, to a role that may watch and nothing else, with the columns that are announced,
-// and they say what happens.
-func TestObservabilityAsksPostgres(t *testing.T) {
+// The queries of postgres.yml work for a role with no other privileges than pg_monitor, return the
+// declared columns, and show updates and waiting claims.
+func TestObservability_postgresQueries(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	p := start(t, environ(database.URL), "serve").ready(t)
@@ -259,7 +260,7 @@ func TestObservabilityAsksPostgres(t *testing.T) {
 			t.Fatalf("%s: %v", sql, err)
 		}
 	}
-	// Somebody's transaction holds the coupon, and somebody waits for it.
+	// One transaction holds the lock of the coupon, and a claim waits for it.
 	holder, claimer := database.Connect(t), database.Connect(t)
 	exec(claimer, "select public.claim_coupon('ann', 'SALE')")
 	exec(claimer, "select pg_catalog.pg_stat_force_next_flush()")
@@ -273,7 +274,7 @@ func TestObservabilityAsksPostgres(t *testing.T) {
 	}()
 	exec(watcher, "set role pg_monitor")
 
-	ask := func(name string, q query) (rows []map[string]any) {
+	run := func(name string, q query) (rows []map[string]any) {
 		t.Helper()
 		result, err := watcher.Query(t.Context(), q.Query)
 		if err == nil {
@@ -286,51 +287,51 @@ func TestObservabilityAsksPostgres(t *testing.T) {
 	}
 	all := queries(t)
 	for name, q := range all {
-		var announced []string
+		var declared []string
 		for _, column := range q.Metrics {
 			for column, metric := range column {
-				announced = append(announced, column)
+				declared = append(declared, column)
 				if metric.Description == "" || !slices.Contains([]string{"LABEL", "COUNTER", "GAUGE"}, metric.Usage) ||
 					(metric.Usage == "COUNTER") != strings.HasSuffix(column, "_total") {
 					t.Errorf("%s.%s is %+v", name, column, metric)
 				}
 			}
 		}
-		slices.Sort(announced)
-		rows := ask(name, q)
+		slices.Sort(declared)
+		rows := run(name, q)
 		if len(rows) == 0 {
-			t.Errorf("%s has no row", name)
+			t.Errorf("%s returns no row", name)
 		}
 		for _, row := range rows {
-			if got := slices.Sorted(maps.Keys(row)); !slices.Equal(got, announced) {
-				t.Errorf("%s has the columns %q, announced are %q", name, got, announced)
+			if got := slices.Sorted(maps.Keys(row)); !slices.Equal(got, declared) {
+				t.Errorf("%s returns the columns %q, declared are %q", name, got, declared)
 			}
 		}
 	}
 
-	seen := func(what string, isSo func() bool) {
+	waitFor := func(what string, condition func() bool) {
 		t.Helper()
-		for !isSo() {
+		for !condition() {
 			if t.Context().Err() != nil {
-				t.Fatalf("in vain: %s", what)
+				t.Fatalf("waited for %s", what)
 			}
 			exec(watcher, "select pg_catalog.pg_sleep(0.02)")
 		}
 	}
-	seen("one update, and it stayed on its page", func() bool {
-		for _, row := range ask("table", all["coupon_pg_table"]) {
+	waitFor("one HOT update", func() bool {
+		for _, row := range run("table", all["coupon_pg_table"]) {
 			if row["relname"] == "coupons" {
 				return row["updates_total"] == int64(1) && row["hot_updates_total"] == int64(1)
 			}
 		}
 		return false
 	})
-	seen("one waits", func() bool { return ask("locks", all["coupon_pg_locks"])[0]["waiting"] == int64(1) })
+	waitFor("one waiting claim", func() bool { return run("locks", all["coupon_pg_locks"])[0]["waiting"] == int64(1) })
 	exec(holder, "rollback")
 	if err := <-waited; err != nil {
 		t.Fatal(err)
 	}
-	seen("nobody waits", func() bool { return ask("locks", all["coupon_pg_locks"])[0]["waiting"] == int64(0) })
+	waitFor("no waiting claim", func() bool { return run("locks", all["coupon_pg_locks"])[0]["waiting"] == int64(0) })
 	if a := c.must(t, http.MethodGet, "/health", ""); a.status != http.StatusOK {
 		t.Errorf("/health: %d", a.status)
 	}

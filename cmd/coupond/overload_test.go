@@ -14,11 +14,12 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// overload lets ten times as many clients claim as the lane and its queue hold, while PostgreSQL is well, slow or silent.
+// overload claims with ten times as many clients as the batcher and its queue can hold, while
+// PostgreSQL is healthy, slow or frozen.
 func (b *bounds) overload(t *testing.T) {
-	b.table("Overload", fmt.Sprintf("%d connections, ten times what the lane and its queue hold, claim without a pause. \"Back\" is the speed of 32 connections, from 2 s\n"+
-		"after the overload has ended, in percent of what it was before.", 10*(boundQueue+1)),
-		"PostgreSQL | answers | slowest claim | /health/live, slowest | memory before, most | back")
+	b.table("Overload", fmt.Sprintf("%d connections, ten times what the batcher and its queue hold, claim without a pause. \"Recovered\" is the speed of 32 connections from\n"+
+		"2 s after the overload, in percent of their speed before it.", 10*(boundQueue+1)),
+		"PostgreSQL | answers | slowest claim | slowest /health/live | memory before, highest | recovered")
 	for _, c := range []struct {
 		postgres   string
 		begin, end func(*faultproxy.Proxy)
@@ -40,20 +41,20 @@ func (b *bounds) overload(t *testing.T) {
 			}
 			t.Cleanup(proxy.Close)
 			p, address := b.serve(t, b.binary, proxy.URL(database.URL), 0)
-			b.sell(t, address)
-			warm := claims(t, address, 32, b.calm) // connections are made
-			before := claims(t, address, 32, b.calm)
-			onlyClaimed(t, before)
+			b.createSale(t, address)
+			warmUp := runClaims(t, address, 32, b.baseline) // makes the connections
+			before := runClaims(t, address, 32, b.baseline)
+			expectOnlyClaimed(t, before)
 
 			live := watchLive(t, p.url)
 			c.begin(proxy)
-			overload, memoryBefore, memoryMost := b.outnumber(t, p, address)
+			overload, memoryBefore, memoryHighest := b.runOverload(t, p, address)
 			slowestLive := live()
 			c.end(proxy)
 
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second+b.calm)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second+b.baseline)
 			defer cancel()
-			run, err := loadgen.Start(ctx, loadgen.Plan{Address: address, Connections: 32, Request: newcomer})
+			run, err := loadgen.Start(ctx, loadgen.Plan{Address: address, Connections: 32, Request: newUserClaim})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -61,40 +62,40 @@ func (b *bounds) overload(t *testing.T) {
 			recovering := run.Take()
 			<-run.Done()
 			after := run.Take()
-			onlyClaimed(t, after)
-			back := 100 * perSecond(after) / perSecond(before)
+			expectOnlyClaimed(t, after)
+			recovered := 100 * perSecond(after) / perSecond(before)
 
-			b.row(t, c.postgres, answers(overload), time.Duration(overload.Claims.Latency.Max()), slowestLive,
-				fmt.Sprintf("%.0f, %.0f MiB", mib(memoryBefore), mib(memoryMost)), fmt.Sprintf("%.0f %%", back))
-			if slowest := time.Duration(overload.Claims.Latency.Max()); slowest > boundTimeout+b.grace {
+			b.row(t, c.postgres, formatAnswers(overload), time.Duration(overload.Claims.Latency.Max()), slowestLive,
+				fmt.Sprintf("%.0f, %.0f MiB", mib(memoryBefore), mib(memoryHighest)), fmt.Sprintf("%.0f %%", recovered))
+			if slowest := time.Duration(overload.Claims.Latency.Max()); slowest > boundTimeout+b.tolerance {
 				t.Errorf("an answer took %s", slowest)
 			}
-			if slowestLive > b.grace {
+			if slowestLive > b.tolerance {
 				t.Errorf("/health/live took %s", slowestLive)
 			}
-			if memoryMost-memoryBefore > memoryBudget {
-				t.Errorf("the service grew from %.0f to %.0f MiB", mib(memoryBefore), mib(memoryMost))
+			if memoryHighest-memoryBefore > memoryBudget {
+				t.Errorf("the service grew from %.0f to %.0f MiB", mib(memoryBefore), mib(memoryHighest))
 			}
-			if b.strict && back < 50 {
-				t.Errorf("it is back at %.0f %% of its speed", back)
+			if b.strict && recovered < 50 {
+				t.Errorf("recovered to %.0f %% of its speed, want 50 %%", recovered)
 			}
-			stored(t, database, warm, before, overload, recovering, after)
+			checkStored(t, database, warmUp, before, overload, recovering, after)
 		})
 	}
 }
 
-// outnumber claims over ten times as many connections as can be carried.
-func (b *bounds) outnumber(t *testing.T, p *program, address string) (report loadgen.Report, memoryBefore, memoryMost int64) {
+// runOverload claims over ten times as many connections as the batcher and its queue can hold.
+func (b *bounds) runOverload(t *testing.T, p *program, address string) (report loadgen.Report, memoryBefore, memoryHighest int64) {
 	t.Helper()
-	var speechless atomic.Int64 // 503s that do not say when to come back
+	var withoutRetryAfter atomic.Int64
 	ctx, cancel := context.WithTimeout(t.Context(), b.duration)
 	defer cancel()
 	run, err := loadgen.Start(ctx, loadgen.Plan{
 		Address: address, Connections: 10 * (boundQueue + 1), Timeout: boundTimeout + 10*time.Second,
-		Request: newcomer,
+		Request: newUserClaim,
 		Answered: func(_ int, a loadgen.Answer, r loadgen.Response) (bool, time.Duration) {
 			if a.Status == http.StatusServiceUnavailable && r.RetryAfter <= 0 {
-				speechless.Add(1)
+				withoutRetryAfter.Add(1)
 			}
 			return false, 0
 		},
@@ -102,44 +103,45 @@ func (b *bounds) outnumber(t *testing.T, p *program, address string) (report loa
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(b.duration / 4) // all connections have asked
+	time.Sleep(b.duration / 4) // until all connections have sent a claim
 	memoryBefore = memory(t, p.pid)
-	most := watchMemory(t, p.pid)
+	highest := watchMemory(t, p.pid)
 	report = run.Wait()
-	memoryMost = most()
+	memoryHighest = highest()
 
-	if n := speechless.Load(); n > 0 {
-		t.Errorf("%d times 503 without Retry-After", n)
+	if n := withoutRetryAfter.Load(); n > 0 {
+		t.Errorf("%d responses with status 503 lack Retry-After", n)
 	}
-	beyond := 0
+	failed := 0
 	for _, c := range report.Claims.Answers {
 		switch c.Answer {
 		case loadgen.Claimed:
 		case loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown:
-			beyond += c.Times
+			failed += c.Times
 		default:
-			t.Errorf("%d times %s; %v", c.Times, c.Answer, report.Faults)
+			t.Errorf("%d times %s; %v", c.Times, c.Answer, report.Errors)
 		}
 	}
-	if beyond == 0 {
-		t.Error("nobody was refused: this was no overload")
+	if failed == 0 {
+		t.Error("every claim succeeded, so the service was not overloaded")
 	}
-	return report, memoryBefore, memoryMost
+	return report, memoryBefore, memoryHighest
 }
 
-// watchLive asks /health/live again and again; the function that it returns ends that, and returns how long the slowest took.
+// watchLive polls /health/live. The function that it returns stops that, and returns the time of
+// the slowest response.
 func watchLive(t *testing.T, url string) (slowest func() time.Duration) {
 	t.Helper()
 	stop := make(chan struct{})
-	var most time.Duration
+	var longest time.Duration
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		for {
-			status, took := probe(url + "/health/live")
+			status, took := getOnce(url + "/health/live")
 			if status != http.StatusOK {
 				t.Errorf("/health/live: %d after %s", status, took)
 			}
-			most = max(most, took)
+			longest = max(longest, took)
 			select {
 			case <-stop:
 				return
@@ -150,6 +152,6 @@ func watchLive(t *testing.T, url string) (slowest func() time.Duration) {
 	return func() time.Duration {
 		close(stop)
 		watching.Wait()
-		return most
+		return longest
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"scalable-coupon-system/db"
 )
 
-// serveConfig is all that `coupond serve` reads from the environment.
+// serveConfig is the configuration of `coupond serve`.
 type serveConfig struct {
 	Database databaseConfig
 	Listen   listenConfig
@@ -24,13 +24,13 @@ func newServeCommand(vars environment, stderr io.Writer) *cobra.Command {
 		Short: "Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL",
 		Long: `Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL.
 
-It waits for PostgreSQL and for a schema that is new enough: until then, GET
-/health answers 503 and says why. It never changes the schema; run coupond
-migrate for that, before or while this runs.
+The service waits for PostgreSQL and for a schema that is new enough. Until
+then, GET /health returns 503 and the reason. The service never changes the
+schema: run coupond migrate, before or while it runs.
 
-SIGTERM or SIGINT ends it: /health says 503, nobody new is let in, every request
-is answered, the connections to PostgreSQL are closed. A second signal ends it
-at once.`,
+SIGTERM or SIGINT starts a graceful shutdown: /health returns 503, no new
+connection is accepted, every request is answered, and the connections to
+PostgreSQL are closed. A second signal ends the process at once.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&serveConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -61,7 +61,8 @@ func serve(ctx context.Context, vars environment, stderr io.Writer) error {
 	return s.run(ctx)
 }
 
-// logStart logs which program starts with which configuration. database says where that is, without a password.
+// logStart logs the build and the effective configuration. database is the address of the database,
+// without a password.
 func logStart(log zerolog.Logger, database string, config any) {
 	b := readBuild()
 	log.Info().

@@ -19,34 +19,36 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// service is what serve and dev have in common: the coupons of one database, over HTTP on one listener.
+// service serves the coupons of one database over HTTP on one listener. The commands serve and dev
+// run it.
 type service struct {
 	config   serviceConfig
-	database string // connection string with the password
+	database string // connection string, with the password
 	listener *drain.Listener
 	log      zerolog.Logger
-	ready    func() // when not nil, called once when the first claim could be made
+	ready    func() // if not nil, called once when claims can be made
 }
 
-// listenAt opens the door; its error names the address.
+// listenAt listens on address. Its error names the address.
 func listenAt(ctx context.Context, address string) (*drain.Listener, error) {
-	d, err := drain.Listen(ctx, address)
+	l, err := drain.Listen(ctx, address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("cannot listen on %s: another program does already (choose another address with LISTEN_ADDR)", address)
+		return nil, fmt.Errorf("cannot listen on %s: address already in use (choose another one with LISTEN_ADDR)", address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s (LISTEN_ADDR): %w", address, err)
 	}
-	return d, nil
+	return l, nil
 }
 
-// run serves until ctx is done, then ends in this order: /health says no, nobody new is let in, every request is answered, the
-// store is closed. It returns nil when all of it was done within SHUTDOWN_TIMEOUT.
+// run serves until ctx is done. Then it shuts down in this order: /health returns 503, no new
+// connection is accepted, every request is answered, the store is closed. It returns nil if all of
+// this was done within SHUTDOWN_TIMEOUT.
 func (s *service) run(ctx context.Context) error {
 	store, err := pgstore.Open(pgstore.Config{
 		URL:              s.database,
 		MaxConns:         s.config.MaxConns,
-		ClaimConcurrency: s.config.ClaimLanes,
+		ClaimConcurrency: s.config.ClaimConcurrency,
 		ClaimQueue:       s.config.ClaimQueue,
 		ClaimTimeout:     s.config.ClaimTimeout,
 		SchemaVersion:    db.Version(),
@@ -58,8 +60,8 @@ func (s *service) run(ctx context.Context) error {
 	handler := api.New(store, api.Options{Log: s.log, Registry: newRegistry(store)})
 	server := api.NewServer(handler, s.log)
 	server.ConnState = s.listener.ConnState
-	most := drain.MaxConns(s.config.MaxConns)
-	s.listener.Limit(most)
+	maxConns := drain.MaxConns(s.config.MaxConns)
+	s.listener.Limit(maxConns)
 
 	started := time.Now()
 	served := make(chan struct{})
@@ -68,30 +70,30 @@ func (s *service) run(ctx context.Context) error {
 		defer close(served)
 		serveErr = server.Serve(s.listener)
 	}()
-	s.log.Info().Stringer("address", s.listener.Addr()).Int("most_connections", most).Msg("listening")
-	var watching sync.WaitGroup
-	watch, stopWatching := context.WithCancel(ctx)
-	watching.Go(func() { s.tellReadiness(watch, store) })
-	defer watching.Wait() // it writes to the log and to stdout
-	defer stopWatching()
+	s.log.Info().Stringer("address", s.listener.Addr()).Int("max_connections", maxConns).Msg("listening")
+	var background sync.WaitGroup
+	starting, stopStarting := context.WithCancel(ctx)
+	background.Go(func() { s.reportReady(starting, store) })
+	defer background.Wait() // it writes to the log and to stdout
+	defer stopStarting()
 
 	select {
 	case <-ctx.Done():
-	case <-served: // never without a cause: the listener broke
+	case <-served: // the listener failed
 		_ = server.Close()
 		store.Close()
-		return fmt.Errorf("cannot listen on %s any more: %w", s.listener.Addr(), serveErr)
+		return fmt.Errorf("no longer listening on %s: %w", s.listener.Addr(), serveErr)
 	}
 
 	stopping := time.Now()
-	s.log.Info().AnErr("cause", context.Cause(ctx)).Stringer("at_most", s.config.ShutdownTimeout).
+	s.log.Info().AnErr("cause", context.Cause(ctx)).Stringer("timeout", s.config.ShutdownTimeout).
 		Msg(stoppingMessage)
 	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
 	defer cancel()
 
 	handler.Drain()
-	cut := s.listener.Drain(deadline, served)
-	_ = server.Close() // what is left is cut; an error would be that of closing a connection
+	cutOff := s.listener.Drain(deadline, served)
+	_ = server.Close() // cuts off the remaining requests; the error is that of closing a connection
 
 	closed := make(chan struct{})
 	go func() {
@@ -102,26 +104,26 @@ func (s *service) run(ctx context.Context) error {
 	select {
 	case <-closed:
 	case <-deadline.Done():
-		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): the connections to PostgreSQL", s.config.ShutdownTimeout)
+		err = fmt.Errorf("SHUTDOWN_TIMEOUT (%s) exceeded: connections to PostgreSQL cut off", s.config.ShutdownTimeout)
 	}
-	if cut > 0 {
+	if cutOff > 0 {
 		requests := "requests"
-		if cut == 1 {
+		if cutOff == 1 {
 			requests = "request"
 		}
-		err = fmt.Errorf("cut off after SHUTDOWN_TIMEOUT (%s): %d %s without a whole answer", s.config.ShutdownTimeout, cut, requests)
+		err = fmt.Errorf("SHUTDOWN_TIMEOUT (%s) exceeded: %d %s cut off", s.config.ShutdownTimeout, cutOff, requests)
 	}
 	s.log.Info().
-		Int64("up_ms", stopping.Sub(started).Milliseconds()).
-		Int64("stop_ms", time.Since(stopping).Milliseconds()).
-		Dict("claims", summary(store)).
-		Int("requests_cut", cut).
+		Int64("uptime_ms", stopping.Sub(started).Milliseconds()).
+		Int64("shutdown_ms", time.Since(stopping).Milliseconds()).
+		Dict("claims", claimCounts(store)).
+		Int("requests_cut_off", cutOff).
 		Msg("stopped")
 	return err
 }
 
-// summary counts the claims by what came of them.
-func summary(store *pgstore.Store) *zerolog.Event {
+// claimCounts returns the number of claims by outcome, for the log.
+func claimCounts(store *pgstore.Store) *zerolog.Event {
 	dict := zerolog.Dict()
 	for outcome, n := range store.Outcomes() {
 		dict.Int64(outcome, n)
@@ -129,12 +131,13 @@ func summary(store *pgstore.Store) *zerolog.Event {
 	return dict
 }
 
-// newRegistry has all that GET /metrics shows but for the requests.
+// newRegistry returns a registry with all metrics except those of HTTP requests, which package api
+// adds.
 func newRegistry(store *pgstore.Store) *prometheus.Registry {
 	b := readBuild()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "coupond_build_info",
-		Help:        "Which program this is; always 1.",
+		Help:        "Version, commit and Go version of this program; always 1.",
 		ConstLabels: prometheus.Labels{"version": b.version, "commit": b.commit, "go_version": runtime.Version()},
 	})
 	info.Set(1)
@@ -145,18 +148,19 @@ func newRegistry(store *pgstore.Store) *prometheus.Registry {
 }
 
 // stoppingMessage is logged at the first signal.
-const stoppingMessage = "stopping: every request is answered first; a second signal ends it at once"
+const stoppingMessage = "stopping: waiting for open requests; a second signal ends the process at once"
 
-// readinessPause is how often a start looks whether claims can be made.
-const readinessPause = 200 * time.Millisecond
+// readyInterval is the time between two readiness checks at startup.
+const readyInterval = 200 * time.Millisecond
 
-// tellReadiness logs when the first claim can be made. What it waits for until then is in the store's own log.
-func (s *service) tellReadiness(ctx context.Context, store *pgstore.Store) {
+// reportReady waits until claims can be made, logs that and calls s.ready. Until then the store
+// logs what is missing.
+func (s *service) reportReady(ctx context.Context, store *pgstore.Store) {
 	for store.Ready(ctx) != nil {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(readinessPause):
+		case <-time.After(readyInterval):
 		}
 	}
 	s.log.Info().Msg("ready for claims")

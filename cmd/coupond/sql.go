@@ -11,14 +11,14 @@ import (
 func newSQLCommand(stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "sql",
-		Short: "Print what migrate does as a script for psql",
-		Long: `Print the whole schema and its functions as one script for psql, for those who
-want to read what migrate does, or to run it themselves:
+		Short: "Print the schema and functions as a psql script",
+		Long: `Print the schema and its functions as one psql script that does what migrate
+does, to read it or to run it yourself:
 
   coupond sql >install.sql
   psql --no-psqlrc --file=install.sql postgres://…
 
-Like migrate it does only what is missing, and may be run again.`,
+Like migrate, the script only adds what is missing and can be run again.`,
 		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			script, err := db.Script()

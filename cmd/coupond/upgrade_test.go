@@ -24,17 +24,18 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// upgrades installs the functions anew, and rolls the service from one version to the next, while clients claim.
+// upgrades reinstalls the functions and performs a rolling upgrade of the service while clients
+// claim.
 func (b *bounds) upgrades(t *testing.T) {
-	b.table("Upgrades under load", "16 clients claim, each as soon as it has its answer. Whoever meets a closed door goes to the other instance, as a load balancer does.",
-		"what | claims meanwhile, all 201 | failed")
+	b.table("Upgrades under load", "16 clients claim, each as soon as it has its answer. A client that cannot connect tries the other instance, as a load balancer does.",
+		"upgrade | claims during it, all 201 | failed")
 
-	t.Run("functions installed anew 50 times", func(t *testing.T) {
+	t.Run("functions reinstalled 50 times", func(t *testing.T) {
 		const installs = 50
 		database := pgtest.New(t)
 		_, address := b.serve(t, b.binary, database.URL, 0)
-		b.sell(t, address)
-		l := newLoad(t, address)
+		b.createSale(t, address)
+		l := startLoad(t, address)
 		conn := database.Connect(t)
 		for range installs {
 			if _, err := db.Apply(t.Context(), conn); err != nil {
@@ -43,11 +44,11 @@ func (b *bounds) upgrades(t *testing.T) {
 			l.progress(t)
 		}
 		claimed := l.end(t)
-		b.row(t, fmt.Sprintf("the functions installed anew, %d times", installs), claimed, l.failed.Load())
-		storedBetween(t, conn, claimed, claimed)
+		b.row(t, fmt.Sprintf("functions reinstalled %d times", installs), claimed, l.failed.Load())
+		checkStoredBetween(t, conn, claimed, claimed)
 	})
 
-	t.Run("rolled to the next version", func(t *testing.T) {
+	t.Run("rolling upgrade", func(t *testing.T) {
 		next := nextBinary(t)
 		database := pgtest.New(t)
 		conn := database.Connect(t)
@@ -59,11 +60,11 @@ func (b *bounds) upgrades(t *testing.T) {
 		}
 		add(b.binary)
 		add(b.binary)
-		b.sell(t, addresses[0])
-		l := newLoad(t, addresses...)
+		b.createSale(t, addresses[0])
+		l := startLoad(t, addresses...)
 		l.progress(t)
 
-		// First the schema, under the old instances.
+		// First the schema, while the old instances run.
 		migrate := startBinary(t, next, []string{"DATABASE_URL=" + database.URL}, "migrate")
 		if code := migrate.wait(t); code != 0 {
 			t.Fatalf("migrate: exit code %d: %s", code, migrate.stderr.String())
@@ -74,11 +75,11 @@ func (b *bounds) upgrades(t *testing.T) {
 		}
 		l.progress(t)
 		for _, p := range running {
-			if status, _ := probe(p.url + "/health"); status != http.StatusOK {
-				t.Errorf("an old instance on the new schema: /health %d", status)
+			if status, _ := getOnce(p.url + "/health"); status != http.StatusOK {
+				t.Errorf("old instance with the new schema: /health %d", status)
 			}
 		}
-		// Then one instance after the other: a new one comes, an old one goes.
+		// Then the instances, one after the other: start a new one, stop an old one.
 		for range 2 {
 			add(next)
 			old := running[0]
@@ -87,17 +88,17 @@ func (b *bounds) upgrades(t *testing.T) {
 			l.progress(t)
 			old.signal(syscall.SIGTERM)
 			if code := old.wait(t); code != 0 {
-				t.Errorf("an old instance ended with %d: %s", code, old.stderr.String())
+				t.Errorf("old instance: exit code %d: %s", code, old.stderr.String())
 			}
 			l.progress(t)
 		}
 		claimed := l.end(t)
-		b.row(t, "a migration added, two old instances replaced by two new ones", claimed, l.failed.Load())
-		storedBetween(t, conn, claimed, claimed)
+		b.row(t, "one migration, then two old instances replaced by two new ones", claimed, l.failed.Load())
+		checkStoredBetween(t, conn, claimed, claimed)
 	})
 }
 
-// nextBinary builds the next version of coupond: this one with one migration more.
+// nextBinary builds the next version of coupond, which has one more migration.
 func nextBinary(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -120,64 +121,66 @@ func nextBinary(t *testing.T) string {
 	return binary
 }
 
-// clients claim without end at one of several instances each.
-type clients struct {
+// claimLoad is a number of clients that claim continuously, each from one of several instances.
+type claimLoad struct {
 	mu        sync.Mutex
 	addresses []string
 
-	over            atomic.Bool
+	stopped         atomic.Bool
 	claimed, failed atomic.Int64
-	late            atomic.Int64
-	all             sync.WaitGroup
+	late            atomic.Int64 // clients that were too slow for drain.IdleGrace
+	running         sync.WaitGroup
 }
 
-func newLoad(t *testing.T, addresses ...string) *clients {
+func startLoad(t *testing.T, addresses ...string) *claimLoad {
 	t.Helper()
-	l := &clients{addresses: slices.Clone(addresses)}
+	l := &claimLoad{addresses: slices.Clone(addresses)}
 	for i := range 16 {
-		l.all.Go(func() { l.claim(t, i) })
+		l.running.Go(func() { l.claim(t, i) })
 	}
-	t.Cleanup(func() { l.over.Store(true); l.all.Wait() })
+	t.Cleanup(func() { l.stopped.Store(true); l.running.Wait() })
 	return l
 }
 
-// balance sets where new connections go.
-func (l *clients) balance(addresses []string) {
+// balance sets the addresses for new connections.
+func (l *claimLoad) balance(addresses []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.addresses = slices.Clone(addresses)
 }
 
-// claim keeps a connection until the instance says that it is the last answer, and then goes to the next instance.
-func (l *clients) claim(t *testing.T, i int) {
-	for turn := i; !l.over.Load(); turn++ {
+// claim uses a connection until the instance announces that it closes it, then connects to the next
+// instance.
+func (l *claimLoad) claim(t *testing.T, i int) {
+	for next := i; !l.stopped.Load(); next++ {
 		l.mu.Lock()
-		address := l.addresses[turn%len(l.addresses)]
+		address := l.addresses[next%len(l.addresses)]
 		l.mu.Unlock()
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			time.Sleep(time.Millisecond)
-			continue // nobody there: the next one
+			continue // the instance is gone: try the next one
 		}
-		g, heard := rawhttp.New(conn), time.Now()
-		for closes := false; !closes && !l.over.Load(); {
-			body := claimBody(fmt.Sprint("user ", users.Add(1)), sold)
-			_, err := io.WriteString(g, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
-			silent := time.Since(heard) > drain.IdleGrace/2
+		c, lastAnswer := rawhttp.New(conn), time.Now()
+		for closes := false; !closes && !l.stopped.Load(); {
+			body := claimBody(fmt.Sprint("user ", lastUser.Add(1)), saleCoupon)
+			_, err := io.WriteString(c, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+			late := time.Since(lastAnswer) > drain.IdleGrace/2
 			if err == nil {
-				closes, err = g.Response(http.StatusCreated)
+				closes, err = c.Response(http.StatusCreated)
 			}
-			heard = time.Now()
+			lastAnswer = time.Now()
 			switch {
 			case err == nil:
 				l.claimed.Add(1)
-			case silent && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)):
-				// On a busy machine a client may be silent for longer than a closing door waits: then nothing was read of this claim.
+			case late && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)):
+				// On a busy machine a client may be idle for longer than a draining instance waits.
+				// Then nothing of this claim was read.
 				l.late.Add(1)
 				closes = true
 			default:
 				l.failed.Add(1)
-				t.Errorf("a claim: %v", err)
+				t.Errorf("claim: %v", err)
 				closes = true
 			}
 		}
@@ -185,20 +188,20 @@ func (l *clients) claim(t *testing.T, i int) {
 	}
 }
 
-// progress waits until every client can have claimed with what there is now.
-func (l *clients) progress(t *testing.T) {
+// progress waits for 100 more claims, so that the current state has been used.
+func (l *claimLoad) progress(t *testing.T) {
 	t.Helper()
 	before := l.claimed.Load()
 	wait.For(t, "claims", func() bool { return l.claimed.Load() > before+100 || l.failed.Load() > 0 })
 }
 
-// end stops the clients and returns how many claims they were granted.
-func (l *clients) end(t *testing.T) int {
+// end stops the clients and returns the number of successful claims.
+func (l *claimLoad) end(t *testing.T) int {
 	t.Helper()
-	l.over.Store(true)
-	l.all.Wait()
+	l.stopped.Store(true)
+	l.running.Wait()
 	if n := l.late.Load(); n > 0 {
-		t.Logf("%d clients were too slow for the grace of a closing door", n)
+		t.Logf("%d times, a client was too slow for the grace of a draining instance", n)
 	}
 	return int(l.claimed.Load())
 }

@@ -12,16 +12,16 @@ import (
 	"scalable-coupon-system/db"
 )
 
-// Set by the linker: -ldflags '-X main.version=v1.2.3 -X main.commit=…'. What is not set is what Go itself found out about the
-// checkout that the binary was built from (nothing, with -buildvcs=false).
+// Set by the linker: -ldflags '-X main.version=v1.2.3 -X main.commit=…'. If unset, readBuild uses
+// what Go has recorded about the checkout (nothing, with -buildvcs=false).
 var version, commit string
 
-// build says which program this is.
+// build describes the build of this program.
 type build struct {
-	version string // a tag, or what Go makes of the commit
+	version string // a tag, or the pseudo-version that Go derives from the commit
 	commit  string // the full hash
 	time    string // of the commit, RFC 3339; may be empty
-	dirty   bool   // built from files that differ from the commit
+	dirty   bool   // built with uncommitted changes
 }
 
 func readBuild() build {
@@ -51,7 +51,7 @@ func (b build) String() string {
 		commit += " of " + b.time
 	}
 	if b.dirty {
-		commit += ", with changes"
+		commit += ", with uncommitted changes"
 	}
 	return fmt.Sprintf("coupond %s\ncommit  %s\nschema  %d\ngo      %s %s/%s",
 		b.version, commit, db.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
@@ -60,9 +60,9 @@ func (b build) String() string {
 func newVersionCommand(stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print version, commit and the schema version this binary brings",
+		Short: "Print the versions of this binary and of its schema",
 		Long: `Print the version of this binary, the commit it was built from, the version of
-the database schema that its migrate command installs, and its Go version and
+the database schema that coupond migrate installs, the Go version and the
 platform.`,
 		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {

@@ -1,14 +1,15 @@
--- The claim, for a crowd that wants many coupons: the rule of claim_coupons said once more, over sets of coupons. Three
--- statements for all of it, where a call of claim_coupons for each coupon would take five each.
+-- Claims many coupons in one call: the rule of claim_coupons over sets of coupons. It takes three
+-- statements in all, where one call of claim_coupons per coupon would take five each.
 create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
 returns table ("position" integer, status public.claim_status)
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
--- Plans are kept. Look-ups in the tables are subqueries with a limit, which can only be index probes (see claim_coupons); the
--- joins are between the arrays of one call, where a nested loop would be quadratic. Switching a method off adds to a plan's
--- cost, which must not be mistaken for work worth compiling.
+-- Plans are cached (ADR 0010). Lookups in the tables are subqueries with a limit, which can only be
+-- index probes (see claim_coupons). Joins are between the arrays of one call, where a nested loop
+-- would be quadratic. A disabled method adds to a plan's estimated cost, which must not trigger JIT
+-- compilation.
 set enable_seqscan = off
 set enable_sort = off
 set enable_nestloop = off
@@ -38,22 +39,23 @@ begin
     perform public.guard_ownership(variadic p_coupons);
   end if;
 
-  -- 1. Look, without a lock: which coupons are wanted by somebody who does not have them yet?
+  -- 1. Look, without a lock: coupons that at least one of the users requests and does not have.
   v_wanted := array(
-    select distinct w.coupon_name
-    from unnest(p_users, p_coupons) as w (user_id, coupon_name)
+    select distinct r.coupon_name
+    from unnest(p_users, p_coupons) as r (user_id, coupon_name)
     where (
       select true
       from public.claims as k
-      where k.coupon_name = w.coupon_name
-        and k.user_id between w.user_id and w.user_id
+      where k.coupon_name = r.coupon_name
+        and k.user_id between r.user_id and r.user_id
       order by k.user_id
       limit 1
     ) is null
   );
 
-  -- 2. Lock those of them that have stock, in byte order: the one order in which everybody takes several of these locks,
-  --    so that no two crowds can wait for each other. The stock read with the lock is the newest there is.
+  -- 2. Lock those of them that have stock, in byte order. Every transaction that takes several of
+  --    these locks uses this order, so batches cannot deadlock. Stock read with the lock is the
+  --    newest.
   select array_agg(l.name), array_agg(l.amount), array_agg(l.remaining_amount)
   into v_coupons, v_amounts, v_remaining
   from (
@@ -65,98 +67,101 @@ begin
     for no key update
   ) as l;
 
-  -- 3. Claim, for all of them at once. Stock is that of the locked coupons only: a coupon that this statement sees and
-  --    the first did not was created in between, and for this call there is no such coupon.
+  -- 3. Insert and decrement, for all coupons at once. Only locked coupons have stock here: a coupon
+  --    that this statement sees and the first did not was created in between, and this call treats
+  --    it as not found.
   return query
-  with asked as (
+  with requests as (
     select
-      w.place,
-      w.position,
-      w.user_id,
-      w.coupon_name,
+      r.ord,
+      r.position,
+      r.user_id,
+      r.coupon_name,
       s.amount,
       s.remaining_amount,
       (
         select true
         from public.claims as k
-        where k.coupon_name = w.coupon_name
-          and k.user_id between w.user_id and w.user_id
+        where k.coupon_name = r.coupon_name
+          and k.user_id between r.user_id and r.user_id
         order by k.user_id
         limit 1
       ) as has_claim
-    from unnest(p_users, p_coupons, p_positions) with ordinality as w (user_id, coupon_name, position, place)
+    from unnest(p_users, p_coupons, p_positions) with ordinality as r (user_id, coupon_name, position, ord)
     left join unnest(v_coupons, v_amounts, v_remaining) as s (name, amount, remaining_amount)
-      on s.name = w.coupon_name
+      on s.name = r.coupon_name
   ),
-  newcomers as (
-    -- One for each user and coupon, however often the user asks, in the place of his first request.
+  candidates as (
+    -- One row per user and coupon, at the position of the user's first request.
     select
-      a.user_id,
-      a.coupon_name,
-      a.amount,
-      a.remaining_amount,
-      min(a.place) as place
-    from asked as a
-    where a.has_claim is null
-      and a.remaining_amount is not null
+      r.user_id,
+      r.coupon_name,
+      r.amount,
+      r.remaining_amount,
+      min(r.ord) as ord
+    from requests as r
+    where r.has_claim is null
+      and r.remaining_amount is not null
     group by
-      a.user_id,
-      a.coupon_name,
-      a.amount,
-      a.remaining_amount
+      r.user_id,
+      r.coupon_name,
+      r.amount,
+      r.remaining_amount
   ),
   ranked as (
     select
       n.*,
-      row_number() over (partition by n.coupon_name order by n.place) as rank
-    from newcomers as n
+      row_number() over (partition by n.coupon_name order by n.ord) as rank
+    from candidates as n
   ),
   winners as (
     select *
-    from ranked as r
-    where r.rank <= r.remaining_amount
+    from ranked as n
+    where n.rank <= n.remaining_amount
   ),
-  granted as (
+  inserted as (
     insert into public.claims (coupon_name, claim_number, user_id)
     select w.coupon_name, w.amount - w.remaining_amount + w.rank, w.user_id
     from winners as w
   ),
   decremented as (
     update public.coupons as c
-    set remaining_amount = c.remaining_amount - g.claimed
+    set remaining_amount = c.remaining_amount - n.claimed
     from (
       select w.coupon_name, count(*) as claimed
       from winners as w
       group by w.coupon_name
-    ) as g
-    where c.name = g.coupon_name
+    ) as n
+    where c.name = n.coupon_name
       and c.name = any (v_coupons)
   )
   select
-    a.position,
+    r.position,
     case
-      when a.has_claim then 'already_claimed'
-      when a.place = w.place then 'claimed'
-      when w.place is not null then 'already_claimed'
-      when a.remaining_amount is not null then 'out_of_stock'
+      when r.has_claim then 'already_claimed'
+      when r.ord = w.ord then 'claimed'
+      when w.ord is not null then 'already_claimed'
+      when r.remaining_amount is not null then 'out_of_stock'
       when (
         select c.remaining_amount = 0
         from public.coupons as c
-        where c.name = a.coupon_name
+        where c.name = r.coupon_name
         limit 1
       ) then 'out_of_stock'
       else 'coupon_not_found'
     end::public.claim_status
-  from asked as a
+  from requests as r
   left join winners as w
-    on w.coupon_name = a.coupon_name
-    and w.user_id = a.user_id
-  order by a.place;
+    on w.coupon_name = r.coupon_name
+    and w.user_id = r.user_id
+  order by r.ord;
 end;
 $$;
 
 comment on function public.claim_batch(text[], text[], integer[]) is
-  'claim_coupons for a crowd that wants many coupons: user p_users[i] claims p_coupons[i]. Answers one row per claim, in the order of the arrays, under the position that p_positions[i] gives it (so that a proxy may split the arrays and join the rows). Coupons are locked in byte order; all claims commit together.';
+  'claim_coupons for many coupons: p_users[i] claims p_coupons[i]. Returns one row per claim, in the order '
+  'of the arrays, with its position p_positions[i], so that a proxy can split the arrays and join the '
+  'rows. Coupons are locked in byte order; all claims commit together.';
 
 revoke all on function public.claim_batch(text[], text[], integer[]) from public;
 grant execute on function public.claim_batch(text[], text[], integer[]) to coupon_service;

@@ -1,21 +1,21 @@
--- The claim, for a crowd that wants one coupon: one look, one lock, one insert, one decrement, one commit.
+-- Claims a coupon for a batch of users: one look, one lock, one insert, one decrement, one commit.
 create or replace function public.claim_coupons(p_users text[], p_coupon text)
 returns public.claim_status[]
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
--- A session plans these statements once and keeps the plans. Made while the tables were small they would scan a table, and
--- go on scanning it when it holds millions of claims. For the same reason the look at a user's claim
---   is always a subquery with a limit: the planner can turn "exists" into a join that reads all claims of the coupon;
---   asks for the one user as a range, in order: only the unique index (coupon_name, user_id) has that order, and a sort is
---   switched off. Said as two equalities, the primary key can answer it, too, by reading all claims of the coupon, and seems
---   as good to a planner that knows only the statistics of a young system.
+-- A session caches its plans, and a plan made while the tables were small must still probe an index
+-- when they hold millions of claims (ADR 0010). So the lookup of a user's claim is always a
+-- subquery with a limit, which the planner cannot turn into a join that reads all claims of the
+-- coupon; and it selects the user as a range, in order. Only the unique index (coupon_name,
+-- user_id) has that order, and sorting is disabled. With two equalities, the planner may choose the
+-- primary key instead and read all claims of the coupon.
 set enable_seqscan = off
 set enable_sort = off
--- The joins are between arrays of one call, where a nested loop would be quadratic.
+-- Joins are between arrays of one call, where a nested loop would be quadratic.
 set enable_nestloop = off
--- What is switched off adds to a plan's cost, which must not be mistaken for work worth compiling.
+-- A disabled method adds to a plan's estimated cost, which must not trigger JIT compilation.
 set jit = off
 as $$
 declare
@@ -30,8 +30,9 @@ begin
     perform public.guard_ownership(p_coupon);
   end if;
 
-  -- 1. Look, without a lock. An unknown coupon or an empty stock is a true answer at this instant, and so is the claim
-  --    that a user has already: stock never grows again, and a claim is never taken back.
+  -- 1. Look, without a lock. A missing coupon, an empty stock and an existing claim are true
+  --    answers at this moment; the last two stay true, because stock never grows and claims are
+  --    never deleted.
   select c.remaining_amount
   into v_remaining
   from public.coupons as c
@@ -41,8 +42,9 @@ begin
     return array_fill('coupon_not_found'::public.claim_status, array[cardinality(p_users)]);
   end if;
 
-  -- 2. Lock, if anybody may succeed. The lock is that of the update below, so that the foreign key's own lock on the
-  --    coupon (key share) does not wait for it. Stock is read again: while we waited, others took from it.
+  -- 2. Lock, if any claim may succeed. The lock is the one that the update below takes, so it does
+  --    not block the key share locks of foreign keys. Stock is read again, because other
+  --    transactions may have decremented it while this one waited.
   if v_remaining > 0 and exists (
     select
     from unnest(p_users) as u (id)
@@ -61,18 +63,18 @@ begin
     where c.name = p_coupon
     for no key update;
 
-    -- Nobody deletes a coupon, but for the owner, by hand, before its first claim.
+    -- Only the owner can delete a coupon, by hand and before its first claim.
     if not found then
       return array_fill('coupon_not_found'::public.claim_status, array[cardinality(p_users)]);
     end if;
 
-    -- 3. Insert, for all of them at once, in the order of the crowd, while stock lasts. With the lock held nobody else claims
-    --    this coupon: who has a claim now stays so, and the numbers are free. One insert a user, in a loop, takes 1.4 times as
-    --    long for a crowd of 128: each starts the executor and parses the table's CHECKs anew.
-    with asked as materialized (
+    -- 3. Insert all claims at once, in the order of the batch, while stock lasts. With the lock
+    --    held, no other transaction claims this coupon: existing claims are final, and the next
+    --    claim numbers are free. One insert per user, in a loop, is slower in batches (ADR 0009).
+    with requests as materialized (
       select
         u.id,
-        u.place,
+        u.ord,
         (
           select true
           from public.claims as k
@@ -81,40 +83,40 @@ begin
           order by k.user_id
           limit 1
         ) as has_claim
-      from unnest(p_users) with ordinality as u (id, place)
+      from unnest(p_users) with ordinality as u (id, ord)
     ),
     winners as materialized (
-      -- One for each user, however often he asks, in the place of his first request.
-      select a.id, min(a.place) as place
-      from asked as a
-      where a.has_claim is null
-      group by a.id
-      order by min(a.place)
+      -- One row per user, at the position of the user's first request.
+      select r.id, min(r.ord) as ord
+      from requests as r
+      where r.has_claim is null
+      group by r.id
+      order by min(r.ord)
       limit v_remaining
     ),
-    granted as (
+    inserted as (
       insert into public.claims (coupon_name, claim_number, user_id)
-      select p_coupon, v_amount - v_remaining + row_number() over (order by w.place), w.id
+      select p_coupon, v_amount - v_remaining + row_number() over (order by w.ord), w.id
       from winners as w
     )
     select
       array_agg(
         case
-          when a.has_claim then 'already_claimed'
-          when a.place = w.place then 'claimed'
-          when w.place is not null then 'already_claimed'
+          when r.has_claim then 'already_claimed'
+          when r.ord = w.ord then 'claimed'
+          when w.ord is not null then 'already_claimed'
           else 'out_of_stock'
         end::public.claim_status
-        order by a.place
+        order by r.ord
       ),
-      count(*) filter (where a.place = w.place)
+      count(*) filter (where r.ord = w.ord)
     into v_statuses, v_claimed
-    from asked as a
+    from requests as r
     left join winners as w
-      on w.id = a.id;
+      on w.id = r.id;
 
-    -- 4. Decrement, once a call: each update leaves a dead version of the row, and inside one transaction every later
-    --    look has to walk them all.
+    -- 4. Decrement once per call: each update leaves a dead version of the row, which every later
+    --    lookup in the same transaction has to skip.
     if v_claimed > 0 then
       update public.coupons as c
       set remaining_amount = c.remaining_amount - v_claimed
@@ -124,7 +126,7 @@ begin
     return v_statuses;
   end if;
 
-  -- 5. Nobody gets anything: whoever has it already hears so, and nothing is left for the others.
+  -- 5. No claim can succeed: already_claimed for users that have the coupon, else out_of_stock.
   return array(
     select
       case
@@ -138,14 +140,16 @@ begin
         ) then 'already_claimed'
         else 'out_of_stock'
       end::public.claim_status
-    from unnest(p_users) with ordinality as u (id, place)
-    order by u.place
+    from unnest(p_users) with ordinality as u (id, ord)
+    order by u.ord
   );
 end;
 $$;
 
 comment on function public.claim_coupons(text[], text) is
-  'Claims one piece of p_coupon for each of p_users, in their order, in one transaction. Answers one status per user, in the same order; a repeated user gets already_claimed. Precedence: coupon_not_found, already_claimed, out_of_stock. Rejections take no lock.';
+  'Claims p_coupon for each of p_users, in their order, in one transaction. Returns one status per user, '
+  'in the same order; a repeated user gets already_claimed. Precedence: coupon_not_found, '
+  'already_claimed, out_of_stock. Rejections take no lock.';
 
 revoke all on function public.claim_coupons(text[], text) from public;
 grant execute on function public.claim_coupons(text[], text) to coupon_service;

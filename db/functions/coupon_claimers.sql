@@ -5,7 +5,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
--- A page is read in the order of the primary key, which holds it already: no sort, no bitmap.
+-- A page is an ordered scan of the primary key, without a sort or a bitmap.
 set enable_bitmapscan = off
 set enable_sort = off
 as $$
@@ -37,7 +37,9 @@ end;
 $$;
 
 comment on function public.coupon_claimers(text, integer, integer) is
-  'The user ids of claims p_after + 1 to p_upto of p_coupon, in claim order: one page. Claims are never renumbered, so pages need no common snapshot. No rows for a coupon that is unknown or has no such claims yet.';
+  'One page of the users that have p_coupon: the user ids of claims p_after + 1 to p_upto, in claim order. '
+  'Claims are never renumbered, so pages need no common snapshot. Returns no rows if the coupon does not '
+  'exist or has no such claims yet.';
 
 revoke all on function public.coupon_claimers(text, integer, integer) from public;
 grant execute on function public.coupon_claimers(text, integer, integer) to coupon_service;

@@ -10,7 +10,8 @@ as $$
 $$;
 
 comment on function public.coupon_schema_version() is
-  'The number of the newest migration installed here. The service asks it before it calls itself ready.';
+  'The number of the newest migration that is installed. The service checks it before it reports that it '
+  'is ready.';
 
 revoke all on function public.coupon_schema_version() from public;
 grant execute on function public.coupon_schema_version() to coupon_service;

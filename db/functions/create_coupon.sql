@@ -8,7 +8,8 @@ as $$
 begin
   perform public.guard_name('p_coupon', p_coupon);
 
-  -- bigint, so that 2147483648 is refused here by name and not by a cast (22003) that knows no argument.
+  -- p_amount is bigint so that 2147483648 gets this error, which names the argument, and not the
+  -- error of a cast (22003).
   if p_amount between 1 and 2147483647 is not true then
     raise exception using
       errcode = 'invalid_parameter_value',
@@ -31,7 +32,7 @@ end;
 $$;
 
 comment on function public.create_coupon(text, bigint) is
-  'Puts p_amount (1 to 2147483647) pieces of p_coupon on sale. A name that is taken changes nothing: coupon_exists.';
+  'Creates p_coupon with a stock of p_amount (1 to 2147483647). If the name exists, changes nothing and returns coupon_exists.';
 
 revoke all on function public.create_coupon(text, bigint) from public;
 grant execute on function public.create_coupon(text, bigint) to coupon_service;

@@ -21,7 +21,9 @@ end;
 $$;
 
 comment on function public.get_coupon(text) is
-  'The coupon, or no row. amount - remaining_amount is the number of its claims at this instant: the claim numbers 1 to that number exist and stay, so coupon_claimers() may be asked for them afterwards without a common snapshot.';
+  'The coupon, or no row. amount - remaining_amount is the number of its claims at this moment: claim numbers '
+  '1 to that number exist and do not change, so coupon_claimers() can read them later without a common '
+  'snapshot.';
 
 revoke all on function public.get_coupon(text) from public;
 grant execute on function public.get_coupon(text) to coupon_service;

@@ -1,4 +1,4 @@
--- Internal: the caller of a function hears which argument is wrong. Nobody but the owner may execute it.
+-- Internal: raises an error that names the invalid argument. Only the owner may execute it.
 create or replace function public.guard_name(p_argument text, p_value text)
 returns void
 language plpgsql

@@ -1,4 +1,4 @@
--- Internal: guard_name for a whole array in one statement; only a bad one is looked for by its place.
+-- Internal: guard_name for an array, in one statement.
 create or replace function public.guard_names(p_argument text, p_values text[])
 returns void
 language plpgsql
@@ -20,20 +20,20 @@ begin
       message = format('%s must be an array of one dimension', p_argument);
   end if;
 
-  select w.value, w.place
+  select e.value, e.ord
   into v_bad
-  from unnest(p_values) with ordinality as w (value, place)
-  where public.is_valid_name(w.value) is not true
-  order by w.place
+  from unnest(p_values) with ordinality as e (value, ord)
+  where public.is_valid_name(e.value) is not true
+  order by e.ord
   limit 1;
 
   if found then
-    perform public.guard_name(format('%s[%s]', p_argument, v_bad.place), v_bad.value);
+    perform public.guard_name(format('%s[%s]', p_argument, v_bad.ord), v_bad.value);
   end if;
 end;
 $$;
 
 comment on function public.guard_names(text, text[]) is
-  'Internal. Raises 22023 (invalid_parameter_value) naming p_argument and the place, unless every element is a valid name or user id.';
+  'Internal. Raises 22023 (invalid_parameter_value) naming p_argument and the index, unless every element is a valid name or user id.';
 
 revoke all on function public.guard_names(text, text[]) from public;

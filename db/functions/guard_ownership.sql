@@ -1,6 +1,6 @@
--- Internal: a call for a coupon of another server is refused, before anything is looked up: "no such coupon" would be an
--- answer, and a wrong one. One statement for the whole crowd. The functions ask first whether there is a shard at all, which
--- on a single server spares them this call: 2.6 µs instead of 11, on a busy machine.
+-- Internal: refuses a call for a coupon that another server owns, before any lookup:
+-- coupon_not_found would be wrong. It checks a whole batch in one statement. Callers first check
+-- that public.shard has a row, which on a single server saves them this call (ADR 0015).
 create or replace function public.guard_ownership(variadic p_coupons text[])
 returns void
 language plpgsql
@@ -10,12 +10,12 @@ as $$
 declare
   v_other text;
 begin
-  select w.coupon_name
+  select p.coupon_name
   into v_other
   from public.shard as s
-  cross join unnest(p_coupons) as w (coupon_name)
+  cross join unnest(p_coupons) as p (coupon_name)
   where s.singleton
-    and hashtext(w.coupon_name) & (s.partitions - 1) <> all (s.owned)
+    and hashtext(p.coupon_name) & (s.partitions - 1) <> all (s.owned)
   limit 1;
 
   if found then
@@ -23,12 +23,12 @@ begin
       errcode = 'SC421',
       message = 'this server does not own the coupon',
       detail = format('It is %s.', quote_literal(v_other)),
-      hint = 'It has been moved, or the proxy has another map of partitions.';
+      hint = 'Its partition was moved, or the proxy has a different map of partitions.';
   end if;
 end;
 $$;
 
 comment on function public.guard_ownership(text[]) is
-  'Internal. Raises SC421 unless owns_coupon() is true of every one of p_coupons. Nothing has been written then, nor looked up.';
+  'Internal. Raises SC421 unless owns_coupon() is true for all p_coupons, before anything is read or written.';
 
 revoke all on function public.guard_ownership(text[]) from public;

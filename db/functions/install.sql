@@ -1,4 +1,4 @@
-{{- /* The behaviour as it is now, installed after the migrations on every deploy. The order is that of use: a function stands after the ones it calls. */ -}}
+{{- /* The functions and the view, installed after the migrations on every deploy. A function comes after the ones it calls. */ -}}
 {{ template "coupon_schema_version.sql" . }}
 {{ template "is_valid_name.sql" . }}
 {{ template "guard_name.sql" . }}

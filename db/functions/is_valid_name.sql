@@ -1,6 +1,7 @@
--- Internal: the rule for names, once. It is plain SQL without options, so that the planner inlines it. ascii() sees whether
--- the first character is printable ASCII, which answers "not blank" for nearly every name without a look at the rest. The
--- list is Unicode's White_Space (PropList.txt): \s and [[:space:]] know only ASCII's under collation "C".
+-- Internal: the rule for names. It is plain SQL without options, so that the planner can inline it.
+-- ascii() checks whether the first character is printable ASCII, which proves that nearly every
+-- name is not blank without reading the rest. The list is Unicode's White_Space (PropList.txt):
+-- under collation "C", \s and [[:space:]] match only ASCII white space.
 create or replace function public.is_valid_name(p_value text)
 returns boolean
 language sql
@@ -20,6 +21,6 @@ as $$
 $$;
 
 comment on function public.is_valid_name(text) is
-  'Internal. Whether a coupon''s name or a user''s id has 1 to 255 characters that are not all white space; null for null.';
+  'Internal. Whether a coupon name or a user id has 1 to 255 characters that are not all white space; null for null.';
 
 revoke all on function public.is_valid_name(text) from public;

@@ -1,4 +1,5 @@
--- Internal: whether the coupon is, or would be, on this server. True on a single server, where public.shard is empty.
+-- Internal: whether the coupon belongs on this server, even if it does not exist. Always true on a
+-- single server, where public.shard is empty.
 create or replace function public.owns_coupon(p_coupon text)
 returns boolean
 language sql
@@ -14,6 +15,7 @@ as $$
 $$;
 
 comment on function public.owns_coupon(text) is
-  'Internal. Whether p_coupon belongs on this server: always on a single one, and on a shard when its partition, hashtext(p_coupon) & (partitions - 1), is one of those that public.shard lists.';
+  'Internal. Whether p_coupon belongs on this server: always on a single server; on a shard if public.shard '
+  'lists its partition, hashtext(p_coupon) & (partitions - 1).';
 
 revoke all on function public.owns_coupon(text) from public;

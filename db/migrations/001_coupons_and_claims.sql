@@ -1,8 +1,8 @@
--- The state: coupons with their stock, and the claims that were granted.
+-- The state: coupons with their stock, and successful claims.
 --
--- There is no way down on purpose: a claim is a promise made to a person, and a migration that drops it is no migration.
--- Names and user ids are compared as bytes (collate "C"): no locale decides whether two coupons are the same one, and an
--- upgrade of the operating system's collations cannot corrupt an index.
+-- Down migrations do not exist, because they would drop claims that users already have. Names and
+-- user ids are compared as bytes (collate "C"), so no locale decides whether two names are equal,
+-- and an upgrade of the operating system's collations cannot corrupt an index.
 
 create type public.claim_status as enum (
   'claimed',
@@ -36,19 +36,20 @@ create table public.coupons (
   constraint coupons_remaining_amount_is_within_amount
     check (remaining_amount between 0 and amount)
 )
--- A coupon on sale is updated once per crowd. Half-empty pages leave room for the next version beside the old one, so
--- that the update stays heap-only (no index is touched) and the page prunes itself.
+-- A coupon on sale is updated once per batch. Half-empty pages have room for the next version of
+-- the row, so that updates are heap-only (no index is touched) and pages are pruned.
 with (fillfactor = 50);
 
 comment on table public.coupons is
-  'What is on sale: amount pieces from the start, remaining_amount of them not claimed yet.';
+  'The coupons on sale: amount is the initial stock, remaining_amount is what is not claimed yet.';
 
 create table public.claims (
   coupon_name text collate "C" not null,
   claim_number integer not null,
   user_id text collate "C" not null,
   claimed_at timestamptz not null default clock_timestamp(),
-  -- Two claims can never be the same piece of stock; and the claims of a coupon, in claim order, are an index scan.
+  -- No two claims can take the same unit of stock, and the claims of a coupon, in claim order, are
+  -- an index scan.
   constraint claims_pkey
     primary key (coupon_name, claim_number),
   constraint claims_user_has_coupon_once
@@ -58,14 +59,14 @@ create table public.claims (
     references public.coupons (name),
   constraint claims_claim_number_is_positive
     check (claim_number >= 1),
-  -- The whole rule for names is public.is_valid_name(), which the functions ask. Asked here too, it would be parsed and
-  -- planned anew by every INSERT: 90 instead of 60 µs of CPU a claim in a crowd of 512 claimed one by one.
+  -- The whole rule for names is public.is_valid_name(), which the functions check. Here, every
+  -- INSERT would parse and plan it again (ADR 0009).
   constraint claims_user_id_has_1_to_255_characters
     check (char_length(user_id) between 1 and 255)
 );
 
 comment on table public.claims is
-  'Who has which coupon. Claims are never updated, deleted or renumbered.';
+  'The successful claims. They are never updated, deleted or renumbered.';
 
 comment on column public.claims.claim_number is
-  '1, 2, 3 … per coupon, without gaps: which piece of the stock this claim took.';
+  '1, 2, 3 … per coupon, without gaps: the unit of stock that this claim took.';

@@ -1,10 +1,12 @@
--- The role the service works as: it may EXECUTE the functions and nothing else (the grants stand beside each function).
+-- The role of the service: it may EXECUTE the functions and nothing else (each function's file has
+-- its grants).
 --
--- A role belongs to the cluster, not to this database: another database may have made it already, or is making it at this
--- very moment. Advisory locks are per database and cannot order the two, so the loser of the race looks again.
+-- A role belongs to the cluster, not to this database: a migration of another database may have
+-- created it, or may be creating it concurrently. Advisory locks are per database and cannot order
+-- the two, so the one that fails tries again.
 do $$
 declare
-  -- From PostgreSQL 16 on, being a member of a role and being allowed to SET ROLE to it are two things.
+  -- Since PostgreSQL 16, membership in a role does not always allow SET ROLE to it.
   v_may_set_role constant text :=
     case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end;
 begin
@@ -14,8 +16,8 @@ begin
         create role coupon_service nologin;
       end if;
 
-      -- The login that owns the schema is often the login of the service, too (one DATABASE_URL): it must be able to
-      -- put its rights down and become coupon_service.
+      -- The login that owns the schema is often the login of the service too (one DATABASE_URL). It
+      -- must be able to drop its privileges with SET ROLE coupon_service.
       if not pg_catalog.pg_has_role(current_user, 'coupon_service', v_may_set_role) then
         grant coupon_service to current_user;
       end if;
@@ -23,7 +25,7 @@ begin
       exit;
     exception
       when duplicate_object or unique_violation or internal_error then
-        -- internal_error is "tuple concurrently updated": two grants of the same role at once.
+        -- internal_error is "tuple concurrently updated": two concurrent grants of the same role.
         if v_attempt = 20 then
           raise;
         end if;

@@ -1,9 +1,11 @@
--- The role of those who watch a sale: it may read the view public.sale_progress and nothing else (the grant stands beside the
--- view, in db/functions). Nobody is a member by it: whoever looks after the server grants it to the login of the monitoring.
+-- The role for monitoring: it may read the view public.sale_progress and nothing else (the view's
+-- file in db/functions has the grant). It has no members: an administrator grants it to the
+-- monitoring login.
 --
--- A role belongs to the cluster, not to this database (see 002): another database may have made it already, or is making it at
--- this very moment. The loser of that race gets unique_violation when the winner has committed, and tries again: only a
--- duplicate_object says that this session's cache has heard of the role, too, so that the grant below finds it.
+-- A role belongs to the cluster, not to this database (see 002): a migration of another database
+-- may be creating it concurrently. The one that comes second gets unique_violation when the first
+-- has committed, and tries again: only duplicate_object proves that this session's cache has the
+-- role, so that the grant below finds it.
 do $$
 begin
   if not exists (select from pg_catalog.pg_roles where rolname = 'coupon_monitor') then

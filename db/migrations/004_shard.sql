@@ -1,8 +1,9 @@
--- Which coupons this server owns, where coupons are spread over several (deploy/shards).
+-- Which coupons this server owns, if coupons are distributed over several servers (deploy/shards).
 --
--- A table, and no setting: what is written here holds for every session from its next statement on, which a move of
--- partitions relies on. One row, and not one for each partition: a server whose last partition has moved away owns none,
--- and must not be mistaken for a single server, which owns all.
+-- It is a table and not a setting because a change applies to every session from its next statement
+-- on, which a move of partitions relies on. It has one row and not one per partition because a
+-- server can lose its last partition: it then owns none, and must not look like a single server,
+-- which owns all.
 create table public.shard (
   singleton boolean not null default true,
   partitions integer not null,
@@ -24,4 +25,6 @@ create table public.shard (
 );
 
 comment on table public.shard is
-  'Empty: a single server, which owns every coupon. Else one row: of so many partitions, those that this server owns. A coupon is in partition hashtext(name) & (partitions - 1), which is PL/Proxy''s rule.';
+  'Empty on a single server, which owns every coupon. On a shard, one row: the number of partitions, and the '
+  'partitions that this server owns. A coupon is in partition hashtext(name) & (partitions - 1), which is '
+  'PL/Proxy''s rule.';

@@ -1,5 +1,5 @@
--- The index of 005 becomes the constraint. In a transaction of its own: with the lock of the build still held, this one would be
--- waited for by claims that it waits for.
+-- The index of 005 becomes the constraint, in a separate transaction: while still holding the lock
+-- of the build, this statement would wait for claims that wait for that lock.
 alter table public.claims
   drop constraint claims_user_has_coupon_once,
   add constraint claims_user_has_coupon_once

@@ -1,5 +1,6 @@
--- A coupon is in partition hashtext(name) & (partitions - 1); the partitions are the options of the server "coupons", which
--- is the operator's (deploy/shards/README.md). The guards are the shards' own.
+-- A coupon is in partition hashtext(name) & (partitions - 1). The partitions are options of the
+-- foreign server "coupons", which the operator maintains (deploy/shards/README.md). The shards
+-- check arguments.
 create or replace function public.coupon_schema_version()
 returns integer
 language sql
@@ -65,8 +66,8 @@ as $$
   run on hashtext(p_coupon);
 $$;
 
--- Each shard gets its part of the arrays, in one transaction of its own. The rows come shard by shard: whoever asks knows
--- his claims by their positions.
+-- Each shard gets its part of the arrays, in its own transaction. Rows are returned shard by shard;
+-- the caller matches them to its claims by position.
 create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
 returns table ("position" integer, status public.claim_status)
 language plproxy
@@ -79,9 +80,10 @@ as $$
   run on hashtext(p_coupons);
 $$;
 
--- Which partitions share a shard, for the service to keep its claims apart by: a shard goes by the lowest of its partitions. It
--- tells numbers alone: a connection string may hold a password. Strings that are not equal are two connections to PL/Proxy,
--- and so two shards here.
+-- Which partitions share a shard, so that the service can batch claims by shard. A shard is
+-- identified by its lowest partition. Only numbers are returned, because a connection string may
+-- contain a password. Different connection strings are different connections to PL/Proxy, and so
+-- different shards here.
 create or replace function public.coupon_shards()
 returns integer[]
 language sql
@@ -118,8 +120,8 @@ as $$
   select public.coupon_schema_version();
 $$;
 
--- A record of the shard's write-ahead log that nobody reads: it changes nothing, and its commit waits for what all commits there
--- wait for.
+-- Writes a record to the shard's write-ahead log that has no effect: its commit waits for what
+-- every commit on that shard waits for.
 create or replace function public.coupon_shard_commit(p_partition integer)
 returns pg_lsn
 language plproxy
@@ -133,25 +135,27 @@ as $$
 $$;
 
 comment on function public.coupon_schema_version() is
-  'The version of the schema whose functions this proxy has. It asks no shard.';
+  'The schema version of this proxy''s functions. Does not call a shard.';
 comment on function public.coupon_shards() is
-  'For each partition, from 0 on, the shard that has it: the lowest of the partitions whose connection string is the same. It asks no shard.';
+  'The shard of each partition, from partition 0 on: the lowest partition with the same connection string. '
+  'Does not call a shard.';
 comment on function public.coupon_shard_version(integer) is
-  'On the shard that has p_partition: the version of its schema. Whoever gets an answer knows that the shard is there.';
+  'The schema version of the shard that has p_partition. An answer proves that the shard is reachable.';
 comment on function public.coupon_shard_commit(integer) is
-  'On the shard that has p_partition: commits something that changes nothing. Whoever gets an answer knows that commits come back there.';
+  'Commits a transaction without effect on the shard that has p_partition. An answer proves that the shard commits.';
 comment on function public.create_coupon(text, bigint) is
-  'On the shard that owns p_coupon: creates it.';
+  'Creates p_coupon on the shard that owns it.';
 comment on function public.get_coupon(text) is
-  'On the shard that owns p_coupon: its amount and what remains of it.';
+  'Returns p_coupon from the shard that owns it, or no row.';
 comment on function public.coupon_claimers(text, integer, integer) is
-  'On the shard that owns p_coupon: who has it, a page of claim numbers.';
+  'One page of the users that have p_coupon, in claim order, from the shard that owns it.';
 comment on function public.claim_coupons(text[], text) is
-  'On the shard that owns p_coupon: claims one piece of it for each of p_users.';
+  'Claims p_coupon for each of p_users on the shard that owns it.';
 comment on function public.claim_coupon(text, text) is
-  'On the shard that owns p_coupon: claims one piece of it for p_user.';
+  'Claims p_coupon for p_user on the shard that owns it.';
 comment on function public.claim_batch(text[], text[], integer[]) is
-  'Splits the arrays over the shards that own the coupons. Each shard commits its part by itself: after an error, others may have committed theirs.';
+  'Splits the arrays over the shards that own the coupons. Each shard commits its part independently: after '
+  'an error, other shards may have committed theirs.';
 
 do $$
 declare

@@ -1,4 +1,4 @@
-{{- /* What stands on a proxy in place of db/migrations and db/functions: the same signatures, each handed on to the shard that owns the coupon. It keeps nothing. */ -}}
+{{- /* Installed on a proxy instead of db/migrations and db/functions: functions with the same signatures that call the shard that owns the coupon. A proxy stores nothing. */ -}}
 {{ template "roles.sql" . }}
 {{ template "types.sql" . }}
 {{ template "functions.sql" . }}

@@ -1,5 +1,6 @@
--- coupon_service is the role of the service, as on a single server. coupon_proxy owns the functions and so, as they are
--- SECURITY DEFINER, is who PL/Proxy looks a user mapping up for: nobody logs in as it, and nobody else can use the mapping.
+-- coupon_service is the role of the service, as on a single server. coupon_proxy owns the
+-- functions. As they are SECURITY DEFINER, PL/Proxy uses the user mapping of coupon_proxy, which
+-- cannot log in; no other role can use that mapping.
 create extension if not exists plproxy with schema pg_catalog;
 
 do $$
@@ -7,7 +8,8 @@ declare
   v_role text;
 begin
   foreach v_role in array array['coupon_service', 'coupon_proxy'] loop
-    -- The loser of a race with another database of this server tries again (db/migrations/003 says why).
+    -- Another database of this cluster may create the role concurrently; then try again (see
+    -- db/migrations/003_coupon_monitor_role.sql).
     while not exists (select from pg_catalog.pg_roles where rolname = v_role) loop
       begin
         execute format('create role %I nologin', v_role);

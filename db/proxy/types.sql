@@ -1,5 +1,5 @@
--- The outcomes, as labels. A label that a shard answers and the proxy lacks is an error, so a new one comes to the proxies
--- first: add it below, by "alter type … add value if not exists".
+-- The outcomes. If a shard returns a label that the proxy lacks, the call fails, so add a new label
+-- to the proxies first: below, with "alter type … add value if not exists".
 do $$
 begin
   if to_regtype('public.claim_status') is null then

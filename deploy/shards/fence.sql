@@ -1,9 +1,10 @@
--- On the server that gives a partition away, when the new one has copied it:
+-- Stops writes to a partition on its old server, after the new server has copied it:
 --   psql "$OLD" -v partition=5 -f fence.sql
 --
--- From the first commit on its coupons are refused here (SC421). Calls that had asked before may still be under way: they
--- hold a virtual transaction id, and are waited for, for as long as statement_timeout allows. What is printed is how far the new
--- server must have read.
+-- After the first commit this server refuses the partition's coupons (SC421). Calls that checked
+-- the ownership before may still be running. Each holds a virtual transaction ID, and the script
+-- waits for them, at most for statement_timeout. It prints the WAL position that the new server
+-- must have received.
 begin;
 update public.shard set owned = array_remove(owned, :partition);
 commit;
@@ -11,8 +12,8 @@ do $$
 declare
   v_old text[];
 begin
-  -- Nobody calls from another database. An autovacuum worker or a walsender calls nothing, but can take hours over a big table.
-  -- Who connects while this is read begins after the commit.
+  -- Sessions in other databases do not call our functions, and neither do autovacuum workers and
+  -- walsenders, which may run for hours. Sessions that begin later see the commit.
   select array_agg(l.virtualxid)
   into v_old
   from pg_catalog.pg_locks as l

@@ -1,9 +1,12 @@
--- On each proxy, once, after coupond migrate --proxy: where each partition is, and as whom the proxy goes there.
+-- Run once on each proxy after coupond migrate --proxy. Sets the shard of each partition, and the
+-- role that the proxy uses there.
 --   psql "$PROXY" -v password="$PASSWORD" -v partitions=64 -v shards='{"host=shard0 …","host=shard1 …"}' -f proxy.sql
 --
--- The partitions go round: shard 0 has 0, 4, 8 and so on when there are four, as its shard.sql was told.
+-- Partition p is on shard p modulo the number of shards: with four shards, shard 0 has 0, 4, 8 and
+-- so on. The argument owned of shard.sql must match.
 --
--- PL/Proxy keeps one connection for each string, so partitions of one shard have the same.
+-- PL/Proxy opens one connection per connection string, so all partitions of a shard have the same
+-- string.
 select format(
   'create server coupons foreign data wrapper plproxy options (%s)',
   string_agg(format('p%s %L', p, s.addresses[1 + p % cardinality(s.addresses)]), ', ' order by p)

@@ -1,5 +1,7 @@
-// Package model is the whole system in a few lines: a map of coupons, one request after the other. What the service answers to
-// many at once, through crashes and lost connections, must be what this answers in some order.
+// Package couponmodel is the claim rule in memory: a map of coupons that takes one request at a
+// time. Tests compare the service with it. The answers that the service gives to concurrent
+// requests, also when connections break or PostgreSQL crashes, must be those that the model gives
+// to the same requests in some order.
 package couponmodel
 
 import (
@@ -14,21 +16,24 @@ var (
 	CouponExists = load.Answer{Status: 409, Code: "COUPON_EXISTS"}
 )
 
-// Coupon is one coupon. The zero value is none: there is no coupon of amount 0. It is a value: what changes is a new one.
+// Coupon is the state of one coupon. The zero value is a coupon that does not exist: an existing
+// one has an amount of at least 1. Its methods return the new state and leave the receiver as it
+// was, so that several histories can continue from one state.
 type Coupon struct {
 	Amount    int
-	ClaimedBy []string // in claim order
+	ClaimedBy []string // user ids by claim number
 }
 
-// Remaining is what is left of the stock.
+// Remaining returns the stock that is left.
 func (c Coupon) Remaining() int { return c.Amount - len(c.ClaimedBy) }
 
-// Equal says whether two coupons are in the same state.
+// Equal reports whether c and d are the same state.
 func (c Coupon) Equal(d Coupon) bool {
 	return c.Amount == d.Amount && slices.Equal(c.ClaimedBy, d.ClaimedBy)
 }
 
-// Create puts amount pieces on sale.
+// Create creates the coupon with a stock of amount, at least 1. It answers Created, or CouponExists
+// and changes nothing.
 func (c Coupon) Create(amount int) (Coupon, load.Answer) {
 	if c.Amount > 0 {
 		return c, CouponExists
@@ -36,7 +41,8 @@ func (c Coupon) Create(amount int) (Coupon, load.Answer) {
 	return Coupon{Amount: amount}, Created
 }
 
-// Claim gives user a piece.
+// Claim claims the coupon for user. It answers CouponNotFound, AlreadyClaimed or OutOfStock, in
+// this precedence, and changes nothing; otherwise Claimed.
 func (c Coupon) Claim(user string) (Coupon, load.Answer) {
 	switch {
 	case c.Amount == 0:
@@ -49,7 +55,7 @@ func (c Coupon) Claim(user string) (Coupon, load.Answer) {
 	return Coupon{c.Amount, append(slices.Clip(c.ClaimedBy), user)}, load.Claimed
 }
 
-// Read tells whether there is a coupon to be seen.
+// Read answers ReadOK if the coupon exists, and CouponNotFound if it does not.
 func (c Coupon) Read() load.Answer {
 	if c.Amount == 0 {
 		return load.CouponNotFound
@@ -57,16 +63,16 @@ func (c Coupon) Read() load.Answer {
 	return load.ReadOK
 }
 
-// Coupons is the system: every coupon by its name.
+// Coupons is the state of the system: all coupons by name.
 type Coupons map[string]Coupon
 
-// Create puts a coupon on sale.
+// Create creates a coupon; see [Coupon.Create].
 func (s Coupons) Create(name string, amount int) (answer load.Answer) {
 	s[name], answer = s[name].Create(amount)
 	return answer
 }
 
-// Claim gives user a piece of a coupon.
+// Claim claims a coupon for user; see [Coupon.Claim].
 func (s Coupons) Claim(user, name string) (answer load.Answer) {
 	s[name], answer = s[name].Claim(user)
 	return answer

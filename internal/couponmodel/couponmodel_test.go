@@ -7,7 +7,7 @@ import (
 	"scalable-coupon-system/internal/couponmodel"
 )
 
-func TestModel(t *testing.T) {
+func TestCoupons(t *testing.T) {
 	t.Parallel()
 	s := couponmodel.Coupons{}
 	for i, step := range []struct{ got, want load.Answer }{
@@ -31,8 +31,8 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// Coupons are values: what two orders make of one coupon must not meet in one piece of memory.
-func TestCouponsAreValues(t *testing.T) {
+// Two histories that continue from one state must not share the memory of ClaimedBy.
+func TestCoupon_Claim_sharesNoMemory(t *testing.T) {
 	t.Parallel()
 	c, _ := couponmodel.Coupon{}.Create(5)
 	c, _ = c.Claim("a")

@@ -16,44 +16,51 @@ import (
 )
 
 const (
-	// IdleGrace is how long a closing door waits for the next request of a keep-alive connection, which may be on its way while
-	// the signal arrives. Its answer says Connection: close. A busy client sends it within a round trip; who is silent for so
-	// long is closed.
+	// IdleGrace is how long a draining listener waits for the next request on an idle connection:
+	// the request may be on its way when the shutdown begins. A busy client sends it within a round
+	// trip.
 	IdleGrace = 250 * time.Millisecond
-	// acceptQueue is the most that the kernel can hold of connections that are made and not yet accepted (Linux's default for
-	// net.core.somaxconn).
-	acceptQueue = 4096
+	// maxQueued is the most connections that the kernel's accept queue holds: Linux's default for
+	// net.core.somaxconn.
+	maxQueued = 4096
 )
 
-// longAgo is a deadline that has passed.
-var longAgo = time.Unix(1, 0)
+// past is a deadline that has passed.
+var past = time.Unix(1, 0)
 
-// door is the listener of a service. It knows each of its connections, so that the service can end without losing a request
-// on a connection that was made before the end began.
+// Listener is a TCP listener for an http.Server. It tracks every connection, so that Drain can end
+// the service without losing a request on a connection that was made before the drain began.
 //
-// http.Server.Shutdown does lose some: from its first moment it closes every connection that waits for its next request, and
-// drops a request that has been read but not yet given to the handler. (Tried with 128 busy keep-alive clients, five times:
-// 76 to 118 of them got the end of the connection for an answer.)
+// http.Server.Shutdown loses such requests. It closes idle connections at once, and drops a request
+// that has been read but not yet passed to the handler, so busy keep-alive clients see connections
+// end instead of getting answers.
 //
-// A connection that waits is closed here by an expired read deadline, and no other way. Either net/http has got the first
-// bytes of a request, then it is answered, or it has not, then nobody ever reads them.
+// A connection is either idle, which means that no byte of its next request has been read, or
+// active:
+//
+//	accepted ──▶ idle ──first byte read──▶ active ──response sent──▶ idle (or still active, if the
+//	                                                                 next request was read ahead)
+//
+// A draining listener ends only idle connections, and only by letting their read deadline expire.
+// So either net/http has read the first byte of a request, which is then answered, or it never
+// reads it.
 type Listener struct {
 	*net.TCPListener
 
 	idleGrace time.Duration
 
-	slots chan struct{} // has one for each connection that is open, as many as may be; nil: there is no bound
+	slots chan struct{} // holds one element per open connection; nil if their number is not limited
 
-	idleDeadline atomic.Pointer[time.Time] // nil until the door closes: when waiting connections end
-	open         sync.WaitGroup            // connections that are not closed yet
+	idleDeadline atomic.Pointer[time.Time] // when idle connections end; nil until the drain begins
+	open         sync.WaitGroup            // open connections
 
-	drained int // accepted since the door closes; Accept's own
+	fromQueue int // connections accepted since the drain began; used by Accept only
 
 	mu    sync.Mutex
-	conns map[*conn]struct{}
+	conns map[*conn]struct{} // open connections
 }
 
-// Listen listens at address, host:port or :port.
+// Listen listens on address, which is host:port or :port.
 func Listen(ctx context.Context, address string) (*Listener, error) {
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, "tcp", address)
@@ -64,15 +71,17 @@ func Listen(ctx context.Context, address string) (*Listener, error) {
 	return &Listener{TCPListener: tcp, idleGrace: IdleGrace, conns: map[*conn]struct{}{}}, nil
 }
 
-// bound lets in at most so many connections at once. It is called before the first Accept.
+// Limit sets the number of connections that may be open at once. Call it before the first Accept.
 func (l *Listener) Limit(n int) { l.slots = make(chan struct{}, n) }
 
-// ReservedFDs is how many file descriptors the process needs beside connections: its own (some ten), and those of its resolver.
+// ReservedFDs is the number of file descriptors kept for the process itself (about ten) and its
+// resolver.
 const ReservedFDs = 32
 
-// mostConnections is how many connections leave enough file descriptors for so many to PostgreSQL. Without that bound a crowd
-// takes them all, and a connection to PostgreSQL that is lost meanwhile cannot be made again: nobody is served any more until
-// idle ones of the crowd have timed out.
+// MaxConns returns how many connections a listener may accept so that enough file descriptors
+// remain for toPostgreSQL connections to PostgreSQL. Without this limit clients can take all
+// descriptors. A lost connection to PostgreSQL then cannot be replaced, and no request succeeds
+// until idle clients time out.
 func MaxConns(toPostgreSQL int32) int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > math.MaxInt32 {
@@ -81,56 +90,60 @@ func MaxConns(toPostgreSQL int32) int {
 	return max(1, int(limit.Cur)-int(toPostgreSQL)-ReservedFDs)
 }
 
-// Accept waits for the next connection, and for a place that is free: until then newcomers wait in the kernel's queue. When the
-// door closes it returns those that were made before, then net.ErrClosed.
+// Accept waits for a free slot and for the next connection. While no slot is free, new connections
+// wait in the kernel's accept queue. Once the drain has begun, Accept returns the connections of
+// that queue, then net.ErrClosed.
 func (l *Listener) Accept() (net.Conn, error) {
 	if l.slots != nil {
-		l.slots <- struct{}{} // does not block a door that closes: it closes connections
+		l.slots <- struct{}{} // a drain does not block here forever: it closes connections
 	}
 	tcp, err := l.AcceptTCP()
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		tcp, err = l.acceptQueued()
 	}
 	if err != nil {
-		l.release()
+		l.releaseSlot()
 		return nil, err
 	}
-	c := &conn{TCPConn: tcp, listener: l, since: time.Now()}
+	c := &conn{TCPConn: tcp, listener: l, accepted: time.Now()}
 	l.open.Add(1)
 	l.mu.Lock()
 	l.conns[c] = struct{}{}
 	l.mu.Unlock()
-	c.wait()
+	c.setIdle()
 	return c, nil
 }
 
-// leave gives a place to the next connection.
-func (l *Listener) release() {
+func (l *Listener) releaseSlot() {
 	if l.slots != nil {
 		<-l.slots
 	}
 }
 
-// acceptQueued accepts, once the door closes, what the kernel has in its queue: closing the listener would reset it. It ends when
-// the queue is empty, not after some time: on a busy machine no time is long enough, and where somebody comes every moment each
-// time is too long. It also ends when as many have come as can have been there when the door closed.
+// acceptQueued accepts a connection from the kernel's queue while the listener drains; closing the
+// listener would reset the connections in it.
+//
+// It ends when the queue is empty, not after a fixed time, which could be too short on a busy
+// machine and too long while clients keep connecting. It also ends after maxQueued connections,
+// because no more than that can have been queued when the drain began.
 func (l *Listener) acceptQueued() (*net.TCPConn, error) {
-	if l.drained == acceptQueue || !l.hasQueue() {
+	if l.fromQueue == maxQueued || !l.hasQueued() {
 		return nil, net.ErrClosed
 	}
-	l.drained++
-	// There is nothing to wait for, unless the one in the queue has gone (not every kernel keeps those).
-	_ = l.SetDeadline(time.Now().Add(time.Second)) // it fails only on a listener that is closed already
+	l.fromQueue++
+	// AcceptTCP returns at once, unless the client has left and the kernel has dropped its
+	// connection.
+	_ = l.SetDeadline(time.Now().Add(time.Second)) // fails only if the listener is closed already
 	tcp, err := l.AcceptTCP()
-	_ = l.SetDeadline(longAgo)
+	_ = l.SetDeadline(past)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = net.ErrClosed
 	}
 	return tcp, err
 }
 
-// hasQueue tells whether Accept would return at once.
-func (l *Listener) hasQueue() bool {
+// hasQueued reports whether the kernel's accept queue holds a connection.
+func (l *Listener) hasQueued() bool {
 	raw, err := l.SyscallConn()
 	if err != nil {
 		return false
@@ -142,33 +155,34 @@ func (l *Listener) hasQueue() bool {
 	return err == nil && ready > 0
 }
 
-// connState is the hook for http.Server.ConnState. It tells a connection that its request has been answered, and that the next
-// one has begun: a pipelined one may have been read together with the one before it, and no Read tells of it.
+// ConnState is the hook for http.Server.ConnState. It reports when a response has been sent, and
+// when the next request has started. Read alone cannot report the latter: a pipelined request may
+// have been read together with the one before it.
 func (l *Listener) ConnState(nc net.Conn, state http.ConnState) {
 	c, ok := nc.(*conn)
 	switch {
 	case ok && state == http.StateIdle:
-		c.wait()
+		c.setIdle()
 	case ok && state == http.StateActive:
-		c.begin()
+		c.setActive()
 	}
 }
 
-// close lets nobody in any more, ends the connections that wait, and returns when the last one has been answered and closed, or
-// when ctx is done: then unanswered is the number of connections in the middle of a request. served is closed when
-// http.Server.Serve has returned.
+// Drain stops accepting connections, ends the idle ones after the grace period, and returns when
+// all connections are closed or ctx is done. In the latter case unanswered is the number of
+// connections in the middle of a request. served is closed when http.Server.Serve has returned.
 func (l *Listener) Drain(ctx context.Context, served <-chan struct{}) (unanswered int) {
 	now := time.Now()
 	until := now.Add(l.idleGrace)
 	l.idleDeadline.Store(&until)
-	_ = l.SetDeadline(longAgo) // wakes Accept; it fails only on a listener that is closed already
+	_ = l.SetDeadline(past) // wakes Accept; fails only if the listener is closed already
 	for _, c := range l.connections() {
 		c.updateReadDeadline()
 	}
 
 	closed := make(chan struct{})
 	go func() {
-		<-served // nobody is added any more
+		<-served // no connection is added afterwards
 		l.open.Wait()
 		close(closed)
 	}()
@@ -176,7 +190,7 @@ func (l *Listener) Drain(ctx context.Context, served <-chan struct{}) (unanswere
 	case <-closed:
 	case <-ctx.Done():
 		for _, c := range l.connections() {
-			if !c.isWaiting() {
+			if !c.isIdle() {
 				unanswered++
 			}
 		}
@@ -184,7 +198,7 @@ func (l *Listener) Drain(ctx context.Context, served <-chan struct{}) (unanswere
 	return unanswered
 }
 
-// connections lists those that are open.
+// connections returns the open connections.
 func (l *Listener) connections() []*conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -195,62 +209,64 @@ func (l *Listener) connections() []*conn {
 	return list
 }
 
-// conn is a connection that knows whether it waits for a request.
+// conn is a connection that tracks whether it is idle.
 type conn struct {
 	*net.TCPConn
 
-	listener *Listener
-	since    time.Time // when it was let in
-	gone     sync.Once
+	listener  *Listener
+	accepted  time.Time
+	closeOnce sync.Once
 
-	mu       sync.Mutex
-	waits    bool      // not a byte of the next request has been read
-	ahead    bool      // the first byte of the next request was read before this one was answered
-	deadline time.Time // the read deadline that net/http wants
+	mu           sync.Mutex
+	idle         bool      // no byte of the next request has been read
+	readAhead    bool      // the first byte of the next request was read before this one was answered
+	httpDeadline time.Time // the read deadline that net/http has set
 }
 
-// wait notes that the connection has nothing to do until the next request arrives.
-func (c *conn) wait() {
+// setIdle marks the connection as idle, unless the next request has been read ahead.
+func (c *conn) setIdle() {
 	c.mu.Lock()
-	c.waits = !c.ahead
-	c.ahead = false
+	c.idle = !c.readAhead
+	c.readAhead = false
 	c.mu.Unlock()
 	c.updateReadDeadline()
 }
 
-// begin notes that a request has begun; a limit that the closing door has set is lifted.
-func (c *conn) begin() {
+// setActive marks the connection as active, and lifts the deadline of a drain.
+func (c *conn) setActive() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.waits {
+	if !c.idle {
 		return
 	}
-	c.waits = false
+	c.idle = false
 	if c.listener.idleDeadline.Load() != nil {
 		_ = c.applyReadDeadline() // see updateReadDeadline
 	}
 }
 
-func (c *conn) isWaiting() bool {
+func (c *conn) isIdle() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.waits
+	return c.idle
 }
 
-// updateReadDeadline sets the read deadline: net/http's, or an earlier one for a waiting connection while the door closes.
+// updateReadDeadline sets the read deadline to that of net/http, or to an earlier one if the
+// connection is idle and the listener drains.
 func (c *conn) updateReadDeadline() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.applyReadDeadline() // a connection that is broken tells so when it is read
+	_ = c.applyReadDeadline() // if the connection is broken, the next Read returns the error
 }
 
-// applyReadDeadline is updateReadDeadline with c.mu held.
+// applyReadDeadline is updateReadDeadline for callers that hold c.mu.
 func (c *conn) applyReadDeadline() error {
-	deadline := c.deadline
-	if closing := c.listener.idleDeadline.Load(); closing != nil && c.waits {
-		until := *closing
-		// Who comes out of the queue late has the whole grace, too: his request was sent long ago, and nobody has read it yet.
-		if own := c.since.Add(c.listener.idleGrace); own.After(until) {
+	deadline := c.httpDeadline
+	if idleDeadline := c.listener.idleDeadline.Load(); idleDeadline != nil && c.idle {
+		until := *idleDeadline
+		// A connection that leaves the accept queue late gets the whole grace as well: its request
+		// may have been sent long ago, and could not be read until now.
+		if own := c.accepted.Add(c.listener.idleGrace); own.After(until) {
 			until = own
 		}
 		if deadline.IsZero() || until.Before(deadline) {
@@ -260,19 +276,20 @@ func (c *conn) applyReadDeadline() error {
 	return c.TCPConn.SetReadDeadline(deadline)
 }
 
-// Read reads; with the first bytes of a request the connection stops waiting.
+// Read reads from the connection, and marks it as active when it gets the first bytes of a request.
 //
-// While a handler runs, net/http reads one byte, and no more, to notice a client who leaves (connReader.backgroundRead in
-// net/http/server.go). That byte is the first of the next request, and must not be forgotten when this one is answered.
+// While a handler runs, net/http reads a single byte to notice when the client disconnects
+// (connReader.backgroundRead in net/http/server.go). That byte starts the next request, so the
+// connection must not become idle when the current request is answered.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
 	if n == 0 {
 		return n, err
 	}
 	c.mu.Lock()
-	c.ahead = !c.waits && len(p) == 1
+	c.readAhead = !c.idle && len(p) == 1
 	c.mu.Unlock()
-	c.begin()
+	c.setActive()
 	return n, err
 }
 
@@ -280,7 +297,7 @@ func (c *conn) Read(p []byte) (int, error) {
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.deadline = t
+	c.httpDeadline = t
 	return c.applyReadDeadline()
 }
 
@@ -289,14 +306,14 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
-// Close closes the connection; again is an error like that of every connection.
+// Close closes the connection and releases its slot. A second call returns the error of net.Conn.
 func (c *conn) Close() error {
 	err := c.TCPConn.Close()
-	c.gone.Do(func() {
+	c.closeOnce.Do(func() {
 		c.listener.mu.Lock()
 		delete(c.listener.conns, c)
 		c.listener.mu.Unlock()
-		c.listener.release()
+		c.listener.releaseSlot()
 		c.listener.open.Done()
 	})
 	return err

@@ -16,81 +16,83 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// testListener is a door with a server behind it whose handler says Connection: close once the door closes, as api.Handler does.
+// testListener is a Listener with a server. Like api.Handler, its handler sends Connection: close
+// once the drain has begun.
 type testListener struct {
 	*Listener
 
 	server  *http.Server
 	served  chan struct{}
-	handled atomic.Int64 // requests that the handler has begun
+	handled atomic.Int64 // requests that have reached the handler
 }
 
 func newTestListener(t *testing.T, idleGrace time.Duration, handler http.HandlerFunc) *testListener {
 	t.Helper()
-	d, err := Listen(t.Context(), "127.0.0.1:0")
+	l, err := Listen(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.idleGrace = idleGrace
-	td := &testListener{Listener: d, served: make(chan struct{})}
-	td.server = &http.Server{
+	l.idleGrace = idleGrace
+	tl := &testListener{Listener: l, served: make(chan struct{})}
+	tl.server = &http.Server{
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
-		ConnState:         d.ConnState,
+		ConnState:         l.ConnState,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			td.handled.Add(1)
-			if d.idleDeadline.Load() != nil {
+			tl.handled.Add(1)
+			if l.idleDeadline.Load() != nil {
 				w.Header().Set("Connection", "close")
 			}
 			handler(w, r)
 		}),
 	}
-	t.Cleanup(func() { _ = td.server.Close() })
-	return td
+	t.Cleanup(func() { _ = tl.server.Close() })
+	return tl
 }
 
-func (d *testListener) serve() {
+func (l *testListener) serve() {
 	go func() {
-		defer close(d.served)
-		_ = d.server.Serve(d.Listener)
+		defer close(l.served)
+		_ = l.server.Serve(l.Listener)
 	}()
 }
 
 const wholeRequest = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
-// freshAndUsed are two connections that the door has let in: one that has never sent a byte, and one that has had an answer and
-// was not told to close.
-func (d *testListener) freshAndUsed(t *testing.T) (fresh, used *rawhttp.Conn) {
+// freshAndUsed returns two idle connections that the listener has accepted: one that has never sent
+// a byte, and one that has got a response without Connection: close.
+func (l *testListener) freshAndUsed(t *testing.T) (fresh, used *rawhttp.Conn) {
 	t.Helper()
-	fresh, used = rawhttp.Dial(t, d.Addr()), rawhttp.Dial(t, d.Addr())
+	fresh, used = rawhttp.Dial(t, l.Addr()), rawhttp.Dial(t, l.Addr())
 	used.Send(t, wholeRequest)
 	if closes, err := used.Response(http.StatusOK); err != nil || closes {
-		t.Fatalf("the first answer: closes %v, %v", closes, err)
+		t.Fatalf("first response: closes %v, %v", closes, err)
 	}
-	wait.For(t, "both connections", func() bool { return len(d.connections()) == 2 })
+	wait.For(t, "both connections to be accepted", func() bool { return len(l.connections()) == 2 })
 	return fresh, used
 }
 
-func TestDoorAnswersEveryRequestWhileItCloses(t *testing.T) {
-	// Long enough for every client to get a turn on a busy machine; nobody waits for it.
-	d := newTestListener(t, 30*time.Second, func(_ http.ResponseWriter, r *http.Request) {
+func TestListener_answersEveryRequestWhileDraining(t *testing.T) {
+	// Long enough for every client to send its next request on a busy machine; the drain does not
+	// take that long.
+	l := newTestListener(t, 30*time.Second, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		time.Sleep(time.Millisecond)
 	})
-	d.serve()
+	l.serve()
 
 	var clients sync.WaitGroup
 	var answered, lost atomic.Int64
-	var closing atomic.Bool
+	var draining atomic.Bool
 	for i := range 128 {
 		request := wholeRequest
-		if i%4 == 0 { // the accept queue must have something in it
+		if i%4 == 0 { // new connections keep the accept queue from being empty
 			request = strings.Replace(request, "Host", "Connection: close\r\nHost", 1)
 		}
 		clients.Go(func() {
 			for {
-				conn, err := net.Dial("tcp", d.Addr().String())
-				if closing.Load() { // who comes now may be let in or not
+				conn, err := net.Dial("tcp", l.Addr().String())
+				if draining.Load() { // a connection made now may be accepted or not
 					if err == nil {
 						_ = conn.Close()
 					}
@@ -100,9 +102,9 @@ func TestDoorAnswersEveryRequestWhileItCloses(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				for g, closes := rawhttp.New(conn), false; !closes; {
-					if _, err = io.WriteString(g, request); err == nil {
-						closes, err = g.Response(http.StatusOK)
+				for c, closes := rawhttp.New(conn), false; !closes; {
+					if _, err = io.WriteString(c, request); err == nil {
+						closes, err = c.Response(http.StatusOK)
 					}
 					if err != nil {
 						lost.Add(1)
@@ -118,282 +120,284 @@ func TestDoorAnswersEveryRequestWhileItCloses(t *testing.T) {
 	for answered.Load() < 2000 {
 		time.Sleep(time.Millisecond)
 	}
-	closing.Store(true)
+	draining.Store(true)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if unanswered := d.Drain(ctx, d.served); unanswered != 0 || ctx.Err() != nil {
-		t.Errorf("the door did not close in time, %d requests have no answer", unanswered)
+	if unanswered := l.Drain(ctx, l.served); unanswered != 0 || ctx.Err() != nil {
+		t.Errorf("the drain did not end in time; %d requests unanswered", unanswered)
 	}
 	clients.Wait()
 	t.Logf("%d requests answered", answered.Load())
 	if lost.Load() != 0 {
 		t.Errorf("%d requests were not answered", lost.Load())
 	}
-	if handled := d.handled.Load(); handled != answered.Load() {
-		t.Errorf("the handler saw %d requests, %d were answered", handled, answered.Load())
+	if handled := l.handled.Load(); handled != answered.Load() {
+		t.Errorf("the handler got %d requests, clients got %d responses", handled, answered.Load())
 	}
 }
 
-// A door that is opened before anybody serves has its guests waiting in the kernel's queue.
-func TestDoorAnswersThoseInTheQueue(t *testing.T) {
-	d := newTestListener(t, time.Second, func(http.ResponseWriter, *http.Request) {})
-	guests := make([]*rawhttp.Conn, 100)
-	for i := range guests {
-		guests[i] = rawhttp.Dial(t, d.Addr())
-		guests[i].Send(t, wholeRequest)
+// Connections made before the server starts to accept wait in the kernel's accept queue.
+func TestListener_acceptsQueuedConnections(t *testing.T) {
+	l := newTestListener(t, time.Second, func(http.ResponseWriter, *http.Request) {})
+	conns := make([]*rawhttp.Conn, 100)
+	for i := range conns {
+		conns[i] = rawhttp.Dial(t, l.Addr())
+		conns[i].Send(t, wholeRequest)
 	}
-	closed := make(chan int)
-	go func() { closed <- d.Drain(t.Context(), d.served) }()
-	for d.idleDeadline.Load() == nil {
+	drained := make(chan int)
+	go func() { drained <- l.Drain(t.Context(), l.served) }()
+	for l.idleDeadline.Load() == nil {
 		time.Sleep(time.Millisecond)
 	}
-	d.serve()
-	for i, g := range guests {
-		if _, err := g.Response(http.StatusOK); err != nil {
-			t.Fatalf("guest %d: %v", i, err)
+	l.serve()
+	for i, c := range conns {
+		if _, err := c.Response(http.StatusOK); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
 		}
 	}
-	if unanswered := <-closed; unanswered != 0 {
-		t.Errorf("%d requests have no answer", unanswered)
+	if unanswered := <-drained; unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
 	}
-	if conn, err := net.Dial("tcp", d.Addr().String()); err == nil {
+	if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		_ = conn.Close()
-		t.Error("the door has closed and lets somebody in")
+		t.Error("the listener still accepts a connection after the drain")
 	}
 }
 
-// People who keep coming do not keep the door open.
-func TestDoorClosesInTheFaceOfNewcomers(t *testing.T) {
-	d := newTestListener(t, time.Millisecond, func(http.ResponseWriter, *http.Request) {})
-	d.serve()
-	closed := make(chan int)
-	go func() { closed <- d.Drain(t.Context(), d.served) }()
+// The drain ends although clients keep connecting.
+func TestListener_endsDespiteNewConnections(t *testing.T) {
+	l := newTestListener(t, time.Millisecond, func(http.ResponseWriter, *http.Request) {})
+	l.serve()
+	drained := make(chan int)
+	go func() { drained <- l.Drain(t.Context(), l.served) }()
 	started := time.Now()
-	letIn := 0
-	for ; ; letIn++ {
-		conn, err := net.Dial("tcp", d.Addr().String())
+	accepted := 0
+	for ; ; accepted++ {
+		conn, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			break
 		}
 		_ = conn.Close()
 		if time.Since(started) > 10*time.Second {
-			t.Fatalf("the door is still open, %d newcomers later", letIn)
+			t.Fatalf("the listener still accepts after %d connections", accepted)
 		}
 	}
-	t.Logf("%d newcomers were let in within %s", letIn, time.Since(started))
-	if letIn > acceptQueue {
-		t.Errorf("%d newcomers were let in", letIn)
+	t.Logf("%d new connections accepted within %s", accepted, time.Since(started))
+	if accepted > maxQueued {
+		t.Errorf("%d new connections accepted, want at most %d", accepted, maxQueued)
 	}
-	if unanswered := <-closed; unanswered != 0 {
-		t.Errorf("%d requests have no answer", unanswered)
+	if unanswered := <-drained; unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
 	}
 }
 
-func TestDoorClosesOnThoseWhoWait(t *testing.T) {
+func TestListener_closesIdleConnectionsAfterTheGrace(t *testing.T) {
 	const grace = 200 * time.Millisecond
-	d := newTestListener(t, grace, func(http.ResponseWriter, *http.Request) {})
-	d.serve()
-	fresh, used := d.freshAndUsed(t)
+	l := newTestListener(t, grace, func(http.ResponseWriter, *http.Request) {})
+	l.serve()
+	fresh, used := l.freshAndUsed(t)
 
 	started := time.Now()
-	if unanswered := d.Drain(t.Context(), d.served); unanswered != 0 {
-		t.Errorf("%d requests have no answer", unanswered)
+	if unanswered := l.Drain(t.Context(), l.served); unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
 	}
 	if took := time.Since(started); took < grace {
-		t.Errorf("closed after %s: those who wait have %s for a request that is under way", took, grace)
+		t.Errorf("drained after %s; idle connections have %s for a request that is on its way", took, grace)
 	}
-	for name, g := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
-		if _, err := g.R.ReadByte(); err != io.EOF {
-			t.Errorf("the %s guest got %v, want the end of the connection", name, err)
+	for name, c := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
+		if _, err := c.R.ReadByte(); err != io.EOF {
+			t.Errorf("%s connection: got %v, want EOF", name, err)
 		}
 	}
 }
 
-// The first byte decides: a request that has begun when the grace ends is read to its end, however slowly it comes.
-func TestDoorWaitsForARequestThatHasBegun(t *testing.T) {
-	d := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+// If the first byte of a request has been read when the grace ends, the request is read to its end,
+// however slowly it arrives.
+func TestListener_waitsForAStartedRequest(t *testing.T) {
+	l := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 	})
-	d.serve()
-	fresh, used := d.freshAndUsed(t)
-	for _, g := range []*rawhttp.Conn{fresh, used} {
-		g.Send(t, wholeRequest[:1])
+	l.serve()
+	fresh, used := l.freshAndUsed(t)
+	for _, c := range []*rawhttp.Conn{fresh, used} {
+		c.Send(t, wholeRequest[:1])
 	}
-	wait.For(t, "the first bytes", func() bool {
-		conns := d.connections()
-		return len(conns) == 2 && !slices.ContainsFunc(conns, (*conn).isWaiting)
+	wait.For(t, "the first bytes to be read", func() bool {
+		conns := l.connections()
+		return len(conns) == 2 && !slices.ContainsFunc(conns, (*conn).isIdle)
 	})
 
-	closed := make(chan int)
-	go func() { closed <- d.Drain(t.Context(), d.served) }()
+	drained := make(chan int)
+	go func() { drained <- l.Drain(t.Context(), l.served) }()
 	for sent := 1; sent < len(wholeRequest); sent += 10 {
 		time.Sleep(50 * time.Millisecond)
-		for _, g := range []*rawhttp.Conn{fresh, used} {
-			g.Send(t, wholeRequest[sent:min(sent+10, len(wholeRequest))])
+		for _, c := range []*rawhttp.Conn{fresh, used} {
+			c.Send(t, wholeRequest[sent:min(sent+10, len(wholeRequest))])
 		}
 	}
-	for name, g := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
-		if closes, err := g.Response(http.StatusOK); err != nil || !closes {
+	for name, c := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
+		if closes, err := c.Response(http.StatusOK); err != nil || !closes {
 			t.Errorf("%s connection: closes %v, %v", name, closes, err)
 		}
 	}
-	if unanswered := <-closed; unanswered != 0 {
-		t.Errorf("%d requests have no answer", unanswered)
+	if unanswered := <-drained; unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
 	}
 }
 
-// So is one that begins in the grace, and goes on after it.
-func TestDoorReadsARequestThatBeginsWhileItCloses(t *testing.T) {
+// A request that starts within the grace and continues after it is answered.
+func TestListener_waitsForARequestThatStartsWhileDraining(t *testing.T) {
 	t.Parallel()
 	const grace = 2 * time.Second
-	d := newTestListener(t, grace, func(_ http.ResponseWriter, r *http.Request) {
+	l := newTestListener(t, grace, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 	})
-	d.serve()
-	fresh, used := d.freshAndUsed(t)
+	l.serve()
+	fresh, used := l.freshAndUsed(t)
 
-	closed := make(chan int)
-	go func() { closed <- d.Drain(t.Context(), d.served) }()
-	wait.For(t, "the door to close", func() bool { return d.idleDeadline.Load() != nil })
-	for _, g := range []*rawhttp.Conn{fresh, used} {
-		g.Send(t, wholeRequest[:1])
+	drained := make(chan int)
+	go func() { drained <- l.Drain(t.Context(), l.served) }()
+	wait.For(t, "the drain to begin", func() bool { return l.idleDeadline.Load() != nil })
+	for _, c := range []*rawhttp.Conn{fresh, used} {
+		c.Send(t, wholeRequest[:1])
 	}
 	time.Sleep(grace + grace/4)
-	for name, g := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
-		if _, err := io.WriteString(g, wholeRequest[1:]); err != nil {
+	for name, c := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
+		if _, err := io.WriteString(c, wholeRequest[1:]); err != nil {
 			t.Errorf("%s connection: %v", name, err)
 		}
-		if closes, err := g.Response(http.StatusOK); err != nil || !closes {
+		if closes, err := c.Response(http.StatusOK); err != nil || !closes {
 			t.Errorf("%s connection: closes %v, %v", name, closes, err)
 		}
 	}
-	if unanswered := <-closed; unanswered != 0 {
-		t.Errorf("%d requests have no answer", unanswered)
+	if unanswered := <-drained; unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
 	}
 }
 
-// One whose first byte is read while the request before it is still being answered has begun, too.
-func TestDoorWaitsForARequestThatBeganBeforeTheLastAnswer(t *testing.T) {
+// If the first byte of a request is read while the previous request is being answered, the request
+// has started as well.
+func TestListener_waitsForARequestReadAhead(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
-	d := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+	l := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-release
 	})
-	d.serve()
-	g := rawhttp.Dial(t, d.Addr())
-	g.Send(t, wholeRequest)
-	wait.For(t, "the request", func() bool { return d.handled.Load() == 1 })
-	g.Send(t, wholeRequest[:1])
-	wait.For(t, "the byte that is read ahead", func() bool {
-		conns := d.connections()
+	l.serve()
+	c := rawhttp.Dial(t, l.Addr())
+	c.Send(t, wholeRequest)
+	wait.For(t, "the request to reach the handler", func() bool { return l.handled.Load() == 1 })
+	c.Send(t, wholeRequest[:1])
+	wait.For(t, "the first byte to be read ahead", func() bool {
+		conns := l.connections()
 		return len(conns) == 1 && conns[0].hasReadAhead()
 	})
 	release <- struct{}{}
-	if closes, err := g.Response(http.StatusOK); err != nil || closes {
-		t.Fatalf("the first answer: closes %v, %v", closes, err)
+	if closes, err := c.Response(http.StatusOK); err != nil || closes {
+		t.Fatalf("first response: closes %v, %v", closes, err)
 	}
 
-	closed := make(chan int)
-	go func() { closed <- d.Drain(t.Context(), d.served) }()
-	time.Sleep(4 * d.idleGrace)
-	g.Send(t, wholeRequest[1:])
+	drained := make(chan int)
+	go func() { drained <- l.Drain(t.Context(), l.served) }()
+	time.Sleep(4 * l.idleGrace)
+	c.Send(t, wholeRequest[1:])
 	close(release)
-	if closes, err := g.Response(http.StatusOK); err != nil || !closes {
-		t.Errorf("the second answer: closes %v, %v", closes, err)
+	if closes, err := c.Response(http.StatusOK); err != nil || !closes {
+		t.Errorf("second response: closes %v, %v", closes, err)
 	}
-	if unanswered := <-closed; unanswered != 0 {
-		t.Errorf("%d requests have no answer", unanswered)
+	if unanswered := <-drained; unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
 	}
 }
 
 func (c *conn) hasReadAhead() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.ahead
+	return c.readAhead
 }
 
-// A pipelined request that was read together with the one before it is no connection that waits: it is not cut off in the
-// handler, and counts when the time is up.
-func TestDoorKnowsAPipelinedRequest(t *testing.T) {
+// A connection is not idle while it has a pipelined request that was read together with the one
+// before it: the request is not cut off in the handler, and counts as unanswered at the deadline.
+func TestListener_countsAPipelinedRequest(t *testing.T) {
 	t.Parallel()
 	const pipelined = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 	release := make(chan struct{})
-	left := make(chan error, 2)
-	d := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+	handlerErr := make(chan error, 2)
+	l := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
 		<-release
-		left <- r.Context().Err()
+		handlerErr <- r.Context().Err()
 	})
-	d.serve()
-	g := rawhttp.Dial(t, d.Addr())
-	g.Send(t, pipelined+pipelined)
+	l.serve()
+	c := rawhttp.Dial(t, l.Addr())
+	c.Send(t, pipelined+pipelined)
 	release <- struct{}{}
-	if closes, err := g.Response(http.StatusOK); err != nil || closes || <-left != nil {
-		t.Fatalf("the first answer: closes %v, %v", closes, err)
+	if closes, err := c.Response(http.StatusOK); err != nil || closes || <-handlerErr != nil {
+		t.Fatalf("first response: closes %v, %v", closes, err)
 	}
-	wait.For(t, "the second request", func() bool { return d.handled.Load() == 2 })
+	wait.For(t, "the second request to reach the handler", func() bool { return l.handled.Load() == 2 })
 
-	deadline, cancel := context.WithTimeout(t.Context(), 4*d.idleGrace)
+	deadline, cancel := context.WithTimeout(t.Context(), 4*l.idleGrace)
 	defer cancel()
-	if unanswered := d.Drain(deadline, d.served); unanswered != 1 {
-		t.Errorf("%d requests have no answer, want 1", unanswered)
+	if unanswered := l.Drain(deadline, l.served); unanswered != 1 {
+		t.Errorf("%d requests unanswered, want 1", unanswered)
 	}
 	close(release)
-	if err := <-left; err != nil {
-		t.Errorf("the handler was told that its client had left: %v", err)
+	if err := <-handlerErr; err != nil {
+		t.Errorf("the context of the second request ended: %v", err)
 	}
-	// It began before the door closed, so its answer does not say that it is the last.
-	if _, err := g.Response(http.StatusOK); err != nil {
-		t.Errorf("the second answer: %v", err)
+	// It started before the drain, so its response may lack Connection: close.
+	if _, err := c.Response(http.StatusOK); err != nil {
+		t.Errorf("second response: %v", err)
 	}
 }
 
-// With as many connections as may be, newcomers wait until one goes, and so they do when the door closes.
-func TestDoorLetsInNoMoreThanItsBound(t *testing.T) {
+// At the limit, new connections wait until another one is closed, also while the listener drains.
+func TestListener_Limit(t *testing.T) {
 	t.Parallel()
-	d := newTestListener(t, 50*time.Millisecond, func(http.ResponseWriter, *http.Request) {})
-	d.Limit(2)
-	d.serve()
-	guests := []*rawhttp.Conn{rawhttp.Dial(t, d.Addr()), rawhttp.Dial(t, d.Addr())}
-	for _, g := range guests {
-		g.Send(t, wholeRequest)
-		if _, err := g.Response(http.StatusOK); err != nil {
+	l := newTestListener(t, 50*time.Millisecond, func(http.ResponseWriter, *http.Request) {})
+	l.Limit(2)
+	l.serve()
+	conns := []*rawhttp.Conn{rawhttp.Dial(t, l.Addr()), rawhttp.Dial(t, l.Addr())}
+	for _, c := range conns {
+		c.Send(t, wholeRequest)
+		if _, err := c.Response(http.StatusOK); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for range 2 { // two newcomers, one after the other
-		guests = append(guests, rawhttp.Dial(t, d.Addr()))
-		guests[len(guests)-1].Send(t, wholeRequest)
+	for range 2 { // two more connections, one after the other
+		conns = append(conns, rawhttp.Dial(t, l.Addr()))
+		conns[len(conns)-1].Send(t, wholeRequest)
 	}
 	time.Sleep(100 * time.Millisecond)
-	if n, handled := len(d.connections()), d.handled.Load(); n != 2 || handled != 2 {
-		t.Errorf("%d connections are open, %d requests were handled; want 2", n, handled)
+	if n, handled := len(l.connections()), l.handled.Load(); n != 2 || handled != 2 {
+		t.Errorf("%d connections open, %d requests handled; want 2", n, handled)
 	}
-	_ = guests[0].Close()
-	if _, err := guests[2].Response(http.StatusOK); err != nil {
-		t.Errorf("who waited while another went: %v", err)
+	_ = conns[0].Close()
+	if _, err := conns[2].Response(http.StatusOK); err != nil {
+		t.Errorf("connection that waited for a slot: %v", err)
 	}
-	if unanswered := d.Drain(t.Context(), d.served); unanswered != 0 {
-		t.Errorf("%d requests have no answer", unanswered)
+	if unanswered := l.Drain(t.Context(), l.served); unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
 	}
-	if _, err := guests[3].Response(http.StatusOK); err != nil {
-		t.Errorf("who waited while the door closed: %v", err)
+	if _, err := conns[3].Response(http.StatusOK); err != nil {
+		t.Errorf("connection that waited for a slot while the listener drained: %v", err)
 	}
 }
 
-// At the deadline, only those count as cut off who wait for an answer.
-func TestDoorGivesUpAtTheDeadline(t *testing.T) {
+// At the deadline, only connections that wait for a response count as unanswered.
+func TestListener_endsAtTheDeadline(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
-	d := newTestListener(t, time.Minute, func(http.ResponseWriter, *http.Request) { <-release })
-	d.serve()
-	rawhttp.Dial(t, d.Addr()).Send(t, wholeRequest)
-	rawhttp.Dial(t, d.Addr())
-	wait.For(t, "the request", func() bool { return d.handled.Load() == 1 && len(d.connections()) == 2 })
+	l := newTestListener(t, time.Minute, func(http.ResponseWriter, *http.Request) { <-release })
+	l.serve()
+	rawhttp.Dial(t, l.Addr()).Send(t, wholeRequest)
+	rawhttp.Dial(t, l.Addr())
+	wait.For(t, "the request to reach the handler", func() bool { return l.handled.Load() == 1 && len(l.connections()) == 2 })
 
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if unanswered := d.Drain(ctx, d.served); unanswered != 1 || ctx.Err() == nil {
-		t.Errorf("%d requests have no answer, want 1; %v", unanswered, ctx.Err())
+	if unanswered := l.Drain(ctx, l.served); unanswered != 1 || ctx.Err() == nil {
+		t.Errorf("%d requests unanswered, want 1; %v", unanswered, ctx.Err())
 	}
 }

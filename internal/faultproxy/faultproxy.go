@@ -1,9 +1,9 @@
-// Package faultproxy is a TCP proxy in front of PostgreSQL, for tests of what happens
-// when the connection to it breaks or stalls at a chosen moment of a chosen call.
+// Package faultproxy is a TCP proxy in front of PostgreSQL for tests. It breaks or stalls a
+// connection at a chosen message of a chosen call.
 //
-// It reads as much of PostgreSQL's protocol as it needs to know which statement a
-// client is about to execute, and when the server has committed it. Of an encrypted
-// connection it sees neither; it is forwarded as it is.
+// It parses as much of PostgreSQL's protocol as it needs to know which statement a client is about
+// to execute and when the server has committed it. Encrypted connections are forwarded unchanged,
+// without faults.
 package faultproxy
 
 import (
@@ -21,34 +21,33 @@ import (
 // Fault is what the proxy does to one call.
 type Fault int
 
-// The faults, in the order of a call's life. After each that cuts both connections are
-// gone, as after a cable was cut: nobody says goodbye.
+// The faults, in the order of the messages of a call. A cut resets both connections, as a broken
+// network does: neither side gets a Terminate message or a regular TCP close.
 const (
-	// Pass forwards the call and its answer.
+	// Pass forwards the call and its response.
 	Pass Fault = iota
 	// CutBeforeCall: the server never sees the call.
 	CutBeforeCall
-	// CutBeforeCommit: the server executes the call but is never told to commit it. (In
-	// the simple query protocol the two are one; there it is CutBeforeCall.)
+	// CutBeforeCommit: the server executes the call but does not get the Sync message that commits
+	// it. In the simple query protocol one message does both, so there it is CutBeforeCall.
 	CutBeforeCommit
-	// CutAnsweredBeforeCommit: as CutBeforeCommit, but the client has got all of the
-	// answer that comes before the commit: rows and command tag.
+	// CutAnsweredBeforeCommit: like CutBeforeCommit, but the client gets the whole response up to
+	// the commit: rows and command tag.
 	CutAnsweredBeforeCommit
-	// CutDuring: the server has got all of the call, and the connection is cut at
-	// once. Whether it commits is for it to know.
+	// CutDuring: the server has received the whole call, and the connection is cut immediately. The
+	// server may or may not commit.
 	CutDuring
-	// CutAfterCommit: the server has committed; the client gets no byte of the answer.
+	// CutAfterCommit: the server has committed; the client gets no byte of the response.
 	CutAfterCommit
-	// CutAnsweredAfterCommit: the server has committed; the client gets all of the
-	// answer but the word that it is committed.
+	// CutAnsweredAfterCommit: the server has committed; the client gets the whole response except
+	// ReadyForQuery, which confirms the commit.
 	CutAnsweredAfterCommit
-	// Stall: the server never sees the call, and the connection stands, in silence, until
-	// the client closes it.
+	// Stall: the server never sees the call. The connection stays open and silent until the client
+	// closes it.
 	Stall
 )
 
-// Proxy forwards connections to one PostgreSQL server. Its methods may be called
-// concurrently.
+// Proxy forwards connections to one PostgreSQL server. Its methods may be called concurrently.
 type Proxy struct {
 	upstream       string
 	cancelRequests atomic.Int64
@@ -56,20 +55,20 @@ type Proxy struct {
 	mu       sync.Mutex
 	thawed   *sync.Cond
 	listener net.Listener
-	plan     func(sql string) Fault
+	faultFor func(sql string) Fault
 	frozen   bool
-	away     bool
+	down     bool
 	closed   bool
 	pairs    map[*pair]struct{}
 	running  sync.WaitGroup
 }
 
-// New starts a proxy on a free port of 127.0.0.1, in front of the server that the
-// connection URL names (host and port). Close it.
+// New starts a proxy on a free port of 127.0.0.1 for the server that connectionURL names (host and
+// port). The caller must Close it.
 func New(connectionURL string) (*Proxy, error) {
 	u, err := url.Parse(connectionURL)
 	if err != nil {
-		return nil, errors.New("not a URL")
+		return nil, errors.New("faultproxy: the connection string is not a URL")
 	}
 	p := &Proxy{upstream: u.Host, pairs: make(map[*pair]struct{})}
 	p.thawed = sync.NewCond(&p.mu)
@@ -80,7 +79,7 @@ func New(connectionURL string) (*Proxy, error) {
 	return p, nil
 }
 
-// URL is connectionURL by way of the proxy.
+// URL returns connectionURL with the proxy's address instead of the server's.
 func (p *Proxy) URL(connectionURL string) string {
 	u, err := url.Parse(connectionURL)
 	if err != nil {
@@ -90,23 +89,23 @@ func (p *Proxy) URL(connectionURL string) string {
 	return u.String()
 }
 
-// Inject sets what happens to calls from now on: plan is asked once for each, with
-// its SQL, and may be asked by many connections at once. nil lets all of them pass.
-func (p *Proxy) Inject(plan func(sql string) Fault) {
+// Inject sets the fault of each call from now on. faultFor gets the call's SQL; it is called once
+// for each call, concurrently for several connections. nil lets all calls pass.
+func (p *Proxy) Inject(faultFor func(sql string) Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.plan = plan
+	p.faultFor = faultFor
 }
 
-// Freeze lets no byte through, in neither direction, until Thaw. New connections
-// are accepted and find the same silence.
+// Freeze stops forwarding in both directions until Thaw. New connections are accepted but not
+// forwarded.
 func (p *Proxy) Freeze() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.frozen = true
 }
 
-// Thaw ends Freeze. What was held back goes on its way.
+// Thaw ends Freeze. Data that was held back is forwarded.
 func (p *Proxy) Thaw() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,18 +113,18 @@ func (p *Proxy) Thaw() {
 	p.thawed.Broadcast()
 }
 
-// SetDown says whether the server is to seem away: then every connection is cut, and new
-// ones are cut as soon as they are made.
-func (p *Proxy) SetDown(away bool) {
+// SetDown makes the server seem down or up. While it is down, all connections are cut, new ones as
+// soon as they are accepted.
+func (p *Proxy) SetDown(down bool) {
 	p.mu.Lock()
-	p.away = away
+	p.down = down
 	p.mu.Unlock()
-	if away {
+	if down {
 		p.CutAll()
 	}
 }
 
-// CutAll cuts every connection there is.
+// CutAll cuts all open connections.
 func (p *Proxy) CutAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -134,17 +133,17 @@ func (p *Proxy) CutAll() {
 	}
 }
 
-// CancelRequests is the number of cancel requests that clients have made so far.
+// CancelRequests returns how many cancel requests clients have sent so far.
 func (p *Proxy) CancelRequests() int { return int(p.cancelRequests.Load()) }
 
-// Open is the number of connections that stand now.
-func (p *Proxy) Open() int {
+// Connections returns the number of open connections.
+func (p *Proxy) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.pairs)
 }
 
-// Close cuts everything and returns when nothing of the proxy runs any more.
+// Close cuts all connections and returns when all of the proxy's goroutines have ended.
 func (p *Proxy) Close() {
 	p.mu.Lock()
 	p.closed, p.frozen = true, false
@@ -167,9 +166,9 @@ func (p *Proxy) accept() {
 	}
 }
 
-// serve forwards one connection until either end, or the plan, ends it.
+// serve forwards one connection until either end or a fault closes it.
 func (p *Proxy) serve(client net.Conn) {
-	p.hold()
+	p.waitThawed()
 	server, err := net.Dial("tcp", p.upstream)
 	if err != nil {
 		_ = client.Close()
@@ -177,28 +176,28 @@ func (p *Proxy) serve(client net.Conn) {
 	}
 	c := &pair{proxy: p, client: client, server: server}
 	p.mu.Lock()
-	if p.closed || p.away {
+	if p.closed || p.down {
 		c.cut()
 	}
 	p.pairs[c] = struct{}{}
 	p.mu.Unlock()
 
-	var answers sync.WaitGroup
-	answers.Go(func() {
-		c.forwardAnswers()
+	var responses sync.WaitGroup
+	responses.Go(func() {
+		c.forwardResponses()
 		c.cut()
 	})
 	c.forwardCalls()
 	c.cut()
-	answers.Wait()
+	responses.Wait()
 
 	p.mu.Lock()
 	delete(p.pairs, c)
 	p.mu.Unlock()
 }
 
-// hold returns when the proxy is not frozen.
-func (p *Proxy) hold() {
+// waitThawed returns when the proxy is not frozen.
+func (p *Proxy) waitThawed() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for p.frozen {
@@ -208,65 +207,64 @@ func (p *Proxy) hold() {
 
 func (p *Proxy) fault(sql string) Fault {
 	p.mu.Lock()
-	plan := p.plan
+	faultFor := p.faultFor
 	p.mu.Unlock()
-	if plan == nil {
+	if faultFor == nil {
 		return Pass
 	}
-	return plan(sql)
+	return faultFor(sql)
 }
 
-// pair is one forwarded connection: its two ends, and the fault of the call that is
-// under way.
+// pair is one forwarded connection: both ends, and the fault of the call in progress.
 type pair struct {
 	proxy          *Proxy
 	client, server net.Conn
 
-	mu    sync.Mutex
-	fault Fault
-	asked bool // the client asked for encryption, and waits for the server's word
+	mu                  sync.Mutex
+	fault               Fault
+	encryptionRequested bool // the server's next byte answers the client's request for encryption
 }
 
-// cut ends both connections without a goodbye; twice does no harm.
+// cut resets both connections. It may be called more than once.
 func (c *pair) cut() {
 	for _, conn := range []net.Conn{c.client, c.server} {
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // reset, not closed in good order
+			_ = tcp.SetLinger(0) // send RST instead of FIN
 		}
 		_ = conn.Close()
 	}
 }
 
-// negotiating tells, once for each request, that the server's next byte is its word
-// about encryption.
-func (c *pair) negotiating() bool {
+// takeEncryptionRequest reports whether the server's next byte answers a request for encryption. It
+// is true once for each request.
+func (c *pair) takeEncryptionRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	asked := c.asked
-	c.asked = false
-	return asked
+	requested := c.encryptionRequested
+	c.encryptionRequested = false
+	return requested
 }
 
-func (c *pair) set(f Fault) {
+func (c *pair) setFault(f Fault) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.fault = f
 }
 
-func (c *pair) current() Fault {
+func (c *pair) currentFault() Fault {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.fault
 }
 
-// send forwards bytes, later if the proxy is frozen.
+// send forwards a message, after a Thaw if the proxy is frozen. It reports whether it was written.
 func (c *pair) send(to net.Conn, message []byte) bool {
-	c.proxy.hold()
+	c.proxy.waitThawed()
 	_, err := to.Write(message)
 	return err == nil
 }
 
-// copy forwards bytes that are encrypted.
+// copy forwards an encrypted stream.
 func (c *pair) copy(to net.Conn, from io.Reader) {
 	buffer := make([]byte, 32<<10)
 	for {
@@ -277,14 +275,14 @@ func (c *pair) copy(to net.Conn, from io.Reader) {
 	}
 }
 
-// What a client can begin a connection with, besides the protocol's version.
+// The codes of a client's first message, besides the protocol version.
 const (
 	cancelRequest = 80877102
 	sslRequest    = 80877103
 	gssRequest    = 80877104
 )
 
-// forwardCalls forwards what the client sends and applies the plan to each call.
+// forwardCalls forwards the client's messages and applies the fault of each call.
 func (c *pair) forwardCalls() {
 	from := bufio.NewReader(c.client)
 	for {
@@ -301,7 +299,7 @@ func (c *pair) forwardCalls() {
 		}
 		encryption := code == sslRequest || code == gssRequest
 		c.mu.Lock()
-		c.asked = encryption
+		c.encryptionRequested = encryption
 		c.mu.Unlock()
 		if !c.send(c.server, message) {
 			return
@@ -309,7 +307,7 @@ func (c *pair) forwardCalls() {
 		if !encryption {
 			break
 		}
-		// A length begins with a zero; anything else is encrypted.
+		// The length of a message begins with a zero byte. Anything else is encrypted.
 		if first, err := from.Peek(1); err != nil || first[0] != 0 {
 			c.copy(c.server, from)
 			return
@@ -342,7 +340,7 @@ func (c *pair) forwardCalls() {
 			}
 			f := c.proxy.fault(sql)
 			if message[0] == 'Q' && (f == CutBeforeCommit || f == CutAnsweredBeforeCommit) {
-				f = CutBeforeCall // a simple query brings its commit along
+				f = CutBeforeCall // a simple query commits in the same message
 			}
 			switch f {
 			case CutBeforeCall:
@@ -351,35 +349,35 @@ func (c *pair) forwardCalls() {
 				_, _ = io.Copy(io.Discard, from)
 				return
 			}
-			c.set(f)
+			c.setFault(f)
 		case 'S': // Sync: commit
-			switch c.current() {
+			switch c.currentFault() {
 			case CutBeforeCommit, CutAnsweredBeforeCommit:
-				message[0] = 'H' // Flush: all but the commit. forwardAnswers cuts.
+				message[0] = 'H' // Flush: execute without the commit; forwardResponses cuts the connection
 			}
 		}
 		if !c.send(c.server, message) {
 			return
 		}
-		if c.current() == CutDuring && (message[0] == 'S' || message[0] == 'Q') {
+		if c.currentFault() == CutDuring && (message[0] == 'S' || message[0] == 'Q') {
 			return
 		}
 	}
 }
 
-// forwardAnswers forwards what the server sends, as far as the call's fault lets it.
-func (c *pair) forwardAnswers() {
+// forwardResponses forwards the server's messages as far as the call's fault permits.
+func (c *pair) forwardResponses() {
 	from := bufio.NewReader(c.server)
 	for {
 		if _, err := from.Peek(1); err != nil {
 			return
 		}
-		if c.negotiating() {
-			word, _ := from.ReadByte() // a single byte: N, no; anything else, yes
-			if !c.send(c.client, []byte{word}) {
+		if c.takeEncryptionRequest() {
+			reply, _ := from.ReadByte() // N means no, any other byte means yes
+			if !c.send(c.client, []byte{reply}) {
 				return
 			}
-			if word != 'N' {
+			if reply != 'N' {
 				c.copy(c.client, from)
 				return
 			}
@@ -390,7 +388,7 @@ func (c *pair) forwardAnswers() {
 		if err != nil {
 			return
 		}
-		switch f := c.current(); message[0] {
+		switch f := c.currentFault(); message[0] {
 		case 'C': // CommandComplete
 			switch f {
 			case CutBeforeCommit:
@@ -401,12 +399,12 @@ func (c *pair) forwardAnswers() {
 			}
 		case 'Z': // ReadyForQuery: committed
 			switch f {
-			case CutAfterCommit, CutAnsweredAfterCommit, CutDuring: // the latter where the server is quicker than our own cut
+			case CutAfterCommit, CutAnsweredAfterCommit, CutDuring: // CutDuring gets here if the server answers before the cut
 				return
 			}
-			c.set(Pass)
+			c.setFault(Pass)
 		}
-		switch c.current() {
+		switch c.currentFault() {
 		case CutBeforeCommit, CutAfterCommit, CutDuring:
 			continue // the client gets nothing
 		}
@@ -416,7 +414,8 @@ func (c *pair) forwardAnswers() {
 	}
 }
 
-// readMessage reads a message whose length stands after a header of so many bytes.
+// readMessage reads one message: header bytes, then its length (4 bytes, which include themselves),
+// then the rest.
 func readMessage(from *bufio.Reader, header int) ([]byte, error) {
 	start, err := from.Peek(header + 4)
 	if err != nil {

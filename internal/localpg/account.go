@@ -12,19 +12,20 @@ import (
 	"syscall"
 )
 
-// account is the user as whom initdb and postgres run; nil is the user we are.
+// account is the operating system user that initdb and postgres run as. nil is the current user.
 type account struct {
 	name     string
 	uid, gid uint32
 }
 
-// serverAccount chooses the account for the cluster with data, a directory that may be missing yet: whoever owns it, so that a
-// cluster keeps its user; else the user postgres; else nobody. Only root can choose.
+// serverAccount returns the account for a data directory, which may not exist yet. Only root can
+// choose one: the owner of data, so that a cluster keeps its user. If data does not exist, it is
+// the user postgres, or else nobody, which has no privileges.
 func serverAccount(data string) (*account, error) {
 	owner, owned := ownerOf(data)
 	if os.Geteuid() != 0 {
 		if owned && int(owner) != os.Geteuid() {
-			return nil, fmt.Errorf("%s belongs to %s: run this as that user, or as root", data, userName(owner))
+			return nil, fmt.Errorf("%s is owned by %s: run this as that user or as root", data, userName(owner))
 		}
 		return nil, nil
 	}
@@ -39,7 +40,7 @@ func serverAccount(data string) (*account, error) {
 			return accountOf(u)
 		}
 	}
-	return &account{name: "uid 65534", uid: 65534, gid: 65534}, nil // Linux's nobody, in an image without a list of users
+	return &account{name: "uid 65534", uid: 65534, gid: 65534}, nil // the ID of nobody on Linux, for an image without /etc/passwd
 }
 
 func accountOf(u *user.User) (*account, error) {
@@ -51,7 +52,7 @@ func accountOf(u *user.User) (*account, error) {
 	return &account{name: u.Username, uid: uid, gid: gid}, err
 }
 
-// parseID reads a user's or group's number; macOS writes nobody's as -2.
+// parseID parses a user or group ID. On macOS the user nobody has the ID -2.
 func parseID(text string) (uint32, error) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	return uint32(n), err
@@ -64,7 +65,7 @@ func userName(uid uint32) string {
 	return "uid " + strconv.FormatUint(uint64(uid), 10)
 }
 
-// ownerOf tells whose a file is; false when there is none.
+// ownerOf returns the user ID of the owner of path, and false if path does not exist.
 func ownerOf(path string) (uint32, bool) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -77,9 +78,10 @@ func ownerOf(path string) (uint32, bool) {
 	return stat.Uid, true
 }
 
-// command prepares a program that runs as the account, from the root directory (which everybody may enter), in a process group
-// of its own, so that the terminal's Ctrl-C does not reach it; when ctx ends, that whole group is killed. Variables by which
-// libpq and postgres could be led elsewhere stay behind.
+// command prepares a program that runs as the account. Its working directory is /, which every user
+// may enter. It has its own process group, so that the terminal's Ctrl-C does not reach it; when
+// ctx ends, the whole group is killed. Environment variables that begin with PG are removed,
+// because they configure libpq and postgres.
 func (a *account) command(ctx context.Context, program string, arguments ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, arguments...)
 	cmd.Dir = "/"
@@ -96,14 +98,14 @@ func (a *account) command(ctx context.Context, program string, arguments ...stri
 	return cmd
 }
 
-// canReach tells whether the account may pass through dir. It asks the kernel: modes are not all there is (access control
-// lists, mounts, security modules).
+// canReach reports whether the account may enter dir. The kernel decides, because access control
+// lists, mounts and security modules matter as well as file modes.
 func (a *account) canReach(ctx context.Context, dir string) bool {
 	return a == nil || a.command(ctx, "/bin/sh", "-c", `cd -- "$0"`, dir).Run() == nil
 }
 
-// own gives paths to the account.
-func (a *account) own(paths ...string) error {
+// chown makes the account the owner of paths.
+func (a *account) chown(paths ...string) error {
 	if a == nil {
 		return nil
 	}
@@ -115,12 +117,12 @@ func (a *account) own(paths ...string) error {
 	return nil
 }
 
-// ownAll gives dir and everything below to the account.
-func (a *account) ownAll(dir string) error {
+// chownAll makes the account the owner of dir and everything in it.
+func (a *account) chownAll(dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return a.own(path)
+		return a.chown(path)
 	})
 }

@@ -13,26 +13,28 @@ import (
 	"strings"
 )
 
-// Address is where a running server is reached.
+// Address says how to reach a running server.
 type Address struct {
 	dir      string
 	password string
-	state    state
+	state    serverState
 }
 
-// Dir is the cluster's home, as an absolute path.
+// Dir returns the cluster's home directory as an absolute path.
 func (a *Address) Dir() string { return a.dir }
 
-// Port is the server's TCP port on 127.0.0.1.
+// Port returns the server's TCP port on 127.0.0.1.
 func (a *Address) Port() int { return a.state.Port }
 
-// SocketDir is the folder of the server's unix socket: what psql takes as -h. Only the server's own user and root may enter it.
+// SocketDir returns the directory of the server's unix socket, for psql --host. Only root and the
+// server's own user may enter it.
 func (a *Address) SocketDir() string { return a.state.Sockets }
 
-// Pid is the server's first process, the postmaster.
+// Pid returns the process ID of the postmaster, the server's first process.
 func (a *Address) Pid() int { return a.state.Postmaster }
 
-// URL is the connection string of the superuser for database. It holds the password: it is for a driver, not for a screen.
+// URL returns the superuser's connection string for database. It contains the password: do not log
+// it.
 func (a *Address) URL(database string) string {
 	u := a.url(database)
 	u.User = url.UserPassword(superuser, a.password)
@@ -40,26 +42,28 @@ func (a *Address) URL(database string) string {
 	return u.String()
 }
 
-// BinDir is the folder of the server's binaries. psql is there, too, unless they were downloaded.
+// BinDir returns the directory of the server's binaries. It also contains psql, unless the binaries
+// were downloaded.
 func (a *Address) BinDir() string { return a.state.BinDir }
 
-// Psql is the command line that opens database in psql, for a shell. It names the file with the password, not the password.
+// Psql returns a shell command that opens database in psql. It contains the path of the password
+// file, not the password.
 func (a *Address) Psql(database string) string {
 	program := "psql"
 	if _, err := exec.LookPath(program); err != nil {
-		// Homebrew, for one, keeps older versions off the PATH.
+		// Some packages, such as Homebrew's older versions, do not put psql on PATH.
 		if beside := filepath.Join(a.state.BinDir, "psql"); isFile(beside) {
 			program = quote(beside)
 		}
 	}
 	u := a.url(database)
 	u.User = url.User(superuser)
-	// libpq takes a plus for a plus, and a bare slash reads better.
+	// libpq does not decode a plus as a space, and a plain slash is easier to read.
 	u.RawQuery = "passfile=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(filepath.Join(a.dir, passwordFile)))
 	return program + " " + quote(u.String())
 }
 
-// quote makes one word for a shell.
+// quote quotes word for a shell.
 func quote(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }
 
 func isFile(path string) bool {
@@ -77,7 +81,8 @@ func (a *Address) url(database string) *url.URL {
 
 const passwordFile = "pgpass"
 
-// writePassword keeps password in dir, for libpq, too (its option passfile, or PGPASSFILE): any host, port and database.
+// writePassword writes password to dir in the format of libpq's password file, for any host, port
+// and database.
 func writePassword(dir, password string) error {
 	path := filepath.Join(dir, passwordFile)
 	return writeFile(path, "*:*:*:"+superuser+":"+password+"\n")
@@ -87,15 +92,16 @@ func readPassword(dir string) (string, error) {
 	path := filepath.Join(dir, passwordFile)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%s is missing, and without its password nobody can log in to the cluster beside it;"+
-			" put the file back, or remove %s to start afresh", path, dir)
+		return "", fmt.Errorf("%s is missing, and the cluster cannot be used without the password in it;"+
+			" restore the file, or remove %s to start with a new cluster", path, dir)
 	}
 	if err != nil {
 		return "", err
 	}
 	password, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "*:*:*:"+superuser+":")
 	if !ok {
-		return "", fmt.Errorf("%s does not hold what was written there: *:*:*:%s:<password>", path, superuser)
+		return "", fmt.Errorf("%s does not contain a line *:*:*:%s:<password>;"+
+			" restore the file, or remove %s to start with a new cluster", path, superuser, dir)
 	}
 	return password, nil
 }

@@ -14,20 +14,23 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
-// elsewhere is where root's clusters go when the server's account cannot reach their Dir. A variable for the tests.
-var elsewhere = "/var/lib/coupond"
+// fallbackDir holds the data of root's clusters if the server's account cannot enter their Dir.
+// Tests replace it.
+var fallbackDir = "/var/lib/coupond"
 
-// cluster is the data of a Dir, with the lock on it held.
+// cluster is the cluster of a Dir. Its methods are called with the lock on Dir held.
 type cluster struct {
-	dir     string   // its home, absolute
-	data    string   // its data directory, links resolved
-	major   int      // the PostgreSQL version that made it; 0: it is not there yet
-	account *account // as whom its server runs
+	dir     string   // its home directory, as an absolute path
+	data    string   // its data directory, with links resolved
+	major   int      // the PostgreSQL version that created it; 0: not created yet
+	account *account // runs the server
 }
 
-// makeDir creates the cluster's home and returns its real path. Root lets others pass through it: the server is one of them.
+// makeDir creates the cluster's home directory and returns its real path. Root lets other users
+// pass through it, because the server runs as one of them.
 func makeDir(dir string) (string, error) {
 	mode := fs.FileMode(0o700)
 	if os.Geteuid() == 0 {
@@ -43,8 +46,9 @@ func makeDir(dir string) (string, error) {
 	return filepath.EvalSymlinks(abs)
 }
 
-// place finds the cluster of dir, or decides where it is to be made.
-func place(ctx context.Context, dir string, say func(string, ...any)) (*cluster, error) {
+// openCluster returns the cluster in dir. If there is none, it decides where the data directory
+// will be created.
+func openCluster(ctx context.Context, dir string, logf func(string, ...any)) (*cluster, error) {
 	path := filepath.Join(dir, "data")
 	account, err := serverAccount(path)
 	if err != nil {
@@ -57,55 +61,56 @@ func place(ctx context.Context, dir string, say func(string, ...any)) (*cluster,
 		if account.canReach(ctx, dir) {
 			return c, nil
 		}
-		return c, c.placeElsewhere(say)
+		return c, c.useFallbackDir(logf)
 	case err != nil:
 		return nil, err
 	case info.Mode().Type() == fs.ModeSymlink:
-		if c.data, err = follow(path); err != nil {
+		if c.data, err = resolveLink(path); err != nil {
 			return nil, err
 		}
 		if _, err := os.Stat(c.data); errors.Is(err, fs.ErrNotExist) {
-			return c, nil // linked, and then interrupted before it was made
+			return c, nil // a Start was interrupted between the link and initdb
 		}
 	}
 
 	version, err := os.ReadFile(filepath.Join(c.data, "PG_VERSION"))
 	if err != nil {
-		return nil, fmt.Errorf("%s is no PostgreSQL data directory: %w", c.data, err)
+		return nil, fmt.Errorf("%s is not a PostgreSQL data directory: %w", c.data, err)
 	}
 	if c.major, err = strconv.Atoi(strings.TrimSpace(string(version))); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(c.data, "PG_VERSION"), err)
 	}
 	if owner, _ := ownerOf(c.data); account != nil && owner == 0 {
-		// Copied or restored by root; postgres serves only what belongs to the user it runs as.
-		if err := account.ownAll(c.data); err != nil {
+		// Root copied or restored the data. PostgreSQL accepts only a data directory of the user it
+		// runs as.
+		if err := account.chownAll(c.data); err != nil {
 			return nil, err
 		}
 	}
 	return c, nil
 }
 
-// placeElsewhere chooses a folder that the account can reach, and links to it. The link comes first: a folder without a link to
-// it could not be found again.
-func (c *cluster) placeElsewhere(say func(string, ...any)) error {
-	if err := makePassable(elsewhere); err != nil && !errors.Is(err, fs.ErrExist) {
+// useFallbackDir creates a directory below fallbackDir for the data, and links Dir/data to it. The
+// link is created first: without it the data could not be found again.
+func (c *cluster) useFallbackDir(logf func(string, ...any)) error {
+	if err := mkdirTraversable(fallbackDir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	hash := sha256.Sum256([]byte(c.dir))
-	base := filepath.Join(elsewhere, hex.EncodeToString(hash[:8]))
+	base := filepath.Join(fallbackDir, hex.EncodeToString(hash[:8]))
 	home := base
 	for n := 2; ; n++ {
-		err := makePassable(home)
+		err := mkdirTraversable(home)
 		if err == nil {
 			break
 		}
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		say("%s holds the data of an earlier %s; it is left alone, remove it when nobody needs it", home, c.dir)
+		logf("%s holds the data of an earlier cluster of %s; it is not used, remove it if you do not need it", home, c.dir)
 		home = base + "-" + strconv.Itoa(n)
 	}
-	say("PostgreSQL will run as %s, who cannot reach %s: its data goes to %s", c.account.name, c.dir, home)
+	logf("PostgreSQL will run as %s, which cannot enter %s: its data will be in %s", c.account.name, c.dir, home)
 	c.data = filepath.Join(home, "data")
 	if err := os.Symlink(c.data, filepath.Join(c.dir, "data")); err != nil {
 		return err
@@ -113,17 +118,18 @@ func (c *cluster) placeElsewhere(say func(string, ...any)) error {
 	return syncDir(c.dir)
 }
 
-// makePassable makes a folder through which everybody may pass, whatever our umask says.
-func makePassable(dir string) error {
+// mkdirTraversable creates a directory that every user may pass through, whatever the umask is.
+func mkdirTraversable(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	return os.Chmod(dir, 0o711)
 }
 
-// follow resolves the link to a data directory. That itself may be missing; the folder it is in may not: then the data was
-// moved or its disk is away, and an empty cluster in its place would hide that.
-func follow(link string) (string, error) {
+// resolveLink resolves the link to a data directory. The data directory may be missing, but its
+// parent must exist: otherwise the data was moved or its disk is not mounted, and a new cluster
+// would hide that.
+func resolveLink(link string) (string, error) {
 	target, err := os.Readlink(link)
 	if err != nil {
 		return "", err
@@ -133,45 +139,47 @@ func follow(link string) (string, error) {
 	}
 	home, err := filepath.EvalSymlinks(filepath.Dir(target))
 	if err != nil {
-		return "", fmt.Errorf("%s links to %s, which is not there; bring it back, or remove the link to start afresh", link, target)
+		return "", fmt.Errorf("%s links to %s, which does not exist; restore it, or remove the link to start with a new cluster", link, target)
 	}
 	return filepath.Join(home, filepath.Base(target)), nil
 }
 
-// initialize makes the cluster: initdb into a folder beside, the password into its file, and only then the name by which the
-// next Start takes the data for whole. hurry leaves out the fsync of some thousand files (for a server that runs without it).
-func (c *cluster) initialize(ctx context.Context, bin bins, hurry bool, held *lock) error {
-	unfinished, passwordOnce := c.data+".new", c.data+".password"
-	if err := os.RemoveAll(unfinished); err != nil {
+// initialize creates the cluster: initdb in a directory beside it, then the password file, then the
+// rename that marks the data as complete. noSync skips the fsync of all files, for a server that
+// runs without fsync.
+func (c *cluster) initialize(ctx context.Context, pg installation, noSync bool, lock *dirLock) error {
+	newData, pwfile := c.data+".new", c.data+".password"
+	if err := os.RemoveAll(newData); err != nil {
 		return err
 	}
 	password := rand.Text()
-	if err := writeFile(passwordOnce, password+"\n"); err != nil {
+	if err := writeFile(pwfile, password+"\n"); err != nil {
 		return err
 	}
-	defer os.Remove(passwordOnce)
+	defer func() { _ = os.Remove(pwfile) }()
 
-	// C.UTF-8 is not on every system (macOS, old ones); C is, and nothing here sorts or classifies by the locale.
+	// Some systems, such as macOS, have no C.UTF-8. C will do, because nothing here depends on the
+	// locale.
 	var failure error
 	for _, locale := range []string{"C.UTF-8", "C"} {
-		if err := os.RemoveAll(unfinished); err != nil {
+		if err := os.RemoveAll(newData); err != nil {
 			return err
 		}
-		if err := os.Mkdir(unfinished, 0o700); err != nil {
+		if err := os.Mkdir(newData, 0o700); err != nil {
 			return err
 		}
-		if err := c.account.own(unfinished, passwordOnce); err != nil {
+		if err := c.account.chown(newData, pwfile); err != nil {
 			return err
 		}
 		arguments := []string{
-			"--pgdata=" + unfinished, "--username=" + superuser, "--pwfile=" + passwordOnce,
+			"--pgdata=" + newData, "--username=" + superuser, "--pwfile=" + pwfile,
 			"--encoding=UTF8", "--locale=" + locale, "--auth=scram-sha-256",
 		}
-		if hurry {
+		if noSync {
 			arguments = append(arguments, "--no-sync")
 		}
-		initdb := c.account.command(ctx, filepath.Join(bin.dir, "initdb"), arguments...)
-		initdb.ExtraFiles = []*os.File{held.file} // should we be killed now, the next Start waits for its end
+		initdb := c.account.command(ctx, filepath.Join(pg.dir, "initdb"), arguments...)
+		initdb.ExtraFiles = []*os.File{lock.file} // if this process is killed, the next Start waits for initdb to end
 		var output bytes.Buffer
 		initdb.Stdout, initdb.Stderr = &output, &output
 		if failure = initdb.Run(); failure == nil {
@@ -180,7 +188,7 @@ func (c *cluster) initialize(ctx context.Context, bin bins, hurry bool, held *lo
 		if ctx.Err() != nil {
 			return fmt.Errorf("initdb: %w", context.Cause(ctx))
 		}
-		failure = fmt.Errorf("initdb: %w%s", failure, tail(output.String()))
+		failure = fmt.Errorf("initdb: %w%s", failure, lastLines(output.String()))
 	}
 	if failure != nil {
 		return failure
@@ -189,32 +197,32 @@ func (c *cluster) initialize(ctx context.Context, bin bins, hurry bool, held *lo
 	if err := writePassword(c.dir, password); err != nil {
 		return err
 	}
-	if err := os.Rename(unfinished, c.data); err != nil {
+	if err := os.Rename(newData, c.data); err != nil {
 		return err
 	}
-	c.major = bin.major
+	c.major = pg.major
 	return syncDir(filepath.Dir(c.data))
 }
 
-// dropStalePid removes a postmaster.pid whose process is gone. PostgreSQL does so itself, unless the number has meanwhile gone
-// to another process of the same user: then it would refuse to start for as long as that one lives.
-func (c *cluster) dropStalePid(ctx context.Context) error {
+// removeStalePid removes a postmaster.pid whose process has ended. PostgreSQL does this itself,
+// unless another process of the same user has that process ID now: then it refuses to start.
+func (c *cluster) removeStalePid(ctx context.Context) error {
 	pid, err := postmasterPid(c.data)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil && isAlive(pid) {
 		switch at := c.account.workingDir(ctx, pid); at {
-		case "": // cannot be seen: PostgreSQL's own check decides
+		case "": // unknown: leave it to PostgreSQL's own check
 			return nil
-		case c.data: // a postmaster works in its data directory; this one was not started by us
+		case c.data: // a postmaster works in its data directory; Start did not start this one
 			return &RunningError{Dir: c.dir, Pid: pid}
 		}
 	}
 	return os.Remove(filepath.Join(c.data, "postmaster.pid"))
 }
 
-// postmasterPid reads the first line of postmaster.pid.
+// postmasterPid returns the process ID in postmaster.pid.
 func postmasterPid(data string) (int, error) {
 	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if err != nil {
@@ -228,30 +236,31 @@ func postmasterPid(data string) (int, error) {
 	return pid, nil
 }
 
-// workingDir is the folder in which a process of the account works, "" when that cannot be seen.
-//
-// It is the account that looks: root without all of its rights (in a container, usually) may not see it of others.
+// workingDir returns the working directory of a process of the account, or "" if it cannot be read.
+// The command runs as the account, because root without all capabilities, as in a container, may
+// not read it of other users' processes.
 func (a *account) workingDir(ctx context.Context, pid int) string {
 	// macOS has lsof instead of /proc.
-	look := a.command(ctx, "/bin/sh", "-c", `readlink "/proc/$0/cwd" || lsof -a -p "$0" -d cwd -Fn | sed -n 's/^n//p'`, strconv.Itoa(pid))
-	output, _ := look.Output()
+	cmd := a.command(ctx, "/bin/sh", "-c", `readlink "/proc/$0/cwd" || lsof -a -p "$0" -d cwd -Fn | sed -n 's/^n//p'`, strconv.Itoa(pid))
+	output, _ := cmd.Output()
 	return strings.TrimSuffix(string(output), "\n")
 }
 
-// socketPrefix is how the paths of sockets' folders begin. They are not under $TMPDIR, whose path may be too long.
+// socketPrefix begins the paths of all socket directories. They are not in $TMPDIR, because its
+// path may be too long for a unix socket.
 const socketPrefix = "/tmp/localpg-"
 
-// makeSocketDir makes the folder of the unix socket, for the account alone.
+// makeSocketDir creates the directory of the unix socket. Only the account may enter it.
 func (c *cluster) makeSocketDir() (string, error) {
 	dir, err := os.MkdirTemp(filepath.Split(socketPrefix))
 	if err != nil {
 		return "", err
 	}
-	return dir, c.account.own(dir)
+	return dir, c.account.chown(dir)
 }
 
-// Remove ends the server of the cluster in dir, whichever process started it, as Kill does, and removes the cluster with all of
-// its data. A dir that is not there is fine.
+// Remove kills the server of the cluster in dir, whichever process started it, and removes the
+// cluster with all its data. It returns nil if dir does not exist.
 func Remove(ctx context.Context, dir string) error {
 	if err := remove(ctx, dir); err != nil {
 		return fmt.Errorf("localpg: remove %s: %w", dir, err)
@@ -267,22 +276,22 @@ func remove(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	held, err := acquire(ctx, dir)
+	lock, err := acquireLock(ctx, dir)
 	if errors.Is(err, ErrRunning) {
-		held, err = evict(ctx, dir)
+		lock, err = killAndLock(ctx, dir)
 	}
 	if err != nil {
 		return err
 	}
-	defer held.close()
-	held.dropStaleSockets()
+	defer lock.release()
+	lock.removeStaleSocketDir()
 
 	path := filepath.Join(dir, "data")
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSymlink {
-		if data, err := follow(path); err == nil {
+		if data, err := resolveLink(path); err == nil {
 			home := data
-			if filepath.Dir(filepath.Dir(data)) == elsewhere {
-				home = filepath.Dir(data) // made by placeElsewhere
+			if filepath.Dir(filepath.Dir(data)) == fallbackDir {
+				home = filepath.Dir(data) // created by useFallbackDir
 			}
 			if err := os.RemoveAll(home); err != nil {
 				return err
@@ -292,33 +301,33 @@ func remove(ctx context.Context, dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// evict ends a server that somebody else answers for, and takes the lock from it.
-func evict(ctx context.Context, dir string) (*lock, error) {
+// killAndLock kills the server of another process, or a detached one, and acquires the lock on dir.
+func killAndLock(ctx context.Context, dir string) (*dirLock, error) {
 	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	now := readState(file)
-	if err := endPostmaster(ctx, filepath.Join(dir, "data"), now.Postmaster); err != nil {
+	if err := killPostmaster(ctx, filepath.Join(dir, "data"), now.Postmaster); err != nil {
 		_ = file.Close()
 		return nil, err
 	}
 	for {
 		if err := flock(file, syscall.LOCK_EX); err == nil {
-			return &lock{file: file, last: now, shares: 1}, nil
+			return &dirLock{file: file, previous: now, refs: 1}, nil
 		}
 		select {
 		case <-ctx.Done():
 			_ = file.Close()
 			return nil, context.Cause(ctx)
-		case <-pause():
+		case <-time.After(pollInterval):
 		}
 	}
 }
 
-// endPostmaster ends the server of data as Kill does, when pid is surely its postmaster: a postmaster works in its data
-// directory.
-func endPostmaster(ctx context.Context, path string, pid int) error {
+// killPostmaster sends SIGQUIT to process pid if it is the postmaster of the data directory path: a
+// postmaster's working directory is its data directory.
+func killPostmaster(ctx context.Context, path string, pid int) error {
 	data, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return err
@@ -328,12 +337,13 @@ func endPostmaster(ctx context.Context, path string, pid int) error {
 		return err
 	}
 	if !isAlive(pid) || account.workingDir(ctx, pid) != data {
-		return fmt.Errorf("something works on %s, and it is not seen to be process %d", data, pid)
+		return fmt.Errorf("%s is in use, and process %d could not be verified as its postmaster; end the processes that use it", data, pid)
 	}
 	return syscall.Kill(pid, syscall.SIGQUIT)
 }
 
-// writeFile replaces path by a file with text that only we may read, durably: never half of it, never none of it.
+// writeFile replaces the file path with text, atomically and durably. Only the current user may
+// read it.
 func writeFile(path, text string) error {
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {

@@ -13,25 +13,27 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"scalable-coupon-system/internal/wait"
 )
 
-func TestFailedInitdbLeavesNothing(t *testing.T) {
+func TestStart_initdbFails(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
-	bin := fakeBins(t, `echo 15 >"${1#--pgdata=}/PG_VERSION"; echo "the disk is full" >&2; exit 3`)
+	bin := fakeInstallation(t, `echo 15 >"${1#--pgdata=}/PG_VERSION"; echo "the disk is full" >&2; exit 3`)
 
 	_, err := Start(t.Context(), Options{Dir: dir, BinDir: bin})
 	wantError(t, err, "initdb", "exit status 3", "the disk is full")
 	if _, err := os.Lstat(filepath.Join(dir, "data")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("there is a data directory: %v", err)
+		t.Errorf("the data directory exists after a failed initdb: %v", err)
 	}
 	startIn(t, dir)
 }
 
-// Where the locale C.UTF-8 is missing, C does.
-func TestLocaleC(t *testing.T) {
+// If the locale C.UTF-8 is missing, C is used.
+func TestStart_withoutLocaleCUTF8(t *testing.T) {
 	t.Parallel()
-	bin := fakeBins(t, `case "$*" in
+	bin := fakeInstallation(t, `case "$*" in
 *C.UTF-8*) echo 'invalid locale name "C.UTF-8"' >&2; exit 1 ;;
 *) exec "$real/initdb" "$@" ;;
 esac`)
@@ -40,60 +42,60 @@ esac`)
 	wantQuery(t, server.URL("postgres"), "show server_encoding", "UTF8")
 }
 
-// The process is killed while initdb is at work. initdb goes on, so the next Start waits for its end before it makes its own.
-func TestStartAfterAKilledInitdb(t *testing.T) {
+// The process is killed during initdb, which continues. The next Start waits until it has ended.
+func TestStart_afterKillDuringInitdb(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
-	bin := fakeBins(t, `"$real/initdb" "$@"; sleep 1`)
+	bin := fakeInstallation(t, `"$real/initdb" "$@"; sleep 1`)
 	c := startChild(t, "hold", dir, bin)
-	unfinished := filepath.Join(dir, "data.new")
-	eventually(t, "initdb is at work", func() bool {
-		_, err := os.Stat(filepath.Join(unfinished, "PG_VERSION"))
+	newData := filepath.Join(dir, "data.new")
+	wait.For(t, "initdb to write PG_VERSION", func() bool {
+		_, err := os.Stat(filepath.Join(newData, "PG_VERSION"))
 		return err == nil
 	})
 	c.kill()
-	initdb, err := os.Open(filepath.Join(dir, lockFile))
+	lock, err := os.Open(filepath.Join(dir, lockFile))
 	must(t, err)
-	defer initdb.Close()
-	if err := flock(initdb, syscall.LOCK_SH); !errors.Is(err, syscall.EWOULDBLOCK) {
-		t.Fatalf("initdb ended with its process, so this test proves nothing: %v", err)
+	defer func() { _ = lock.Close() }()
+	if err := flock(lock, syscall.LOCK_SH); !errors.Is(err, syscall.EWOULDBLOCK) {
+		t.Fatalf("initdb ended with its parent, so this test proves nothing: %v", err)
 	}
 
 	server := startIn(t, dir)
 	wantQuery(t, server.URL("postgres"), "select 1", "1")
-	if _, err := os.Stat(unfinished); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s stays behind: %v", unfinished, err)
+	if _, err := os.Stat(newData); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s still exists: %v", newData, err)
 	}
 }
 
-func TestContextEndsInitdb(t *testing.T) {
+func TestStart_contextCancelledDuringInitdb(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
-	bin := fakeBins(t, `touch "$0.runs"; sleep 60`)
-	// The server's account must be able to write the mark.
+	bin := fakeInstallation(t, `touch "$0.runs"; sleep 60`)
+	// The script runs as the server's account and writes to bin.
 	account, err := serverAccount("")
 	must(t, err)
-	must(t, account.own(bin))
+	must(t, account.chown(bin))
 
 	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
 		for !isFile(filepath.Join(bin, "initdb.runs")) && ctx.Err() == nil {
-			<-pause()
+			<-time.After(pollInterval)
 		}
-		cancel(errors.New("the user has gone"))
+		cancel(errors.New("the user has left"))
 	}()
-	begin := time.Now()
+	start := time.Now()
 	_, err = Start(ctx, Options{Dir: dir, BinDir: bin})
-	wantError(t, err, "initdb", "the user has gone")
-	if took := time.Since(begin); took > 30*time.Second {
-		t.Errorf("Start took %s", took)
+	wantError(t, err, "initdb", "the user has left")
+	if took := time.Since(start); took > 30*time.Second {
+		t.Errorf("Start took %s after its context was cancelled, want at most 30s", took)
 	}
 	wantGone(t, dir)
 }
 
-// After a power cut postmaster.pid names a process that is somebody else's by now. PostgreSQL alone would refuse to start for as
-// long as it lives, when it is of the same user.
-func TestStalePostmasterPid(t *testing.T) {
+// After a power failure the process ID in postmaster.pid may belong to another process. If it has
+// the same user, PostgreSQL alone would refuse to start.
+func TestStart_stalePostmasterPid(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
@@ -110,13 +112,13 @@ func TestStalePostmasterPid(t *testing.T) {
 	_, rest, _ := bytes.Cut(stale, []byte("\n"))
 	file := filepath.Join(data, "postmaster.pid")
 	must(t, os.WriteFile(file, append([]byte(strconv.Itoa(other.Process.Pid)+"\n"), rest...), 0o600))
-	must(t, account.own(file))
+	must(t, account.chown(file))
 
 	wantQuery(t, startIn(t, dir).URL("postgres"), "select 1", "1")
 	must(t, other.Process.Kill())
 }
 
-func TestServerStartedByHandIsLeftAlone(t *testing.T) {
+func TestStart_serverStartedByHand(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
@@ -127,14 +129,14 @@ func TestServerStartedByHandIsLeftAlone(t *testing.T) {
 	byHand := account.command(t.Context(), filepath.Join(server.BinDir(), "postgres"), "-D", data,
 		"-c", "port="+strconv.Itoa(server.Port()), "-c", "unix_socket_directories=")
 	must(t, byHand.Start())
-	eventually(t, "it runs", func() bool {
+	wait.For(t, "the server to be ready", func() bool {
 		text, _ := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 		return strings.Contains(string(text), "ready")
 	})
 
 	_, err = Start(t.Context(), Options{Dir: dir})
-	var running *RunningError
-	if !errors.As(err, &running) || running.Pid != byHand.Process.Pid {
+	running, ok := errors.AsType[*RunningError](err)
+	if !ok || running.Pid != byHand.Process.Pid {
 		t.Errorf("got %v, want ErrRunning of process %d", err, byHand.Process.Pid)
 	}
 	must(t, byHand.Process.Signal(syscall.SIGINT))
@@ -142,7 +144,7 @@ func TestServerStartedByHandIsLeftAlone(t *testing.T) {
 	startIn(t, dir)
 }
 
-func TestDataOfAnotherMajorVersion(t *testing.T) {
+func TestStart_otherMajorVersion(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
@@ -152,32 +154,33 @@ func TestDataOfAnotherMajorVersion(t *testing.T) {
 
 	for _, bin := range []string{"", server.BinDir()} {
 		_, err := Start(t.Context(), Options{Dir: dir, BinDir: bin})
-		wantError(t, err, data+" was made by PostgreSQL 12", "the one on this machine is "+server.Version(),
-			"install version 12 beside it, or move "+data+" away")
+		wantError(t, err, data+" was created by PostgreSQL 12", "the installed version is "+server.Version(),
+			"install version 12 as well, or move "+data+" away")
 	}
 }
 
-func TestFolderThatIsNoCluster(t *testing.T) {
+func TestStart_notADataDirectory(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
 	must(t, os.Mkdir(filepath.Join(dir, "data"), 0o700))
 	_, err := Start(t.Context(), Options{Dir: dir})
-	wantError(t, err, filepath.Join(dir, "data")+" is no PostgreSQL data directory")
+	wantError(t, err, filepath.Join(dir, "data")+" is not a PostgreSQL data directory")
 
 	_, err = Start(t.Context(), Options{})
-	wantError(t, err, "no Dir")
+	wantError(t, err, "Options.Dir is empty")
 }
 
-// A clone under /root: nobody but root may enter, and postgres runs as somebody else.
-func TestDirOutOfReach(t *testing.T) {
+// Dir is below a directory that only root may enter, such as /root, but the server runs as another
+// user.
+func TestStart_fallbackDir(t *testing.T) {
 	onlyRoot(t)
-	saved := elsewhere
-	t.Cleanup(func() { elsewhere = saved })
-	elsewhere = filepath.Join(newDir(t), "coupond")
+	saved := fallbackDir
+	t.Cleanup(func() { fallbackDir = saved })
+	fallbackDir = filepath.Join(newDir(t), "coupond")
 	private := t.TempDir() // mode 0700
 	must(t, os.Chmod(private, 0o700))
 	dir := filepath.Join(private, ".coupond")
-	log := &journal{}
+	log := &logBuffer{}
 	o := Options{Dir: dir, Log: log, Settings: map[string]string{"fsync": "off"}}
 
 	server := startWith(t, o)
@@ -185,36 +188,36 @@ func TestDirOutOfReach(t *testing.T) {
 	must(t, server.Stop())
 	home, err := filepath.EvalSymlinks(filepath.Join(dir, "data"))
 	must(t, err)
-	if filepath.Dir(filepath.Dir(home)) != elsewhere {
-		t.Fatalf("the data is in %s, want a folder of %s", home, elsewhere)
+	if filepath.Dir(filepath.Dir(home)) != fallbackDir {
+		t.Fatalf("the data is in %s, want it below %s", home, fallbackDir)
 	}
-	if !strings.Contains(log.String(), "its data goes to "+filepath.Dir(home)) {
-		t.Errorf("the user was not told where the data is: %s", log)
+	if !strings.Contains(log.String(), "its data will be in "+filepath.Dir(home)) {
+		t.Errorf("the log does not say where the data is: %s", log)
 	}
 	server = startWith(t, o)
 	wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1")
 	must(t, server.Stop())
 
-	// Who removes Dir wants to start afresh, but that is no reason to remove what is not in it.
+	// If the user removes Dir, Start creates a new cluster but does not remove the old data.
 	must(t, os.RemoveAll(dir))
 	server = startWith(t, o)
 	wantQuery(t, server.URL("postgres"), "select count(*) from pg_tables where tablename = 'kept'", "0")
-	if !strings.Contains(log.String(), filepath.Dir(home)+" holds the data of an earlier") {
-		t.Errorf("the user was not told what stays behind: %s", log)
+	if !strings.Contains(log.String(), filepath.Dir(home)+" holds the data of an earlier cluster") {
+		t.Errorf("the log does not mention the old data: %s", log)
 	}
 	must(t, server.Stop())
 
-	// Linked, and then killed before initdb was done.
+	// The process was killed between the link and the end of initdb.
 	home, err = filepath.EvalSymlinks(filepath.Join(dir, "data"))
 	must(t, err)
 	must(t, os.RemoveAll(home))
 	must(t, startWith(t, o).Stop())
 
-	// The disk with the data is away: an empty cluster in its place would hide that.
-	must(t, os.Rename(filepath.Dir(home), filepath.Dir(home)+".away"))
+	// The disk with the data is not mounted. A new cluster would hide that.
+	must(t, os.Rename(filepath.Dir(home), filepath.Dir(home)+".unmounted"))
 	_, err = Start(t.Context(), o)
-	wantError(t, err, "links to "+home+", which is not there")
-	must(t, os.Rename(filepath.Dir(home)+".away", filepath.Dir(home)))
+	wantError(t, err, "links to "+home+", which does not exist")
+	must(t, os.Rename(filepath.Dir(home)+".unmounted", filepath.Dir(home)))
 
 	must(t, Remove(t.Context(), dir))
 	if _, err := os.Stat(filepath.Dir(home)); !errors.Is(err, fs.ErrNotExist) {
@@ -222,7 +225,7 @@ func TestDirOutOfReach(t *testing.T) {
 	}
 }
 
-func TestRootServesDataOfOthers(t *testing.T) {
+func TestStart_rootKeepsOwnerOfData(t *testing.T) {
 	onlyRoot(t)
 	t.Parallel()
 	dir := newCluster(t)
@@ -232,28 +235,29 @@ func TestRootServesDataOfOthers(t *testing.T) {
 	data := filepath.Join(server.Dir(), "data")
 
 	for _, owner := range []uint32{
-		0,    // copied or restored by root: given to the server's account
-		4242, // made by somebody else, without an entry in the list of users: served as him
+		0,    // copied or restored by root: Start gives it to the server's account
+		4242, // another user, without an entry in /etc/passwd: the server runs as that user
 	} {
-		must(t, (&account{uid: owner, gid: owner}).ownAll(data))
+		must(t, (&account{uid: owner, gid: owner}).chownAll(data))
 		server = startIn(t, dir)
 		wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1")
 		must(t, server.Stop())
 		if now, _ := ownerOf(data); now == 0 || (owner != 0 && now != owner) {
-			t.Errorf("data of uid %d belongs to uid %d now", owner, now)
+			t.Errorf("the owner of the data changed from uid %d to uid %d", owner, now)
 		}
 	}
 }
 
-// All of this package's tests once more, as a user with no rights: root's way is not the usual one.
-func TestAsAnUnprivilegedUser(t *testing.T) {
+// This runs all tests of the package again as a user without privileges, because root takes other
+// code paths.
+func TestPackage_unprivilegedUser(t *testing.T) {
 	onlyRoot(t)
 	executable, err := os.Executable()
 	must(t, err)
 	home := newDir(t)
-	nobody := &account{uid: 65534, gid: 65534}
-	must(t, nobody.own(home))
-	// go test puts its binary where only we may go.
+	unprivileged := &account{uid: 65534, gid: 65534}
+	must(t, unprivileged.chown(home))
+	// go test puts the binary where only the current user may enter.
 	binary := filepath.Join(home, "localpg.test")
 	must(t, copyFile(binary, executable))
 
@@ -261,9 +265,9 @@ func TestAsAnUnprivilegedUser(t *testing.T) {
 	if testing.Verbose() {
 		arguments = append(arguments, "-test.v")
 	}
-	again := nobody.command(t.Context(), binary, arguments...)
-	again.Env = append(again.Env, "HOME="+home, "XDG_CACHE_HOME="+filepath.Join(home, "cache"), "TMPDIR="+home)
-	output, err := again.CombinedOutput()
+	cmd := unprivileged.command(t.Context(), binary, arguments...)
+	cmd.Env = append(cmd.Env, "HOME="+home, "XDG_CACHE_HOME="+filepath.Join(home, "cache"), "TMPDIR="+home)
+	output, err := cmd.CombinedOutput()
 	t.Logf("%s", output)
 	if err != nil {
 		t.Errorf("as an unprivileged user: %v", err)
@@ -275,7 +279,7 @@ func copyFile(to, from string) error {
 	if err != nil {
 		return err
 	}
-	defer source.Close()
+	defer func() { _ = source.Close() }()
 	target, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
 	if err != nil {
 		return err
@@ -284,15 +288,15 @@ func copyFile(to, from string) error {
 	return errors.Join(err, target.Close())
 }
 
-// onlyRoot is for what only root can do: to become somebody else. (Every other test runs as whoever we are.)
+// onlyRoot skips tests of what only root can do: run a server as another user.
 func onlyRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("we are not root, and cannot run a server as somebody else")
+		t.Skip("only root can run a server as another user")
 	}
 }
 
-func TestLogIsPutAsideBeforeItGrowsTooBig(t *testing.T) {
+func TestStart_rotatesLog(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	log := filepath.Join(dir, "server.log")
@@ -301,9 +305,9 @@ func TestLogIsPutAsideBeforeItGrowsTooBig(t *testing.T) {
 	info, err := os.Stat(log)
 	must(t, err)
 	if info.Size() > maxLog {
-		t.Errorf("the log has %d bytes", info.Size())
+		t.Errorf("the log has %d bytes, want at most %d", info.Size(), maxLog)
 	}
 	if !isFile(log + ".old") {
-		t.Error("the old log is gone")
+		t.Error("the old log was not kept as server.log.old")
 	}
 }

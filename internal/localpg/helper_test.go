@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -14,25 +15,26 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/internal/wait"
 )
 
-// The test binary runs itself again as a process that holds a server: this variable says what that one does with the cluster
-// named by childDir.
+// The test binary runs itself again as a child process that starts a server. childMode says what
+// the child does with the cluster in childDir.
 const (
-	childDoes = "LOCALPG_TEST_CHILD"
+	childMode = "LOCALPG_TEST_CHILD"
 	childDir  = "LOCALPG_TEST_DIR"
 	childBin  = "LOCALPG_TEST_BIN_DIR"
 )
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(childDoes) {
+	switch os.Getenv(childMode) {
 	case "":
 		code := m.Run()
-		if pristineDir != "" {
-			_ = os.RemoveAll(pristineDir)
+		if sourceDir != "" {
+			_ = os.RemoveAll(sourceDir)
 		}
 		os.Exit(code)
 	case "hold":
@@ -54,23 +56,23 @@ func startInChild(then func(*Server) error) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("ready", server.Pid(), server.run.cmd.Process.Pid)
+	fmt.Println("ready", server.Pid(), server.process.cmd.Process.Pid)
 	return then(server)
 }
 
-// child is a process of this test binary that works on a cluster.
+// child is a process of this test binary that runs a server.
 type child struct {
 	cmd      *exec.Cmd
 	output   *bufio.Reader
-	watchdog int // known when it is ready
+	watchdog int // process ID, known after ready
 }
 
-func startChild(t *testing.T, does, dir, bin string) *child {
+func startChild(t *testing.T, mode, dir, bin string) *child {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
 	c := &child{cmd: exec.CommandContext(context.Background(), executable)}
-	c.cmd.Env = append(os.Environ(), childDoes+"="+does, childDir+"="+dir, childBin+"="+bin)
+	c.cmd.Env = append(os.Environ(), childMode+"="+mode, childDir+"="+dir, childBin+"="+bin)
 	c.cmd.Stderr = os.Stderr
 	output, err := c.cmd.StdoutPipe()
 	must(t, err)
@@ -80,18 +82,18 @@ func startChild(t *testing.T, does, dir, bin string) *child {
 	return c
 }
 
-// ready waits for the child's server and returns its postmaster.
+// ready waits for the child's server and returns the process ID of its postmaster.
 func (c *child) ready(t *testing.T) (postmaster int) {
 	t.Helper()
 	line, _ := c.output.ReadString('\n')
 	if _, err := fmt.Sscanf(line, "ready %d %d\n", &postmaster, &c.watchdog); err != nil {
 		rest, _ := io.ReadAll(c.output)
-		t.Fatalf("the child says: %s%s", line, rest)
+		t.Fatalf("the child printed %s%s, want ready and two process IDs", line, rest)
 	}
 	return postmaster
 }
 
-// kill ends the child with SIGKILL and waits until it is gone.
+// kill kills the child with SIGKILL and waits until it has ended.
 func (c *child) kill() {
 	_ = c.cmd.Process.Kill()
 	_ = c.cmd.Wait()
@@ -104,12 +106,12 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// newDir is a folder within everybody's reach, as t.TempDir is not; whatever runs in it ends with the test.
+// newDir returns a directory that the server's user can enter, unlike t.TempDir. At the end of the
+// test it is removed, and a server in it killed.
 func newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "localpg-test-")
-	must(t, err)
-	must(t, os.Chmod(dir, 0o711))
+	dir := filepath.Join("/tmp", "localpg-test-"+rand.Text())
+	must(t, mkdirTraversable(dir))
 	t.Cleanup(func() {
 		if err := Remove(context.Background(), dir); err != nil {
 			t.Error(err)
@@ -118,37 +120,38 @@ func newDir(t *testing.T) string {
 	return dir
 }
 
-// newCluster is a newDir with a cluster that was made before. Making one takes seconds of a busy machine, copying it 0.1 s.
+// newCluster returns a newDir with a copy of a cluster. Copying one is much faster than initdb.
 func newCluster(t *testing.T) string {
 	t.Helper()
-	made, err := pristine()
+	source, err := sourceCluster()
 	must(t, err)
 	dir := newDir(t)
 	for _, name := range []string{"data", passwordFile} {
-		must(t, exec.CommandContext(t.Context(), "cp", "-Rp", filepath.Join(made, name), dir).Run())
+		must(t, exec.CommandContext(t.Context(), "cp", "-Rp", filepath.Join(source, name), dir).Run())
 	}
 	return dir
 }
 
 var (
-	pristineDir string
-	pristine    = sync.OnceValues(func() (string, error) {
+	sourceDir     string
+	sourceCluster = sync.OnceValues(func() (string, error) {
 		var err error
-		if pristineDir, err = os.MkdirTemp("/tmp", "localpg-test-"); err != nil {
+		if sourceDir, err = os.MkdirTemp("/tmp", "localpg-test-"); err != nil {
 			return "", err
 		}
-		if err := os.Chmod(pristineDir, 0o711); err != nil {
+		if err := os.Chmod(sourceDir, 0o711); err != nil {
 			return "", err
 		}
-		server, err := Start(context.Background(), Options{Dir: pristineDir, Settings: map[string]string{"fsync": "off"}})
+		server, err := Start(context.Background(), Options{Dir: sourceDir, Settings: map[string]string{"fsync": "off"}})
 		if err != nil {
 			return "", err
 		}
-		return pristineDir, server.Stop()
+		return sourceDir, server.Stop()
 	})
 )
 
-// startIn starts a server in dir that does without fsync, like all here whose data no crash of the machine is to survive.
+// startIn starts a server in dir without fsync. Tests of a crash of the machine need fsync, other
+// tests do not.
 func startIn(t *testing.T, dir string) *Server {
 	t.Helper()
 	return startWith(t, Options{Dir: dir, Settings: map[string]string{"fsync": "off"}})
@@ -162,7 +165,8 @@ func startWith(t *testing.T, o Options) *Server {
 	return server
 }
 
-// query runs sql, as many commands as there are, and returns the first column of the last one's rows.
+// query runs sql, which may contain several statements, and returns the first column of the last
+// one's rows.
 func query(t *testing.T, url, sql string) []string {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -188,33 +192,24 @@ func wantQuery(t *testing.T, url, sql, want string) {
 func wantError(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if err == nil {
-		t.Fatalf("no error; want one with %q", parts)
+		t.Fatalf("got no error, want one that contains %q", parts)
 	}
 	for _, part := range parts {
 		if !strings.Contains(err.Error(), part) {
-			t.Errorf("the error lacks %q: %v", part, err)
+			t.Errorf("the error does not contain %q: %v", part, err)
 		}
 	}
 }
 
-// eventually waits up to a minute.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !holds(); <-pause() {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not true after a minute: %s", what)
-		}
-	}
-}
-
-// wantGone waits until nothing holds the lock of dir: initdb, watchdog and every process of the server have ended. (Not at
-// once: what this process starts meanwhile, in parallel tests, has a copy of the lock until it becomes another program.)
+// wantGone waits until the lock on dir is free: initdb, the watchdog and all processes of the
+// server have ended. This takes a moment, because a process that a parallel test starts has a copy
+// of the lock until its exec.
 func wantGone(t *testing.T, dir string) {
 	t.Helper()
 	file, err := os.Open(filepath.Join(dir, lockFile))
 	must(t, err)
-	defer file.Close()
-	eventually(t, "nothing of the server lives on", func() bool {
+	defer func() { _ = file.Close() }()
+	wait.For(t, "the processes of the server to end", func() bool {
 		err := flock(file, syscall.LOCK_SH)
 		if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
 			t.Fatal(err)
@@ -223,25 +218,26 @@ func wantGone(t *testing.T, dir string) {
 	})
 }
 
-// realBins are the binaries that the machine has.
-var realBins = sync.OnceValues(func() (bins, error) {
+// realInstallation returns the installation of this machine.
+var realInstallation = sync.OnceValues(func() (installation, error) {
 	account, err := serverAccount("")
 	if err != nil {
-		return bins{}, err
+		return installation{}, err
 	}
-	return find(context.Background(), finder{account: account, say: func(string, ...any) {}})
+	return findInstallation(context.Background(), finder{account: account, logf: func(string, ...any) {}})
 })
 
-// script writes a program for the shell into dir.
+// script writes a shell script to dir.
 func script(t *testing.T, dir, name, text string) {
 	t.Helper()
 	must(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755))
 }
 
-// fakeBins is a folder of binaries whose initdb is the given script, in which $real is the folder of the true ones.
-func fakeBins(t *testing.T, initdb string) string {
+// fakeInstallation returns a directory with the machine's postgres and a script as initdb. In the
+// script, $real is the directory of the real programs.
+func fakeInstallation(t *testing.T, initdb string) string {
 	t.Helper()
-	found, err := realBins()
+	found, err := realInstallation()
 	must(t, err)
 	dir := newDir(t)
 	script(t, dir, "initdb", "real='"+found.dir+"'\n"+initdb)
@@ -249,20 +245,20 @@ func fakeBins(t *testing.T, initdb string) string {
 	return dir
 }
 
-// journal is a Log that can be read while it is written.
-type journal struct {
+// logBuffer is an Options.Log that can be read while it is written.
+type logBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
 }
 
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }

@@ -1,23 +1,27 @@
-// Package localpg runs a private PostgreSQL from binaries on this machine: for `coupond dev`, for tests and for benchmarks.
+// Package localpg runs a private PostgreSQL server from binaries on this machine, for `coupond
+// dev`, tests and benchmarks.
 //
-// A cluster lives in one folder, Options.Dir:
+// A cluster is one directory, Options.Dir:
 //
-//	data        the data directory (or a link to it, see below)
-//	pgpass      the superuser's password, made at random by the first Start, in the format of libpq's password file; mode 0600
-//	server.log  what the server says
-//	lock        held while any process of the server lives; also notes who started it, and where it listens
+//	data        the data directory, or a link to it (see below)
+//	pgpass      the superuser's random password, as a libpq password file with mode 0600
+//	server.log  the server's log
+//	lock        locked while any process of the server is running; contains its owner and address
 //
-// The server listens on 127.0.0.1 and on a unix socket in a private folder under /tmp (the path of a socket may have 107 bytes,
-// 103 on macOS, which Dir easily exceeds), and asks for the password on both: another user of the machine can connect, but not
-// log in.
+// The server listens on 127.0.0.1 and on a unix socket, and requires the password on both: other
+// users of the machine can connect, but not log in. The socket is in a private directory below
+// /tmp, because its path is limited to 107 bytes (103 on macOS).
 //
-// It ends with the process that started it, however that one ends: between the two stands a few lines of shell (watchdog.sh)
-// that read a pipe which only we hold, and stop the server when it closes. The kernel closes it for a process killed with
-// SIGKILL, too. (PR_SET_PDEATHSIG was not taken: it exists on Linux only, and fires when the starting thread ends, of which a
-// Go program has many.) A Ctrl-C in the terminal does not reach the server, so that a service can drain before it calls Stop.
+// The server ends with the process that started it, even after SIGKILL. A small shell script
+// (watchdog.sh) runs between the two and reads a pipe; only this process has the write end. When
+// the process ends, the kernel closes the pipe, and the script stops the server. PR_SET_PDEATHSIG
+// would not do: it exists on Linux only, and it fires when the starting thread ends, which in a Go
+// program may be earlier. Ctrl-C in the terminal does not reach the server, so that a service can
+// drain before it calls Stop.
 //
-// PostgreSQL refuses to run as root. Started by root, it runs as the user postgres, or else as nobody; where that user cannot
-// reach Dir (a clone under /root, say) the data goes to a folder under /var/lib/coupond, and Dir/data links to it.
+// PostgreSQL refuses to run as root. If root starts it, it runs as the user postgres, or else as
+// nobody. If that user cannot enter Dir, for example below /root, the data is in a directory below
+// /var/lib/coupond, and Dir/data is a link to it.
 package localpg
 
 import (
@@ -38,41 +42,46 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Options says which cluster Start is to run, and how.
+// Options says which cluster Start runs, and how.
 type Options struct {
-	// Dir is the cluster's home. It is created when missing; a cluster that is there already is started again.
+	// Dir is the cluster's home directory. It is created if it is missing; an existing cluster is
+	// started again.
 	Dir string
-	// Port is the TCP port on 127.0.0.1. 0 takes the port that the cluster had the last time, or a free one.
+	// Port is the TCP port on 127.0.0.1. 0 means the port of the previous run, or a free one.
 	Port int
-	// Settings are those of postgresql.conf, such as {"fsync": "off"}. They stand on the server's command line, so ALTER SYSTEM
-	// cannot change them. Where the server listens and what it serves is Start's own business and refused here.
+	// Settings are settings of postgresql.conf, such as {"fsync": "off"}. They are passed on the
+	// command line, so ALTER SYSTEM cannot change them. Settings of the data directory and of the
+	// addresses are rejected, because Start chooses those.
 	Settings map[string]string
-	// Log gets what the user should know: that something is being installed, and where data goes. nil is silence.
+	// Log receives messages for the user: what is installed, and where the data is. nil discards
+	// them.
 	Log io.Writer
-	// BinDir is where initdb and postgres are, 15 or newer. "" has them found (pg_config's folder, that of a postgres on PATH,
-	// /usr/lib/postgresql/*, Homebrew, Postgres.app), or else got: see the comment on get.
+	// BinDir contains initdb and postgres, version 15 or newer. If it is "", Start searches the
+	// directory that pg_config prints, that of postgres on PATH, /usr/lib/postgresql/*, Homebrew
+	// and Postgres.app, and otherwise installs PostgreSQL: see install.
 	BinDir string
 }
 
-// Server is a running PostgreSQL that Start started. Its methods may be called concurrently.
+// Server is a PostgreSQL server that Start started. Its methods may be called concurrently.
 type Server struct {
 	*Address
 
 	version string
-	run     *run
+	process *process
 }
 
-// oldestMajor is the oldest PostgreSQL the coupon system works with.
+// oldestMajor is the oldest supported major version of PostgreSQL.
 const oldestMajor = 15
 
-// superuser is the name of the cluster's first role.
+// superuser is the name of the cluster's superuser.
 const superuser = "postgres"
 
-// Start starts the cluster in o.Dir, made first when there is none, and waits until it answers queries. ctx bounds the waiting
-// and the making, not the server's life: that ends with Stop, Kill, or this process.
+// Start starts the cluster in o.Dir and waits until it answers queries. It creates the cluster if
+// there is none. ctx ends the wait and the installation, but not a running server: that ends with
+// Stop, Kill or this process.
 //
-// Errors: *RunningError (errors.Is ErrRunning) when the cluster runs already; all others say what to do, and where the server
-// itself gave up they carry the last lines of its log.
+// If the cluster is already running, the error is a *RunningError (errors.Is ErrRunning). Other
+// errors say what to do; if the server did not start, they include the last lines of its log.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	server, err := start(ctx, o)
 	if err != nil {
@@ -83,12 +92,12 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 
 func start(ctx context.Context, o Options) (*Server, error) {
 	if o.Dir == "" {
-		return nil, errors.New("no Dir to run a cluster in")
+		return nil, errors.New("Options.Dir is empty; set it to a directory for the cluster")
 	}
 	if err := checkSettings(o.Settings); err != nil {
 		return nil, err
 	}
-	say := func(format string, args ...any) {
+	logf := func(format string, args ...any) {
 		if o.Log != nil {
 			_, _ = fmt.Fprintf(o.Log, format+"\n", args...)
 		}
@@ -98,32 +107,32 @@ func start(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	held, err := acquire(ctx, dir)
+	lock, err := acquireLock(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
-	defer held.close() // the running server has a share of its own by then
+	defer lock.release() // the running server has its own reference
 
-	held.dropStaleSockets()
-	ports, err := candidatePorts(o.Port, held.last.Port)
+	lock.removeStaleSocketDir()
+	ports, err := candidatePorts(o.Port, lock.previous.Port)
 	if err != nil {
 		return nil, err
 	}
-	c, err := place(ctx, dir, say)
+	c, err := openCluster(ctx, dir, logf)
 	if err != nil {
 		return nil, err
 	}
-	bin, err := find(ctx, finder{account: c.account, want: c.major, binDir: o.BinDir, data: c.data, say: say})
+	pg, err := findInstallation(ctx, finder{account: c.account, want: c.major, binDir: o.BinDir, data: c.data, logf: logf})
 	if err != nil {
 		return nil, err
 	}
 	if c.major == 0 {
-		say("making a PostgreSQL %s cluster in %s", bin.version, c.data)
-		if err := c.initialize(ctx, bin, o.Settings["fsync"] == "off", held); err != nil {
+		logf("creating a PostgreSQL %s cluster in %s", pg.version, c.data)
+		if err := c.initialize(ctx, pg, o.Settings["fsync"] == "off", lock); err != nil {
 			return nil, err
 		}
 	}
-	if err := c.dropStalePid(ctx); err != nil {
+	if err := c.removeStalePid(ctx); err != nil {
 		return nil, err
 	}
 	password, err := readPassword(dir)
@@ -132,18 +141,19 @@ func start(ctx context.Context, o Options) (*Server, error) {
 	}
 
 	for i, port := range ports {
-		server, err := c.run(ctx, bin, port, password, o.Settings, held)
-		// Between our look at a free port and the server's bind somebody else may take it: only then is another one tried.
+		server, err := c.startServer(ctx, pg, port, password, o.Settings, lock)
+		// Another process may take the port between our check and the server's bind. Only then try
+		// the next one.
 		if err == nil || ctx.Err() != nil || i == len(ports)-1 || portIsFree(port) {
 			return server, err
 		}
 	}
-	panic("unreachable: there is a port to try")
+	panic("unreachable: candidatePorts returns at least one port")
 }
 
-// run starts the server process on port and waits until it answers.
-func (c *cluster) run(
-	ctx context.Context, bin bins, port int, password string, settings map[string]string, held *lock,
+// startServer starts the server on port and waits until it answers.
+func (c *cluster) startServer(
+	ctx context.Context, pg installation, port int, password string, settings map[string]string, lock *dirLock,
 ) (*Server, error) {
 	sockets, err := c.makeSocketDir()
 	if err != nil {
@@ -160,7 +170,7 @@ func (c *cluster) run(
 		arguments = append(arguments, "-c", name+"="+settings[name])
 	}
 
-	running, err := c.watch(sockets, filepath.Join(bin.dir, "postgres"), arguments, held)
+	started, err := c.startProcess(sockets, filepath.Join(pg.dir, "postgres"), arguments, lock)
 	if err != nil {
 		_ = os.RemoveAll(sockets)
 		return nil, err
@@ -169,26 +179,26 @@ func (c *cluster) run(
 	address := &Address{
 		dir:      c.dir,
 		password: password,
-		state:    state{Owner: os.Getpid(), Port: port, Sockets: sockets, BinDir: bin.dir},
+		state:    serverState{Owner: os.Getpid(), Port: port, Sockets: sockets, BinDir: pg.dir},
 	}
-	err = running.waitReady(ctx, address)
+	err = started.waitReady(ctx, address)
 	if err == nil {
-		// Only now that the server answers is postmaster.pid surely its own.
+		// postmaster.pid is that of this server only when the server answers.
 		address.state.Postmaster, err = postmasterPid(c.data)
 	}
 	if err == nil {
-		err = running.note(address.state)
+		err = started.record(address.state)
 	}
 	if err != nil {
-		_ = running.kill()
-		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", bin.version, c.dir, err, running.lastLines())
+		_ = started.kill()
+		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", pg.version, c.dir, err, started.logTail())
 	}
-	return &Server{Address: address, version: bin.version, run: running}, nil
+	return &Server{Address: address, version: pg.version, process: started}, nil
 }
 
-// waitReady asks until the server answers a query, ends, or ctx does. It asks on the unix socket, which is surely ours: on the
-// TCP port another server may have been faster.
-func (r *run) waitReady(ctx context.Context, a *Address) error {
+// waitReady waits until the server answers a query or ends, or until ctx ends. It connects to the
+// unix socket, which no other server can have; the TCP port may have been taken by another one.
+func (p *process) waitReady(ctx context.Context, a *Address) error {
 	config, err := pgx.ParseConfig(fmt.Sprintf("host=%s port=%d user=%s password=%s dbname=postgres sslmode=disable",
 		a.state.Sockets, a.state.Port, superuser, a.password))
 	if err != nil {
@@ -206,45 +216,46 @@ func (r *run) waitReady(ctx context.Context, a *Address) error {
 			return nil
 		}
 		if isWrongPassword(err) {
-			return fmt.Errorf("its password is not the one in %s; put the right file back, or remove %s to start afresh",
+			return fmt.Errorf("its password is not the one in %s; restore the file, or remove %s to start with a new cluster",
 				filepath.Join(a.dir, passwordFile), a.dir)
 		}
 		select {
-		case <-r.done:
-			return fmt.Errorf("it ended: %w", r.ended)
+		case <-p.done:
+			return fmt.Errorf("the server ended: %w", p.exitErr)
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-pause():
+		case <-time.After(pollInterval):
 		}
 	}
 }
 
-// Stop shuts the server down (fast: sessions are ended, what is committed is written to the data files) and waits for its end.
-// A second Stop, or one after Kill, does nothing. The error tells of a server that ended by itself before, or that had to be
-// killed because it did not stop within a minute.
+// Stop shuts the server down in fast mode (sessions are ended, and a checkpoint is written) and
+// waits until it has ended. After Stop or Kill it does nothing. It returns an error if the server
+// had already ended by itself, or if it did not stop within a minute and was killed.
 func (s *Server) Stop() error {
-	if err := s.run.stop(); err != nil {
-		return fmt.Errorf("localpg: stop PostgreSQL in %s: %w%s", s.dir, err, s.run.lastLines())
+	if err := s.process.stop(); err != nil {
+		return fmt.Errorf("localpg: stop PostgreSQL in %s: %w%s", s.dir, err, s.process.logTail())
 	}
 	return nil
 }
 
-// Kill ends the server as a crash does (immediate shutdown: nothing is written any more) and waits for its end. The next Start
-// on the same Dir recovers what was committed.
+// Kill shuts the server down in immediate mode, which is like a crash, and waits until it has
+// ended. The next Start in the same Dir recovers all committed transactions.
 func (s *Server) Kill() error {
-	if err := s.run.kill(); err != nil {
+	if err := s.process.kill(); err != nil {
 		return fmt.Errorf("localpg: kill PostgreSQL in %s: %w", s.dir, err)
 	}
 	return nil
 }
 
-// Detach lets the server outlive this process; Stop and Kill work on meanwhile. Remove ends it later.
+// Detach lets the server outlive this process. Stop and Kill still work; Remove can end the server
+// later.
 func (s *Server) Detach() error {
-	err := s.run.order(orderKeep)
+	err := s.process.send(keepRunning)
 	if err == nil {
 		detached := s.state
-		detached.Owner = s.run.cmd.Process.Pid // from now on the watchdog answers for the server
-		err = s.run.note(detached)
+		detached.Owner = s.process.cmd.Process.Pid // the watchdog owns the server from now on
+		err = s.process.record(detached)
 	}
 	if err != nil {
 		return fmt.Errorf("localpg: detach PostgreSQL in %s: %w", s.dir, err)
@@ -252,10 +263,10 @@ func (s *Server) Detach() error {
 	return nil
 }
 
-// Done is closed when the server has ended, whoever ended it.
-func (s *Server) Done() <-chan struct{} { return s.run.done }
+// Done returns a channel that is closed when the server has ended, for any reason.
+func (s *Server) Done() <-chan struct{} { return s.process.done }
 
-// Version is the server's version, such as "17.5".
+// Version returns the server's version, such as "17.5".
 func (s *Server) Version() string { return s.version }
 
 var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
@@ -264,31 +275,32 @@ func checkSettings(settings map[string]string) error {
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		switch {
 		case !settingName.MatchString(name):
-			return fmt.Errorf("%q is no name of a setting", name)
+			return fmt.Errorf("%q is not a valid setting name", name)
 		case slices.Contains([]string{"data_directory", "listen_addresses", "port", "unix_socket_directories"}, name):
-			return fmt.Errorf("setting %s is not to be chosen: Start says where the server listens", name)
+			return fmt.Errorf("setting %s is reserved: Start sets it", name)
 		}
 	}
 	return nil
 }
 
-// candidatePorts lists the ports to try, in order: the wanted one alone, or else the one of the last time and some random ones.
+// candidatePorts returns the ports to try, in order: only the wanted one, or else the one of the
+// previous run and some random ones.
 //
-// These are below the range from which the kernel takes the local port of an outgoing connection (from 32768 on Linux, 49152 on
-// macOS): a port of that range can be lost to any connection while the server is down for a restart.
-func candidatePorts(wanted, last int) ([]int, error) {
+// Random ports are below the range of ephemeral ports (from 32768 on Linux, from 49152 on macOS):
+// an outgoing connection could take a port of that range while the server is restarting.
+func candidatePorts(wanted, previous int) ([]int, error) {
 	if wanted != 0 {
 		if wanted < 1 || wanted > 65535 {
-			return nil, fmt.Errorf("%d is no port: it must be 1 to 65535, or 0 for a free one", wanted)
+			return nil, fmt.Errorf("port %d is out of range (use 1 to 65535, or 0 for a free port)", wanted)
 		}
 		if !portIsFree(wanted) {
-			return nil, fmt.Errorf("port %d of 127.0.0.1 is taken", wanted)
+			return nil, fmt.Errorf("port %d on 127.0.0.1 is already in use; free it or choose another port", wanted)
 		}
 		return []int{wanted}, nil
 	}
 	var ports []int
-	if last != 0 && portIsFree(last) {
-		ports = append(ports, last)
+	if previous != 0 && portIsFree(previous) {
+		ports = append(ports, previous)
 	}
 	for range 1000 {
 		if port := 20000 + rand.IntN(12000); portIsFree(port) {
@@ -302,7 +314,8 @@ func candidatePorts(wanted, last int) ([]int, error) {
 }
 
 func portIsFree(port int) bool {
-	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	var config net.ListenConfig
+	listener, err := config.Listen(context.Background(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return false
 	}

@@ -17,15 +17,17 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"scalable-coupon-system/internal/wait"
 )
 
-func TestDataAndAddressSurviveARestart(t *testing.T) {
+func TestStart_keepsDataAndAddress(t *testing.T) {
 	t.Parallel()
-	dir, log := newDir(t), &journal{}
+	dir, log := newDir(t), &logBuffer{}
 
 	first := startWith(t, Options{Dir: dir, Log: log, Settings: map[string]string{"fsync": "off"}})
-	if !strings.Contains(log.String(), "making a PostgreSQL") {
-		t.Errorf("the user was not told that a cluster is made: %q", log)
+	if !strings.Contains(log.String(), "creating a PostgreSQL") {
+		t.Errorf("the log does not say that a cluster is created: %q", log)
 	}
 	before := first.URL("postgres")
 	query(t, before, "create table kept as select 'yes' as value")
@@ -33,7 +35,7 @@ func TestDataAndAddressSurviveARestart(t *testing.T) {
 	must(t, first.Stop()) // does nothing
 	wantGone(t, dir)
 	if _, err := os.Stat(first.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket's folder stays behind: %v", err)
+		t.Errorf("the socket directory still exists: %v", err)
 	}
 
 	second := startIn(t, dir)
@@ -43,31 +45,32 @@ func TestDataAndAddressSurviveARestart(t *testing.T) {
 	wantQuery(t, before, "select value from kept", "yes")
 	wantQuery(t, before, "show server_encoding", "UTF8")
 	if got := query(t, before, "show server_version")[0]; !strings.HasPrefix(got, second.Version()) {
-		t.Errorf("Version says %s, the server %s", second.Version(), got)
+		t.Errorf("Version is %s, server_version is %s", second.Version(), got)
 	}
 }
 
-func TestKilledServerRecoversWhatWasCommitted(t *testing.T) {
+func TestStart_recoversAfterKill(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
-	o := Options{Dir: dir} // with fsync, as in production
+	options := Options{Dir: dir} // with fsync, as in production
 
-	server := startWith(t, o)
+	server := startWith(t, options)
 	query(t, server.URL("postgres"), "create table kept (n int); insert into kept select generate_series(1, 1000)")
 	must(t, server.Kill())
 	must(t, server.Stop()) // does nothing
 
-	server = startWith(t, o)
+	server = startWith(t, options)
 	wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1000")
 	log, err := os.ReadFile(filepath.Join(dir, "server.log"))
 	must(t, err)
 	if !strings.Contains(string(log), "automatic recovery in progress") {
-		t.Error("the server did not recover, so Kill was no crash")
+		t.Error("the server log mentions no recovery, so Kill did not act like a crash")
 	}
 }
 
-// A fault test kills the postmaster behind our back. Its sessions hold on to the data a moment longer; a Start at once waits.
-func TestStartAfterThePostmasterWasKilled(t *testing.T) {
+// A fault test kills the postmaster. Its backends use the data a little longer, and Start waits for
+// them.
+func TestStart_afterPostmasterIsKilled(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
@@ -77,7 +80,7 @@ func TestStartAfterThePostmasterWasKilled(t *testing.T) {
 	defer session.Close(context.Background())
 
 	backend := int(session.PgConn().PID())
-	must(t, syscall.Kill(backend, syscall.SIGSTOP)) // or else it is gone at once
+	must(t, syscall.Kill(backend, syscall.SIGSTOP)) // otherwise it ends at once
 	must(t, syscall.Kill(server.Pid(), syscall.SIGKILL))
 	<-server.Done()
 	time.AfterFunc(500*time.Millisecond, func() { _ = syscall.Kill(backend, syscall.SIGCONT) })
@@ -85,14 +88,14 @@ func TestStartAfterThePostmasterWasKilled(t *testing.T) {
 	wantQuery(t, startIn(t, dir).URL("postgres"), "select count(*) from kept", "1")
 }
 
-func TestStopEndsAFrozenServer(t *testing.T) {
+func TestServer_Stop_afterSIGSTOP(t *testing.T) {
 	t.Parallel()
 	server := startIn(t, newCluster(t))
 	must(t, syscall.Kill(server.Pid(), syscall.SIGSTOP))
 	must(t, server.Stop())
 }
 
-func TestSettings(t *testing.T) {
+func TestStart_settings(t *testing.T) {
 	t.Parallel()
 	server := startWith(t, Options{Dir: newCluster(t), Settings: map[string]string{
 		"fsync": "off", "max_connections": "37", "application.name": "it's \"quoted\" $HOME",
@@ -101,14 +104,14 @@ func TestSettings(t *testing.T) {
 	wantQuery(t, server.URL("postgres"), "show application.name", "it's \"quoted\" $HOME")
 
 	for name, part := range map[string]string{
-		"port": "not to be chosen", "data_directory": "not to be chosen", "-c": "no name of a setting", "": "no name of a setting",
+		"port": "is reserved", "data_directory": "is reserved", "-c": "not a valid setting name", "": "not a valid setting name",
 	} {
 		_, err := Start(t.Context(), Options{Dir: newDir(t), Settings: map[string]string{name: "1"}})
 		wantError(t, err, part)
 	}
 }
 
-func TestErrorCarriesWhatTheServerSaid(t *testing.T) {
+func TestStart_errorHasServerLog(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	must(t, startIn(t, dir).Stop())
@@ -116,31 +119,31 @@ func TestErrorCarriesWhatTheServerSaid(t *testing.T) {
 	_, err := Start(t.Context(), Options{Dir: dir, Settings: map[string]string{"shared_buffers": "banana"}})
 	wantError(t, err, "did not start", "exit status 1", `invalid value for parameter "shared_buffers": "banana"`)
 	if strings.Contains(err.Error(), "database system is shut down") {
-		t.Errorf("the error shows lines of an earlier life: %v", err)
+		t.Errorf("the error contains log lines of the previous run: %v", err)
 	}
-	startIn(t, dir) // and nothing is broken
+	startIn(t, dir) // the cluster still works
 }
 
-func TestPortIsTheOneGiven(t *testing.T) {
+func TestStart_port(t *testing.T) {
 	t.Parallel()
 	ports, err := candidatePorts(0, 0)
 	must(t, err)
 	server := startWith(t, Options{Dir: newCluster(t), Port: ports[0], Settings: map[string]string{"fsync": "off"}})
 	if server.Port() != ports[0] {
-		t.Errorf("listens on %d, want %d", server.Port(), ports[0])
+		t.Errorf("the server listens on port %d, want %d", server.Port(), ports[0])
 	}
 	if u, err := url.Parse(server.URL("a database")); err != nil || u.Host != net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0])) {
-		t.Errorf("URL: %v %v", u, err)
+		t.Errorf("URL is %v, %v; want port %d of 127.0.0.1", u, err, ports[0])
 	}
 
 	_, err = Start(t.Context(), Options{Dir: newDir(t), Port: server.Port()})
-	wantError(t, err, "port "+strconv.Itoa(server.Port())+" of 127.0.0.1 is taken")
+	wantError(t, err, "port "+strconv.Itoa(server.Port())+" on 127.0.0.1 is already in use")
 	_, err = Start(t.Context(), Options{Dir: newDir(t), Port: 65536})
-	wantError(t, err, "65536 is no port")
+	wantError(t, err, "port 65536 is out of range")
 }
 
-// The port of the last time is only a wish: another program may have it by now.
-func TestTakenPortOfTheLastTimeIsGivenUp(t *testing.T) {
+// If another program uses the port of the previous run, Start chooses another one.
+func TestStart_previousPortInUse(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
@@ -149,12 +152,12 @@ func TestTakenPortOfTheLastTimeIsGivenUp(t *testing.T) {
 	must(t, err)
 	defer other.Close()
 
-	if again := startIn(t, dir); again.Port() == server.Port() {
-		t.Error("two servers on one port")
+	if restarted := startIn(t, dir); restarted.Port() == server.Port() {
+		t.Errorf("the server listens on port %d, which another program uses", restarted.Port())
 	}
 }
 
-func TestOnlyThePasswordOpensTheServer(t *testing.T) {
+func TestServer_requiresPassword(t *testing.T) {
 	t.Parallel()
 	server := startIn(t, newCluster(t))
 	secret := filepath.Join(server.Dir(), passwordFile)
@@ -170,26 +173,26 @@ func TestOnlyThePasswordOpensTheServer(t *testing.T) {
 			must(t, err)
 			config.Host, config.Port, config.Password = host, uint16(server.Port()), password
 			conn, err := pgx.ConnectConfig(t.Context(), config)
-			var pgErr *pgconn.PgError
-			if !errors.As(err, &pgErr) || pgErr.Code != "28P01" {
+			pgErr, ok := errors.AsType[*pgconn.PgError](err)
+			if !ok || pgErr.Code != "28P01" {
 				t.Errorf("%s with password %q: %v, %v; want SQLSTATE 28P01", host, password, conn, err)
 			}
 		}
 	}
 
-	// What psql is told works, and shows no password.
+	// The psql command works and does not contain the password.
 	command := server.Psql("postgres")
 	if strings.Contains(command, server.password) {
-		t.Errorf("the psql line shows the password: %s", command)
+		t.Errorf("the psql command contains the password: %s", command)
 	}
 	_, quoted, _ := strings.Cut(command, " '")
 	wantQuery(t, strings.TrimSuffix(quoted, "'"), "select 1", "1")
 }
 
-func TestPsqlLineForAnyPath(t *testing.T) {
+func TestAddress_Psql(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	bin := t.TempDir()
-	a := &Address{dir: "/a b+c&d/it's", state: state{Port: 5, BinDir: bin}}
+	a := &Address{dir: "/a b+c&d/it's", state: serverState{Port: 5, BinDir: bin}}
 
 	const rest = ` 'postgres://postgres@127.0.0.1:5/x%20y?passfile=/a%20b%2Bc%26d/it%27s/pgpass'`
 	if got, want := a.Psql("x y"), "psql"+rest; got != want {
@@ -201,7 +204,7 @@ func TestPsqlLineForAnyPath(t *testing.T) {
 	}
 }
 
-func TestMissingPasswordFileIsNamed(t *testing.T) {
+func TestStart_wrongPasswordFile(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	secret := filepath.Join(dir, passwordFile)
@@ -212,80 +215,81 @@ func TestMissingPasswordFileIsNamed(t *testing.T) {
 
 	must(t, os.WriteFile(secret, []byte("wrong\n"), 0o600))
 	_, err = Start(t.Context(), Options{Dir: dir})
-	wantError(t, err, secret+" does not hold")
+	wantError(t, err, secret+" does not contain")
 
 	must(t, os.Remove(secret))
 	_, err = Start(t.Context(), Options{Dir: dir})
 	wantError(t, err, secret+" is missing")
 }
 
-func TestSecondStartSaysWhoRuns(t *testing.T) {
+func TestStart_alreadyRunning(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	_, err := Running(dir)
 	if !errors.Is(err, ErrNotRunning) {
-		t.Errorf("Running before: %v", err)
+		t.Errorf("Running before Start: got %v, want ErrNotRunning", err)
 	}
 
-	holder := startChild(t, "hold", dir, "")
-	postmaster := holder.ready(t)
+	child := startChild(t, "hold", dir, "")
+	postmaster := child.ready(t)
 	_, err = Start(t.Context(), Options{Dir: dir})
-	var running *RunningError
-	if !errors.Is(err, ErrRunning) || !errors.As(err, &running) || running.Pid != holder.cmd.Process.Pid {
-		t.Fatalf("got %v, want ErrRunning of process %d", err, holder.cmd.Process.Pid)
+	running, ok := errors.AsType[*RunningError](err)
+	if !errors.Is(err, ErrRunning) || !ok || running.Pid != child.cmd.Process.Pid {
+		t.Fatalf("got %v, want ErrRunning of process %d", err, child.cmd.Process.Pid)
 	}
 	address, err := Running(dir)
 	must(t, err)
 	if address.Pid() != postmaster {
-		t.Errorf("Running says postmaster %d, it is %d", address.Pid(), postmaster)
+		t.Errorf("Running returns postmaster %d, want %d", address.Pid(), postmaster)
 	}
 	wantQuery(t, address.URL("postgres"), "select 1", "1")
 
-	holder.kill()
+	child.kill()
 	server := startIn(t, dir)
 	_, err = Start(t.Context(), Options{Dir: dir})
-	if !errors.As(err, &running) || running.Pid != os.Getpid() {
+	running, ok = errors.AsType[*RunningError](err)
+	if !ok || running.Pid != os.Getpid() {
 		t.Errorf("got %v, want ErrRunning of this process", err)
 	}
 	must(t, server.Stop())
 	if _, err := Running(dir); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("Running after: %v", err)
+		t.Errorf("Running after Stop: got %v, want ErrNotRunning", err)
 	}
 }
 
-func TestOneOfManyStartsWins(t *testing.T) {
+func TestStart_concurrent(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
-	var wait sync.WaitGroup
-	outcomes := make(chan error, 4)
-	for range cap(outcomes) {
-		wait.Go(func() {
+	var group sync.WaitGroup
+	errs := make(chan error, 4)
+	for range cap(errs) {
+		group.Go(func() {
 			server, err := Start(t.Context(), Options{Dir: dir, Settings: map[string]string{"fsync": "off"}})
 			if err == nil {
 				t.Cleanup(func() { _ = server.Stop() })
 			}
-			outcomes <- err
+			errs <- err
 		})
 	}
-	wait.Wait()
-	close(outcomes)
+	group.Wait()
+	close(errs)
 
-	won := 0
-	for err := range outcomes {
+	started := 0
+	for err := range errs {
 		switch {
 		case err == nil:
-			won++
+			started++
 		case !errors.Is(err, ErrRunning):
-			t.Errorf("a loser got %v, want ErrRunning", err)
+			t.Errorf("got %v, want nil or ErrRunning", err)
 		}
 	}
-	if won != 1 {
-		t.Errorf("%d started, want 1", won)
+	if started != 1 {
+		t.Errorf("%d calls of Start succeeded, want 1", started)
 	}
 }
 
-// However its process ends, no server stays behind, and a Start right after finds all that was committed.
-func TestServerEndsWithItsProcess(t *testing.T) {
+// However its process ends, the server ends, too, and the next Start finds all committed data.
+func TestServer_endsWithItsProcess(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*testing.T, *child, int){
 		"SIGKILL": func(_ *testing.T, c *child, _ int) { c.kill() },
@@ -294,13 +298,13 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 			must(t, c.cmd.Process.Signal(syscall.SIGTERM))
 			_ = c.cmd.Wait()
 		},
-		"SIGKILL, its watchdog's too": func(t *testing.T, c *child, _ int) {
+		"SIGKILL of the process and the watchdog": func(t *testing.T, c *child, _ int) {
 			t.Helper()
-			must(t, c.cmd.Process.Signal(syscall.SIGSTOP)) // or else it would tidy up
+			must(t, c.cmd.Process.Signal(syscall.SIGSTOP)) // otherwise the child would clean up
 			must(t, syscall.Kill(c.watchdog, syscall.SIGKILL))
 			c.kill()
 		},
-		"SIGKILL with a frozen server": func(t *testing.T, c *child, postmaster int) {
+		"SIGKILL while the server is stopped": func(t *testing.T, c *child, postmaster int) {
 			t.Helper()
 			must(t, syscall.Kill(postmaster, syscall.SIGSTOP))
 			c.kill()
@@ -309,79 +313,79 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := newCluster(t)
-			holder := startChild(t, "hold", dir, "")
-			postmaster := holder.ready(t)
+			child := startChild(t, "hold", dir, "")
+			postmaster := child.ready(t)
 			address, err := Running(dir)
 			must(t, err)
 			query(t, address.URL("postgres"), "create table kept as select 1")
 
-			end(t, holder, postmaster)
+			end(t, child, postmaster)
 			server := startIn(t, dir)
 			wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1")
 			must(t, server.Stop())
 			wantGone(t, dir)
 			if _, err := os.Stat(address.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("the socket's folder stays behind: %v", err)
+				t.Errorf("the socket directory still exists: %v", err)
 			}
 		})
 	}
 }
 
-// The watchdog is no weak point: without it the server ends, too.
-func TestServerEndsWithItsWatchdog(t *testing.T) {
+// Without its watchdog the server ends, too.
+func TestServer_endsWithItsWatchdog(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
-	must(t, server.run.cmd.Process.Kill())
+	must(t, server.process.cmd.Process.Kill())
 	wantGone(t, dir)
 	if _, err := os.Stat(server.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket's folder stays behind: %v", err)
+		t.Errorf("the socket directory still exists: %v", err)
 	}
 
-	// And told to go, it takes the server along.
+	// On SIGTERM the watchdog stops the server.
 	server = startIn(t, dir)
-	must(t, server.run.cmd.Process.Signal(syscall.SIGTERM))
+	must(t, server.process.cmd.Process.Signal(syscall.SIGTERM))
 	<-server.Done()
 	wantGone(t, dir)
 }
 
-func TestCtrlCDoesNotReachTheServer(t *testing.T) {
+func TestServer_hasItsOwnProcessGroup(t *testing.T) {
 	t.Parallel()
 	server := startIn(t, newCluster(t))
-	for _, pid := range []int{server.Pid(), server.run.cmd.Process.Pid} {
+	for _, pid := range []int{server.Pid(), server.process.cmd.Process.Pid} {
 		group, err := syscall.Getpgid(pid)
 		must(t, err)
 		if group == syscall.Getpgrp() {
-			t.Errorf("process %d is in our process group, to which a terminal sends SIGINT", pid)
+			t.Errorf("process %d is in the process group of the test, which gets SIGINT on Ctrl-C", pid)
 		}
 	}
 }
 
-func TestDetachedServerOutlivesItsProcess(t *testing.T) {
+func TestServer_Detach(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
-	holder := startChild(t, "detach", dir, "")
-	postmaster := holder.ready(t)
-	must(t, holder.cmd.Wait())
+	child := startChild(t, "detach", dir, "")
+	postmaster := child.ready(t)
+	must(t, child.cmd.Wait())
 
-	var running *RunningError
 	_, err := Start(t.Context(), Options{Dir: dir})
-	if !errors.As(err, &running) || !isAlive(running.Pid) || running.Pid == holder.cmd.Process.Pid {
-		t.Errorf("got %v, want ErrRunning of a process that lives", err)
+	running, ok := errors.AsType[*RunningError](err)
+	if !ok || !isAlive(running.Pid) || running.Pid == child.cmd.Process.Pid {
+		t.Errorf("got %v, want ErrRunning of another process that is running", err)
 	}
 	address, err := Running(dir)
 	must(t, err)
 	wantQuery(t, address.URL("postgres"), "select 1", "1")
 
 	must(t, Remove(t.Context(), dir))
-	eventually(t, "the postmaster is gone", func() bool { return !isAlive(postmaster) })
+	wait.For(t, "the postmaster to end", func() bool { return !isAlive(postmaster) })
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s is still there: %v", dir, err)
+		t.Errorf("%s still exists: %v", dir, err)
 	}
-	must(t, Remove(t.Context(), dir)) // a dir that is not there is fine
+	must(t, Remove(t.Context(), dir)) // a missing directory is not an error
 }
 
-func TestDetachedServerStillObeys(t *testing.T) {
+func TestServer_Detach_thenStop(t *testing.T) {
 	t.Parallel()
 	server := startIn(t, newCluster(t))
 	must(t, server.Detach())
@@ -389,22 +393,22 @@ func TestDetachedServerStillObeys(t *testing.T) {
 	wantError(t, server.Detach(), "detach")
 }
 
-// The user gives up while the server is starting. What is ended then may be so young that it does not listen to signals yet.
-func TestContextBoundsTheWaiting(t *testing.T) {
+// The context ends while the server is starting and may not handle signals yet.
+func TestStart_contextCancelled(t *testing.T) {
 	t.Parallel()
-	machine, err := realBins()
+	machine, err := realInstallation()
 	must(t, err)
-	dir, bin := newCluster(t), fakeBins(t, "exit 1")
+	dir, bin := newCluster(t), fakeInstallation(t, "exit 1")
 	must(t, os.Remove(filepath.Join(bin, "postgres")))
 	script(t, bin, "postgres", `[ "$1" = --version ] || sleep 2; exec '`+machine.dir+`/postgres' "$@"`)
 
 	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(time.Second, func() { cancel(errors.New("the user has gone")) })
+	time.AfterFunc(time.Second, func() { cancel(errors.New("the user has left")) })
 	_, err = Start(ctx, Options{Dir: dir, BinDir: bin})
-	// That it was heard is what the last lines say; who is not heard must use SIGKILL in the end.
-	wantError(t, err, "did not start", "the user has gone", "received immediate shutdown request")
+	// The log shows that the server handled the signal; otherwise it would have been killed.
+	wantError(t, err, "did not start", "the user has left", "received immediate shutdown request")
 	wantGone(t, dir)
 
 	_, err = Start(ctx, Options{Dir: dir})
-	wantError(t, err, "the user has gone")
+	wantError(t, err, "the user has left")
 }

@@ -14,20 +14,20 @@ import (
 	"time"
 )
 
-// ErrRunning says that the cluster's server runs already; the error itself is a *RunningError.
-var ErrRunning = errors.New("PostgreSQL runs there already")
+// ErrRunning means that the cluster's server is already running. The error is a *RunningError.
+var ErrRunning = errors.New("PostgreSQL is already running")
 
-// ErrNotRunning says that no server of the cluster answers.
-var ErrNotRunning = errors.New("no PostgreSQL runs there")
+// ErrNotRunning means that the cluster has no running server.
+var ErrNotRunning = errors.New("PostgreSQL is not running")
 
-// RunningError tells which process has started the server that runs already.
+// RunningError says which process started the running server.
 type RunningError struct {
-	Dir string // the cluster's home
-	Pid int    // the process that called Start; for a server that was detached or started by other means, one of its own
+	Dir string // the cluster's home directory
+	Pid int    // the process that called Start, or a process of the server if it was detached or not started by Start
 }
 
 func (e *RunningError) Error() string {
-	return fmt.Sprintf("%s runs already, started by process %d", e.Dir, e.Pid)
+	return fmt.Sprintf("PostgreSQL in %s is already running, started by process %d", e.Dir, e.Pid)
 }
 
 // Is makes errors.Is(err, ErrRunning) true.
@@ -35,30 +35,32 @@ func (e *RunningError) Is(target error) bool { return target == ErrRunning }
 
 const lockFile = "lock"
 
-// lock is the right to touch the cluster of a Dir.
+// dirLock is the lock on a cluster's Dir. Only its holder changes the cluster.
 //
-// It is a flock(2) on an open file that initdb, the watchdog and every process of the server inherit. The kernel lets go of it
-// when the last of them is gone, and not before: so whoever gets it knows that nothing works on the data any more, which no pid
-// in a file can say (a pid may have been given to another process meanwhile).
-type lock struct {
-	file *os.File
-	last state // what the file said when the lock was taken: how the cluster ran the last time
+// It is a flock(2) on an open file that initdb, the watchdog and all processes of the server
+// inherit. The kernel releases it when the last of them has ended. So the holder knows that no
+// process uses the data, which a process ID in a file cannot show: the ID may belong to another
+// process by now.
+type dirLock struct {
+	file     *os.File
+	previous serverState // the file's content when the lock was acquired: the server's previous run
 
-	mu     sync.Mutex
-	shares int
+	mu   sync.Mutex
+	refs int // release closes the file when this is 0
 }
 
-// state is what the lock file says, as JSON.
-type state struct {
-	Owner      int    `json:"owner"`      // the process that answers for the server; 0: none does any more
-	Postmaster int    `json:"postmaster"` // the server's first process; 0 until it is ready
+// serverState is the content of the lock file, as JSON.
+type serverState struct {
+	Owner      int    `json:"owner"`      // the process that started the server, or the watchdog of a detached one; 0 after the server's end
+	Postmaster int    `json:"postmaster"` // 0 until the server is ready
 	Port       int    `json:"port"`
 	Sockets    string `json:"sockets"`
 	BinDir     string `json:"bin_dir"`
 }
 
-// acquire takes the lock of dir. A server whose owner is gone is about to end: that is waited for.
-func acquire(ctx context.Context, dir string) (*lock, error) {
+// acquireLock acquires the lock on dir. If the owner of the running server has ended, it waits
+// until the server has ended, too.
+func acquireLock(ctx context.Context, dir string) (*dirLock, error) {
 	path := filepath.Join(dir, lockFile)
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -66,59 +68,60 @@ func acquire(ctx context.Context, dir string) (*lock, error) {
 	}
 	for {
 		err := flock(file, syscall.LOCK_EX)
-		last := readState(file)
+		previous := readState(file)
 		switch {
 		case err == nil:
-			l := &lock{file: file, last: last, shares: 1}
-			if err := l.write(state{Owner: os.Getpid(), Port: last.Port}); err != nil {
-				l.close()
+			l := &dirLock{file: file, previous: previous, refs: 1}
+			if err := l.write(serverState{Owner: os.Getpid(), Port: previous.Port}); err != nil {
+				l.release()
 				return nil, err
 			}
 			return l, nil
 		case !errors.Is(err, syscall.EWOULDBLOCK):
 			_ = file.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
-		case isAlive(last.Owner):
+		case isAlive(previous.Owner):
 			_ = file.Close()
-			return nil, &RunningError{Dir: dir, Pid: last.Owner}
+			return nil, &RunningError{Dir: dir, Pid: previous.Owner}
 		}
 		select {
 		case <-ctx.Done():
 			_ = file.Close()
-			return nil, fmt.Errorf("the last server in %s is still shutting down: %w", dir, context.Cause(ctx))
-		case <-pause():
+			return nil, fmt.Errorf("the previous server in %s is still shutting down: %w", dir, context.Cause(ctx))
+		case <-time.After(pollInterval):
 		}
 	}
 }
 
-// dropStaleSockets removes the folder of the last server's socket, where its watchdog was killed together with us.
-func (l *lock) dropStaleSockets() {
-	if strings.HasPrefix(l.last.Sockets, socketPrefix) {
-		_ = os.RemoveAll(l.last.Sockets)
+// removeStaleSocketDir removes the socket directory of the previous run. It is left over if the
+// watchdog was killed together with the process that started it.
+func (l *dirLock) removeStaleSocketDir() {
+	if strings.HasPrefix(l.previous.Sockets, socketPrefix) {
+		_ = os.RemoveAll(l.previous.Sockets)
 	}
 }
 
-// share makes one more close necessary.
-func (l *lock) share() *lock {
+// retain adds a reference: release must be called once more.
+func (l *dirLock) retain() *dirLock {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.shares++
+	l.refs++
 	return l
 }
 
-func (l *lock) close() {
+func (l *dirLock) release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.shares--; l.shares == 0 {
+	if l.refs--; l.refs == 0 {
 		_ = l.file.Close()
 	}
 }
 
-// stateSize is what the file's text is padded to, so that one write replaces it whole: a truncate and a write would show an
-// empty file in between.
+// stateSize is the padded size of the file, in bytes. One write replaces all of it; with truncate
+// and write a reader could see an empty file.
 const stateSize = 4 << 10
 
-func (l *lock) write(s state) error {
+func (l *dirLock) write(s serverState) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -127,18 +130,18 @@ func (l *lock) write(s state) error {
 	return err
 }
 
-// readState returns the zero state for a file that says nothing sensible, such as a new one.
-func readState(file *os.File) state {
-	var s state
+// readState returns the zero state if the file is new or not valid.
+func readState(file *os.File) serverState {
+	var s serverState
 	text := make([]byte, stateSize)
 	n, _ := file.ReadAt(text, 0)
 	if json.Unmarshal(text[:n], &s) != nil {
-		return state{}
+		return serverState{}
 	}
 	return s
 }
 
-// flock never waits: a lock that others hold is EWOULDBLOCK.
+// flock does not wait: it returns EWOULDBLOCK if another process holds the lock.
 func flock(file *os.File, how int) error {
 	for {
 		err := syscall.Flock(int(file.Fd()), how|syscall.LOCK_NB)
@@ -148,8 +151,8 @@ func flock(file *os.File, how int) error {
 	}
 }
 
-// pause is how long to wait between two looks at something that others change.
-func pause() <-chan time.Time { return time.After(20 * time.Millisecond) }
+// pollInterval is the time between two checks of something that another process changes.
+const pollInterval = 20 * time.Millisecond
 
 func isAlive(pid int) bool {
 	if pid <= 0 {
@@ -159,9 +162,8 @@ func isAlive(pid int) bool {
 	return err == nil || errors.Is(err, syscall.EPERM)
 }
 
-// Running tells where the server of the cluster in dir listens, whichever process started it.
-//
-// Errors: ErrNotRunning when there is none, or none that is ready.
+// Running returns the address of the running server of the cluster in dir, whichever process
+// started it. The error is ErrNotRunning if there is none, or if it is still starting.
 func Running(dir string) (*Address, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -174,7 +176,7 @@ func Running(dir string) (*Address, error) {
 	if err != nil {
 		return nil, fmt.Errorf("localpg: %w", err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 
 	now := readState(file)
 	if err := flock(file, syscall.LOCK_SH); err == nil || now.Postmaster == 0 {

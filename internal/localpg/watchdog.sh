@@ -1,16 +1,18 @@
-# The watchdog: runs a server, and ends it when the process that started it is gone. /bin/sh runs it (dash, bash 3.2).
+# The watchdog runs a server and stops it when the process that started the watchdog has ended.
+# /bin/sh may be dash or bash 3.2.
 #
-#   sh -c watchdog.sh localpg <socket folder> postgres <argument>…
+#   sh -c "$(cat watchdog.sh)" localpg <socket directory> <path of postgres> <argument>...
 #
-# fd 3 is the read end of a pipe whose only writer is the process that started us: each line is an order, "keep" or the name
-# of a signal for the server. fd 4 is the lock on the cluster, which the server inherits.
+# fd 3 is the read end of a pipe. Its only writer is the process that started the watchdog. Each
+# line is a command: "keep", or the name of a signal for the server.
+# fd 4 is the lock on the cluster. The server inherits it.
 sockets=$1
 shift
 
 "$@" 3<&- &
 postmaster=$!
 
-# A stopped process (SIGSTOP, as fault tests send it) acts on a signal only when it is continued.
+# A process that was stopped with SIGSTOP, as in fault tests, handles other signals after SIGCONT.
 send() {
   kill -s "$1" "$postmaster"
   kill -s CONT "$postmaster"
@@ -18,21 +20,21 @@ send() {
 
 (
   keep=
-  while read -r order <&3; do
-    case $order in
+  while read -r command <&3; do
+    case $command in
       keep) keep=yes ;;
-      *) send "$order" ;;
+      *) send "$command" ;;
     esac
   done
 
-  # The pipe is closed: whoever held it is gone. Fast shutdown; immediate shutdown should that not end; and then the end.
-  # Every second anew, because a server that has only just been started does not listen yet.
+  # The pipe is closed: its writer has ended. Shut down in fast mode, then in immediate mode, then
+  # kill. Repeat each signal, because a server that was just started may not handle signals yet.
   [ -z "$keep" ] || exit 0
-  for order in INT QUIT KILL; do
+  for signal in INT QUIT KILL; do
     seconds=0
     while [ "$seconds" -lt 20 ]; do
       kill -s 0 "$postmaster" 2>/dev/null || exit 0
-      send "$order"
+      send "$signal"
       sleep 1 3<&-
       seconds=$((seconds + 1))
     done
@@ -40,8 +42,8 @@ send() {
 ) 4<&- &
 reader=$!
 
-# Told to go ourselves (a system that shuts down), we take the server along. A signal interrupts wait, so it is asked again
-# until the server is no more.
+# If the watchdog itself gets a signal, for example at a system shutdown, it stops the server.
+# A signal interrupts wait, so wait again until the server has ended.
 trap 'send INT' HUP INT TERM
 while :; do
   wait "$postmaster"

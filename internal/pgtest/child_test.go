@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// TestChild holds the tests that other tests here run in processes of their own (see pkg). By itself it does nothing.
+// TestChild contains the tests that other tests run in child processes (see testPackage). Otherwise
+// it does nothing.
 func TestChild(t *testing.T) {
 	if os.Getenv(childVariable) == "" {
 		return
@@ -40,16 +41,16 @@ func TestChild(t *testing.T) {
 			})
 		}
 	})
-	t.Run("holding", func(t *testing.T) { // until it is killed, or told to go on
+	t.Run("waiting", func(t *testing.T) { // until it is killed, or the file continue exists
 		New(t)
 		NewOwned(t)
-		must(t, os.WriteFile("holds", nil, 0o600))
+		must(t, os.WriteFile("ready", nil, 0o600))
 		for {
-			if _, err := os.Stat("go on"); err == nil {
+			if _, err := os.Stat("continue"); err == nil {
 				break
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		New(t).Connect(t) // the template is still there
+		New(t).Connect(t) // the template still exists
 	})
 }

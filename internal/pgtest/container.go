@@ -5,10 +5,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"flag"
+	"flag" //nolint:depguard // go test defines its flags with this package; expiry reads -test.timeout
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -22,18 +23,19 @@ import (
 	"github.com/ory/dockertest/v3/docker"
 )
 
-// container is a server in a container of ours.
+// container is a server in a container that this process started.
 type container struct {
 	pool *dockertest.Pool
 	id   string
 	name string
-	// lifeline is the input of a little shell process that removes the container when it closes, that is when we are gone,
-	// however we went (Ctrl-C, a time-out of go test, SIGKILL); a line there says that it is to stay. nil where there is no
-	// docker command: then the engine itself ends the container some time (see expiry).
-	lifeline *os.File
+	// remover is the stdin of a shell process that removes the container when stdin closes, that is
+	// when this process has ended, even after SIGKILL. A line on stdin makes it keep the container.
+	// remover is nil if the docker command is missing; then the Docker engine ends the container
+	// later (see expiry).
+	remover *os.File
 }
 
-// Labels by which a later process of the same package finds what was left.
+// Labels by which later processes of the same package find old containers.
 const (
 	packageLabel = "coupon-pgtest.package"
 	processLabel = "coupon-pgtest.process"
@@ -41,31 +43,31 @@ const (
 
 const postgresPort = "5432/tcp"
 
-// startContainer starts a server in a container, when there is a Docker engine and the image can be had.
-func startContainer(ctx context.Context, image string) (s *server, what string, err error) {
+// startContainer starts a server in a container. It fails if there is no Docker engine or no image.
+func startContainer(ctx context.Context, image string) (s *instance, what string, err error) {
 	pool, err := dockertest.NewPool("")
 	if err != nil {
 		return nil, "", err
 	}
 	ping, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := pool.Client.PingWithContext(ping); err != nil { // NewPool succeeds without an engine, too
+	if err := pool.Client.PingWithContext(ping); err != nil { // NewPool succeeds even without an engine
 		return nil, "", fmt.Errorf("no Docker engine answers (%w)", err)
 	}
-	removeLeftContainers(pool)
+	removeOldContainers(pool)
 	repository, tag, err := provideImage(ctx, pool, image)
 	if err != nil {
 		return nil, "", err
 	}
 
-	bind, dial := publishedAt(pool.Client.Endpoint())
+	bind, dial := publishAddresses(pool.Client.Endpoint())
 	password := rand.Text()
 	command := []string{"postgres"}
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		command = append(command, "-c", name+"="+settings[name])
+	for _, name := range slices.Sorted(maps.Keys(sharedSettings)) {
+		command = append(command, "-c", name+"="+sharedSettings[name])
 	}
-	c := &container{pool: pool, name: fmt.Sprintf("coupon-dbtest-%s-%d-%s", thisPackage(), os.Getpid(), newRun())}
-	if err := c.hold(); err != nil {
+	c := &container{pool: pool, name: fmt.Sprintf("coupon-pgtest-%s-%d-%s", packageID(), os.Getpid(), newRunID())}
+	if err := c.startRemover(); err != nil {
 		return nil, "", err
 	}
 	resource, err := pool.RunWithOptions(&dockertest.RunOptions{
@@ -74,15 +76,15 @@ func startContainer(ctx context.Context, image string) (s *server, what string, 
 		Tag:          tag,
 		Env:          []string{"POSTGRES_PASSWORD=" + password},
 		Cmd:          command,
-		Labels:       map[string]string{packageLabel: thisPackage(), processLabel: fmt.Sprint(os.Getpid())},
+		Labels:       map[string]string{packageLabel: packageID(), processLabel: fmt.Sprint(os.Getpid())},
 		PortBindings: map[docker.Port][]docker.PortBinding{postgresPort: {{HostIP: bind, HostPort: ""}}},
 	}, func(config *docker.HostConfig) {
 		config.AutoRemove = true
 		config.PublishAllPorts = false
-		config.ShmSize = 256 << 20 // parallel queries share memory there; Docker's 64 MiB are few
+		config.ShmSize = 256 << 20 // parallel queries need more than Docker's default of 64 MiB
 	})
 	if err != nil {
-		c.release()
+		c.disarmRemover()
 		return nil, "", errors.Join(fmt.Errorf("start a container of %s: %w", image, err), c.removeByName())
 	}
 	c.id = resource.Container.ID
@@ -100,11 +102,11 @@ func startContainer(ctx context.Context, image string) (s *server, what string, 
 	if err := c.waitReady(ctx, admin); err != nil {
 		return nil, "", errors.Join(err, c.close(nil))
 	}
-	return newServer(admin, c), fmt.Sprintf("container %s of %s", c.name, image), nil
+	return newInstance(admin, c), fmt.Sprintf("container %s of %s", c.name, image), nil
 }
 
-// provideImage makes sure that the image is there, and takes it apart. Pulling is bounded: whoever has binaries of PostgreSQL on
-// his machine would rather use them than wait for a slow line.
+// provideImage pulls the image if it is missing, and splits its name. Pulling may take 2 minutes:
+// after that, binaries on this machine are better than a slow download.
 func provideImage(ctx context.Context, pool *dockertest.Pool, image string) (repository, tag string, err error) {
 	repository, tag = image, "latest"
 	if colon := strings.LastIndex(image, ":"); colon > strings.LastIndex(image, "/") {
@@ -114,19 +116,19 @@ func provideImage(ctx context.Context, pool *dockertest.Pool, image string) (rep
 	if !errors.Is(err, docker.ErrNoSuchImage) {
 		return repository, tag, err
 	}
-	say("pulling %s", image)
+	logf("pulling %s", image)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err = pool.Client.PullImage(docker.PullImageOptions{Repository: repository, Tag: tag, Context: ctx}, docker.AuthConfiguration{})
 	if err != nil {
-		return "", "", fmt.Errorf("%s is not here and cannot be pulled: %w", image, err)
+		return "", "", fmt.Errorf("image %s does not exist on this machine and cannot be pulled: %w", image, err)
 	}
 	return repository, tag, nil
 }
 
-// publishedAt tells on which address a container's port is to be published, and at which it is reached from here: this
-// machine's own, except for an engine on another one.
-func publishedAt(endpoint string) (bind, dial string) {
+// publishAddresses returns the address to publish a container's port on and the address to connect
+// to. Both are 127.0.0.1, unless the Docker engine is on another machine.
+func publishAddresses(endpoint string) (bind, dial string) {
 	if u, err := url.Parse(endpoint); err == nil && u.Scheme != "unix" && u.Hostname() != "" {
 		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
 			return "0.0.0.0", u.Hostname()
@@ -135,98 +137,101 @@ func publishedAt(endpoint string) (bind, dial string) {
 	return "127.0.0.1", "127.0.0.1"
 }
 
-// expiry is when the engine itself kills the container, in seconds from now: the last resort. It is later than go test's own
-// time-out; and a container that is kept for somebody to look at is there for a working day.
+// expiry returns when the Docker engine itself ends the container, in seconds from now. This is the
+// last resort. It is later than the time-out of go test, and leaves a kept container for keepTime.
 func expiry() uint {
 	d := 24 * time.Hour
 	if f := flag.Lookup("test.timeout"); f != nil {
 		if timeout, err := time.ParseDuration(f.Value.String()); err == nil && timeout > 0 {
-			d = timeout + workingDay
+			d = timeout + keepTime
 		}
 	}
 	return uint(d.Seconds())
 }
 
-// hold starts the process at the other end of the lifeline. It is out of reach of the terminal's Ctrl-C.
-func (c *container) hold() error {
+// startRemover starts the process that removes the container, in a process group of its own, so
+// that the terminal's Ctrl-C does not reach it.
+func (c *container) startRemover() error {
 	program, err := exec.LookPath("docker")
 	if err != nil {
-		return nil // see lifeline
+		return nil // see the field remover
 	}
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	defer reader.Close()
+	defer func() { _ = reader.Close() }()
 
-	keeper := exec.Command("/bin/sh", "-c", `read -r stay || "$0" rm --force --volumes "$1" >/dev/null 2>&1`, program, c.name)
-	keeper.Env = append(os.Environ(), "DOCKER_HOST="+c.pool.Client.Endpoint()) // the engine that dockertest has found
-	keeper.Stdin = reader
-	keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := keeper.Start(); err != nil {
+	process := exec.CommandContext(context.Background(), "/bin/sh", "-c", `read -r keep || "$0" rm --force --volumes "$1" >/dev/null 2>&1`, program, c.name)
+	process.Env = append(os.Environ(), "DOCKER_HOST="+c.pool.Client.Endpoint()) // the engine that dockertest uses
+	process.Stdin = reader
+	process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := process.Start(); err != nil {
 		return errors.Join(err, writer.Close())
 	}
-	go keeper.Wait()
-	c.lifeline = writer
+	go func() { _ = process.Wait() }()
+	c.remover = writer
 	return nil
 }
 
-// release lets the container live without us.
-func (c *container) release() {
-	if c.lifeline != nil {
-		_, _ = c.lifeline.WriteString("stay\n")
-		_ = c.lifeline.Close()
+// disarmRemover ends the remover without removing the container.
+func (c *container) disarmRemover() {
+	if c.remover != nil {
+		_, _ = c.remover.WriteString("keep\n")
+		_ = c.remover.Close()
 	}
 }
 
 func (c *container) keep() (string, error) {
-	c.release()
+	c.disarmRemover()
 	return "docker rm --force --volumes " + c.name, nil
 }
 
-func (c *container) close(*server) error {
-	c.release()
+func (c *container) close(*instance) error {
+	c.disarmRemover()
 	return removeContainer(c.pool, c.id)
 }
 
-// removeByName is for a container of which it is not known whether it was made.
+// removeByName removes a container of which only the name is known, because its creation may have
+// failed.
 func (c *container) removeByName() error { return removeContainer(c.pool, c.name) }
 
 func removeContainer(pool *dockertest.Pool, id string) error {
 	err := pool.Client.RemoveContainer(docker.RemoveContainerOptions{ID: id, Force: true, RemoveVolumes: true})
-	var missing *docker.NoSuchContainer
-	var refused *docker.Error
-	// 409: the engine is removing it already, because it has ended.
-	if errors.As(err, &missing) || (errors.As(err, &refused) && refused.Status == 409) {
+	if _, ok := errors.AsType[*docker.NoSuchContainer](err); ok {
+		return nil
+	}
+	// The engine is already removing it, because it has ended.
+	if refused, ok := errors.AsType[*docker.Error](err); ok && refused.Status == http.StatusConflict {
 		return nil
 	}
 	return err
 }
 
-// removeLeftContainers removes what tests of this package have left before: for somebody to look at, or because they were
-// killed where there is no docker command.
-func removeLeftContainers(pool *dockertest.Pool) {
-	left, err := pool.Client.ListContainers(docker.ListContainersOptions{
-		All: true, Filters: map[string][]string{"label": {packageLabel + "=" + thisPackage()}},
+// removeOldContainers removes the containers of earlier runs of this package: those that were kept,
+// and those of killed runs without a remover.
+func removeOldContainers(pool *dockertest.Pool) {
+	old, err := pool.Client.ListContainers(docker.ListContainersOptions{
+		All: true, Filters: map[string][]string{"label": {packageLabel + "=" + packageID()}},
 	})
 	if err != nil {
-		say("%v", err)
+		logf("%v", err)
 	}
-	for _, c := range left {
+	for _, c := range old {
 		var pid int
 		if _, err := fmt.Sscan(c.Labels[processLabel], &pid); err != nil || isAlive(pid) {
 			continue
 		}
 		if err := removeContainer(pool, c.ID); err != nil {
-			say("%v", err)
+			logf("%v", err)
 		}
 	}
 }
 
-// waitReady waits until the server answers a query. (The official image's server, while the cluster is being made, listens on
-// no TCP port.)
+// waitReady waits until the server answers a query. While the official image creates the cluster,
+// its server listens on no TCP port.
 func (c *container) waitReady(ctx context.Context, admin string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -251,7 +256,7 @@ func (c *container) waitReady(ctx context.Context, admin string) error {
 	}
 }
 
-// log are the last lines that the container has written.
+// log returns the last 12 lines of the container's log.
 func (c *container) log() string {
 	var text bytes.Buffer
 	_ = c.pool.Client.Logs(docker.LogsOptions{

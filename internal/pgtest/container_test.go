@@ -2,17 +2,18 @@ package pgtest
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ory/dockertest/v3"
+
+	"scalable-coupon-system/internal/wait"
 )
 
-// engine is the Docker engine of this machine.
+// engine returns a client of this machine's Docker engine. It skips the test if the engine or the
+// image is missing.
 func engine(t *testing.T) *dockertest.Pool {
 	t.Helper()
 	pool, err := dockertest.NewPool("")
@@ -20,20 +21,20 @@ func engine(t *testing.T) *dockertest.Pool {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if err := pool.Client.PingWithContext(ctx); err != nil {
-		t.Skipf("no Docker engine here: %v", err)
+		t.Skipf("no Docker engine: %v", err)
 	}
 	if _, err := pool.Client.InspectImage(defaultImage); err != nil {
-		t.Skipf("no image %s here: %v", defaultImage, err)
+		t.Skipf("no image %s: %v", defaultImage, err)
 	}
 	return pool
 }
 
-var containerName = regexp.MustCompile(`coupon-dbtest-[0-9a-f]{8}-\d+-[0-9a-f]{8}`)
+var containerName = regexp.MustCompile(`coupon-pgtest-[0-9a-f]{8}-\d+-[0-9a-f]{8}`)
 
 func TestContainer(t *testing.T) {
 	t.Parallel()
 	pool := engine(t)
-	isThere := func(name string) bool {
+	exists := func(name string) bool {
 		_, err := pool.Client.InspectContainer(name)
 		return err == nil
 	}
@@ -42,9 +43,9 @@ func TestContainer(t *testing.T) {
 	output := p.run(t, "passing", true)
 	passed := containerName.FindString(output)
 	if passed == "" || !strings.Contains(output, "of "+defaultImage) {
-		t.Fatalf("it is not said which server was taken:\n%s", output)
+		t.Fatalf("the output does not say which server was selected:\n%s", output)
 	}
-	eventually(t, "the container of the passing test is gone", func() bool { return !isThere(passed) })
+	wait.For(t, "the removal of the container after a passing test", func() bool { return !exists(passed) })
 
 	output = p.run(t, "failing", false)
 	failed := containerName.FindString(output)
@@ -53,28 +54,28 @@ func TestContainer(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if evidence := query(t, addressIn(t, output), "select value from public.evidence"); len(evidence) != 1 {
-		t.Errorf("what the test has left is %v", evidence)
+	if rows := query(t, addressIn(t, output), "select value from public.evidence"); len(rows) != 1 {
+		t.Errorf("the kept database contains %v, want 1 row", rows)
 	}
 	if !strings.Contains(output, "docker rm --force --volumes "+failed) {
-		t.Errorf("it is not said how to remove it:\n%s", output)
+		t.Errorf("the output does not say how to remove the container:\n%s", output)
 	}
 	if container, err := pool.Client.InspectContainer(failed); err != nil || container.NetworkSettings.Ports[postgresPort][0].HostIP != "127.0.0.1" {
-		t.Errorf("the port is published at %+v, %v; want 127.0.0.1 only", container.NetworkSettings.Ports, err)
+		t.Errorf("the port is published on %+v, %v; want 127.0.0.1 only", container.NetworkSettings.Ports, err)
 	}
 
-	// The next run of the package removes it, and is killed in turn.
-	run := p.start(t, "holding")
-	eventually(t, "the run holds databases", func() bool { _, err := os.Stat(filepath.Join(p.dir, "holds")); return err == nil })
-	if isThere(failed) {
-		t.Error("the container of the failed test outlives the next run")
+	// The next run of the package removes the container. Then that run is killed.
+	run := p.start(t, "waiting")
+	waitReady(t, p)
+	if exists(failed) {
+		t.Error("the container of the failed test still exists after the next run started")
 	}
 	run.kill()
 	killed := containerName.FindString(run.output.String())
-	eventually(t, "the container of the killed run is gone", func() bool { return !isThere(killed) })
+	wait.For(t, "the removal of the container of the killed run", func() bool { return !exists(killed) })
 }
 
-func TestPublishedAt(t *testing.T) {
+func TestPublishAddresses(t *testing.T) {
 	t.Parallel()
 	for endpoint, want := range map[string][2]string{
 		"unix:///var/run/docker.sock": {"127.0.0.1", "127.0.0.1"},
@@ -83,8 +84,8 @@ func TestPublishedAt(t *testing.T) {
 		"tcp://docker:2376":           {"0.0.0.0", "docker"},
 		"https://192.0.2.7:2376":      {"0.0.0.0", "192.0.2.7"},
 	} {
-		if bind, dial := publishedAt(endpoint); bind != want[0] || dial != want[1] {
-			t.Errorf("%s: published at %s and reached at %s, want %v", endpoint, bind, dial, want)
+		if bind, dial := publishAddresses(endpoint); bind != want[0] || dial != want[1] {
+			t.Errorf("%s: got publish address %s and connect address %s, want %v", endpoint, bind, dial, want)
 		}
 	}
 }

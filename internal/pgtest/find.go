@@ -14,17 +14,17 @@ const (
 	defaultImage  = "postgres:17"
 )
 
-// settings are those of a server that only tests use: nothing on it is to survive a crash of the machine, and each of many
-// parallel tests opens a pool.
-var settings = map[string]string{
+// sharedSettings are the settings of a server that only tests use. Its data need not survive a
+// crash of the machine, and many parallel tests open a pool each.
+var sharedSettings = map[string]string{
 	"fsync":            "off",
 	"full_page_writes": "off",
 	"max_connections":  "300",
 }
 
-// findServer finds the server to test with, and says which it is.
-func findServer(ctx context.Context) (*server, error) {
-	s, what, err := look(ctx)
+// findServer returns the server for the tests, and prints which one it is.
+func findServer(ctx context.Context) (*instance, error) {
+	s, what, err := selectServer(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -39,28 +39,28 @@ func findServer(ctx context.Context) (*server, error) {
 		s.close()
 		return nil, err
 	}
-	say("PostgreSQL %s, %s", version, what)
+	logf("PostgreSQL %s, %s", version, what)
 	return s, nil
 }
 
-func look(ctx context.Context) (s *server, what string, err error) {
-	if given := os.Getenv(urlVariable); given != "" {
-		s, err := findGiven(ctx, given)
+func selectServer(ctx context.Context) (s *instance, what string, err error) {
+	if connection := os.Getenv(urlVariable); connection != "" {
+		s, err := connectExternal(ctx, connection)
 		return s, "the server of " + urlVariable, err
 	}
 
-	image, insisted := os.LookupEnv(imageVariable)
+	image, required := os.LookupEnv(imageVariable)
 	if image == "" {
-		image, insisted = defaultImage, false
+		image, required = defaultImage, false
 	}
 	s, what, err = startContainer(ctx, image)
 	if err == nil {
 		return s, what, nil
 	}
-	if insisted {
-		// Tests that were to run on one version must not pass on another.
+	if required {
+		// Tests for one PostgreSQL version must not run on another.
 		return nil, "", fmt.Errorf("%s=%s: %w", imageVariable, image, err)
 	}
-	say("no container: %v; trying PostgreSQL from this machine", err)
+	logf("no container: %v; using PostgreSQL from this machine", err)
 	return startLocal(ctx)
 }

@@ -3,6 +3,7 @@ package pgtest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"os/exec"
@@ -20,42 +21,43 @@ import (
 
 func TestMain(m *testing.M) { Main(m) }
 
-// How a run of tests ends is seen from outside only: so this test binary runs itself again, with one of the tests of
-// child_test.go, as if it were a package of its own.
-const childVariable = "DBTEST_TEST_CHILD"
+// The end of a test process can only be observed from outside. So the test binary runs itself again
+// with one of the tests of child_test.go, as if it were the tests of another package.
+const childVariable = "PGTEST_CHILD"
 
-// pkg is a package whose tests are run: a folder, for that is by what packages are told apart, and an environment.
-type pkg struct {
+// testPackage is a package under test: a directory, which identifies it, and an environment.
+type testPackage struct {
 	dir         string
 	environment []string
 }
 
-// newPackage is a package whose servers, if local, have their homes in a folder for temporary files of its own.
-func newPackage(t *testing.T, environment ...string) *pkg {
+// newPackage returns a package with its own directory for temporary files, which contains the home
+// directories of its local servers.
+func newPackage(t *testing.T, environment ...string) *testPackage {
 	t.Helper()
 	tmp := newDir(t)
 	t.Cleanup(func() {
-		homes, _ := filepath.Glob(filepath.Join(tmp, "coupon-dbtest-*"))
+		homes, _ := filepath.Glob(filepath.Join(tmp, "coupon-pgtest-*"))
 		for _, home := range homes {
 			if err := localpg.Remove(context.Background(), home); err != nil {
 				t.Error(err)
 			}
 		}
 	})
-	return &pkg{dir: t.TempDir(), environment: append([]string{
+	return &testPackage{dir: t.TempDir(), environment: append([]string{
 		"TMPDIR=" + tmp, urlVariable + "=", imageVariable + "=", "CI=",
 	}, environment...)}
 }
 
-// withoutDocker has a local server taken.
+// withoutDocker makes the tests use a local server.
 const withoutDocker = "DOCKER_HOST=unix:///nowhere"
 
-// newDir is a folder within everybody's reach, as t.TempDir is not.
+// newDir returns a directory that every user can enter, unlike t.TempDir.
 func newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "dbtest-test-")
-	must(t, err)
-	must(t, os.Chmod(dir, 0o711))
+	dir := filepath.Join("/tmp", "pgtest-test-"+rand.Text())
+	must(t, os.Mkdir(dir, 0o700))
+	must(t, os.Chmod(dir, 0o711)) // whatever the umask is
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -64,13 +66,13 @@ func newDir(t *testing.T) string {
 	return dir
 }
 
-// with is the same package in another environment.
-func (p *pkg) with(environment ...string) *pkg {
-	return &pkg{dir: p.dir, environment: append(slices.Clip(p.environment), environment...)}
+// with returns the same package with more environment variables.
+func (p *testPackage) with(environment ...string) *testPackage {
+	return &testPackage{dir: p.dir, environment: append(slices.Clip(p.environment), environment...)}
 }
 
-// tmp is the folder for temporary files.
-func (p *pkg) tmp() string { return strings.TrimPrefix(p.environment[0], "TMPDIR=") }
+// tempDir returns the directory for temporary files.
+func (p *testPackage) tempDir() string { return strings.TrimPrefix(p.environment[0], "TMPDIR=") }
 
 // testProcess is a running test of a package.
 type testProcess struct {
@@ -78,7 +80,7 @@ type testProcess struct {
 	output bytes.Buffer
 }
 
-func (p *pkg) start(t *testing.T, name string) *testProcess {
+func (p *testPackage) start(t *testing.T, name string) *testProcess {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
@@ -96,13 +98,13 @@ func (c *testProcess) kill() {
 	_ = c.cmd.Wait()
 }
 
-// run runs a test to its end, which must be the wanted one, and returns what it printed.
-func (p *pkg) run(t *testing.T, name string, wantPass bool) string {
+// run runs a test to its end and returns its output. It fails if the result is not the expected
+// one.
+func (p *testPackage) run(t *testing.T, name string, wantPass bool) string {
 	t.Helper()
 	child := p.start(t, name)
 	err := child.cmd.Wait()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
 		t.Fatal(err)
 	}
 	output := child.output.String()
@@ -114,7 +116,7 @@ func (p *pkg) run(t *testing.T, name string, wantPass bool) string {
 
 var address = regexp.MustCompile(`postgres://\S+`)
 
-// addressIn finds the address of the database that a failed test has left.
+// addressIn returns the address of the kept database in the output of a failed test.
 func addressIn(t *testing.T, output string) string {
 	t.Helper()
 	for line := range strings.Lines(output) {
@@ -124,11 +126,11 @@ func addressIn(t *testing.T, output string) string {
 			}
 		}
 	}
-	t.Fatalf("no address of a database in the output:\n%s", output)
+	t.Fatalf("the output contains no address of a kept database:\n%s", output)
 	return ""
 }
 
-// answers tells whether the database at url does.
+// answers reports whether the database at url accepts a connection.
 func answers(t *testing.T, url string) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -140,8 +142,8 @@ func answers(t *testing.T, url string) bool {
 	return conn.Close(ctx) == nil
 }
 
-// left lists the databases and roles on a server that are named as ours.
-func left(t *testing.T, admin string) []string {
+// leftovers returns the databases and roles on a server that pgtest has created.
+func leftovers(t *testing.T, admin string) []string {
 	t.Helper()
 	return query(t, admin, `select datname from pg_database where datname like 'coupon\_test\_%'
 		union select rolname from pg_roles where rolname like 'coupon\_test\_%' order by 1`)
@@ -159,14 +161,24 @@ func query(t *testing.T, url, sql string, arguments ...any) []string {
 	return values
 }
 
-// eventually waits up to 2 minutes.
-func eventually(t *testing.T, what string, holds func() bool) {
+// waitReady waits until the test "waiting" of the packages has created its databases. This may take
+// longer than wait.For allows, because a server has to be started first.
+func waitReady(t *testing.T, packages ...*testPackage) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !holds(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not true after %s: %s", patience, what)
+	deadline := time.Now().Add(timeout)
+	for _, p := range packages {
+		for !exists(filepath.Join(p.dir, "ready")) {
+			if time.Now().After(deadline) {
+				t.Fatalf("waited %v for the child process to create its databases", timeout)
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func must(t *testing.T, err error) {

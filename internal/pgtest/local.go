@@ -15,58 +15,59 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// local is a server from this machine's binaries.
+// local is a server from the binaries of this machine.
 type local struct {
 	*localpg.Server
 }
 
-func startLocal(ctx context.Context) (s *server, what string, err error) {
-	dir, err := newHome(ctx)
+func startLocal(ctx context.Context) (s *instance, what string, err error) {
+	dir, err := newHomeDir(ctx)
 	if err != nil {
 		return nil, "", err
 	}
-	running, err := localpg.Start(ctx, localpg.Options{Dir: dir, Settings: settings, Log: os.Stderr})
+	running, err := localpg.Start(ctx, localpg.Options{Dir: dir, Settings: sharedSettings, Log: os.Stderr})
 	if err != nil {
 		return nil, "", errors.Join(err, localpg.Remove(ctx, dir))
 	}
-	return newServer(running.URL("postgres"), local{running}), "from " + running.BinDir(), nil
+	return newInstance(running.URL("postgres"), local{running}), "from " + running.BinDir(), nil
 }
 
 func (l local) keep() (string, error) {
 	if err := l.Detach(); err != nil {
 		return "", err
 	}
-	return removal(l.Server), nil
+	return removeCommand(l.Server), nil
 }
 
-func (l local) close(*server) error { return end(l.Server) }
+func (l local) close(*instance) error { return killAndRemove(l.Server) }
 
-// removal is the command that ends a detached server and removes its data.
-func removal(s *localpg.Server) string {
+// removeCommand returns the shell command that ends a detached server and removes its data.
+func removeCommand(s *localpg.Server) string {
 	return fmt.Sprintf("kill -QUIT %d; sleep 1; rm -r %s", s.Pid(), s.Dir())
 }
 
-// end stops a server and removes its data. Whether it stops in an orderly way is of no interest any more.
-func end(s *localpg.Server) error {
+// killAndRemove kills a server and removes its data.
+func killAndRemove(s *localpg.Server) error {
 	_ = s.Kill()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	return localpg.Remove(ctx, s.Dir())
 }
 
-// homePattern are the names of our servers' homes: the package, and the process whose tests they are for.
-var homePattern = regexp.MustCompile(`^coupon-dbtest-([0-9a-f]{8})-([0-9]+)-`)
+// homePattern matches the names of the servers' home directories. They contain the package and the
+// process that runs its tests.
+var homePattern = regexp.MustCompile(`^coupon-pgtest-([0-9a-f]{8})-([0-9]+)-`)
 
-// newHome makes the folder of a new server, and removes those that are of no use any more: what failed tests of this package
-// have left before, and what is left of processes that were killed.
-func newHome(ctx context.Context) (string, error) {
+// newHomeDir creates the home directory of a new server. It also removes old ones: those that
+// failed tests of this package have kept, and those of killed processes.
+func newHomeDir(ctx context.Context) (string, error) {
 	entries, err := os.ReadDir(os.TempDir())
 	if err != nil {
 		return "", err
 	}
 	for _, entry := range entries {
 		match := homePattern.FindStringSubmatch(entry.Name())
-		if match == nil || !isOurs(entry) {
+		if match == nil || !isOwnDir(entry) {
 			continue
 		}
 		pid, err := strconv.Atoi(match[2])
@@ -74,25 +75,26 @@ func newHome(ctx context.Context) (string, error) {
 			continue
 		}
 		dir := filepath.Join(os.TempDir(), entry.Name())
-		if _, err := localpg.Running(dir); err == nil && match[1] != thisPackage() && !isOld(entry) {
-			continue // kept for somebody else
+		if _, err := localpg.Running(dir); err == nil && match[1] != packageID() && !isExpired(entry) {
+			continue // another package keeps it for the user
 		}
 		if err := localpg.Remove(ctx, dir); err != nil {
-			say("%v", err)
+			logf("%v", err)
 		}
 	}
 
-	dir, err := os.MkdirTemp("", fmt.Sprintf("coupon-dbtest-%s-%d-", thisPackage(), os.Getpid()))
+	dir, err := os.MkdirTemp("", fmt.Sprintf("coupon-pgtest-%s-%d-", packageID(), os.Getpid()))
 	if err != nil {
 		return "", err
 	}
-	// To be passed through by the user as whom root's server runs.
+	// If root runs the tests, the server's user must be able to pass through.
 	return dir, os.Chmod(dir, 0o711)
 }
 
-// isOurs is false for what another user has put into the folder for temporary files, of whatever name.
-func isOurs(entry fs.DirEntry) bool {
-	info, err := entry.Info() // of the entry itself, not of what it may link to
+// isOwnDir reports whether entry is a directory of the current user. Other users can create files
+// of any name in the temporary directory.
+func isOwnDir(entry fs.DirEntry) bool {
+	info, err := entry.Info() // of the entry itself, not of the target of a link
 	if err != nil || !info.IsDir() {
 		return false
 	}
@@ -100,10 +102,11 @@ func isOurs(entry fs.DirEntry) bool {
 	return ok && int(stat.Uid) == os.Geteuid()
 }
 
-// isOld is true for what nobody will look at any more: the package of a removed clone never runs again.
-func isOld(entry fs.DirEntry) bool {
+// isExpired reports whether a kept server is old enough to be removed by another package. Its own
+// package may never run again, for example in a deleted clone.
+func isExpired(entry fs.DirEntry) bool {
 	info, err := entry.Info()
-	return err == nil && time.Since(info.ModTime()) > workingDay
+	return err == nil && time.Since(info.ModTime()) > keepTime
 }
 
 func isAlive(pid int) bool {

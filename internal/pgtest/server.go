@@ -2,268 +2,202 @@ package pgtest
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
-	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-
-	"scalable-coupon-system/db"
+	"scalable-coupon-system/internal/localpg"
 )
 
-// server is a PostgreSQL server as one process of tests uses it. All that is made on it is named coupon_test_<run>_….
-type server struct {
-	admin string // connection string of a user who may create databases
-	show  string // the same, fit for a screen
-	run   string // 8 hex digits, this process' own
-	host  host   // what it runs on
+// Server is a PostgreSQL server for one test that stops, kills or configures it. Its address, and
+// that of its databases, stays the same after a restart. Stop, Kill and Start may be called from
+// any goroutine.
+type Server struct {
+	instance *instance
+	home     string
+	port     int
+	settings map[string]string
 
-	template func() (string, error) // makes the template once, and returns its name
-	made     atomic.Int64           // how many databases were made
-	kept     func()                 // lets the server outlive this process, once
-	isKept   atomic.Bool
+	mu      sync.Mutex
+	running *localpg.Server // nil: not running
 }
 
-// host is what a server runs on.
-type host interface {
-	// keep lets the server outlive this process, and returns the command that removes it; "": the server is not ours.
-	keep() (string, error)
-	// close ends the server and removes it with all of its data, or what of ours is on it.
-	close(s *server) error
-}
-
-func newServer(admin string, host host) *server {
-	s := &server{admin: admin, show: admin, run: newRun(), host: host}
-	s.template = sync.OnceValues(s.makeTemplate)
-	s.kept = sync.OnceFunc(func() {
-		s.isKept.Store(true)
-		remove, err := host.keep()
-		switch {
-		case err != nil:
-			say("%v", err)
-		case remove != "":
-			say("and so does its server; to remove it now: %s", remove)
-		}
-	})
+// StartServer starts a server for one test from the binaries of this machine, even if other tests
+// use a container or TEST_DATABASE_URL. settings are settings of postgresql.conf. Unlike those of
+// the shared server, all others have PostgreSQL's defaults: committed data is on disk. The server
+// ends with the test. If the test fails, it is kept like a database of New.
+func StartServer(t testing.TB, settings map[string]string) *Server {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*timeout)
+	defer cancel()
+	home, err := newHomeDir(ctx)
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	s := &Server{home: home, settings: settings}
+	t.Cleanup(func() { s.cleanUp(t) })
+	if err := s.start(ctx); err != nil {
+		t.Fatalf("pgtest: start a server: %v", err)
+	}
+	s.instance = newInstance(s.running.URL("postgres"), s)
 	return s
 }
 
-func newRun() string {
-	var number [4]byte
-	_, _ = rand.Read(number[:]) // never fails
-	return hex.EncodeToString(number[:])
-}
-
-// thisPackage stands for the package whose tests these are, on this machine: go test runs them in its folder.
-var thisPackage = sync.OnceValue(func() string {
-	dir, err := os.Getwd()
+// ClusterDir returns a directory for a cluster that the test starts by other means (localpg.Start,
+// coupond dev). It is removed at the end of the test. t.TempDir would not do: if root runs the
+// tests, the server's user cannot enter it, and the data would be left in /var/lib/coupond.
+func ClusterDir(t testing.TB) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	home, err := newHomeDir(ctx)
 	if err != nil {
-		dir = os.Args[0]
-	}
-	machine, _ := os.Hostname()
-	hash := sha256.Sum256([]byte(machine + "\x00" + dir))
-	return hex.EncodeToString(hash[:4])
-})
-
-func (s *server) name(part string) string {
-	return fmt.Sprintf("coupon_test_%s_%d_%s", s.run, s.made.Add(1), namePart(part))
-}
-
-// clone makes a database from the template.
-func (s *server) clone(t testing.TB) *Database {
-	t.Helper()
-	template, err := s.template()
-	if err != nil {
-		t.Fatalf("dbtest: make the template: %v", err)
-	}
-	name := s.name(t.Name())
-	return s.register(t, &Database{Name: name, URL: withDatabase(s.admin, name)},
-		"create database "+quote(name)+" template "+quote(template),
-		"alter database "+quote(name)+" set search_path = ''",
-	)
-}
-
-func (s *server) empty(t testing.TB) *Database {
-	t.Helper()
-	name := s.name(t.Name())
-	return s.register(t, &Database{Name: name, URL: withDatabase(s.admin, name)}, createEmpty(name))
-}
-
-// owner makes a role and a database of the same name.
-func (s *server) owner(t testing.TB) *Database {
-	t.Helper()
-	name, password := s.name(t.Name()), rand.Text()
-	return s.register(t, &Database{Name: name, URL: withLogin(withDatabase(s.admin, name), name, password)},
-		"create role "+quote(name)+" login nosuperuser createrole password '"+password+"'",
-		`do $$
-		begin
-		  if current_setting('server_version_num')::int >= 160000
-		    and exists (select from pg_roles where rolname = 'coupon_service')
-		  then
-		    grant coupon_service to `+quote(name)+`;
-		  end if;
-		end $$`,
-		createEmpty(name)+" owner "+quote(name),
-	)
-}
-
-// createEmpty takes template0, which nobody is ever connected to: template1 may be in use.
-func createEmpty(name string) string {
-	return "create database " + quote(name) + " template template0 encoding 'UTF8'"
-}
-
-// register makes the database by commands, and sees to its end.
-func (s *server) register(t testing.TB, d *Database, commands ...string) *Database {
-	t.Helper()
-	if err := s.exec(commands...); err != nil {
-		t.Fatalf("dbtest: make a database: %v", err)
-	}
-	if _, private := s.host.(*Server); private {
-		return d // ends with its server
+		t.Fatalf("pgtest: %v", err)
 	}
 	t.Cleanup(func() {
-		if stays(t) {
-			// Not by t.Logf, whose lines are lost when a test panics.
-			say("%s failed: its database stays until the tests of this package run again: %s", t.Name(), withDatabase(s.show, d.Name))
-			if err := s.exec("comment on database " + quote(d.Name) + " is '" + keptFor(thisPackage()) + "'"); err != nil {
-				say("%v", err)
-			}
-			s.kept()
-			return
-		}
-		// The role is only there for an Owner.
-		if err := s.exec(dropDatabase(d.Name), dropRole(d.Name)); err != nil {
-			t.Errorf("dbtest: drop the database: %v", err)
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+		if err := localpg.Remove(ctx, home); err != nil {
+			t.Errorf("pgtest: %v", err)
 		}
 	})
+	return home
+}
+
+// New returns a fresh database with the coupon schema, like the function New. The server must be
+// running.
+func (s *Server) New(t testing.TB) *Database {
+	t.Helper()
+	return s.instance.clone(t)
+}
+
+// Empty returns a fresh, empty database. The server must be running.
+func (s *Server) Empty(t testing.TB) *Database {
+	t.Helper()
+	return s.instance.empty(t)
+}
+
+// ForProxy returns a fresh, empty database for db.ApplyProxy. If the server has no PL/Proxy, the
+// test is skipped, which `make test` prints before it starts; if TEST_PLPROXY is set, as in CI, the
+// test fails.
+func (s *Server) ForProxy(t testing.TB) *Database {
+	t.Helper()
+	d := s.Empty(t)
+	var available bool
+	err := d.Connect(t).QueryRow(t.Context(), "select exists (select from pg_available_extensions where name = 'plproxy')").Scan(&available)
+	const missing = "PL/Proxy is not installed (Debian: apt-get install postgresql-15-plproxy)"
+	switch {
+	case err != nil:
+		t.Fatalf("pgtest: %v", err)
+	case !available && os.Getenv("TEST_PLPROXY") != "":
+		t.Fatal(missing)
+	case !available:
+		t.Skip(missing + "; tests with a proxy are skipped")
+	}
 	return d
 }
 
-func dropDatabase(name string) string {
-	return "drop database if exists " + quote(name) + " with (force)"
+// NewOwned returns a fresh, empty database that is owned by a login of its own, like the function
+// NewOwned. Here the role coupon_service does not exist until a database of this server has the
+// coupon schema. The server must be running.
+func (s *Server) NewOwned(t testing.TB) *Database {
+	t.Helper()
+	return s.instance.owned(t)
 }
 
-func dropRole(name string) string { return "drop role if exists " + quote(name) }
-
-// keptFor marks a database that a failing test has left.
-func keptFor(pkg string) string { return "kept for " + pkg }
-
-// makeTemplate makes the database that New clones. It takes no connections: one would keep it from being cloned.
-func (s *server) makeTemplate() (string, error) {
-	name := "coupon_test_" + s.run + "_template"
-	if err := s.exec(createEmpty(name)); err != nil {
-		return "", err
+// Pid returns the process ID of the postmaster, or 0 if the server is not running.
+func (s *Server) Pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil {
+		return 0
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, withDatabase(s.admin, name))
-	if err != nil {
-		return "", err
-	}
-	_, err = db.Apply(ctx, conn)
-	if err = errors.Join(err, conn.Close(ctx)); err != nil {
-		return "", err
-	}
-	return name, s.exec("alter database " + quote(name) + " allow_connections false")
+	return s.running.Pid()
 }
 
-// exec runs commands one by one, on a connection of its own.
-func (s *server) exec(commands ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+// Stop shuts the server down in fast mode. It returns nil if the server is not running.
+func (s *Server) Stop() error { return s.end((*localpg.Server).Stop) }
+
+// Kill ends the server as a crash does. It returns nil if the server is not running.
+func (s *Server) Kill() error { return s.end((*localpg.Server).Kill) }
+
+func (s *Server) end(stopOrKill func(*localpg.Server) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil {
+		return nil
+	}
+	running := s.running
+	s.running = nil
+	return stopOrKill(running)
+}
+
+// Start starts the server again and waits until it answers. After a Kill the server recovers first.
+// Start does nothing if the server is running; if it has ended by itself, for example because its
+// postmaster was killed, Start starts it again.
+func (s *Server) Start() error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, s.admin)
+	return s.start(ctx)
+}
+
+func (s *Server) start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running != nil {
+		select {
+		case <-s.running.Done():
+		default:
+			return nil
+		}
+	}
+	running, err := localpg.Start(ctx, localpg.Options{Dir: s.home, Port: s.port, Settings: s.settings, Log: os.Stderr})
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx)
-	for _, command := range commands {
-		if err := execRetrying(ctx, conn, command); err != nil {
-			return err
-		}
-	}
+	s.running, s.port = running, running.Port()
 	return nil
 }
 
-// execRetrying tries again where PostgreSQL loses a race with itself: two changes of one role's memberships at once are
-// "tuple concurrently updated" (an internal error), and a template that a session is just leaving is "in use".
-func execRetrying(ctx context.Context, conn *pgx.Conn, command string) error {
-	for attempt := 1; ; attempt++ {
-		_, err := conn.Exec(ctx, command)
-		var pgErr *pgconn.PgError
-		if err == nil || attempt == 5 || !errors.As(err, &pgErr) ||
-			(pgErr.Code != pgerrcode.InternalError && pgErr.Code != pgerrcode.ObjectInUse) {
-			return err
-		}
-		time.Sleep(time.Duration(attempt) * 50 * time.Millisecond)
-	}
-}
-
-// close is for the end of the process.
-func (s *server) close() {
-	if s.isKept.Load() {
-		if _, ours := s.host.(*given); !ours {
+// cleanUp runs at the end of the test.
+func (s *Server) cleanUp(t testing.TB) {
+	t.Helper()
+	if s.instance != nil && mustKeep(t) {
+		if err := s.Start(); err != nil {
+			logf("%s failed: its server does not start again, its data is kept in %s: %v", t.Name(), s.home, err)
 			return
 		}
-	}
-	if err := s.host.close(s); err != nil {
-		say("%v", err)
-	}
-}
-
-func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
-
-// withDatabase is a connection string, URL or keyword=value, with another database.
-func withDatabase(connection, name string) string {
-	u, err := url.Parse(connection)
-	if err != nil || u.Scheme == "" {
-		return connection + " dbname='" + name + "'" // the last one counts
-	}
-	u.Path = "/" + name
-	query := u.Query()
-	query.Del("dbname")
-	query.Del("database")
-	u.RawQuery = query.Encode()
-	return u.String()
-}
-
-// withLogin is a connection string with another login.
-func withLogin(connection, user, password string) string {
-	u, err := url.Parse(connection)
-	if err != nil || u.Scheme == "" {
-		return connection + " user='" + user + "' password='" + password + "'"
-	}
-	u.User = url.UserPassword(user, password)
-	query := u.Query()
-	query.Del("user")
-	query.Del("password")
-	u.RawQuery = query.Encode()
-	return u.String()
-}
-
-// withoutPassword is a connection string fit for a screen.
-func withoutPassword(connection string) string {
-	if u, err := url.Parse(connection); err == nil && u.Scheme != "" {
-		query := u.Query()
-		query.Del("password")
-		u.RawQuery = query.Encode()
-		return u.Redacted()
-	}
-	var shown []string
-	for word := range strings.FieldsSeq(connection) {
-		if !strings.HasPrefix(strings.ToLower(word), "password") {
-			shown = append(shown, word)
+		remove, err := s.keep()
+		if err != nil {
+			logf("%v", err)
+			return
 		}
+		logf("%s failed: its server is kept until the tests of this package run again: %s", t.Name(), s.instance.admin)
+		logf("to remove it now: %s", remove)
+		return
 	}
-	return strings.Join(shown, " ")
+	if err := s.close(s.instance); err != nil {
+		t.Errorf("pgtest: %v", err)
+	}
+}
+
+func (s *Server) keep() (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil {
+		return "", errors.New("the server is not running")
+	}
+	return local{s.running}.keep()
+}
+
+func (s *Server) close(*instance) error {
+	err := s.Kill()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if err = errors.Join(err, localpg.Remove(ctx, s.home)); err != nil {
+		return fmt.Errorf("remove the server: %w", err)
+	}
+	return nil
 }

@@ -15,10 +15,10 @@ import (
 type Conn struct {
 	net.Conn
 
-	R *bufio.Reader
+	R *bufio.Reader // reads from the connection
 }
 
-// New returns a Conn on an open connection.
+// New returns a Conn that uses an open connection.
 func New(conn net.Conn) *Conn { return &Conn{conn, bufio.NewReader(conn)} }
 
 // Dial opens a connection that is closed when the test ends.
@@ -40,7 +40,7 @@ func (c *Conn) Send(tb testing.TB, text string) {
 	}
 }
 
-// Response reads one response. The error says if its status is not the expected one; closes
+// Response reads one response and returns an error if its status differs from status. closes
 // reports whether the server announced that it closes the connection afterwards.
 func (c *Conn) Response(status int) (closes bool, err error) {
 	response, err := http.ReadResponse(c.R, nil)
@@ -51,7 +51,7 @@ func (c *Conn) Response(status int) (closes bool, err error) {
 		return false, err
 	}
 	if response.StatusCode != status {
-		return false, fmt.Errorf("status %s", response.Status)
+		return false, fmt.Errorf("status %s, want %d", response.Status, status)
 	}
 	return response.Close, response.Body.Close()
 }

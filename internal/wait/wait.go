@@ -1,4 +1,4 @@
-// Package wait lets a test wait for a condition instead of for a time.
+// Package wait lets a test wait for a condition instead of sleeping for a fixed time.
 package wait
 
 import (
@@ -9,7 +9,8 @@ import (
 // timeout is generous: only a failing test waits that long.
 const timeout = 30 * time.Second
 
-// For returns when condition holds. After 30 s it fails the test and names what it waited for.
+// For calls condition every 2 ms until it returns true. After 30 s it fails the test with a message
+// that names what it waited for.
 func For(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
 	for deadline := time.Now().Add(timeout); !condition(); time.Sleep(2 * time.Millisecond) {

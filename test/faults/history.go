@@ -13,7 +13,7 @@ import (
 	"scalable-coupon-system/internal/couponmodel"
 )
 
-// kind is what a request is for.
+// kind is the kind of an operation.
 type kind int
 
 const (
@@ -22,22 +22,22 @@ const (
 	read
 )
 
-// input is a request as the model takes it.
+// input is what an operation asks for.
 type input struct {
 	kind   kind
 	user   string // of a claim
 	amount int    // of a creation
 }
 
-// output is what came back.
+// output is the answer to an operation.
 type output struct {
 	answer load.Answer
-	open   bool               // it may or may not have been carried out, at any time since it was sent
+	open   bool               // it may be executed at any time after it was sent, or never
 	coupon couponmodel.Coupon // of a read
 }
 
-// linear is the model as porcupine takes it: a history is one coupon's.
-var linear = porcupine.Model{
+// sequential is the model as porcupine needs it. A history has the operations of one coupon.
+var sequential = porcupine.Model{
 	Init: func() any { return couponmodel.Coupon{} },
 	Step: func(state, in, out any) (bool, any) {
 		c, i, o := state.(couponmodel.Coupon), in.(input), out.(output)
@@ -61,6 +61,7 @@ var linear = porcupine.Model{
 	DescribeState:     func(state any) string { return fmt.Sprintf("%+v", state) },
 }
 
+// describe describes an operation for the reader of a report.
 func describe(i input, o output) string {
 	what := "read"
 	switch i.kind {
@@ -76,42 +77,42 @@ func describe(i input, o output) string {
 	return fmt.Sprintf("%s → %v", what, o.answer)
 }
 
-// history is what several clients asked of one coupon, and when they were told what.
+// history has the operations of several clients on one coupon, with their times.
 type history struct {
 	began time.Time
 
 	mu         sync.Mutex
 	operations []porcupine.Operation
-	open       map[input]int // which of them has no end, by what it asked for
+	open       map[input]int // the index of the open operation with this input
 }
 
 func newHistory(began time.Time) *history {
 	return &history{began: began, open: map[input]int{}}
 }
 
-// forever is the end of a request whose outcome nobody knows: it may still come to be after everything else, where nothing shows
-// it. So "never" needs no case of its own.
-const forever = math.MaxInt64
+// never is when an open operation returns. It may be executed after everything else, where it has
+// no effect on other operations, so an operation that is never executed needs no separate case.
+const never = math.MaxInt64
 
-// add notes a request and its answer.
+// add adds an operation of a client.
 func (h *history) add(client int, i input, o output, sent, answered time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	op := porcupine.Operation{ClientId: client, Input: i, Call: int64(sent.Sub(h.began)), Output: o, Return: int64(answered.Sub(h.began))}
 	switch {
-	case isSurelyNot(o.answer):
-		return // nothing happened: should it show all the same, nothing here explains it
+	case isNotExecuted(o.answer):
+		return // if it was executed after all, other operations show an effect that nothing explains
 	case !o.answer.Ambiguous():
 		h.operations = append(h.operations, op)
 		return
 	case i.kind == read:
-		return // a read changes nothing
+		return // a read has no effect
 	}
 	o.open = true
-	op.Output, op.Return = o, forever
-	// Asking twice for the same is no more than asking once since the first time: one open request stands for all of them, and
-	// the search stays small.
-	if at, again := h.open[i]; again {
+	op.Output, op.Return = o, never
+	// Two open operations with one input have the same effect as one that was sent when the first was:
+	// the second execution changes nothing. One entry for both keeps the search small.
+	if at, found := h.open[i]; found {
 		h.operations[at].Call = min(h.operations[at].Call, op.Call)
 		return
 	}
@@ -119,40 +120,35 @@ func (h *history) add(client int, i input, o output, sent, answered time.Time) {
 	h.operations = append(h.operations, op)
 }
 
-// isSurelyNot says whether an answer promises that nothing was done.
-func isSurelyNot(a load.Answer) bool {
-	return a == load.Overloaded || a == load.Unavailable || a == load.NotSent
-}
+// checkTimeout bounds porcupine's search for one history.
+const checkTimeout = 20 * time.Second
 
-// decideWithin bounds the search for an order that explains a history.
-const decideWithin = 20 * time.Second
-
-// check says whether the history could be that of the model.
+// check reports whether the history is linearizable.
 func (h *history) check() porcupine.CheckResult {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return porcupine.CheckOperationsTimeout(linear, h.operations, decideWithin)
+	return porcupine.CheckOperationsTimeout(sequential, h.operations, checkTimeout)
 }
 
-// draw makes a page that shows the history and how far an order explains it.
+// draw writes an HTML page that shows the history and its longest linearizable parts.
 func (h *history) draw(path string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, info := porcupine.CheckOperationsVerbose(linear, h.operations, decideWithin)
-	return porcupine.VisualizePath(linear, info, path)
+	_, info := porcupine.CheckOperationsVerbose(sequential, h.operations, checkTimeout)
+	return porcupine.VisualizePath(sequential, info, path)
 }
 
-// String tells the history in the order of its requests.
+// String lists the operations in the order in which they were added.
 func (h *history) String() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var text strings.Builder
 	for _, op := range h.operations {
 		end := "…"
-		if op.Return != forever {
+		if op.Return != never {
 			end = time.Duration(op.Return).String()
 		}
-		fmt.Fprintf(&text, "\n\t%v to %s, client %d: %s", time.Duration(op.Call), end, op.ClientId, linear.DescribeOperation(op.Input, op.Output))
+		fmt.Fprintf(&text, "\n\t%v to %s, client %d: %s", time.Duration(op.Call), end, op.ClientId, sequential.DescribeOperation(op.Input, op.Output))
 	}
 	return text.String()
 }

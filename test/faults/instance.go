@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// instance is one coupond, a process of its own, that keeps its address through its restarts.
+// instance is a coupond process. It keeps its address when it is restarted.
 type instance struct {
 	binary, log, database string
 	address               string
@@ -23,15 +23,17 @@ type instance struct {
 	exited chan struct{} // of cmd
 }
 
-func newInstance(binary, log, database string) (*instance, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+// newInstance reserves an address for an instance that is started later.
+func newInstance(ctx context.Context, binary, log, database string) (*instance, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	return &instance{binary: binary, log: log, database: database, address: listener.Addr().String()}, listener.Close()
 }
 
-// start starts the process; a second one would find the port taken.
+// start starts the process. It must not run already.
 func (i *instance) start() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -39,12 +41,12 @@ func (i *instance) start() error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }() // the process has a descriptor of its own
 	cmd := exec.Command(i.binary, "serve")
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+i.database, "LISTEN_ADDR="+i.address, "CLAIM_TIMEOUT="+claimTimeout.String(),
 		"LOG_LEVEL=warn", "LOG_FORMAT=json")
 	cmd.Stdout, cmd.Stderr = log, log
-	// The terminal's Ctrl-C is ours.
+	// An interrupt from the terminal must reach this program only.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -52,50 +54,51 @@ func (i *instance) start() error {
 	exited := make(chan struct{})
 	go func() {
 		defer close(exited)
-		_ = cmd.Wait() // its exit code tells
+		_ = cmd.Wait() // stop reads the exit code
 	}()
 	i.cmd, i.exited = cmd, exited
 	return nil
 }
 
-// kill ends the process as a crash does; one that has ended is fine.
+// kill kills the process, as a crash would. It may have exited already.
 func (i *instance) kill() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.cmd == nil {
 		return
 	}
-	_ = i.cmd.Process.Kill() // it may have ended already
+	_ = i.cmd.Process.Kill() // it may have exited already
 	<-i.exited
 	i.cmd = nil
 }
 
-// stop asks the process to end, and waits. The error tells when it did not answer every request, or did not end.
+// stop sends SIGTERM and waits until the process exits. It fails if the process does not exit in
+// time, or with a status other than 0, which means that it did not answer every request.
 func (i *instance) stop() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.cmd == nil {
-		return errors.New("the instance does not run")
+		return errors.New("the instance is not running")
 	}
 	if err := i.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
 	select {
 	case <-i.exited:
-	case <-time.After(comeBackWithin):
-		_ = i.cmd.Process.Kill() // the error says all
-		return fmt.Errorf("an instance did not end within %s of SIGTERM", comeBackWithin)
+	case <-time.After(recoveryTimeout):
+		_ = i.cmd.Process.Kill() // the error below is enough
+		return fmt.Errorf("an instance did not exit within %s of SIGTERM", recoveryTimeout)
 	}
 	code := i.cmd.ProcessState.ExitCode()
 	i.cmd = nil
 	if code != 0 {
-		return fmt.Errorf("an instance ended with %d after SIGTERM; see %s", code, i.log)
+		return fmt.Errorf("an instance exited with status %d after SIGTERM; see %s", code, i.log)
 	}
 	return nil
 }
 
-// healthy waits until /health says so.
-func (i *instance) healthy(ctx context.Context) error {
+// waitHealthy waits until /health returns 200, or until ctx ends.
+func (i *instance) waitHealthy(ctx context.Context) error {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
 	last := "no answer"
 	for ; ctx.Err() == nil; pause(ctx, 20*time.Millisecond) {
@@ -108,7 +111,7 @@ func (i *instance) healthy(ctx context.Context) error {
 			last = err.Error()
 			continue
 		}
-		_ = response.Body.Close() // the status is all
+		_ = response.Body.Close() // only the status matters
 		if response.StatusCode == http.StatusOK {
 			return nil
 		}

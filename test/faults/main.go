@@ -1,28 +1,32 @@
-// Prove runs the real service on a real PostgreSQL, lets clients loose on it, breaks everything around it again and again, and
-// holds every answer against a model.
+// Faults runs the real service on a real PostgreSQL server under load, injects faults, and checks
+// every answer against a model and against the stored state.
 //
-//	make prove DURATION=10m SEED=7
-//	go run ./test/faults -duration 45s -seed 1
+//	make faults DURATION=10m SEED=7
+//	go run ./test/faults --duration 45s --seed 1
 //
-// # What is proved
+// # What it checks
 //
-// Two instances of coupond share a private PostgreSQL, which they reach by way of a proxy. Clients create, claim and read over
-// HTTP: many small coupons, each asked for by a few at once, whose history porcupine must explain by some order of the model's
-// answers (package model); and sales of thousands, whose answers must agree with each other and with the order of the winners
-// (package books). A request without an answer, or with OUTCOME_UNKNOWN, may have been carried out or not, at any time since. One
-// told UNAVAILABLE or OVERLOADED surely was not.
+// Two instances of coupond share a private PostgreSQL server, which they reach through a proxy.
+// Clients create, claim and read coupons over HTTP. There are many small coupons, each used by a
+// few concurrent clients: porcupine must find an order of their operations in which the model
+// (internal/couponmodel) gives the same answers. And there are sales with thousands of users, too
+// large for such a search: their answers must agree with each other and with the order of the
+// claims (bench/check). A request without an answer, or answered OUTCOME_UNKNOWN, may be executed
+// at any time after it was sent, or never. One answered UNAVAILABLE or OVERLOADED must not have
+// been executed.
 //
-// Meanwhile the seed deals out faults (faults.go), each with the answers that it may bring: any other answer breaks the proof.
-// When all is over, the tables are held against all that was ever told.
+// Meanwhile it injects faults that the seed determines (faults.go). Each fault has a list of the
+// answers that it may cause; any other answer is a violation. At the end all answers are compared
+// with the tables.
 //
-// It ends with a report, and with 0 when nothing was found, 1 when something was or the proof could not be led to its end, and 2
-// when the command line is wrong. A failed run leaves the logs and the database, and says where.
+// It writes a report. The exit status is 0 without violations, 1 with violations or if the test
+// could not be completed, and 2 for a wrong command line. A failed run keeps its logs and its
+// database, and prints where they are.
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -30,44 +34,60 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
+// The exit codes.
 const (
-	clean   = 0
-	unclean = 1
-	misused = 2
+	exitClean  = 0
+	exitFailed = 1
+	exitUsage  = 2
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // the second signal ends the process at once
-	code := prove(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
 
-// options are what the command line says.
 type options struct {
 	duration time.Duration
 	seed     uint64
 	report   string
-	every    time.Duration
+	progress time.Duration
 }
 
-func parse(args []string, stderr io.Writer) (options, error) {
+func parseOptions(args []string, stderr io.Writer) (options, error) {
 	var o options
-	flags := flag.NewFlagSet("prove", flag.ContinueOnError)
+	flags := pflag.NewFlagSet("faults", pflag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.DurationVar(&o.duration, "duration", time.Minute, "go on for `so long`")
-	flags.Uint64Var(&o.seed, "seed", 0, "`what` the faults and the requests are drawn from; 0 draws it, too")
+	flags.SortFlags = false
+	flags.DurationVar(&o.duration, "duration", time.Minute, "how long to inject faults, at least 1s")
+	flags.Uint64Var(&o.seed, "seed", 0, "seed of the faults and the requests; 0 takes one from the clock")
 	flags.StringVar(&o.report, "report", "proof/report.md", "write the report to this `file`")
-	flags.DurationVar(&o.every, "every", 5*time.Second, "say what goes on once in `so long`")
+	flags.DurationVar(&o.progress, "progress", 5*time.Second, "how often to print a line of progress")
 	if err := flags.Parse(args); err != nil {
+		if !errors.Is(err, pflag.ErrHelp) {
+			_, _ = fmt.Fprintln(stderr, "faults:", err)
+		}
 		return o, err
 	}
-	if flags.NArg() > 0 || o.duration < time.Second || o.every <= 0 || o.report == "" {
-		err := errors.New("prove: no arguments but flags; -duration at least 1s, -every more than 0, -report a file")
-		_, _ = fmt.Fprintln(stderr, err)
+	var err error
+	switch {
+	case flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q: only flags are allowed", flags.Arg(0))
+	case o.duration < time.Second:
+		err = fmt.Errorf("--duration %s: at least 1s", o.duration)
+	case o.progress <= 0:
+		err = fmt.Errorf("--progress %s: must be positive", o.progress)
+	case o.report == "":
+		err = errors.New("--report is empty: name a file")
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, "faults:", err)
 		return o, err
 	}
 	if o.seed == 0 {
@@ -76,40 +96,40 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-// prove is the whole program; it returns the exit code.
-func prove(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	o, err := parse(args, stderr)
+// run is the program; it returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	o, err := parseOptions(args, stderr)
 	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return clean
+	case errors.Is(err, pflag.ErrHelp):
+		return exitClean
 	case err != nil:
-		return misused
+		return exitUsage
 	}
-	r := newRun(o, stdout)
-	r.say("prove for %s, seed %d: make prove DURATION=%s SEED=%d", o.duration, o.seed, o.duration, o.seed)
+	t := newFaultTest(o, stdout)
+	t.printf("%s with seed %d: make faults DURATION=%s SEED=%d", o.duration, o.seed, o.duration, o.seed)
 	if err := os.MkdirAll(filepath.Dir(o.report), 0o755); err != nil {
-		_, _ = fmt.Fprintln(stderr, "prove:", err)
-		return unclean
+		_, _ = fmt.Fprintln(stderr, "faults:", err)
+		return exitFailed
 	}
-	if r.world, err = newWorld(ctx, stderr); err != nil {
-		_, _ = fmt.Fprintln(stderr, "prove:", err)
-		return unclean
+	if t.env, err = newEnvironment(ctx, stderr); err != nil {
+		_, _ = fmt.Fprintln(stderr, "faults:", err)
+		return exitFailed
 	}
-	r.hold(ctx)
-	isClean := r.found.clean()
-	if err := r.world.close(!isClean); err != nil {
-		_, _ = fmt.Fprintln(stderr, "prove:", err)
+	t.run(ctx)
+	clean := t.violations.none()
+	if err := t.env.close(!clean); err != nil {
+		_, _ = fmt.Fprintln(stderr, "faults:", err)
 	}
-	report := r.report()
-	r.say("\n%s", report)
+	report := t.report()
+	t.printf("\n%s", report)
 	if err := os.WriteFile(o.report, []byte(report), 0o644); err != nil {
-		_, _ = fmt.Fprintln(stderr, "prove:", err)
-		return unclean
+		_, _ = fmt.Fprintln(stderr, "faults:", err)
+		return exitFailed
 	}
-	r.say("kept in %s", o.report)
-	if !isClean {
-		r.say("logs and data stay in %s; remove it when nobody needs it", r.world.home)
-		return unclean
+	t.printf("report: %s", o.report)
+	if !clean {
+		t.printf("logs and data are kept in %s; remove it when you do not need it any more", t.env.home)
+		return exitFailed
 	}
-	return clean
+	return exitClean
 }

@@ -11,43 +11,43 @@ import (
 
 func thousands(n int) string { return humanize.Comma(int64(n)) }
 
-// report is the whole of the run, for people.
-func (r *run) report() string {
-	f := r.count.figures()
+// report returns the report of a run, in Markdown.
+func (t *faultTest) report() string {
+	f := t.count.figures()
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 
-	verdict := "CLEAN"
-	if !r.found.clean() {
-		verdict = "NOT CLEAN"
+	summary := "no violations"
+	if !t.violations.none() {
+		summary = "VIOLATIONS"
 	}
-	line("# Proof: %s\n", verdict)
-	line("What `make prove DURATION=%s SEED=%d` wrote at the end of a run on %s. Two instances of coupond and their clients, a PostgreSQL %s and",
-		r.options.duration, r.options.seed, r.started.UTC().Format(time.DateOnly), r.world.version())
-	line("the proxy before it shared one machine of %d CPUs, %s/%s.\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
+	line("# Fault test: %s\n", summary)
+	line("Written by `make faults DURATION=%s SEED=%d` on %s. Two instances of coupond, their clients, PostgreSQL %s and the proxy in",
+		t.options.duration, t.options.seed, t.started.UTC().Format(time.DateOnly), t.env.postgresVersion())
+	line("front of it shared one machine with %d CPUs, %s/%s.\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
 
 	line("| | |\n|---|---:|")
 	line("| operations | %s |", thousands(f.total))
-	line("| in | %s |", r.took.Round(time.Second))
-	line("| acknowledged: answered with how it is | %s |", thousands(f.acknowledged))
-	line("| surely not done: UNAVAILABLE, OVERLOADED, nobody reached | %s |", thousands(f.refused))
+	line("| time | %s |", t.took.Round(time.Second))
+	line("| conclusive answers | %s |", thousands(f.conclusive))
+	line("| not executed: UNAVAILABLE, OVERLOADED, or no instance to connect to | %s |", thousands(f.notExecuted))
 	line("| unknown: OUTCOME_UNKNOWN, or no answer | %s |", thousands(f.unknown))
 	line("| faults | %d |", f.faults)
-	line("| histories of small coupons, each explained by an order of the model's answers | %s, of %s operations |", thousands(f.histories), thousands(f.inThem))
-	line("| sales of thousands, each without a contradiction | %d |", f.sales)
-	line("| coupons held against the tables at the end, with their claims | %s, %s |", thousands(r.checked), thousands(r.claims))
+	line("| histories of small coupons checked for linearizability | %s, with %s operations |", thousands(f.histories), thousands(f.inHistories))
+	line("| sales with thousands of users, answers checked against each other | %d |", f.sales)
+	line("| coupons compared with the tables at the end, and their claims | %s, %s |", thousands(t.checked), thousands(t.claims))
 	line("| longest wait for an answer (CLAIM_TIMEOUT is %s) | %s |", claimTimeout, f.longest.Round(time.Millisecond))
 	line("")
-	line("| what must never be | found |\n|---|---:|")
-	for _, one := range r.found.all() {
-		line("| %s | %d |", one.what, one.times())
+	line("| violation | found |\n|---|---:|")
+	for _, v := range t.violations.all() {
+		line("| %s | %d |", v.what, v.count())
 	}
-	for _, one := range r.found.all() {
-		if len(one.examples) == 0 {
+	for _, v := range t.violations.all() {
+		if len(v.examples) == 0 {
 			continue
 		}
-		line("\nThe first few %s:\n", one.what)
-		for _, example := range one.examples {
+		line("\nThe first examples of %s:\n", v.what)
+		for _, example := range v.examples {
 			line("    %s", strings.ReplaceAll(example, "\n", "\n    "))
 		}
 	}
@@ -56,26 +56,26 @@ func (r *run) report() string {
 	for _, c := range f.answers {
 		line("| %v | %s |", c.Answer, thousands(c.Times))
 	}
-	line("\nOf UNAVAILABLE and OVERLOADED %s came while no fault explained them: nothing was done, the client was told so, and the machine was busy.",
-		thousands(f.unforced))
-	line("%s times a client found an instance away and went to the other; %s times it had been silent for so long that a closing door did not wait.",
-		thousands(f.dialled), thousands(f.late))
+	line("\n%s answers UNAVAILABLE or OVERLOADED came without an active fault that explains them: nothing was executed, the client knew it, and the machine was busy.",
+		thousands(f.unexplained))
+	line("%s times a client could not connect to an instance and used the other one; %s times a shutdown closed a connection that was idle for too long.",
+		thousands(f.dialFailed), thousands(f.late))
 
-	line("\n## Faults\n\nDealt by the seed, every third time two at once. The code is in [test/faults](../test/faults/faults.go).\n")
-	line("| fault | times | what is done | answers it may bring | why these and no others |\n|---|---:|---|---|---|")
+	line("\n## Faults\n\nThe seed determines the faults and their order; every third time there are two at once. The code is in\n[test/faults](../test/faults/faults.go).\n")
+	line("| fault | times | action | answers it may cause | reason |\n|---|---:|---|---|---|")
 	for _, kind := range allFaults() {
-		may := make([]string, len(kind.may))
-		for i, a := range kind.may {
-			may[i] = a.String()
+		names := make([]string, len(kind.allowed))
+		for i, a := range kind.allowed {
+			names[i] = a.String()
 		}
-		allowed := strings.Join(may, ", ")
+		allowed := strings.Join(names, ", ")
 		if allowed == "" {
 			allowed = "none"
 		}
-		line("| %s | %d | %s | %s | %s |", kind.name, f.byFault[kind.name], kind.does, allowed, kind.because)
+		line("| %s | %d | %s | %s | %s |", kind.name, f.byFault[kind.name], kind.action, allowed, kind.reason)
 	}
-	for _, what := range r.leftOut {
-		line("\nNOT TRIED: %s", what)
+	for _, what := range t.leftOut {
+		line("\nNOT TESTED: %s", what)
 	}
 	return b.String()
 }

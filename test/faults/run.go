@@ -12,167 +12,171 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// Who asks. The parties' clients wait for each other at each cell; those of the sales never do.
 const (
-	parties  = 8
-	shoppers = 48 // at the first series of sales
-	visitors = 16 // at the second
+	smallGroups  = 8  // groups of clients that use small coupons
+	firstSeries  = 48 // connections of the first series of sales
+	secondSeries = 16 // connections of the second
 )
 
-// run is one run of the proof.
-type run struct {
+// faultTest is one run of the test.
+type faultTest struct {
 	options options
 	out     io.Writer
-	saying  sync.Mutex
+	printMu sync.Mutex
 	began   time.Time
 	took    time.Duration // until the last client was done
-	started time.Time     // on the wall
+	started time.Time     // the wall clock, for the report
 
-	world   *world
-	weather weather
-	count   *counters
-	found   *findings
-	leftOut []string // faults that cannot be inflicted here
-	checked int      // coupons held against the tables
-	claims  int      // in them
+	env        *environment
+	outages    outages
+	count      *counters
+	violations *violations
+	leftOut    []string // faults that cannot be injected on this machine
+	checked    int      // coupons compared with the tables
+	claims     int      // in these coupons
 
 	mu       sync.Mutex
-	ledgers  []*ledger
+	checkers []*storageChecker
 	drawings int
 }
 
-func newRun(o options, out io.Writer) *run {
-	return &run{options: o, out: out, began: time.Now(), started: time.Now(), count: newCounters(), found: newFindings()}
-}
-
-// say writes a line for whoever watches.
-func (r *run) say(format string, args ...any) {
-	r.saying.Lock()
-	defer r.saying.Unlock()
-	_, _ = fmt.Fprintf(r.out, format+"\n", args...)
-}
-
-// clock is the time of the run, for the beginning of a line.
-func (r *run) clock() string {
-	return fmt.Sprintf("%7.1f s", time.Since(r.began).Seconds())
-}
-
-// keep remembers a coupon for the end.
-func (r *run) keep(l *ledger) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.ledgers = append(r.ledgers, l)
-}
-
-// drawing is where a history without an order is drawn; the first few are enough.
-func (r *run) drawing(coupon string) (string, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.drawings == maxExamples {
-		return "", fmt.Errorf("%d are drawn already", maxExamples)
+func newFaultTest(o options, out io.Writer) *faultTest {
+	return &faultTest{
+		options: o, out: out, began: time.Now(), started: time.Now(), count: newCounters(), violations: newViolations(),
 	}
-	r.drawings++
-	return filepath.Join(filepath.Dir(r.options.report), "history-"+coupon+".html"), nil
 }
 
-// overtime bounds what follows when the duration is over: the last fault, the sales under way, the comparison with the tables.
+// printf prints a line of progress.
+func (t *faultTest) printf(format string, args ...any) {
+	t.printMu.Lock()
+	defer t.printMu.Unlock()
+	_, _ = fmt.Fprintf(t.out, format+"\n", args...)
+}
+
+// clock returns the time since the start, for the beginning of a line.
+func (t *faultTest) clock() string {
+	return fmt.Sprintf("%7.1f s", time.Since(t.began).Seconds())
+}
+
+// addChecker keeps the answers about a coupon for the comparison at the end.
+func (t *faultTest) addChecker(c *storageChecker) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.checkers = append(t.checkers, c)
+}
+
+// drawingPath returns where to draw a history that is not linearizable, for the first few.
+func (t *faultTest) drawingPath(coupon string) (string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.drawings == maxExamples {
+		return "", fmt.Errorf("%d histories are drawn already", maxExamples)
+	}
+	t.drawings++
+	return filepath.Join(filepath.Dir(t.options.report), "history-"+coupon+".html"), nil
+}
+
+// overtime bounds what follows the duration: the end of the last fault and of the sales in
+// progress, and the comparison with the tables.
 const overtime = 5 * time.Minute
 
-// hold goes on for the duration, or until ctx ends, and then compares.
-func (r *run) hold(ctx context.Context) {
-	r.began = time.Now()
-	faults, leftOut := possibleFaults(r.world)
-	r.leftOut = leftOut
+// run runs the clients and injects faults for the duration, or until ctx ends. Then it compares the
+// answers with the tables.
+func (t *faultTest) run(ctx context.Context) {
+	t.began = time.Now()
+	faults, leftOut := availableFaults(t.env)
+	t.leftOut = leftOut
 	for _, what := range leftOut {
-		r.say("NOT TRIED HERE: %s", what)
+		t.printf("NOT TESTED: %s", what)
 	}
 
-	working, giveUp := context.WithTimeout(context.WithoutCancel(ctx), r.options.duration+overtime)
-	defer giveUp()
-	selling, endSelling := context.WithCancel(ctx)
-	defer endSelling()
+	working, stopWorking := context.WithTimeout(context.WithoutCancel(ctx), t.options.duration+overtime)
+	defer stopWorking()
+	// When starting ends, clients begin no new coupon.
+	starting, stopStarting := context.WithCancel(ctx)
+	defer stopStarting()
 	var clients sync.WaitGroup
-	for i := range parties {
-		clients.Go(func() { r.party(working, selling, i) })
+	for i := range smallGroups {
+		clients.Go(func() { t.useSmallCoupons(working, starting, i) })
 	}
-	clients.Go(func() { r.hot(working, selling, 0, shoppers) })
-	clients.Go(func() { r.hot(working, selling, 1, visitors) })
+	clients.Go(func() { t.sell(working, starting, 0, firstSeries) })
+	clients.Go(func() { t.sell(working, starting, 1, secondSeries) })
 
-	faulting, endFaults := context.WithTimeout(selling, r.options.duration)
-	defer endFaults()
-	raged := make(chan struct{})
+	injecting, stopInjecting := context.WithTimeout(starting, t.options.duration)
+	defer stopInjecting()
+	injected := make(chan struct{})
 	go func() {
-		defer close(raged)
-		r.rage(working, faulting, faults)
+		defer close(injected)
+		t.injectFaults(working, injecting, faults)
 	}()
-	telling, endTelling := context.WithCancel(working)
-	var teller sync.WaitGroup
-	teller.Go(func() { r.tell(telling) })
+	printing, stopPrinting := context.WithCancel(working)
+	var printer sync.WaitGroup
+	printer.Go(func() { t.printProgress(printing) })
 
-	// A fault that broke the proof ends it early.
-	<-raged
-	endSelling()
+	// It also ends early, if the service did not recover from a fault.
+	<-injected
+	stopStarting()
 	clients.Wait()
-	endTelling()
-	teller.Wait()
-	r.took = time.Since(r.began)
+	stopPrinting()
+	printer.Wait()
+	t.took = time.Since(t.began)
 	if working.Err() != nil {
-		r.found.broken.note("the clients were not done %s after the end", overtime)
+		t.violations.notRecovered.add("the clients were not done %s after the end", overtime)
 	}
-	// Ctrl-C ends the run, not the comparison.
-	r.compare(context.WithoutCancel(ctx))
+	// An interrupt ends the run, but not the comparison.
+	t.compareWithTables(context.WithoutCancel(ctx))
 }
 
-// compare stops the service, and holds the tables against all that was told.
-func (r *run) compare(ctx context.Context) {
+// compareWithTables stops the service and compares all answers with the tables.
+func (t *faultTest) compareWithTables(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, overtime)
 	defer cancel()
-	r.say("%s  comparing all that was told with the tables", r.clock())
-	for _, one := range r.world.instances {
-		if err := one.stop(); err != nil {
-			r.found.broken.note("%v", err)
+	t.printf("%s  comparing all answers with the tables", t.clock())
+	for _, instance := range t.env.instances {
+		if err := instance.stop(); err != nil {
+			t.violations.notRecovered.add("%v", err)
 		}
 	}
-	all, err := r.world.readAll(ctx)
+	coupons, err := t.env.storedCoupons(ctx)
 	if err != nil {
-		r.found.broken.note("the tables cannot be read: %v", err)
+		t.violations.notRecovered.add("cannot read the tables: %v", err)
 		return
 	}
-	r.checked = len(all)
-	for _, s := range all {
-		r.claims += len(s.users)
+	t.checked = len(coupons)
+	for _, c := range coupons {
+		t.claims += len(c.users)
 	}
-	compareAll(r.ledgers, all, r.found)
+	checkStorage(t.checkers, coupons, t.violations)
 }
 
-// tell says what goes on.
-func (r *run) tell(ctx context.Context) {
+// printProgress prints a line at every interval until ctx ends.
+func (t *faultTest) printProgress(ctx context.Context) {
 	last, then := 0, time.Now()
 	for {
-		pause(ctx, r.options.every)
+		pause(ctx, t.options.progress)
 		if ctx.Err() != nil {
 			return
 		}
-		f, now := r.count.figures(), time.Now()
+		f, now := t.count.figures(), time.Now()
 		rate := float64(f.total-last) / now.Sub(then).Seconds()
 		last, then = f.total, now
 		line := fmt.Sprintf("%s  %s operations, %s/s   %s   histories %s   sales %d   faults %d",
-			r.clock(), thousands(f.total), thousands(int(rate)), answersInShort(f), thousands(f.histories), f.sales, f.faults)
-		if under := r.weather.now(); under != "" {
-			line += "   now: " + under
+			t.clock(), thousands(f.total), thousands(int(rate)), answersByStatus(f), thousands(f.histories), f.sales, f.faults)
+		if current := t.outages.current(); current != "" {
+			line += "   now: " + current
 		}
-		r.say("%s", line)
-		for _, one := range r.found.all() {
-			if n := one.times(); n > 0 {
-				r.say("FOUND %d %s", n, one.what)
+		t.printf("%s", line)
+		for _, v := range t.violations.all() {
+			if n := v.count(); n > 0 {
+				t.printf("VIOLATION: %d %s", n, v.what)
 			}
 		}
 	}
 }
 
-// answersInShort counts answers by status.
-func answersInShort(f figures) string {
-	groups := []string{"200", "201", "400", "404", "409", "503 surely not", "503 unknown", "no answer"}
+// answersByStatus summarizes the answers in a line.
+func answersByStatus(f figures) string {
+	groups := []string{"200", "201", "400", "404", "409", "503 not executed", "503 unknown", "no answer"}
 	counts := map[string]int{}
 	for _, c := range f.answers {
 		name := fmt.Sprint(c.Answer.Status)
@@ -181,8 +185,8 @@ func answersInShort(f figures) string {
 			name = "no answer"
 		case c.Answer == load.OutcomeUnknown:
 			name = "503 unknown"
-		case isSurelyNot(c.Answer):
-			name = "503 surely not"
+		case isNotExecuted(c.Answer):
+			name = "503 not executed"
 		}
 		counts[name] += c.Times
 	}

@@ -10,95 +10,99 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Streams of chance: each thing that is drawn has its own, so that the seed gives the same faults whatever the clients do.
+// Random streams. Each has a purpose of its own, so that the faults depend on the seed only, not on
+// what the clients do.
 const (
 	faultStream = iota << 32
 	saleStream
-	cellStream
-	partyStream
-	shopperStream
+	smallCouponStream
+	smallClientStream
+	saleClientStream
 )
 
-func (r *run) random(stream uint64, number int) *rand.Rand {
-	return rand.New(rand.NewPCG(r.options.seed, stream+uint64(number)))
+func (t *faultTest) random(stream uint64, number int) *rand.Rand {
+	return rand.New(rand.NewPCG(t.options.seed, stream+uint64(number)))
 }
 
-// blow is what happens at once: one fault, or two of different places.
-type blow struct {
+// injection is one fault, or two of different layers that are injected together.
+type injection struct {
 	faults []*fault
-	pause  time.Duration // before it
-	seeds  []uint64      // of the faults
+	delay  time.Duration // before it
+	seeds  []uint64      // one for each fault
 }
 
-// deck deals blows without an end. All kinds come before any comes again, in an order that the seed decides; every third blow is
-// of two at once.
-type deck struct {
-	faults []*fault
-	random *rand.Rand
-	rest   []*fault
-	dealt  int
+// schedule draws injections without an end. Each kind of fault comes once before any comes again,
+// in random order. Every third injection has two faults.
+type schedule struct {
+	faults    []*fault
+	random    *rand.Rand
+	remaining []*fault // of this round
+	drawn     int
 }
 
-func (d *deck) next() blow {
-	d.dealt++
-	b := blow{pause: between(d.random, 1500*time.Millisecond, 3500*time.Millisecond)}
-	b.faults = append(b.faults, d.draw(-1))
-	if d.dealt%3 == 0 {
-		if second := d.draw(b.faults[0].place); second != nil {
-			b.faults = append(b.faults, second)
+func (s *schedule) next() injection {
+	s.drawn++
+	n := injection{delay: between(s.random, 1500*time.Millisecond, 3500*time.Millisecond)}
+	n.faults = append(n.faults, s.draw(noLayer))
+	if s.drawn%3 == 0 {
+		if second := s.draw(n.faults[0].layer); second != nil {
+			n.faults = append(n.faults, second)
 		}
 	}
-	for range b.faults {
-		b.seeds = append(b.seeds, d.random.Uint64())
+	for range n.faults {
+		n.seeds = append(n.seeds, s.random.Uint64())
 	}
-	return b
+	return n
 }
 
-// draw takes the next fault of another place, or none when no such one is left in this deal; any place is another than -1.
-func (d *deck) draw(other place) *fault {
-	if len(d.rest) == 0 {
-		d.rest = append(d.rest, d.faults...)
-		d.random.Shuffle(len(d.rest), func(i, j int) { d.rest[i], d.rest[j] = d.rest[j], d.rest[i] })
+// draw returns the next fault of a layer other than except, or nil if none is left in this round.
+func (s *schedule) draw(except layer) *fault {
+	if len(s.remaining) == 0 {
+		s.remaining = append(s.remaining, s.faults...)
+		s.random.Shuffle(len(s.remaining), func(i, j int) {
+			s.remaining[i], s.remaining[j] = s.remaining[j], s.remaining[i]
+		})
 	}
-	for i, f := range d.rest {
-		if f.place != other {
-			d.rest = append(d.rest[:i:i], d.rest[i+1:]...)
+	for i, f := range s.remaining {
+		if f.layer != except {
+			s.remaining = append(s.remaining[:i:i], s.remaining[i+1:]...)
 			return f
 		}
 	}
 	return nil
 }
 
-// rage deals blow after blow until faulting ends, each when the service has recovered from the last.
-func (r *run) rage(ctx, faulting context.Context, faults []*fault) {
-	d := &deck{faults: faults, random: r.random(faultStream, 0)}
+// injectFaults injects one after another until injecting ends, each after the service has recovered
+// from the one before.
+func (t *faultTest) injectFaults(ctx, injecting context.Context, faults []*fault) {
+	s := &schedule{faults: faults, random: t.random(faultStream, 0)}
 	for {
-		b := d.next()
-		pause(faulting, b.pause)
-		if faulting.Err() != nil {
+		n := s.next()
+		pause(injecting, n.delay)
+		if injecting.Err() != nil {
 			return
 		}
-		if err := r.strike(ctx, faulting, b); err != nil {
-			r.found.broken.note("%s: %v", names(b.faults), err)
-			r.say("BROKEN: %s: %v", names(b.faults), err)
-			return // what comes next would only be about a world that lies in ruins
+		if err := t.inject(ctx, injecting, n); err != nil {
+			t.violations.notRecovered.add("%s: %v", names(n.faults), err)
+			t.printf("NOT RECOVERED: %s: %v", names(n.faults), err)
+			return // a further fault would show only the consequences of this one
 		}
 	}
 }
 
-// strike inflicts one blow, and waits until the service is healthy again by itself.
-func (r *run) strike(ctx, faulting context.Context, b blow) error {
-	for _, f := range b.faults {
-		r.count.fault(f)
+// inject injects the faults and waits until the service is healthy again by itself.
+func (t *faultTest) inject(ctx, injecting context.Context, n injection) error {
+	for _, f := range n.faults {
+		t.count.fault(f)
 	}
-	r.say("%s  fault: %s", r.clock(), names(b.faults))
-	window := r.weather.begin(b.faults)
-	defer r.weather.end(window)
+	t.printf("%s  fault: %s", t.clock(), names(n.faults))
+	window := t.outages.start(n.faults)
+	defer t.outages.finish(window)
 	var all errgroup.Group
-	for i, f := range b.faults {
-		random := rand.New(rand.NewPCG(b.seeds[i], 0))
+	for i, f := range n.faults {
+		random := rand.New(rand.NewPCG(n.seeds[i], 0))
 		all.Go(func() error {
-			if err := f.inflict(faulting, r.world, random); err != nil && !errors.Is(err, context.Canceled) {
+			if err := f.inject(injecting, t.env, random); err != nil && !errors.Is(err, context.Canceled) {
 				return fmt.Errorf("%s: %w", f.name, err)
 			}
 			return nil
@@ -107,5 +111,5 @@ func (r *run) strike(ctx, faulting context.Context, b blow) error {
 	if err := all.Wait(); err != nil {
 		return err
 	}
-	return r.world.healthy(ctx)
+	return t.env.waitHealthy(ctx)
 }

@@ -13,51 +13,52 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// walDisk is a disk of its own for PostgreSQL's WAL, so small that it can be filled: a file system in memory. It is not written
-// through to anything; but what is proved here survives crashes of PostgreSQL, not of the machine, and a full disk is full.
+// walDisk is a separate file system for PostgreSQL's WAL, small enough to be filled. It is in
+// memory, which is enough: the faults include crashes of PostgreSQL, but not of the machine.
 type walDisk struct {
 	mount string
 	link  string // in the data directory
 }
 
-// walDiskSize leaves room for several times max_wal_size.
+// walDiskSize is several times max_wal_size.
 const walDiskSize = "320m"
 
-// moveWAL moves the WAL to a disk of its own, where we may mount one. The server runs before and after.
-func (w *world) moveWAL(ctx context.Context) error {
+// moveWAL moves the WAL to a walDisk, if this program may mount one. The server runs before and
+// after.
+func (e *environment) moveWAL(ctx context.Context) error {
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		w.noWAL = "a disk for the WAL can only be mounted by root on Linux"
+		e.noWALDisk = "only root on Linux can mount a disk for the WAL"
 		return nil
 	}
-	mount := filepath.Join(w.home, "wal")
+	mount := filepath.Join(e.home, "wal")
 	if err := os.Mkdir(mount, 0o711); err != nil {
 		return err
 	}
-	if output, err := command(ctx, "mount", "-t", "tmpfs", "-o", "size="+walDiskSize+",mode=711", "prove", mount); err != nil {
-		w.noWAL = fmt.Sprintf("mount: %v: %s", err, output) // as in a container without the right to
+	if output, err := command(ctx, "mount", "-t", "tmpfs", "-o", "size="+walDiskSize+",mode=711", "faults", mount); err != nil {
+		e.noWALDisk = fmt.Sprintf("mount: %v: %s", err, output) // in an unprivileged container, for example
 		return nil
 	}
-	data, err := filepath.EvalSymlinks(filepath.Join(w.options.Dir, "data"))
-	w.wal = &walDisk{mount, filepath.Join(data, "pg_wal")}
-	if err = errors.Join(err, w.stopPostgres((*localpg.Server).Stop)); err != nil {
+	data, err := filepath.EvalSymlinks(filepath.Join(e.options.Dir, "data"))
+	e.walDisk = &walDisk{mount, filepath.Join(data, "pg_wal")}
+	if err = errors.Join(err, e.stopPostgres((*localpg.Server).Stop)); err != nil {
 		return err
 	}
-	if output, err := command(ctx, "cp", "-a", w.wal.link, w.wal.folder()); err != nil {
+	if output, err := command(ctx, "cp", "-a", e.walDisk.link, e.walDisk.folder()); err != nil {
 		return fmt.Errorf("cp: %w: %s", err, output)
 	}
-	if err := errors.Join(os.RemoveAll(w.wal.link), os.Symlink(w.wal.folder(), w.wal.link)); err != nil {
+	if err := errors.Join(os.RemoveAll(e.walDisk.link), os.Symlink(e.walDisk.folder(), e.walDisk.link)); err != nil {
 		return err
 	}
-	return w.startPostgres(ctx)
+	return e.startPostgres(ctx)
 }
 
-// folder is where the WAL is.
+// folder is the path of the WAL.
 func (d *walDisk) folder() string { return filepath.Join(d.mount, "pg_wal") }
 
-// back puts the WAL where PostgreSQL made it, for somebody who will look at the data.
-func (d *walDisk) back() error {
+// restore copies the WAL back into the data directory, for a later look at the data.
+func (d *walDisk) restore() error {
 	if target, err := os.Readlink(d.link); err != nil || target != d.folder() {
-		return err // it was not moved yet
+		return err // it was not moved
 	}
 	if err := os.Remove(d.link); err != nil {
 		return err
@@ -74,7 +75,7 @@ func command(ctx context.Context, name string, args ...string) ([]byte, error) {
 
 func (d *walDisk) balloon() string { return filepath.Join(d.mount, "balloon") }
 
-// fill takes every byte that is left.
+// fill uses all space that is left.
 func (d *walDisk) fill() (err error) {
 	balloon, err := os.OpenFile(d.balloon(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -93,7 +94,7 @@ func (d *walDisk) fill() (err error) {
 	return nil
 }
 
-// free gives it back.
+// free frees the space that fill used.
 func (d *walDisk) free() error {
 	err := os.Remove(d.balloon())
 	if errors.Is(err, os.ErrNotExist) {
@@ -102,11 +103,11 @@ func (d *walDisk) free() error {
 	return err
 }
 
-// remove unmounts the disk; what is on it is gone.
-func (d *walDisk) remove() error {
+// unmount unmounts the disk, which deletes what is on it.
+func (d *walDisk) unmount() error {
 	ctx := context.Background()
 	if output, err := command(ctx, "umount", d.mount); err != nil {
-		// A process that is just ending may have a file open: then it goes when that does.
+		// A process that is about to exit may have a file open; a lazy unmount waits for it.
 		if lazy, err := command(ctx, "umount", "--lazy", d.mount); err != nil {
 			return fmt.Errorf("umount: %w: %s%s", err, output, lazy)
 		}

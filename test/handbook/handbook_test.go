@@ -4,7 +4,6 @@ package handbook_test
 
 import (
 	"bufio"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -14,50 +13,54 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"scalable-coupon-system/internal/wait"
 )
 
-var update = flag.Bool("update", false, "write into docs/dba.md what the programs answer")
+// update makes TestHandbook write the real output into docs/dba.md: UPDATE_HANDBOOK=1 make test-dba
+var update = os.Getenv("UPDATE_HANDBOOK") != ""
 
-// The handbook does not lie: all that its ```console blocks type is typed, from top to bottom, and every answer compared.
+// TestHandbook runs all commands in the ```console blocks of docs/dba.md, from top to bottom, and
+// compares their output.
 //
-//	$ command      in a shell, whose PostgreSQL programs find the database; $NEW is another, empty one on a fresh cluster
-//	A=# statement  in the psql session A, which stays; lines that go on begin with A-#
-//	… -- waits     that statement has to wait for a lock, and has no answer yet
-//	A:             its answer, which has come by now
+//	$ command      in a shell with the database as default; $NEW is an empty one on another cluster
+//	A=# statement  in the psql session A, which stays open; continued on lines that begin with A-#
+//	… -- waits     the statement must wait for a lock, and has no output yet
+//	A:             the output of the statement that waited
 //
-// What differs between runs is made equal before it is compared: see alike.
+// What differs between runs is replaced before the comparison; see normalize.
 func TestHandbook(t *testing.T) {
-	// Without autovacuum, which could come at any moment, the handbook's counts are the same in each run.
+	// Without autovacuum, which may run at any time, the counts are the same in each run.
 	c, fresh := newCluster(t), newCluster(t)
-	must(t, c.env("postgres", "postgres"), `psql -qc "alter system set autovacuum = off" -c "select pg_reload_conf()"`)
+	mustRun(t, c.env("postgres", "postgres"), `psql -qc "alter system set autovacuum = off" -c "select pg_reload_conf()"`)
 	for _, each := range []*cluster{c, fresh} {
-		must(t, each.env("postgres", "postgres"), `psql -qc "create database coupons template template0 encoding 'UTF8'"`)
+		mustRun(t, each.env("postgres", "postgres"), `psql -qc "create database coupons template template0 encoding 'UTF8'"`)
 	}
-	h := &hands{
+	r := &runner{
 		t:        t,
 		env:      append(c.env("postgres", "coupons"), "NEW="+fresh.URL("coupons"), "SERVER="+fmt.Sprintf("127.0.0.1:%d", c.Port())),
 		sessions: map[string]*session{},
 		admin:    c,
 	}
-	must(t, h.env, "coupond migrate")
+	mustRun(t, r.env, "coupond migrate")
 
 	text, err := os.ReadFile("../../docs/dba.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	written, commands := h.typeAll(strings.Split(string(text), "\n"))
+	written, commands := r.run(strings.Split(string(text), "\n"))
 	if commands < 30 {
-		t.Errorf("only %d commands were found", commands)
+		t.Errorf("found only %d commands", commands)
 	}
-	if *update {
+	if update {
 		if err := os.WriteFile("../../docs/dba.md", []byte(strings.Join(written, "\n")), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// hands type.
-type hands struct {
+// runner runs the commands of a document.
+type runner struct {
 	t        *testing.T
 	env      []string
 	sessions map[string]*session
@@ -65,18 +68,20 @@ type hands struct {
 }
 
 var (
-	shellLine   = regexp.MustCompile(`^\$ (.*)$`)
-	sessionLine = regexp.MustCompile(`^([A-Z])=# (.*)$`)
-	moreLine    = regexp.MustCompile(`^[A-Z]-# (.*)$`)
-	answerLine  = regexp.MustCompile(`^([A-Z]):$`)
+	shellLine    = regexp.MustCompile(`^\$ (.*)$`)
+	sessionLine  = regexp.MustCompile(`^([A-Z])=# (.*)$`)
+	continueLine = regexp.MustCompile(`^[A-Z]-# (.*)$`)
+	outputLine   = regexp.MustCompile(`^([A-Z]):$`)
 )
 
-func isTyped(line string) bool {
-	return shellLine.MatchString(line) || sessionLine.MatchString(line) || answerLine.MatchString(line)
+// isCommand reports whether a line of a console is not output.
+func isCommand(line string) bool {
+	return shellLine.MatchString(line) || sessionLine.MatchString(line) || outputLine.MatchString(line)
 }
 
-// typeAll returns the document with the real answers, and how many commands it has.
-func (h *hands) typeAll(lines []string) (written []string, commands int) {
+// run runs the commands of a document. It returns the document with the real output, and the number
+// of commands.
+func (r *runner) run(lines []string) (written []string, commands int) {
 	inside := false
 	for i := 0; i < len(lines); {
 		line := lines[i]
@@ -91,13 +96,13 @@ func (h *hands) typeAll(lines []string) (written []string, commands int) {
 			continue
 		case !inside:
 			continue
-		case !isTyped(line):
-			h.t.Fatalf("line %d of a console is nobody's answer: %s", i, line)
+		case !isCommand(line):
+			r.t.Fatalf("docs/dba.md, line %d: output without a command: %s", i, line)
 		}
 
 		commands++
 		begin := i
-		var answer string
+		var output string
 		switch {
 		case shellLine.MatchString(line):
 			command := shellLine.FindStringSubmatch(line)[1]
@@ -106,32 +111,32 @@ func (h *hands) typeAll(lines []string) (written []string, commands int) {
 				written = append(written, lines[i])
 				i++
 			}
-			answer, _ = shell(h.t, h.env, command)
+			output, _ = shell(r.t, r.env, command)
 		case sessionLine.MatchString(line):
 			match := sessionLine.FindStringSubmatch(line)
 			statement := match[2]
-			for moreLine.MatchString(lines[i]) {
-				statement += "\n" + moreLine.FindStringSubmatch(lines[i])[1]
+			for continueLine.MatchString(lines[i]) {
+				statement += "\n" + continueLine.FindStringSubmatch(lines[i])[1]
 				written = append(written, lines[i])
 				i++
 			}
-			answer = h.session(match[1]).answerTo(statement)
+			output = r.session(match[1]).execute(statement)
 		default:
-			answer = h.session(answerLine.FindStringSubmatch(line)[1]).answer()
+			output = r.session(outputLine.FindStringSubmatch(line)[1]).output()
 		}
 
 		end := i
-		for lines[end] != "```" && !isTyped(lines[end]) {
+		for lines[end] != "```" && !isCommand(lines[end]) {
 			end++
 		}
 		wanted := strings.Join(lines[i:end], "\n")
-		answer = strings.TrimRight(answer, "\n")
-		if !*update && alike(answer) != alike(wanted) {
-			h.t.Errorf("docs/dba.md, line %d: %s\n--- it says\n%s\n--- the answer is\n%s", begin, line, wanted, answer)
+		output = strings.TrimRight(output, "\n")
+		if !update && normalize(output) != normalize(wanted) {
+			r.t.Errorf("docs/dba.md, line %d: %s\n--- output in the document\n%s\n--- real output\n%s", begin, line, wanted, output)
 		}
-		if answer != "" {
-			written = append(written, strings.Split(answer, "\n")...)
-			if lines[end] != "```" && strings.HasSuffix(answer, ")") { // an empty line after a table
+		if output != "" {
+			written = append(written, strings.Split(output, "\n")...)
+			if lines[end] != "```" && strings.HasSuffix(output, ")") { // an empty line after a table
 				written = append(written, "")
 			}
 		}
@@ -140,10 +145,11 @@ func (h *hands) typeAll(lines []string) (written []string, commands int) {
 	return written, commands
 }
 
-// What no two runs share: times, decimals (a rate, a duration), ports. And the widths that follow from them.
-var unlike = []struct {
+// replacements replace what differs between runs: times, decimals (a rate, a duration), ports, and
+// the column widths that follow from them.
+var replacements = []struct {
 	pattern *regexp.Regexp
-	alike   string
+	by      string
 }{
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?(\+00)?`), "<time>"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},
@@ -154,61 +160,65 @@ var unlike = []struct {
 	{regexp.MustCompile(`\n+`), "\n"},
 }
 
-func alike(text string) string {
-	for _, u := range unlike {
-		text = u.pattern.ReplaceAllString(text, u.alike)
+// normalize makes the output of two runs comparable.
+func normalize(text string) string {
+	for _, r := range replacements {
+		text = r.pattern.ReplaceAllString(text, r.by)
 	}
 	return strings.TrimSpace(text)
 }
 
-// session is a psql that stays.
+// session is a psql session that stays open.
 type session struct {
 	t      *testing.T
 	name   string
 	admin  *cluster
-	input  io.Writer
-	output *bufio.Reader
+	stdin  io.Writer
+	stdout *bufio.Reader // and stderr
 }
 
-const answered = "answered, says the test"
+// endOfOutput is printed after the output of each statement.
+const endOfOutput = "end of output"
 
-func (h *hands) session(name string) *session {
-	if s := h.sessions[name]; s != nil {
+// session returns the session of that name, which is started when it is used first.
+func (r *runner) session(name string) *session {
+	if s := r.sessions[name]; s != nil {
 		return s
 	}
 	cmd := exec.Command("psql", "--no-psqlrc")
-	for _, variable := range h.env {
+	for _, variable := range r.env {
 		if path, ok := strings.CutPrefix(variable, "PATH="); ok {
-			cmd.Path = lookIn(h.t, path, "psql")
+			cmd.Path = lookIn(r.t, path, "psql")
 		}
 	}
-	cmd.Env = append(slices.Clone(h.env), "PGAPPNAME="+name)
+	cmd.Env = append(slices.Clone(r.env), "PGAPPNAME="+name)
 	input, err := cmd.StdinPipe()
 	if err != nil {
-		h.t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	reader, writer, err := os.Pipe()
 	if err != nil {
-		h.t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = writer, writer
 	if err := cmd.Start(); err != nil {
-		h.t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	_ = writer.Close()
-	h.t.Cleanup(func() {
+	r.t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_ = reader.Close()
 	})
-	if err := reader.SetReadDeadline(time.Now().Add(2 * patience)); err != nil {
-		h.t.Fatal(err)
+	if err := reader.SetReadDeadline(time.Now().Add(2 * timeout)); err != nil {
+		r.t.Fatal(err)
 	}
-	s := &session{h.t, name, h.admin, input, bufio.NewReader(reader)}
-	h.sessions[name] = s
+	s := &session{r.t, name, r.admin, input, bufio.NewReader(reader)}
+	r.sessions[name] = s
 	return s
 }
 
+// lookIn returns the path of a program in a PATH.
 func lookIn(t *testing.T, path, program string) string {
 	t.Helper()
 	for dir := range strings.SplitSeq(path, ":") {
@@ -216,21 +226,21 @@ func lookIn(t *testing.T, path, program string) string {
 			return dir + "/" + program
 		}
 	}
-	t.Fatalf("there is no %s", program)
+	t.Fatalf("%s is not in %s", program, path)
 	return ""
 }
 
-// answerTo types a statement, and returns its answer, or "" for one that waits.
-func (s *session) answerTo(statement string) string {
+// execute executes a statement and returns its output, or "" if it is one that waits.
+func (s *session) execute(statement string) string {
 	s.t.Helper()
-	if _, err := fmt.Fprintf(s.input, "%s\n\\warn %s\n", statement, answered); err != nil {
+	if _, err := fmt.Fprintf(s.stdin, "%s\n\\warn %s\n", statement, endOfOutput); err != nil {
 		s.t.Fatal(err)
 	}
 	if !strings.HasSuffix(statement, "-- waits") {
-		return s.answer()
+		return s.output()
 	}
 	conn := connect(s.t, s.admin.URL("coupons"))
-	waitFor(s.t, s.name+" to wait for a lock", func() bool {
+	wait.For(s.t, "session "+s.name+" to wait for a lock", func() bool {
 		return get[int](s.t, conn, `
 			select count(*)
 			from pg_stat_activity
@@ -240,16 +250,16 @@ func (s *session) answerTo(statement string) string {
 	return ""
 }
 
-// answer is what has come since the last one.
-func (s *session) answer() string {
+// output returns the output of the statement that was executed last.
+func (s *session) output() string {
 	s.t.Helper()
 	var all strings.Builder
 	for {
-		line, err := s.output.ReadString('\n')
+		line, err := s.stdout.ReadString('\n')
 		if err != nil {
 			s.t.Fatalf("session %s: %v after %q", s.name, err, all.String())
 		}
-		if line == answered+"\n" {
+		if line == endOfOutput+"\n" {
 			return all.String()
 		}
 		all.WriteString(line)

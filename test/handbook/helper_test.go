@@ -21,10 +21,10 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// patience bounds what a test waits for. It is long: a laden machine is no reason for a test to fail.
-const patience = 2 * time.Minute
+// timeout bounds each command. It is generous: only a failing test waits that long.
+const timeout = 2 * time.Minute
 
-// bin is the folder of the coupond that is tried here.
+// bin is a folder with the coupond under test.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -40,7 +40,7 @@ func run(m *testing.M) (int, error) {
 	if bin, err = os.MkdirTemp("", "coupon-dba-"); err != nil {
 		return 1, err
 	}
-	defer os.RemoveAll(bin)
+	defer func() { _ = os.RemoveAll(bin) }()
 	build := exec.Command("go", "build", "-o", filepath.Join(bin, "coupond"), "../../cmd/coupond")
 	if output, err := build.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("%w\n%s", err, output)
@@ -48,7 +48,7 @@ func run(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// cluster is a PostgreSQL of a test's own, from this machine's binaries.
+// cluster is a private PostgreSQL server, from binaries on this machine.
 type cluster struct {
 	*localpg.Server
 	t *testing.T
@@ -56,7 +56,7 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	server, err := localpg.Start(ctx, localpg.Options{Dir: pgtest.ClusterDir(t), Log: os.Stderr})
 	if err != nil {
@@ -65,16 +65,16 @@ func newCluster(t *testing.T) *cluster {
 	t.Cleanup(func() { _ = server.Kill() })
 	for _, program := range []string{"psql", "pg_dump", "pg_restore"} {
 		if _, err := os.Stat(filepath.Join(server.BinDir(), program)); err != nil {
-			t.Fatalf("%s is not beside the server (Debian: apt-get install postgresql-15)", program)
+			t.Fatalf("%s is not in the folder of the server (Debian: apt-get install postgresql-15)", program)
 		}
 	}
 	return &cluster{server, t}
 }
 
-// startAgain starts it after a Stop, at the same address.
-func (c *cluster) startAgain() {
+// restart starts the server after a Stop, with the same address.
+func (c *cluster) restart() {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(c.t.Context(), timeout)
 	defer cancel()
 	server, err := localpg.Start(ctx, localpg.Options{Dir: c.Dir(), Port: c.Port(), Log: os.Stderr})
 	if err != nil {
@@ -84,7 +84,8 @@ func (c *cluster) startAgain() {
 	c.Server = server
 }
 
-// env is the environment of a shell whose PostgreSQL programs find the database of a login of this cluster.
+// env returns an environment in which psql, pg_dump and coupond connect to a database of this
+// cluster as login.
 func (c *cluster) env(login, database string) []string {
 	u, err := url.Parse(c.URL(database))
 	if err != nil {
@@ -102,7 +103,8 @@ func (c *cluster) env(login, database string) []string {
 	}
 }
 
-// url is the connection string of a login, whose password is its name.
+// url returns a connection string for login. A login other than postgres has its name as the
+// password.
 func (c *cluster) url(login, database string) string {
 	if login == "postgres" {
 		return c.URL(database)
@@ -115,22 +117,23 @@ func (c *cluster) url(login, database string) string {
 	return u.String()
 }
 
-// shell types a command. Its output is what a terminal shows of both of its outputs.
+// shell runs a command in bash. The output is that of stdout and stderr, in the order in which they
+// were written.
 func shell(t *testing.T, env []string, command string) (output string, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-c", command)
 	cmd.Env, cmd.Dir = env, workDir(t)
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
+	var combined bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &combined, &combined
 	cmd.WaitDelay = time.Second
 	err = cmd.Run()
-	return said.String(), err
+	return combined.String(), err
 }
 
-// must types a command that has to work.
-func must(t *testing.T, env []string, command string) string {
+// mustRun runs a command that must succeed, and returns its output.
+func mustRun(t *testing.T, env []string, command string) string {
 	t.Helper()
 	output, err := shell(t, env, command)
 	if err != nil {
@@ -139,7 +142,7 @@ func must(t *testing.T, env []string, command string) string {
 	return output
 }
 
-// workDir is the folder in which a test types: one for each test.
+// workDir returns the folder in which the commands of a test run: one for each test.
 func workDir(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(bin, strings.ReplaceAll(t.Name(), "/", "_"))
@@ -167,22 +170,22 @@ func get[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) (value T)
 	return value
 }
 
-// booksEqual wants the claims of a coupon to be numbered 1 to n, and the stock to lack n pieces.
-func booksEqual(t *testing.T, conn *pgx.Conn, coupon string, n int) {
+// checkClaims checks that a coupon has claims numbered 1 to n of n users, and n less in stock.
+func checkClaims(t *testing.T, conn *pgx.Conn, coupon string, n int) {
 	t.Helper()
 	got := get[string](t, conn, `
-		select format('%s missing, claims %s to %s, %s of them, %s users', c.amount - c.remaining_amount,
+		select format('%s less in stock, claims %s to %s, %s in total, %s users', c.amount - c.remaining_amount,
 		  min(k.claim_number), max(k.claim_number), count(k.claim_number), count(distinct k.user_id))
 		from public.coupons as c
 		join public.claims as k on k.coupon_name = c.name
 		where c.name = $1
 		group by c.name`, coupon)
-	if want := fmt.Sprintf("%d missing, claims 1 to %d, %[1]d of them, %[1]d users", n, n); got != want {
+	if want := fmt.Sprintf("%d less in stock, claims 1 to %d, %[1]d in total, %[1]d users", n, n); got != want {
 		t.Errorf("%s: %s; want %s", coupon, got, want)
 	}
 }
 
-// fromHandbook is the block of docs/dba.md that follows <!-- name -->, without its fences.
+// fromHandbook returns the block of docs/dba.md that follows <!-- name -->, without its fences.
 func fromHandbook(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/dba.md")

@@ -23,31 +23,33 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/db"
+	"scalable-coupon-system/internal/wait"
 	"scalable-coupon-system/pgstore"
 )
 
-// The service behind PgBouncer in transaction mode, with the settings of the handbook and no others: a sale over two services
-// and many server connections is exact, and nobody is told anything but an outcome.
+// TestPgBouncer runs the service behind PgBouncer in transaction mode, with the settings in
+// docs/dba.md and no others. A sale with two services and many server connections grants exactly
+// the stock, and every claim gets an outcome.
 func TestPgBouncer(t *testing.T) {
 	c := newCluster(t)
 	admin := c.env("postgres", "postgres")
-	must(t, admin, `psql -qc "create database coupons"`)
+	mustRun(t, admin, `psql -qc "create database coupons"`)
 	coupons := c.env("postgres", "coupons")
-	must(t, coupons, "coupond migrate")
+	mustRun(t, coupons, "coupond migrate")
 	login := fromHandbook(t, "the login behind PgBouncer")
 	if err := os.WriteFile(filepath.Join(workDir(t), "login.sql"), []byte(login), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	must(t, coupons, `psql -qv ON_ERROR_STOP=1 -f login.sql && psql -qc "alter role coupon_login password 'coupon_login'"`)
+	mustRun(t, coupons, `psql -qv ON_ERROR_STOP=1 -f login.sql && psql -qc "alter role coupon_login password 'coupon_login'"`)
 	b := startPgBouncer(t, c)
 	owner := connect(t, c.URL("coupons"))
 
-	t.Run("sessions have what the service asks for", func(t *testing.T) {
+	t.Run("session settings", func(t *testing.T) {
 		conn := connect(t, b.url("?default_query_exec_mode=exec"))
-		if who := get[string](t, conn, "select current_user || ' for ' || session_user"); who != "coupon_service for coupon_login" {
-			t.Error(who)
+		if users := get[string](t, conn, "select current_user || ' for ' || session_user"); users != "coupon_service for coupon_login" {
+			t.Error(users)
 		}
-		// For the default CLAIM_TIMEOUT of 5 s, as pgstore divides it.
+		// What pgstore sets for the default CLAIM_TIMEOUT of 5 s.
 		for name, want := range map[string]string{
 			"search_path": "pg_catalog, pg_temp", "lock_timeout": "750ms", "statement_timeout": "1s", "idle_in_transaction_session_timeout": "5s",
 		} {
@@ -57,37 +59,39 @@ func TestPgBouncer(t *testing.T) {
 		}
 	})
 
-	// exec prepares nothing. The default prepares for each connection, which PgBouncer keeps track of from 1.21 on.
+	// The mode exec prepares no statements. The default mode prepares them on each connection, which
+	// PgBouncer supports from version 1.21 on.
 	modes := map[string]string{"exec": "?default_query_exec_mode=exec"}
 	if b.tracksStatements {
 		modes["default"] = ""
 	}
 	for mode, parameter := range modes {
-		t.Run("a sale with exec mode "+mode, func(t *testing.T) {
+		t.Run("sale with exec mode "+mode, func(t *testing.T) {
 			sale(t, owner, "sale "+mode, b.url(parameter))
 		})
 	}
 
 	if !b.tracksStatements {
-		// Why the default mode is not for these versions: what one server connection prepared, the next does not know.
-		t.Run("prepared statements are lost", func(t *testing.T) {
+		// The default mode does not work: a statement is prepared on one server connection and executed
+		// on another.
+		t.Run("default mode without statement tracking", func(t *testing.T) {
 			first, second := connect(t, b.url("")), connect(t, b.url("?default_query_exec_mode=exec"))
 			const sql = "select public.coupon_schema_version()"
 			get[int](t, first, sql)
-			tx, err := second.Begin(t.Context()) // and has the server connection
+			tx, err := second.Begin(t.Context()) // which occupies the server connection
 			if err != nil {
 				t.Fatal(err)
 			}
 			var version int
 			err = first.QueryRow(t.Context(), sql).Scan(&version)
 			if rollback := tx.Rollback(t.Context()); err == nil || rollback != nil || !strings.Contains(err.Error(), "SQLSTATE 26000") {
-				t.Errorf("not 26000: %v, %v", err, rollback)
+				t.Errorf("got %v, want SQLSTATE 26000; rollback: %v", err, rollback)
 			}
 		})
 	}
 
-	// locked claims a coupon that somebody has locked.
-	locked := func(t *testing.T, coupon string, want error) {
+	// claimLocked claims a coupon that another session has locked.
+	claimLocked := func(t *testing.T, coupon string, want error) {
 		t.Helper()
 		store := open(t, b.url("?default_query_exec_mode=exec"))
 		if _, err := store.CreateCoupon(t.Context(), coupon, 1); err != nil {
@@ -102,36 +106,33 @@ func TestPgBouncer(t *testing.T) {
 		}
 		_, err = store.Claim(t.Context(), "ann", coupon)
 		if rollback := tx.Rollback(t.Context()); rollback != nil || !errors.Is(err, want) {
-			t.Errorf("a claim of a locked coupon: %v; want %v; %v", err, want, rollback)
+			t.Errorf("claim of a locked coupon: %v; want %v; rollback: %v", err, want, rollback)
 		}
-		waitFor(t, "the claim afterwards", func() bool {
-			status, err := store.Claim(t.Context(), "ann", coupon)
-			return err == nil && (status == pgstore.Claimed || status == pgstore.AlreadyClaimed)
-		})
+		claimUntilGranted(t, store, "ann", coupon)
 	}
-	t.Run("a coupon that somebody has locked", func(t *testing.T) {
-		locked(t, "locked", pgstore.ErrUnavailable)
+	t.Run("locked coupon", func(t *testing.T) {
+		claimLocked(t, "locked", pgstore.ErrUnavailable)
 	})
-	t.Run("a locked coupon without the time-outs", func(t *testing.T) {
-		must(t, coupons, `psql -qc "alter role coupon_login reset lock_timeout" -c "alter role coupon_login reset statement_timeout"`)
+	t.Run("locked coupon without time-outs", func(t *testing.T) {
+		mustRun(t, coupons, `psql -qc "alter role coupon_login reset lock_timeout" -c "alter role coupon_login reset statement_timeout"`)
 		b.reconnect(t)
-		locked(t, "locked without", pgstore.ErrOutcomeUnknown)
-		must(t, coupons, `psql -qc "alter role coupon_login set lock_timeout = '750ms'" -c "alter role coupon_login set statement_timeout = '1s'"`)
+		claimLocked(t, "locked without", pgstore.ErrOutcomeUnknown)
+		mustRun(t, coupons, `psql -qc "alter role coupon_login set lock_timeout = '750ms'" -c "alter role coupon_login set statement_timeout = '1s'"`)
 		b.reconnect(t)
 	})
 
-	t.Run("a login that does not become coupon_service", func(t *testing.T) {
-		must(t, coupons, `psql -qc "alter role coupon_login reset role"`)
+	t.Run("login without the role coupon_service", func(t *testing.T) {
+		mustRun(t, coupons, `psql -qc "alter role coupon_login reset role"`)
 		b.reconnect(t)
 		err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "not as coupon_service") {
-			t.Errorf("the service is ready with the rights of its login: %v", err)
+			t.Errorf("Ready with the privileges of the login: %v", err)
 		}
-		must(t, coupons, `psql -qc "alter role coupon_login set role = coupon_service"`)
+		mustRun(t, coupons, `psql -qc "alter role coupon_login set role = coupon_service"`)
 		b.reconnect(t)
 	})
 
-	t.Run("the service itself", func(t *testing.T) {
+	t.Run("coupond serve", func(t *testing.T) {
 		env := append(c.env("postgres", "coupons"), "DATABASE_URL="+b.url("?default_query_exec_mode=exec"))
 		port := freePort(t)
 		env = append(env, "LISTEN_ADDR=127.0.0.1:"+port)
@@ -142,30 +143,43 @@ func TestPgBouncer(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { cancel(); _ = serve.Wait() }()
-		waitFor(t, "coupond serve to be healthy", func() bool {
+		wait.For(t, "coupond serve to be healthy", func() bool {
 			_, err := shell(t, env, "coupond healthcheck")
 			return err == nil
 		})
 	})
 
-	t.Run("PostgreSQL away and back", func(t *testing.T) {
+	t.Run("PostgreSQL restarted", func(t *testing.T) {
 		store := open(t, b.url("?default_query_exec_mode=exec"))
-		if _, err := store.CreateCoupon(t.Context(), "lasting", 10); err != nil {
+		if _, err := store.CreateCoupon(t.Context(), "restarted", 10); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		// PgBouncer takes the call and waits for a server: who gives up then cannot know what becomes of it.
-		if status, err := store.Claim(t.Context(), "ann", "lasting"); !errors.Is(err, pgstore.ErrOutcomeUnknown) {
-			t.Errorf("a claim while PostgreSQL is away: %s %v", status, err)
+		// PgBouncer accepts the call and waits for a server connection, so the outcome of a call that
+		// times out is unknown.
+		if status, err := store.Claim(t.Context(), "ann", "restarted"); !errors.Is(err, pgstore.ErrOutcomeUnknown) {
+			t.Errorf("claim while PostgreSQL is stopped: %s %v", status, err)
 		}
-		c.startAgain()
-		waitFor(t, "claims to go on", func() bool {
-			status, err := store.Claim(t.Context(), "bob", "lasting")
-			return err == nil && (status == pgstore.Claimed || status == pgstore.AlreadyClaimed)
-		})
+		c.restart()
+		claimUntilGranted(t, store, "bob", "restarted")
 	})
+}
+
+// claimUntilGranted retries a claim until the user has the coupon. Its bound is longer than that of
+// wait.For, because PgBouncer reconnects to PostgreSQL only every 15 s (server_login_retry).
+func claimUntilGranted(t *testing.T, store *pgstore.Store, user, coupon string) {
+	t.Helper()
+	for deadline := time.Now().Add(timeout); ; time.Sleep(20 * time.Millisecond) {
+		status, err := store.Claim(t.Context(), user, coupon)
+		if err == nil && (status == pgstore.Claimed || status == pgstore.AlreadyClaimed) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("claim for %s of %s: %s %v after %v", user, coupon, status, err, timeout)
+		}
+	}
 }
 
 func open(t *testing.T, address string) *pgstore.Store {
@@ -180,7 +194,8 @@ func open(t *testing.T, address string) *pgstore.Store {
 	return store
 }
 
-// sale lets 2,000 users, each twice, claim 500 pieces by two services, while the coupon is read.
+// sale sells a stock of 500 to 2,000 users. Each claims through both services, while the coupon is
+// read.
 func sale(t *testing.T, owner *pgx.Conn, coupon, address string) {
 	const users, stock = 2000, 500
 	stores := []*pgstore.Store{open(t, address), open(t, address)}
@@ -189,20 +204,21 @@ func sale(t *testing.T, owner *pgx.Conn, coupon, address string) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{coupon, coupon + " beside"} {
+	other := coupon + ", other coupon"
+	for _, name := range []string{coupon, other} {
 		if status, err := stores[0].CreateCoupon(t.Context(), name, stock); err != nil || status != pgstore.Created {
 			t.Fatal(status, err)
 		}
 	}
 
-	var told [2]sync.Map // the user's outcomes, by service
-	var over atomic.Bool
+	var outcomes [2]sync.Map // by service, then by user
+	var done atomic.Bool
 	var all, reader sync.WaitGroup
 	reader.Go(func() {
-		for !over.Load() {
+		for !done.Load() {
 			c, found, err := stores[0].Coupon(t.Context(), coupon)
 			if err != nil || !found || c.RemainingAmount > stock {
-				t.Errorf("a read: %v %v", found, err)
+				t.Errorf("read: %v %v", found, err)
 				return
 			}
 		}
@@ -213,58 +229,57 @@ func sale(t *testing.T, owner *pgx.Conn, coupon, address string) {
 				user := strconv.Itoa(u)
 				status, err := store.Claim(t.Context(), user, coupon)
 				if err != nil {
-					t.Errorf("a claim: %v", err)
+					t.Errorf("claim: %v", err)
 				}
-				told[i].Store(user, status)
-				if _, err := store.Claim(t.Context(), user, coupon+" beside"); err != nil {
-					t.Errorf("a claim: %v", err)
+				outcomes[i].Store(user, status)
+				if _, err := store.Claim(t.Context(), user, other); err != nil {
+					t.Errorf("claim: %v", err)
 				}
 			})
 		}
 	}
 	all.Wait()
-	over.Store(true)
+	done.Store(true)
 	reader.Wait()
 
 	won := 0
 	for u := range users {
-		first, _ := told[0].Load(strconv.Itoa(u))
-		second, _ := told[1].Load(strconv.Itoa(u))
-		outcomes := fmt.Sprintf("%s %s", first, second)
-		switch outcomes {
+		first, _ := outcomes[0].Load(strconv.Itoa(u))
+		second, _ := outcomes[1].Load(strconv.Itoa(u))
+		switch pair := fmt.Sprintf("%s %s", first, second); pair {
 		case "claimed already_claimed", "already_claimed claimed":
 			won++
 		case "out_of_stock out_of_stock":
 		default:
-			t.Errorf("user %d was told %s", u, outcomes)
+			t.Errorf("user %d: %s", u, pair)
 		}
 	}
 	if won != stock {
-		t.Errorf("%d won, not %d", won, stock)
+		t.Errorf("%d users have the coupon, want %d", won, stock)
 	}
-	booksEqual(t, owner, coupon, stock)
-	booksEqual(t, owner, coupon+" beside", stock)
+	checkClaims(t, owner, coupon, stock)
+	checkClaims(t, owner, other, stock)
 	whole, found, err := stores[1].Coupon(t.Context(), coupon)
 	if err != nil || !found || whole.RemainingAmount != 0 {
-		t.Errorf("the coupon in the end: %+v %v %v", whole, found, err)
+		t.Errorf("the coupon after the sale: %+v %v %v", whole, found, err)
 	}
 }
 
-// pgBouncer is one that runs.
+// pgBouncer is a running PgBouncer.
 type pgBouncer struct {
 	port             string
 	tracksStatements bool
 	console          *pgx.Conn
 }
 
-// url is the connection string of the handbook's login.
+// url returns a connection string for the login of docs/dba.md.
 func (b *pgBouncer) url(parameters string) string {
 	return (&url.URL{
 		Scheme: "postgres", User: url.UserPassword("coupon_login", "coupon_login"), Host: "127.0.0.1:" + b.port, Path: "/coupons",
 	}).String() + parameters
 }
 
-// reconnect has PgBouncer make its server connections anew.
+// reconnect makes PgBouncer replace its server connections.
 func (b *pgBouncer) reconnect(t *testing.T) {
 	t.Helper()
 	for _, command := range []string{"reconnect coupons", "wait_close coupons"} {
@@ -276,13 +291,14 @@ func (b *pgBouncer) reconnect(t *testing.T) {
 
 var pgBouncerVersion = regexp.MustCompile(`PgBouncer (\d+)\.(\d+)`)
 
-// startPgBouncer starts it with the handbook's file, but for the server's port and its own.
+// startPgBouncer starts PgBouncer with the pgbouncer.ini of docs/dba.md, in which it replaces only
+// ports and paths.
 func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
 		if program = "/usr/sbin/pgbouncer"; exec.CommandContext(t.Context(), program, "--version").Run() != nil {
-			t.Fatal("there is no pgbouncer (Debian: apt-get install pgbouncer)")
+			t.Fatal("pgbouncer is not installed (Debian: apt-get install pgbouncer)")
 		}
 	}
 	version, err := exec.CommandContext(t.Context(), program, "--version").Output()
@@ -295,7 +311,7 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	b := &pgBouncer{port: freePort(t), tracksStatements: major > 1 || minor >= 21}
 	t.Logf("%s", match[0])
 
-	dir, err := os.MkdirTemp("", "coupon-pgbouncer-")
+	dir, err := makeDir()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,11 +323,12 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 		"auth_file = /etc/pgbouncer/userlist.txt": "auth_file = " + dir + "/userlist.txt",
 	} {
 		if !strings.Contains(ini, from) {
-			t.Fatalf("the handbook's pgbouncer.ini has no %q", from)
+			t.Fatalf("the pgbouncer.ini of docs/dba.md lacks %q", from)
 		}
 		ini = strings.ReplaceAll(ini, from, to)
 	}
-	// Beside the handbook: no socket where others have theirs, a console, and statements where they are kept track of.
+	// Not in docs/dba.md: no unix socket, a user for the console, and tracking of prepared statements
+	// if supported.
 	ini += "unix_socket_dir =\nadmin_users = console\n"
 	if b.tracksStatements {
 		ini += "max_prepared_statements = 100\n"
@@ -322,13 +339,13 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	}
 	arguments := []string{"--quiet"}
 	uid := os.Getuid()
-	if uid == 0 { // which it refuses
+	if uid == 0 { // PgBouncer refuses to run as root
 		arguments = append(arguments, "--user=nobody")
-		nobody, err := user.Lookup("nobody")
+		account, err := user.Lookup("nobody")
 		if err != nil {
 			t.Fatal(err)
 		}
-		uid, _ = strconv.Atoi(nobody.Uid)
+		uid, _ = strconv.Atoi(account.Uid)
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -352,17 +369,21 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if t.Failed() {
-			t.Logf("pgbouncer said:\n%s", log)
+			t.Logf("output of pgbouncer:\n%s", log)
 		}
 	})
 	console := "postgres://console:console@127.0.0.1:" + b.port + "/pgbouncer?default_query_exec_mode=simple_protocol"
-	waitFor(t, "pgbouncer to answer", func() bool {
+	wait.For(t, "pgbouncer to answer", func() bool {
 		b.console, err = pgx.Connect(t.Context(), console)
 		return err == nil
 	})
 	t.Cleanup(func() { _ = b.console.Close(context.Background()) })
 	return b
 }
+
+// makeDir makes a directory that can be given to another user: unlike that of t.TempDir, its path
+// is open to all.
+func makeDir() (string, error) { return os.MkdirTemp("", "coupon-pgbouncer-") }
 
 func freePort(t *testing.T) string {
 	t.Helper()
@@ -376,13 +397,4 @@ func freePort(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return port
-}
-
-func waitFor(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
 }

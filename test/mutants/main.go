@@ -1,27 +1,31 @@
-// Mutants proves that the tests would notice a bug: it plants bugs, one at a time, and wants each to be caught by the test that
-// is named for it.
+// Mutants checks that the tests notice bugs: it plants one bug at a time and requires the test
+// named for it to fail.
 //
-//	go run ./test/mutants               all of them (make mutants)
-//	go run ./test/mutants -only lock    those whose file's name matches
+//	go run ./test/mutants                all of them (make mutants)
+//	go run ./test/mutants --only lock    those with a matching file name
 //
-// A mutant is a file NN-name.patch in this folder: two lines of header, then a unified diff against SQL or Go.
+// A mutant is a file NN-name.patch in this folder: two header lines, then a unified diff against
+// SQL or Go.
 //
 //	Title: The row lock is dropped
 //	Test: ./db TestIsolation
 //
-// The test is a package and a name; a subtest follows after a slash, in the words of its source. It is not enough that the test
-// ends badly. The mutant must build, and the test must fail by what it asserts: a time-out, a compile error or a crash of the
-// test's own catches nothing. All the named tests must pass without any patch, or the run is worth nothing; and a patch that
-// applies no more is a failure as well.
+// The second line is a package and a test; a subtest follows after a slash, exactly as in the
+// test's source.
 //
-// Everything happens in copies of the working tree, uncommitted changes included, against one PostgreSQL that is made for the
-// run. The table of who caught what goes to -doc, when all mutants were tried and caught.
+// The mutant must build, and the test must fail by an assertion: a compile error, a time-out or a
+// crash of the test itself does not count. All named tests must pass without a patch first. A patch
+// that does not apply is a failure.
+//
+// Each mutant gets a copy of its own of the working tree, uncommitted changes included, so nothing
+// that a test leaves behind (a fail file that rapid replays, for example) reaches another mutant.
+// All share one PostgreSQL server made for the run. The table of results is written to --doc when
+// all mutants ran and all were caught.
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -30,6 +34,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"scalable-coupon-system/internal/localpg"
@@ -39,30 +44,35 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err != nil && !errors.Is(err, pflag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(1)
 	}
 }
 
 func run(ctx context.Context, args []string) (err error) {
-	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
-	only := flags.String("only", "", "try the mutants whose file's name matches this regular `expression`")
-	doc := flags.String("doc", "docs/mutants.md", "write the table to this `file`; '' writes none")
-	workers := flags.Int("workers", 2, "try so many mutants at once")
+	flags := pflag.NewFlagSet("mutants", pflag.ContinueOnError)
+	flags.SortFlags = false
+	only := flags.String("only", "", "run only the mutants with a file name that matches this regular `expression`")
+	doc := flags.String("doc", "docs/mutants.md", "write the table of results to this `file`; '' writes none")
+	workers := flags.Int("workers", 2, "number of mutants that run at the same time")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	wanted, err := regexp.Compile(*only)
 	if err != nil {
-		return fmt.Errorf("-only: %w", err)
+		return fmt.Errorf("--only: %w", err)
+	}
+	if *workers < 1 {
+		return fmt.Errorf("--workers %d: at least 1", *workers)
 	}
 	mutants, err := readMutants("test/mutants", wanted)
 	if err != nil {
 		return err
 	}
 
-	// Short, because the path of a unix socket is; open, because PostgreSQL runs as another user when we are root.
+	// In the system's temporary folder, because the path of a unix socket is limited to some 100
+	// bytes; readable by all, because PostgreSQL runs as another user when this program runs as root.
 	home, err := os.MkdirTemp("", "mutants-")
 	if err != nil {
 		return err
@@ -74,7 +84,7 @@ func run(ctx context.Context, args []string) (err error) {
 	server, err := localpg.Start(ctx, localpg.Options{
 		Dir: filepath.Join(home, "postgres"),
 		Log: os.Stderr,
-		// As internal/pgtest does with a server of its own: what is on disk after a crash matters to nobody.
+		// As internal/pgtest starts its own server: nothing has to survive a crash of the machine.
 		Settings: map[string]string{"fsync": "off", "full_page_writes": "off", "max_connections": "300"},
 	})
 	if err != nil {
@@ -83,55 +93,45 @@ func run(ctx context.Context, args []string) (err error) {
 	defer func() { _ = server.Kill() }()
 
 	started := time.Now()
-	trees := make(chan tree, *workers)
-	for i := range *workers {
-		t := tree{dir: filepath.Join(home, fmt.Sprint("tree-", i)), database: server.URL("postgres")}
-		if err := t.copy(ctx); err != nil {
-			return err
-		}
-		trees <- t
-	}
-
-	// The first tree, untouched yet.
-	t := <-trees
-	if err := t.sane(ctx, mutants); err != nil {
+	r := runner{source: filepath.Join(home, "source"), home: home, database: server.URL("postgres")}
+	if err := copyWorkingTree(ctx, ".", r.source); err != nil {
 		return err
 	}
-	trees <- t
-	say("the named tests are green without a patch (%s)", time.Since(started).Round(time.Second))
+	if err := r.baseline(ctx, mutants); err != nil {
+		return err
+	}
+	printf("the named tests pass without a patch (%s)", time.Since(started).Round(time.Second))
 
-	verdicts := make([]verdict, len(mutants))
-	var trying errgroup.Group
-	trying.SetLimit(*workers)
+	results := make([]result, len(mutants))
+	var running errgroup.Group
+	running.SetLimit(*workers)
 	for i, m := range mutants {
-		trying.Go(func() error {
-			t := <-trees
-			defer func() { trees <- t }()
-			verdicts[i] = t.try(ctx, m)
-			say("%-8s %5.1f s  %s", verdicts[i].word(), verdicts[i].took.Seconds(), m.name)
+		running.Go(func() error {
+			results[i] = r.try(ctx, m)
+			printf("%-8s %5.1f s  %s", results[i], results[i].took.Seconds(), m.name)
 			return ctx.Err()
 		})
 	}
-	if err := trying.Wait(); err != nil {
+	if err := running.Wait(); err != nil {
 		return err
 	}
 
 	failed := 0
-	for i, v := range verdicts {
-		if !v.caught() {
+	for i, result := range results {
+		if !result.caught() {
 			failed++
-			say("\n%s: %s\n%s", mutants[i].name, v.word(), v.output)
+			printf("\n%s: %s\n%s", mutants[i].name, result, result.output)
 		}
 	}
-	say("\n%d mutants, %d caught, in %s", len(mutants), len(mutants)-failed, time.Since(started).Round(time.Second))
+	printf("\n%d mutants, %d caught, in %s", len(mutants), len(mutants)-failed, time.Since(started).Round(time.Second))
 	if failed > 0 {
 		return fmt.Errorf("%d of %d mutants were not caught", failed, len(mutants))
 	}
 	if *doc == "" || *only != "" {
 		return nil
 	}
-	return writeTable(*doc, mutants, verdicts)
+	return writeTable(*doc, mutants, results)
 }
 
-// say writes a line for whoever watches.
-func say(format string, args ...any) { _, _ = fmt.Fprintf(os.Stdout, format+"\n", args...) }
+// printf prints a line to standard output.
+func printf(format string, args ...any) { _, _ = fmt.Fprintf(os.Stdout, format+"\n", args...) }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,19 +8,19 @@ import (
 	"strings"
 )
 
-// mutant is one planted bug.
+// mutant is one bug to plant.
 type mutant struct {
-	name  string // 01-row-lock-dropped
+	name  string // of its file: 01-row-lock-dropped
 	title string
 	pkg   string // ./db
 	test  string // TestIsolation, or TestClaimCut/after the commit
 	diff  string
 }
 
-// header is what stands before the diff of a patch.
+// header matches what precedes the diff of a patch.
 var header = regexp.MustCompile(`\ATitle: (.+)\nTest: (\./\S+) (Test[^\n]*)\n\n`)
 
-// readMutants reads the patches of a folder whose names are wanted, in the order of their names.
+// readMutants reads the patches in dir with names that match wanted, in the order of the names.
 func readMutants(dir string, wanted *regexp.Regexp) ([]mutant, error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "*.patch"))
 	if err != nil {
@@ -44,7 +43,7 @@ func readMutants(dir string, wanted *regexp.Regexp) ([]mutant, error) {
 		mutants = append(mutants, m)
 	}
 	if len(mutants) == 0 {
-		return nil, errors.New("there are no such mutants in " + dir + " (run it at the top of the repository)")
+		return nil, fmt.Errorf("no mutant in %s matches %q (run it at the top of the repository)", dir, wanted)
 	}
 	return mutants, nil
 }
@@ -52,18 +51,18 @@ func readMutants(dir string, wanted *regexp.Regexp) ([]mutant, error) {
 func parseMutant(name, text string) (mutant, error) {
 	match := header.FindStringSubmatch(text)
 	if match == nil {
-		return mutant{}, fmt.Errorf("%s.patch does not begin with Title:, Test: and an empty line", name)
+		return mutant{}, fmt.Errorf("%s.patch: does not begin with the lines Title: and Test: and an empty line", name)
 	}
 	return mutant{name: name, title: match[1], pkg: match[2], test: match[3], diff: text[len(match[0]):]}, nil
 }
 
-// function is the test's top-level name.
+// function returns the name of the test's function, without subtests.
 func (m mutant) function() string {
 	function, _, _ := strings.Cut(m.test, "/")
 	return function
 }
 
-// expression is the value of -run for exactly this test.
+// expression returns the value of -run that selects exactly this test.
 func (m mutant) expression() string {
 	var parts []string
 	for part := range strings.SplitSeq(m.test, "/") {

@@ -8,35 +8,35 @@ import (
 	"unicode/utf8"
 )
 
-const preface = "# The tests against mutants\n" + `
-Would the tests notice a bug? These were planted, one at a time, and each was caught by the test beside it: it failed by what
-it asserts, and was green without the bug. The table is what ` + "`make mutants`" + ` wrote at the end of a run ([test/mutants](../test/mutants)
-has the patches; a mutant that survives fails the run).
+const preface = "# Mutants: planted bugs and the tests that catch them\n" + `
+Do the tests notice a bug? Each of these bugs was planted on its own, and the test beside it failed by an assertion. Without the
+bug the test passes. ` + "`make mutants`" + ` writes this table at the end of a full run and fails if a mutant survives. The patches are in
+[test/mutants](../test/mutants).
 
-| bug | caught by | which said |
+| bug | caught by | failure message |
 |---|---|---|
 `
 
-// place is where a test says something; lines move, so the table goes without.
-var place = regexp.MustCompile(`^\w+\.go:\d+: `)
+// position is the file and line of a message, which change too often to be in the table.
+var position = regexp.MustCompile(`^\w+\.go:\d+: `)
 
-// writeTable writes who caught what, and by which words.
-func writeTable(path string, mutants []mutant, verdicts []verdict) error {
+// writeTable writes which test caught which mutant, and with which message.
+func writeTable(path string, mutants []mutant, results []result) error {
 	var text strings.Builder
 	text.WriteString(preface)
 	for i, m := range mutants {
 		fmt.Fprintf(&text, "| [%s](../test/mutants/%s.patch) | `%s` in %s | %s |\n",
-			m.title, m.name, m.test, strings.TrimPrefix(m.pkg, "./"), cell(place.ReplaceAllString(verdicts[i].says, "")))
+			m.title, m.name, m.test, strings.TrimPrefix(m.pkg, "./"), cell(position.ReplaceAllString(results[i].message, "")))
 	}
 	return os.WriteFile(path, []byte(text.String()), 0o644)
 }
 
-// cell makes what a test has said fit for a cell of a table.
-func cell(says string) string {
-	const most = 160 // characters
-	if utf8.RuneCountInString(says) > most {
-		says = string([]rune(says)[:most]) + "…"
+// cell formats a test's message for a cell of the table: as code, shortened.
+func cell(message string) string {
+	const limit = 160 // characters
+	if utf8.RuneCountInString(message) > limit {
+		message = string([]rune(message)[:limit]) + "…"
 	}
-	// As code, in which nothing has a meaning but the backquote and the bar.
-	return "`" + strings.NewReplacer("`", "'", "|", `\|`).Replace(strings.TrimSpace(says)) + "`"
+	// In code, only the backquote and the bar have a meaning.
+	return "`" + strings.NewReplacer("`", "'", "|", `\|`).Replace(strings.TrimSpace(message)) + "`"
 }

@@ -1,13 +1,13 @@
-// Command database runs another command with a fresh database that has our schema and pgTAP:
+// Command pgtap runs another command with a temporary database that has our schema and pgTAP:
 //
 //	go run ./test/pgtap COMMAND [ARGUMENT…]
 //
-// COMMAND finds the database as every PostgreSQL program does, by PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE. Its exit
-// code is passed on. The database is made on the server of TEST_DATABASE_URL (as a superuser), or else on a private one from
-// binaries on this machine, and is gone afterwards.
+// COMMAND gets the database in PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE, and its exit code
+// is that of pgtap. The database is created on the server of TEST_DATABASE_URL (as a superuser) or,
+// without it, on a private server from binaries on this machine, and dropped afterwards.
 //
-// pgTAP lives in a schema of its own, tap, and the database's search_path knows nothing else: so the tests name our schema
-// wherever they mean it.
+// pgTAP is in the schema tap, which is the database's search_path, so tests must qualify every name
+// of our schema.
 package main
 
 import (
@@ -42,7 +42,7 @@ func main() {
 
 func run(ctx context.Context, command []string) (code int, err error) {
 	if len(command) == 0 {
-		return 2, errors.New("which command?")
+		return 2, errors.New("no command given; usage: pgtap COMMAND [ARGUMENT…]")
 	}
 	admin := os.Getenv("TEST_DATABASE_URL")
 	if admin == "" {
@@ -71,7 +71,7 @@ func run(ctx context.Context, command []string) (code int, err error) {
 	return 0, err
 }
 
-// start runs a private server. remove ends it.
+// start starts a private server. remove stops it and deletes its data.
 func start(ctx context.Context) (server *localpg.Server, remove func() error, err error) {
 	dir, err := os.MkdirTemp("", "coupon-tests-")
 	if err != nil {
@@ -79,7 +79,7 @@ func start(ctx context.Context) (server *localpg.Server, remove func() error, er
 	}
 	remove = func() error {
 		if server != nil {
-			_ = server.Kill() // whether it stops in an orderly way is of no interest any more
+			_ = server.Kill() // its data is deleted next, so a clean stop is not needed
 		}
 		return localpg.Remove(context.WithoutCancel(ctx), dir)
 	}
@@ -97,7 +97,7 @@ func start(ctx context.Context) (server *localpg.Server, remove func() error, er
 	return server, remove, nil
 }
 
-// create makes the database on the server that admin connects to. drop removes it.
+// create creates the database on the server that admin connects to. drop drops it.
 func create(ctx context.Context, admin string) (config *pgx.ConnConfig, drop func() error, err error) {
 	if config, err = pgx.ParseConfig(admin); err != nil {
 		return nil, nil, err

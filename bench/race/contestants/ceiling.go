@@ -7,7 +7,8 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// ceiling claims nothing: what is left is HTTP, JSON and the load generator. No way to claim can be faster.
+// ceiling claims nothing. Only HTTP, JSON and the load generator cost anything, so no contestant
+// can be faster.
 type ceiling struct{}
 
 func openCeiling(context.Context, Config) (api.Store, func(), error) {

@@ -1,13 +1,15 @@
-// Package rivals holds the other ways to hand out a limited number of coupons, each written as well as those who would
-// choose it write it, and each behind our own HTTP layer (package api), so that a race between them measures the ways and
-// nothing else.
+// Package contestants holds several ways to hand out a limited number of coupons. Each is written
+// the way its users would write it, and runs behind our own HTTP layer (package api), so that a
+// race compares nothing but how coupons are claimed.
 //
-//	postgres.go  an interactive transaction, optimistic retry, SERIALIZABLE with retry, claim_coupon once a request
+//	coupond.go   pgstore, as coupond uses it
+//	postgres.go  an interactive transaction, optimistic retry, SERIALIZABLE with retry, and
+//	             claim_coupon once per request
 //	redis.go     a Lua script
-//	ceiling.go   no claim at all: what HTTP alone costs
-//	ours.go      pgstore, as coupond serves it
+//	ceiling.go   no claim at all: the cost of HTTP alone
 //
-// All of them answer the same statuses in the same precedence, and the race checks the books of each.
+// All return the same statuses with the same precedence. The race checks the answers of each
+// against what it stored.
 package contestants
 
 import (
@@ -20,55 +22,55 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// Config says where a rival finds its database and how much it may use of it.
+// Config is what a contestant needs to connect to its database.
 type Config struct {
 	// PostgresURL is the connection string of a database with our schema.
 	PostgresURL string
 	// RedisAddress is "host:port" of a Redis server.
 	RedisAddress string
-	// MaxConns bounds the connections to the database.
+	// MaxConns is the largest number of connections to the database.
 	MaxConns int32
-	// Lanes is CLAIM_LANES for ours.
-	Lanes int
+	// ClaimConcurrency is CLAIM_CONCURRENCY of coupond.
+	ClaimConcurrency int
 }
 
 // Contestant is one way to hand out coupons.
 type Contestant struct {
-	// Name is what the tables and the charts call it.
+	// Name is its name in tables, charts and results.
 	Name string
-	// Method says in a line how it claims.
+	// Method describes in one line how it claims.
 	Method string
-	// Open connects to the database of cfg; stop ends all that it started.
+	// Open connects to the database of cfg. stop ends everything that Open started.
 	Open func(ctx context.Context, cfg Config) (store api.Store, stop func(), err error)
 }
 
-// Coupond is the name of pgstore among its rivals.
+// Coupond is the name of the contestant that this repository is about.
 const Coupond = "coupond"
 
-// All lists the rivals, in the order of the tables.
+// All returns the contestants in the order of the tables.
 func All() []Contestant {
 	return []Contestant{
-		{Coupond, "claims that wait together go together in one call and one commit (pgstore)", openOurs},
+		{Coupond, "concurrent claims in one call with one commit (pgstore)", openCoupond},
 		{"interactive", "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go", openInteractive},
-		{"optimistic", "one statement, UPDATE … WHERE remaining_amount > 0, again when it collides", openOptimistic},
-		{"serializable", "BEGIN ISOLATION LEVEL SERIALIZABLE, again when it cannot serialize", openSerializable},
-		{"one call a claim", "select claim_coupon($1, $2), once a request", openSingle},
-		{"Redis", "a Lua script, appendfsync as the server is set", openRedis},
-		{"ceiling", "HTTP only: every claim is claimed", openCeiling},
+		{"optimistic", "one statement, UPDATE … WHERE remaining_amount > 0, retried after a conflict", openOptimistic},
+		{"serializable", "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a serialization failure", openSerializable},
+		{"one call per claim", "select claim_coupon($1, $2), once per request", openSingle},
+		{"Redis", "a Lua script, with the server's appendfsync", openRedis},
+		{"ceiling", "HTTP only: every claim is answered as claimed", openCeiling},
 	}
 }
 
-// Find returns the rival of that name.
+// Find returns the contestant of that name.
 func Find(name string) (Contestant, error) {
-	for _, r := range All() {
-		if r.Name == name {
-			return r, nil
+	for _, c := range All() {
+		if c.Name == name {
+			return c, nil
 		}
 	}
-	return Contestant{}, fmt.Errorf("no rival is called %q", name)
+	return Contestant{}, fmt.Errorf("contestant %q does not exist", name)
 }
 
-// coupon makes what api reads from, of claimers that are in memory already.
+// coupon returns a coupon in the form that api reads, with claimers that are in memory already.
 func coupon(name string, amount, remaining int, claimers []string) *pgstore.Coupon {
 	return &pgstore.Coupon{
 		Name:            name,

@@ -17,11 +17,11 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-// serve runs a rival behind the HTTP layer of the service.
-func serve(t *testing.T, rival contestants.Contestant) load.Service {
+// serve runs a contestant behind the HTTP layer of the service.
+func serve(t *testing.T, contestant contestants.Contestant) load.Service {
 	t.Helper()
-	cfg := contestants.Config{MaxConns: 8, Lanes: 1}
-	switch rival.Name {
+	cfg := contestants.Config{MaxConns: 8, ClaimConcurrency: 1}
+	switch contestant.Name {
 	default:
 		cfg.PostgresURL = pgtest.New(t).URL
 	case "ceiling":
@@ -33,7 +33,7 @@ func serve(t *testing.T, rival contestants.Contestant) load.Service {
 		t.Cleanup(server.Stop)
 		cfg.RedisAddress = server.Address
 	}
-	store, stop, err := rival.Open(t.Context(), cfg)
+	store, stop, err := contestant.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func serve(t *testing.T, rival contestants.Contestant) load.Service {
 	return load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute}
 }
 
-// claim lets users claim coupon at once, and returns how often each answer came.
+// claim sends concurrent claims of users for coupon, and returns how often each answer came.
 func claim(t *testing.T, service load.Service, coupon string, users ...string) string {
 	t.Helper()
 	run, err := load.Start(t.Context(), load.Plan{
@@ -64,23 +64,23 @@ func claim(t *testing.T, service load.Service, coupon string, users ...string) s
 	return strings.Join(answers, ", ")
 }
 
-// Whatever a rival is faster or slower at, it must be at the same work.
-func TestAllAnswerTheSame(t *testing.T) {
-	for _, rival := range contestants.All() {
-		t.Run(rival.Name, func(t *testing.T) {
-			if rival.Name == "ceiling" {
-				t.Skip("it gives to everybody, on purpose: see TestCeiling")
+// Speed can be compared only between contestants that do the same work.
+func TestContestants_sameAnswers(t *testing.T) {
+	for _, contestant := range contestants.All() {
+		t.Run(contestant.Name, func(t *testing.T) {
+			if contestant.Name == "ceiling" {
+				t.Skip("it answers every claim as claimed: see TestCeiling_answersEveryClaim")
 			}
-			if rival.Name == "Redis" && contestants.FindRedis(t.Context()) == "" {
+			if contestant.Name == "Redis" && contestants.FindRedis(t.Context()) == "" {
 				t.Skip("this machine has no redis-server, and no Docker engine with " + contestants.RedisImage)
 			}
-			service := serve(t, rival)
+			service := serve(t, contestant)
 			const coupon = "fünf/🎟"
 			if err := service.Create(t.Context(), coupon, 5); err != nil {
 				t.Fatal(err)
 			}
 			if err := service.Create(t.Context(), coupon, 6); !errors.Is(err, load.ErrCouponExists) {
-				t.Errorf("creating it again: %v", err)
+				t.Errorf("second creation: %v", err)
 			}
 			empty, err := service.Coupon(t.Context(), coupon)
 			if err != nil || empty.Amount != 5 || empty.Remaining != 5 || len(empty.ClaimedBy) != 0 {
@@ -88,7 +88,7 @@ func TestAllAnswerTheSame(t *testing.T) {
 			}
 
 			if got, want := claim(t, service, coupon, load.Users(50)...), "45 × 400 OUT_OF_STOCK, 5 × 201"; got != want {
-				t.Errorf("50 users for 5: %s, want %s", got, want)
+				t.Errorf("50 users for 5 coupons: %s, want %s", got, want)
 			}
 			sold, err := service.Coupon(t.Context(), coupon)
 			if err != nil {
@@ -100,12 +100,12 @@ func TestAllAnswerTheSame(t *testing.T) {
 			}
 
 			if got, want := claim(t, service, coupon, winners...), "5 × 409 ALREADY_CLAIMED"; got != want {
-				t.Errorf("the winners once more, now that nothing is left: %s, want %s", got, want)
+				t.Errorf("second claims of the winners, after the stock is gone: %s, want %s", got, want)
 			}
-			if got, want := claim(t, service, coupon, "nobody"), "1 × 400 OUT_OF_STOCK"; got != want {
-				t.Errorf("one who came too late: %s, want %s", got, want)
+			if got, want := claim(t, service, coupon, "late"), "1 × 400 OUT_OF_STOCK"; got != want {
+				t.Errorf("a user without a coupon, after the stock is gone: %s, want %s", got, want)
 			}
-			if got, want := claim(t, service, "unknown", "nobody"), "1 × 404 COUPON_NOT_FOUND"; got != want {
+			if got, want := claim(t, service, "unknown", "late"), "1 × 404 COUPON_NOT_FOUND"; got != want {
 				t.Errorf("an unknown coupon: %s, want %s", got, want)
 			}
 			if _, err := service.Coupon(t.Context(), "unknown"); err == nil || !strings.Contains(err.Error(), "COUPON_NOT_FOUND") {
@@ -116,37 +116,37 @@ func TestAllAnswerTheSame(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got, want := claim(t, service, "plenty", slices.Repeat([]string{"greedy"}, 30)...), "1 × 201, 29 × 409 ALREADY_CLAIMED"; got != want {
-				t.Errorf("one user 30 times at once: %s, want %s", got, want)
+				t.Errorf("30 concurrent claims of one user: %s, want %s", got, want)
 			}
 			for _, user := range []string{"c", "a", "b"} {
 				claim(t, service, "plenty", user)
 			}
 			plenty, err := service.Coupon(t.Context(), "plenty")
 			if err != nil || plenty.Remaining != 996 || !slices.Equal(plenty.ClaimedBy, []string{"greedy", "c", "a", "b"}) {
-				t.Errorf("after that, and three who came one after the other: %+v, %v", plenty, err)
+				t.Errorf("after three more claims in sequence: %+v, %v", plenty, err)
 			}
 		})
 	}
 }
 
-func TestCeiling(t *testing.T) {
-	rival, err := contestants.Find("ceiling")
+func TestCeiling_answersEveryClaim(t *testing.T) {
+	contestant, err := contestants.Find("ceiling")
 	if err != nil {
 		t.Fatal(err)
 	}
-	service := serve(t, rival)
+	service := serve(t, contestant)
 	if got, want := claim(t, service, "any", "a", "a", "b"), "3 × 201"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
 
 func TestFind(t *testing.T) {
-	for _, rival := range contestants.All() {
-		if found, err := contestants.Find(rival.Name); err != nil || found.Method != rival.Method {
-			t.Errorf("%s: %+v, %v", rival.Name, found, err)
+	for _, contestant := range contestants.All() {
+		if found, err := contestants.Find(contestant.Name); err != nil || found.Method != contestant.Method {
+			t.Errorf("%s: %+v, %v", contestant.Name, found, err)
 		}
 	}
 	if _, err := contestants.Find("MySQL"); err == nil {
-		t.Error("found a rival that is not there")
+		t.Error("no error for an unknown name")
 	}
 }

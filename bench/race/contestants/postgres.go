@@ -20,11 +20,11 @@ import (
 //go:embed schema.sql
 var schema string
 
-// connect opens a pool and makes the rivals' tables.
+// connect opens a pool and creates the tables of schema.sql.
 func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) {
 	poolConfig, err := pgxpool.ParseConfig(cfg.PostgresURL)
 	if err != nil {
-		return nil, nil, errors.New("the connection string of PostgreSQL does not parse")
+		return nil, nil, errors.New("not a valid connection string of PostgreSQL")
 	}
 	poolConfig.MaxConns = cfg.MaxConns
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
@@ -33,19 +33,20 @@ func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) {
 	}
 	if _, err := pool.Exec(ctx, schema); err != nil {
 		pool.Close()
-		return nil, nil, fmt.Errorf("the rivals' tables: %w", err)
+		return nil, nil, fmt.Errorf("create the contestants' tables: %w", err)
 	}
 	return pool, pool.Close, nil
 }
 
-// tables is what the three rivals with tables of their own have in common: everything but the claim.
+// tables implements everything but Claim for the three contestants that use the tables of
+// schema.sql.
 type tables struct {
 	pool *pgxpool.Pool
 }
 
 func (t tables) CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
 	tag, err := t.pool.Exec(ctx, `
-		insert into rival.coupons (name, amount, remaining_amount)
+		insert into contestant.coupons (name, amount, remaining_amount)
 		values ($1, $2, $2)
 		on conflict (name) do nothing`, name, amount)
 	if err != nil {
@@ -61,11 +62,11 @@ func (t tables) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool,
 	var amount, remaining int
 	var claimers []string
 	err := pgx.BeginTxFunc(ctx, t.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `select amount, remaining_amount from rival.coupons where name = $1`, name).Scan(&amount, &remaining)
+		err := tx.QueryRow(ctx, `select amount, remaining_amount from contestant.coupons where name = $1`, name).Scan(&amount, &remaining)
 		if err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, `select user_id from rival.claims where coupon_name = $1 order by claimed_at`, name)
+		rows, err := tx.Query(ctx, `select user_id from contestant.claims where coupon_name = $1 order by claimed_at`, name)
 		if err != nil {
 			return err
 		}
@@ -83,7 +84,7 @@ func (t tables) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool,
 
 func (t tables) Ready(ctx context.Context) error { return t.pool.Ping(ctx) }
 
-// interactive is what most would write first: the application holds the row's lock over five round trips.
+// interactive is the usual first version: the application holds the row lock over five round trips.
 type interactive struct{ tables }
 
 func openInteractive(ctx context.Context, cfg Config) (api.Store, func(), error) {
@@ -100,7 +101,7 @@ func (s interactive) Claim(ctx context.Context, user, name string) (pgstore.Clai
 	return status, err
 }
 
-// serializable lets PostgreSQL find the conflicts, and tries again until there is none.
+// serializable leaves it to PostgreSQL to detect conflicts, and retries until there is none.
 type serializable struct{ tables }
 
 func openSerializable(ctx context.Context, cfg Config) (api.Store, func(), error) {
@@ -115,10 +116,10 @@ func (s serializable) Claim(ctx context.Context, user, name string) (pgstore.Cla
 			status, err = claimInTx(ctx, tx, user, name, "")
 			return err
 		})
-		if !collided(err) {
+		if !conflicts(err) {
 			return status, err
 		}
-		// Full jitter: those who collided must not come back together.
+		// Full jitter, so that conflicting transactions do not retry at the same moment.
 		select {
 		case <-time.After(rand.N(pause)):
 		case <-ctx.Done():
@@ -127,10 +128,11 @@ func (s serializable) Claim(ctx context.Context, user, name string) (pgstore.Cla
 	}
 }
 
-// claimInTx claims step by step; lock is what the look at the stock ends with.
+// claimInTx claims one statement at a time. lock is appended to the query that reads the stock: a
+// locking clause, or "".
 func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (pgstore.ClaimStatus, error) {
 	var remaining int
-	err := tx.QueryRow(ctx, `select remaining_amount from rival.coupons where name = $1`+lock, name).Scan(&remaining)
+	err := tx.QueryRow(ctx, `select remaining_amount from contestant.coupons where name = $1`+lock, name).Scan(&remaining)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return pgstore.CouponNotFound, nil
 	}
@@ -141,7 +143,7 @@ func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (pgstore
 		return withoutStock(ctx, tx, user, name)
 	}
 	tag, err := tx.Exec(ctx, `
-		insert into rival.claims (coupon_name, user_id)
+		insert into contestant.claims (coupon_name, user_id)
 		values ($1, $2)
 		on conflict (coupon_name, user_id) do nothing`, name, user)
 	if err != nil {
@@ -150,17 +152,18 @@ func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (pgstore
 	if tag.RowsAffected() == 0 {
 		return pgstore.AlreadyClaimed, nil
 	}
-	_, err = tx.Exec(ctx, `update rival.coupons set remaining_amount = remaining_amount - 1 where name = $1`, name)
+	_, err = tx.Exec(ctx, `update contestant.coupons set remaining_amount = remaining_amount - 1 where name = $1`, name)
 	return pgstore.Claimed, err
 }
 
-// withoutStock answers a user for whom nothing is left.
+// withoutStock returns the status of a claim on a coupon without stock: already claimed, if the
+// user has it, else out of stock.
 func withoutStock(ctx context.Context, db interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }, user, name string) (pgstore.ClaimStatus, error) {
 	var has bool
 	err := db.QueryRow(ctx, `
-		select exists (select from rival.claims where coupon_name = $1 and user_id = $2)`, name, user).Scan(&has)
+		select exists (select from contestant.claims where coupon_name = $1 and user_id = $2)`, name, user).Scan(&has)
 	if err != nil {
 		return "", err
 	}
@@ -170,8 +173,8 @@ func withoutStock(ctx context.Context, db interface {
 	return pgstore.OutOfStock, nil
 }
 
-// optimistic takes no lock before it writes: one statement and one commit, which fails when the same user came twice at
-// once, and is then asked again.
+// optimistic takes no lock before it writes: one statement and one commit. The statement fails when
+// the same user claims twice at the same time, and is then retried.
 type optimistic struct{ tables }
 
 func openOptimistic(ctx context.Context, cfg Config) (api.Store, func(), error) {
@@ -181,22 +184,22 @@ func openOptimistic(ctx context.Context, cfg Config) (api.Store, func(), error) 
 
 const optimisticSQL = `
 with granted as (
-  update rival.coupons
+  update contestant.coupons
   set remaining_amount = remaining_amount - 1
   where name = $1
     and remaining_amount > 0
-    and not exists (select from rival.claims where coupon_name = $1 and user_id = $2)
+    and not exists (select from contestant.claims where coupon_name = $1 and user_id = $2)
   returning name
 )
-insert into rival.claims (coupon_name, user_id)
+insert into contestant.claims (coupon_name, user_id)
 select name, $2
 from granted`
 
 func (s optimistic) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
 	for {
 		tag, err := s.pool.Exec(ctx, optimisticSQL, name, user)
-		if collided(err) {
-			continue // now the user's other claim is there to be seen
+		if conflicts(err) {
+			continue // the user's other claim has committed and is visible now
 		}
 		if err != nil {
 			return "", err
@@ -205,7 +208,7 @@ func (s optimistic) Claim(ctx context.Context, user, name string) (pgstore.Claim
 			return pgstore.Claimed, nil
 		}
 		var found bool
-		if err := s.pool.QueryRow(ctx, `select exists (select from rival.coupons where name = $1)`, name).Scan(&found); err != nil {
+		if err := s.pool.QueryRow(ctx, `select exists (select from contestant.coupons where name = $1)`, name).Scan(&found); err != nil {
 			return "", err
 		}
 		if !found {
@@ -215,10 +218,11 @@ func (s optimistic) Claim(ctx context.Context, user, name string) (pgstore.Claim
 	}
 }
 
-// collided: somebody else was faster, and asking again will tell.
-func collided(err error) bool {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
+// conflicts reports whether err is a conflict with a concurrent transaction, so that a retry may
+// succeed.
+func conflicts(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
 		return false
 	}
 	switch pgErr.Code {
@@ -228,8 +232,8 @@ func collided(err error) bool {
 	return false
 }
 
-// single is our own functions, called once for each request, reads too: what claims and reads that travel together are
-// compared with.
+// single calls our own functions once for each request, also for reads. It is what batched claims
+// and shared reads are compared with.
 type single struct {
 	*pgstore.Store
 	pool *pgxpool.Pool
@@ -256,7 +260,8 @@ func (s single) Claim(ctx context.Context, user, name string) (pgstore.ClaimStat
 	return status, err
 }
 
-// singleReadSQL needs no snapshot for its two calls: claims stay, and the first says how many of them the second lists.
+// singleReadSQL does not need one snapshot for its two calls: claims are never deleted, and the
+// first call says how many of them the second returns.
 const singleReadSQL = `
 select c.amount, c.remaining_amount, array(select public.coupon_claimers($1, 0, c.amount - c.remaining_amount))
 from public.get_coupon($1) as c`

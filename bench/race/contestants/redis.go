@@ -11,14 +11,15 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// redis keeps a coupon under three keys with one hash tag: a hash with amount and remaining_amount, a set of the users who
-// have it, and a list of them in claim order. The client is rueidis, which sends what many goroutines ask at once down one
-// connection together: the fastest of the Go clients for this, as Redis's own people recommend it.
+// redis stores a coupon under three keys with one hash tag: a hash with amount and
+// remaining_amount, a set of its users, and a list of them in claim order. The client is rueidis,
+// which Redis recommends: it pipelines the commands of concurrent goroutines on one connection, and
+// is the fastest Go client for this.
 type redis struct {
 	client rueidis.Client
 }
 
-// claimScript is atomic because Redis runs one script at a time. Answers as in claim_status.
+// claimScript is atomic because Redis runs one script at a time. It returns values of claim_status.
 var claimScript = rueidis.NewLuaScript(`
 local remaining = redis.call('hget', KEYS[1], 'remaining_amount')
 if not remaining then
@@ -46,7 +47,7 @@ redis.call('hset', KEYS[1], 'amount', ARGV[1], 'remaining_amount', ARGV[1])
 return 'created'
 `)
 
-// readScript reads one state: both commands of it, and no claim in between.
+// readScript reads one state: no claim runs between its two commands.
 var readScript = rueidis.NewLuaScriptReadOnly(`
 local coupon = redis.call('hmget', KEYS[1], 'amount', 'remaining_amount')
 if not coupon[1] then

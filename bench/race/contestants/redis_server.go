@@ -12,20 +12,20 @@ import (
 	"time"
 )
 
-// RedisImage is the image that Redis comes from where no redis-server is installed.
+// RedisImage is the container image of Redis that is used where no redis-server is installed.
 const RedisImage = "redis:7"
 
-// RedisServer is a Redis of this machine under way, with an append-only file and no snapshots.
+// RedisServer is a running Redis on this machine, with an append-only file and no snapshots.
 type RedisServer struct {
-	// Address is its "host:port", on this machine only.
+	// Address is its "host:port" on the loopback interface.
 	Address string
-	cmd     *exec.Cmd // the server, or the docker client that stays with its container
+	cmd     *exec.Cmd // the server, or the docker client attached to its container
 	pid     int
 }
 
-// FindRedis says how this machine can run Redis: "redis-server" when that is installed, RedisImage when a Docker engine on
-// Linux has the image or can get it, else "". (Elsewhere containers run in a virtual machine, behind a proxy for their
-// ports: a race against that would not be fair.)
+// FindRedis returns how this machine can run Redis: "redis-server" if that is installed, RedisImage
+// if a Docker engine on Linux has the image or can pull it, else "". On other systems containers
+// run in a virtual machine behind a port proxy, which would slow Redis down unfairly.
 func FindRedis(ctx context.Context) string {
 	if _, err := exec.LookPath("redis-server"); err == nil {
 		return "redis-server"
@@ -40,7 +40,7 @@ func FindRedis(ctx context.Context) string {
 	return ""
 }
 
-// RedisVersion is what the Redis that FindRedis found says of its version; "" where there is none.
+// RedisVersion returns the version that the Redis of FindRedis reports, or "" if there is no Redis.
 func RedisVersion(ctx context.Context) string {
 	version := []string{"redis-server", "--version"}
 	if FindRedis(ctx) == RedisImage {
@@ -50,53 +50,54 @@ func RedisVersion(ctx context.Context) string {
 	return strings.TrimSpace(string(out))
 }
 
-// StartRedis starts a Redis that syncs its data as appendfsync says: "always" or "everysec". They stand in dir, an existing
-// folder, or with the container. It returns when the server takes connections; the server ends with ctx or by Stop.
+// StartRedis starts a Redis with that appendfsync, "always" or "everysec". Its data are in dir,
+// which must exist, or in its container. StartRedis returns when the server accepts connections.
+// The server runs until ctx ends or Stop is called.
 func StartRedis(ctx context.Context, dir, appendfsync string) (*RedisServer, error) {
 	port, err := freePort(ctx)
 	if err != nil {
 		return nil, err
 	}
-	how := FindRedis(ctx)
+	program := FindRedis(ctx)
 	settings := []string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", appendfsync}
 	name := "race-redis-" + port
 	s := &RedisServer{Address: net.JoinHostPort("127.0.0.1", port)}
-	switch how {
+	switch program {
 	case "":
-		return nil, fmt.Errorf("no redis-server is installed, and no Docker engine of Linux has %s", RedisImage)
+		return nil, fmt.Errorf("no redis-server is installed, and no Docker engine on Linux has %s", RedisImage)
 	case RedisImage:
-		// On the host's network, so that Redis pays for no proxy between it and the service.
+		// On the host's network, so that no proxy between Redis and the service slows it down.
 		run := []string{"run", "--rm", "--name", name, "--network", "host", RedisImage}
 		s.cmd = exec.CommandContext(ctx, "docker", append(run, settings...)...)
 	default:
-		s.cmd = exec.CommandContext(ctx, how, append(settings, "--dir", dir)...)
+		s.cmd = exec.CommandContext(ctx, program, append(settings, "--dir", dir)...)
 	}
-	// An end that it can react to: the docker client stops its container.
+	// An interrupt, not a kill: the docker client then stops its container.
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(os.Interrupt) }
 	s.cmd.WaitDelay = 10 * time.Second
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	if err := s.await(ctx); err != nil {
+	if err := s.awaitConnection(ctx); err != nil {
 		s.Stop()
-		return nil, fmt.Errorf("%s: %w", how, err)
+		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	s.pid = s.cmd.Process.Pid
-	if how == RedisImage {
+	if program == RedisImage {
 		out, err := exec.CommandContext(ctx, "docker", "inspect", "--format", "{{.State.Pid}}", name).Output()
 		if err == nil {
 			s.pid, err = strconv.Atoi(strings.TrimSpace(string(out)))
 		}
 		if err != nil {
 			s.Stop()
-			return nil, fmt.Errorf("the process of %s: %w", name, err)
+			return nil, fmt.Errorf("process of container %s: %w", name, err)
 		}
 	}
 	return s, nil
 }
 
-// await returns when the server takes connections.
-func (s *RedisServer) await(ctx context.Context) error {
+// awaitConnection waits at most 20 seconds until the server accepts a connection.
+func (s *RedisServer) awaitConnection(ctx context.Context) error {
 	var dialer net.Dialer
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		conn, err := dialer.DialContext(ctx, "tcp", s.Address)
@@ -119,11 +120,11 @@ func freePort(ctx context.Context) (string, error) {
 	return strconv.Itoa(port), listener.Close()
 }
 
-// Pid is the server's process.
+// Pid returns the process ID of the server.
 func (s *RedisServer) Pid() int { return s.pid }
 
-// Stop ends the server and waits until it has ended.
+// Stop ends the server and waits for it.
 func (s *RedisServer) Stop() {
 	_ = s.cmd.Process.Signal(os.Interrupt)
-	_ = s.cmd.Wait() // its data are thrown away; how it ended does not matter
+	_ = s.cmd.Wait() // its data are discarded, so its exit status does not matter
 }

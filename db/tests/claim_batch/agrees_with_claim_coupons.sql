@@ -1,54 +1,54 @@
--- The rule is said twice, for one coupon and for many. The same crowd gets the same answers and leaves the same claims.
--- (db/agreement_test.go draws crowds at random.)
+-- claim_coupons and claim_batch implement the same rule: the same requests get the same statuses
+-- and leave the same claims. (db/agreement_test.go tests random batches.)
 begin;
 select plan(3);
 
-create temporary table crowd as
+create temporary table request as
   select
-    i as place,
+    i as position,
     'user ' || i * 7919 % 97 as user_id,
     'coupon ' || i * 104729 % 11 as coupon_name
   from generate_series(1, 1500) as i;
 
 -- Coupons 9 and 10 do not exist.
-select public.create_coupon(way || 'coupon ' || i, 5 + i * 10)
+select public.create_coupon(prefix || 'coupon ' || i, 5 + i * 10)
 from generate_series(0, 8) as i
-cross join unnest(array['one:  ', 'many: ']) as way;
+cross join unnest(array['one:  ', 'many: ']) as prefix;
 
-create temporary table by_coupon as
+create temporary table claim_coupons_result as
   select
-    a.place,
-    a.status
+    s.position,
+    s.status
   from (
     select
-      array_agg(user_id order by place) as users,
-      array_agg(place order by place) as places,
+      array_agg(user_id order by position) as users,
+      array_agg(position order by position) as positions,
       coupon_name
-    from crowd
+    from request
     group by coupon_name
-  ) as c
-  cross join lateral unnest(c.places, public.claim_coupons(c.users, 'one:  ' || c.coupon_name)) as a (place, status);
+  ) as r
+  cross join lateral unnest(r.positions, public.claim_coupons(r.users, 'one:  ' || r.coupon_name)) as s (position, status);
 
-create temporary table by_sets as
+create temporary table claim_batch_result as
   select
-    a.position as place,
-    a.status
+    s.position,
+    s.status
   from (
     select
-      array_agg(user_id order by place) as users,
-      array_agg('many: ' || coupon_name order by place) as coupons,
-      array_agg(place order by place) as places
-    from crowd
-  ) as c
-  cross join lateral public.claim_batch(c.users, c.coupons, c.places) as a;
+      array_agg(user_id order by position) as users,
+      array_agg('many: ' || coupon_name order by position) as coupons,
+      array_agg(position order by position) as positions
+    from request
+  ) as r
+  cross join lateral public.claim_batch(r.users, r.coupons, r.positions) as s;
 
 select results_eq(
-  'select place, status from by_coupon order by place',
-  'select place, status from by_sets order by place',
-  'equal answers');
+  'select position, status from claim_coupons_result order by position',
+  'select position, status from claim_batch_result order by position',
+  'equal statuses');
 select is(
-  (select count(distinct status) from by_sets), 4::bigint,
-  'all four of them');
+  (select count(distinct status) from claim_batch_result), 4::bigint,
+  'all four statuses occur');
 select results_eq(
   $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'one:  %' order by 1, 2 $$,
   $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'many: %' order by 1, 2 $$,

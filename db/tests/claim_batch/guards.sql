@@ -1,4 +1,4 @@
--- A bad argument is a fault of the caller's: SQLSTATE 22023, and a message with the argument's name and the place in it.
+-- An invalid argument raises SQLSTATE 22023 with a message that names the argument and the index.
 begin;
 select plan(20);
 
@@ -36,13 +36,13 @@ select throws_ok(
   '22023', 'p_coupons[1] must have 1 to 255 characters that are not all white space', 'a coupon of 256 characters');
 select throws_ok(
   $$ select public.claim_batch(array[['ann', 'bob']], array['lamp', 'lamp'], array[1, 2]) $$,
-  '22023', 'p_users must be an array of one dimension', 'a table of users');
+  '22023', 'p_users must be an array of one dimension', 'a two-dimensional array of users');
 select throws_ok(
   $$ select public.claim_batch(array['ann', 'bob'], array[['lamp', 'lamp']], array[1, 2]) $$,
-  '22023', 'p_coupons must be an array of one dimension', 'a table of coupons');
+  '22023', 'p_coupons must be an array of one dimension', 'a two-dimensional array of coupons');
 select throws_ok(
   $$ select public.claim_batch(array['ann', 'bob'], array['lamp', 'lamp'], array[[1, 2]]) $$,
-  '22023', 'p_positions must be an array of one dimension without nulls', 'a table of positions');
+  '22023', 'p_positions must be an array of one dimension without nulls', 'a two-dimensional array of positions');
 select throws_ok(
   $$ select public.claim_batch(array['ann'], array['lamp', 'lamp'], array[1, 2]) $$,
   '22023', 'p_users, p_coupons and p_positions must have the same length', 'too few users');
@@ -57,10 +57,10 @@ select throws_ok(
   '22023', 'p_users, p_coupons and p_positions must have the same length', 'a position without a claim');
 select throws_ok(
   $$ select public.claim_batch(array['ann', 'bob'], array['lamp', 'chair'], array[[1], [2]]) $$,
-  '22023', 'p_positions must be an array of one dimension without nulls', 'the coupons need not exist to be asked for wrongly');
+  '22023', 'p_positions must be an array of one dimension without nulls', 'a coupon that does not exist gets the same error');
 
-select is_empty('select from public.claims', 'one bad claim, and none of the call is made');
-select is((select remaining_amount from public.coupons), 5, 'nor is anything taken');
+select is_empty('select from public.claims', 'one invalid claim, and no claim of the call is made');
+select is((select remaining_amount from public.coupons), 5, 'the stock is unchanged');
 
 select * from finish();
 rollback;

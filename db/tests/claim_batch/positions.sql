@@ -1,4 +1,5 @@
--- A claim is answered under the position that the caller gives it, so that a proxy may split the arrays and join the answers.
+-- Each row has the position that the caller gave the claim, so that a proxy can split the arrays
+-- and join the rows.
 begin;
 select plan(4);
 
@@ -7,19 +8,19 @@ select public.create_coupon('lamp', 2);
 select results_eq(
   $$ select * from public.claim_batch(array['ann', 'bob', 'ann'], array['lamp', 'lamp', 'lamp'], array[30, 10, 20]) $$,
   $$ values (30, 'claimed'::public.claim_status), (10, 'claimed'), (20, 'already_claimed') $$,
-  'answers come in the order of the arrays, under the positions');
+  'rows are in the order of the arrays and have the given positions');
 select results_eq(
   $$ select user_id from public.claims order by claim_number $$,
   $$ values ('ann' collate "C"), ('bob') $$,
-  'the order of the arrays counts for the claims, not the positions');
+  'claim numbers follow the order of the arrays, not the positions');
 select results_eq(
   $$ select * from public.claim_batch(array['ann', 'bob'], array['lamp', 'lamp'], array[0, 0]) $$,
   $$ values (0, 'already_claimed'::public.claim_status), (0, 'already_claimed') $$,
-  'positions are the caller''s: they may repeat');
+  'positions may repeat');
 select results_eq(
   $$ select * from public.claim_batch('[5:6]={ann,eve}', '[0:1]={lamp,lamp}', '[-1:0]={-7,2147483647}') $$,
   $$ values (-7, 'already_claimed'::public.claim_status), (2147483647, 'out_of_stock') $$,
-  'and arrays may count from anywhere');
+  'arrays may have any lower bound');
 
 select * from finish();
 rollback;

@@ -1,4 +1,4 @@
--- A user who asks for the same coupon several times in one call gets one piece at most.
+-- A user that claims the same coupon several times in one call gets it at most once.
 begin;
 select plan(3);
 
@@ -16,9 +16,9 @@ select results_eq(
   $$
     values ('claimed'), ('claimed'), ('already_claimed'), ('out_of_stock'), ('already_claimed'), ('out_of_stock'), ('claimed')
   $$,
-  'the first request is the claim; a winner has it ever after, a loser loses each time');
-select is((select count(*) from public.claims), 3::bigint, 'three claims');
-select is((select sum(remaining_amount) from public.coupons), 0::bigint, 'three pieces');
+  'the first request counts; repeats get already_claimed if it succeeded, out_of_stock if not');
+select is((select count(*) from public.claims), 3::bigint, 'three claims are stored');
+select is((select sum(remaining_amount) from public.coupons), 0::bigint, 'the stock is smaller by three');
 
 select * from finish();
 rollback;

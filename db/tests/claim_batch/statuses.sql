@@ -1,4 +1,4 @@
--- One row for each claim, in the order of the arrays: every status, over several coupons.
+-- One row per claim, in the order of the arrays: every status, over several coupons.
 begin;
 select plan(3);
 
@@ -27,15 +27,15 @@ select results_eq(
       (7, 'out_of_stock'),
       (8, 'coupon_not_found')
   $$,
-  'each gets the answer he would get alone');
+  'each claim gets the same status as in a call of its own');
 select results_eq(
   $$ select coupon_name, claim_number, user_id from public.claims order by coupon_name, claim_number $$,
   $$ values ('chair' collate "C", 1, 'ann' collate "C"), ('lamp', 1, 'ann'), ('lamp', 2, 'bob'), ('sofa', 1, 'ann') $$,
-  'the claims are stored, each coupon numbered by itself');
+  'the claims are stored and numbered per coupon');
 select results_eq(
   $$ select name, remaining_amount from public.coupons order by name $$,
   $$ values ('chair' collate "C", 0), ('lamp', 0), ('sofa', 0) $$,
-  'each stock is less by its own claims');
+  'each stock is smaller by the number of its claims');
 
 select * from finish();
 rollback;

@@ -1,4 +1,4 @@
--- Claims of a coupon are numbered 1, 2, 3 … without gaps, whatever happens in between.
+-- The claims of a coupon are numbered 1, 2, 3 … without gaps.
 begin;
 select plan(3);
 
@@ -9,10 +9,10 @@ select public.claim_coupon('ann', 'lamp');
 select public.claim_coupon('ann', 'lamp');
 select public.claim_coupon('ann', 'chair');
 
-savepoint taken_back;
+savepoint before_rollback;
 select public.claim_coupon('bob', 'lamp');
 select public.claim_coupons(array['eve', 'joe'], 'lamp');
-rollback to savepoint taken_back;
+rollback to savepoint before_rollback;
 
 select public.claim_coupon('joe', 'lamp');
 select public.claim_coupons(array['ann', 'sue', 'joe', 'tom'], 'lamp');
@@ -21,11 +21,11 @@ select public.claim_coupon('zoe', 'chair');
 select results_eq(
   $$ select claim_number, user_id from public.claims where coupon_name = 'lamp' order by claim_number $$,
   $$ values (1, 'ann' collate "C"), (2, 'joe'), (3, 'sue'), (4, 'tom') $$,
-  'repeats, other coupons and what was rolled back leave no gap');
+  'repeats, other coupons and rolled back claims leave no gap');
 select results_eq(
   $$ select claim_number, user_id from public.claims where coupon_name = 'chair' order by claim_number $$,
   $$ values (1, 'ann' collate "C"), (2, 'zoe') $$,
-  'each coupon counts by itself');
+  'each coupon has its own numbers');
 select is_empty(
   $$
     select c.name
@@ -36,7 +36,7 @@ select is_empty(
     having c.amount - c.remaining_amount <> count(k.claim_number)
       or max(k.claim_number) <> count(k.claim_number)
   $$,
-  'the highest number is how many are claimed, and how much the stock is less');
+  'the highest number, the number of claims and amount - remaining_amount are equal');
 
 select * from finish();
 rollback;

@@ -1,10 +1,10 @@
--- A user who does not have the coupon, while there is stock, gets one piece.
+-- A user that does not have the coupon gets it while there is stock.
 begin;
 select plan(5);
 
 select public.create_coupon('lamp', 3);
 
-select is(public.claim_coupon('ann', 'lamp'), 'claimed', 'the first user gets a piece');
+select is(public.claim_coupon('ann', 'lamp'), 'claimed', 'the first user gets the coupon');
 select is(public.claim_coupon('bob', 'lamp'), 'claimed', 'and so does the second');
 
 select results_eq(
@@ -14,10 +14,10 @@ select results_eq(
 select is(
   (select remaining_amount from public.coupons where name = 'lamp'),
   1,
-  'the stock is less by as many');
+  'the stock is smaller by the number of claims');
 select ok(
   (select bool_and(claimed_at between now() and clock_timestamp()) from public.claims),
-  'each claim says when it was made');
+  'each claim has the time when it was made');
 
 select * from finish();
 rollback;

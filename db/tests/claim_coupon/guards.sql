@@ -1,4 +1,4 @@
--- A bad argument is a fault of the caller's: SQLSTATE 22023, and a message that begins with the argument's name.
+-- An invalid argument raises SQLSTATE 22023 with a message that begins with the argument's name.
 begin;
 select plan(13);
 
@@ -12,7 +12,7 @@ select throws_ok(
   '22023', 'p_coupon must not be null', 'no coupon');
 select throws_ok(
   $$ select public.claim_coupon(null, null) $$,
-  '22023', 'p_user must not be null', 'of two bad arguments the first is told');
+  '22023', 'p_user must not be null', 'the first of two invalid arguments is named');
 select throws_ok(
   $$ select public.claim_coupon('', 'lamp') $$,
   '22023', 'p_user must have 1 to 255 characters that are not all white space', 'an empty user');
@@ -32,14 +32,14 @@ select throws_ok(
   $$ select public.claim_coupon('ann', repeat('x', 256)) $$,
   '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'a coupon of 256 characters');
 
-select is_empty('select from public.claims', 'a refused call leaves no claim');
-select is((select remaining_amount from public.coupons), 5, 'and takes nothing');
+select is_empty('select from public.claims', 'a refused call stores no claim');
+select is((select remaining_amount from public.coupons), 5, 'and leaves the stock unchanged');
 
-select is(public.claim_coupon(repeat(U&'\+01F3AB', 255), 'lamp'), 'claimed', '255 characters of four bytes are a user');
+select is(public.claim_coupon(repeat(U&'\+01F3AB', 255), 'lamp'), 'claimed', 'a user id may have 255 characters of four bytes');
 select public.create_coupon(repeat(U&'\+01F3AB', 255), 1);
 select is(
   public.claim_coupon(repeat(U&'\+01F3AB', 255), repeat(U&'\+01F3AB', 255)), 'claimed',
-  'and a coupon: together they fit the indexes');
+  'and so may a coupon name: together they fit the indexes');
 
 select * from finish();
 rollback;

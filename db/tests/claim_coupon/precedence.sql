@@ -1,4 +1,5 @@
--- Of several answers that would be true, the first of these is given: coupon_not_found, already_claimed, out_of_stock.
+-- If several statuses are true, the first of these is returned: coupon_not_found, already_claimed,
+-- out_of_stock.
 begin;
 select plan(3);
 
@@ -7,7 +8,7 @@ select public.claim_coupon('ann', 'lamp');
 
 select is(public.claim_coupon('ann', 'lamp'), 'already_claimed', 'sold out, but ann has it: already_claimed');
 select is(public.claim_coupon('bob', 'lamp'), 'out_of_stock', 'sold out, and bob does not have it: out_of_stock');
-select is(public.claim_coupon('ann', 'chair'), 'coupon_not_found', 'unknown, though ann has another: coupon_not_found');
+select is(public.claim_coupon('ann', 'chair'), 'coupon_not_found', 'unknown coupon, although ann has another: coupon_not_found');
 
 select * from finish();
 rollback;

@@ -1,4 +1,5 @@
--- A caller's own temporary objects, search_path and settings change nothing: every name in the functions is pinned.
+-- A caller's temporary objects, search_path and settings do not affect the functions, because every
+-- name in them is qualified or pinned.
 begin;
 set local role coupon_service;
 select plan(8);
@@ -17,8 +18,8 @@ set local search_path = pg_temp, tap, pg_catalog;
 set local plpgsql.extra_errors = 'all';
 set local standard_conforming_strings = off;
 
-select is(public.claim_coupon('ann', 'lamp'), 'coupon_not_found', 'the caller''s coupons are not ours');
-select is(public.create_coupon('lamp', 1), 'created', 'nor do they take a name');
+select is(public.claim_coupon('ann', 'lamp'), 'coupon_not_found', 'the caller''s table coupons is not read');
+select is(public.create_coupon('lamp', 1), 'created', 'nor does it occupy a name');
 select is(public.claim_coupon('ann', 'lamp'), 'claimed', 'a claim is made');
 select is(public.claim_coupon('ann', 'lamp'), 'already_claimed', 'and found again');
 select is(public.claim_coupon('bob', 'lamp'), 'out_of_stock', 'and counted');
@@ -28,8 +29,8 @@ select results_eq(
   'and listed');
 select throws_ok(
   $$ select public.claim_coupon('', 'lamp') $$,
-  '22023', 'p_user must have 1 to 255 characters that are not all white space', 'the guards are ours, too');
-select ok(not exists (select from pg_temp.claims), 'nothing was written to the caller''s tables');
+  '22023', 'p_user must have 1 to 255 characters that are not all white space', 'the guards are not replaced');
+select ok(not exists (select from pg_temp.claims), 'nothing is written to the caller''s tables');
 
 select * from finish();
 rollback;

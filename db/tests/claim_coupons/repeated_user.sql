@@ -1,4 +1,4 @@
--- A user who stands in the crowd several times gets one piece at most.
+-- A user that is in the batch several times gets the coupon at most once.
 begin;
 select plan(4);
 
@@ -6,15 +6,15 @@ select public.create_coupon('lamp', 3);
 select is(
   public.claim_coupons(array['ann', 'ann', 'bob', 'ann', 'bob'], 'lamp'),
   '{claimed,already_claimed,claimed,already_claimed,already_claimed}',
-  'the first request is the claim, the others find it');
-select is((select remaining_amount from public.coupons where name = 'lamp'), 1, 'repeats take nothing from the stock');
+  'the first request is claimed, the others are already_claimed');
+select is((select remaining_amount from public.coupons where name = 'lamp'), 1, 'repeats do not decrement the stock');
 
 select public.create_coupon('chair', 1);
 select is(
   public.claim_coupons(array['ann', 'bob', 'bob', 'ann'], 'chair'),
   '{claimed,out_of_stock,out_of_stock,already_claimed}',
-  'sold out on the way: a loser loses each time, the winner has it');
-select is((select count(*) from public.claims), 3::bigint, 'three claims in all');
+  'if the batch exhausts the stock, repeats get already_claimed or out_of_stock');
+select is((select count(*) from public.claims), 3::bigint, 'three claims are stored');
 
 select * from finish();
 rollback;

@@ -1,4 +1,4 @@
--- Who has a coupon, in claim order, page by page: claims p_after + 1 to p_upto.
+-- The users that have a coupon, in claim order, page by page: claims p_after + 1 to p_upto.
 begin;
 select plan(8);
 
@@ -10,7 +10,7 @@ select public.claim_coupons(array['ann', 'zoe'], 'chair');
 select results_eq(
   $$ select public.coupon_claimers('lamp', 0, 5) $$,
   $$ values ('zoe'), ('ann'), ('bob'), ('eve'), ('joe') $$,
-  'in the order of the claims, of this coupon only');
+  'in claim order, of this coupon only');
 select results_eq(
   $$ select public.coupon_claimers('lamp', 0, 2) $$,
   $$ values ('zoe'), ('ann') $$,
@@ -18,18 +18,18 @@ select results_eq(
 select results_eq(
   $$ select public.coupon_claimers('lamp', 2, 4) $$,
   $$ values ('bob'), ('eve') $$,
-  'the second');
+  'the second page');
 select results_eq(
   $$ select public.coupon_claimers('lamp', 4, 6) $$,
   $$ values ('joe') $$,
-  'the last one has less');
-select is_empty($$ select public.coupon_claimers('lamp', 5, 10) $$, 'behind the last claim there is nothing');
-select is_empty($$ select public.coupon_claimers('lamp', 2, 2) $$, 'a page of none');
+  'the last page is shorter');
+select is_empty($$ select public.coupon_claimers('lamp', 5, 10) $$, 'a page after the last claim is empty');
+select is_empty($$ select public.coupon_claimers('lamp', 2, 2) $$, 'an empty range');
 select is_empty($$ select public.coupon_claimers('table', 0, 10) $$, 'an unknown coupon has no claimers');
 select results_eq(
   $$ select public.coupon_claimers('chair', 0, 2147483647) $$,
   $$ values ('ann'), ('zoe') $$,
-  'all of them at once');
+  'all claims in one page');
 
 select * from finish();
 rollback;

@@ -1,18 +1,18 @@
--- The service's role may ask which migration is the newest here.
+-- Returns the number of the newest migration, which the service's role cannot read itself.
 begin;
 select plan(3);
 
 select is(
   public.coupon_schema_version(),
   (select version from public.schema_version),
-  'it is the number that the migrator keeps');
+  'the number that the migrator stores');
 update public.schema_version
 set version = 41;
-select is(public.coupon_schema_version(), 41, 'at this instant');
+select is(public.coupon_schema_version(), 41, 'the current one');
 select isnt(
   has_table_privilege('coupon_service', 'public.schema_version', 'select'),
   true,
-  'the role could not look for itself');
+  'the role cannot read the table');
 
 select * from finish();
 rollback;

@@ -1,4 +1,4 @@
--- A bad argument is a fault of the caller's: SQLSTATE 22023, and a message that begins with the argument's name.
+-- An invalid argument raises SQLSTATE 22023 with a message that begins with the argument's name.
 begin;
 select plan(11);
 
@@ -19,19 +19,19 @@ select throws_ok(
   '22023', 'p_amount must be a whole number from 1 to 2147483647', 'no amount');
 select throws_ok(
   $$ select public.create_coupon('lamp', 0) $$,
-  '22023', 'p_amount must be a whole number from 1 to 2147483647', 'nothing to sell');
+  '22023', 'p_amount must be a whole number from 1 to 2147483647', 'an amount of 0');
 select throws_ok(
   $$ select public.create_coupon('lamp', -1) $$,
-  '22023', 'p_amount must be a whole number from 1 to 2147483647', 'less than nothing');
+  '22023', 'p_amount must be a whole number from 1 to 2147483647', 'a negative amount');
 select throws_ok(
   $$ select public.create_coupon('lamp', 2147483648) $$,
-  '22023', 'p_amount must be a whole number from 1 to 2147483647', 'more than an integer holds');
+  '22023', 'p_amount must be a whole number from 1 to 2147483647', 'more than the largest integer');
 select throws_ok(
   $$ select public.create_coupon('lamp', 1.5) $$,
-  '42883', null, 'there is no half piece: no such function');
+  '42883', null, 'a fraction: no such function');
 
 select is_empty('select from public.coupons', 'nothing was created');
-select is(public.create_coupon(repeat(U&'\+01F3AB', 255), 1), 'created', '255 characters of four bytes are a name');
+select is(public.create_coupon(repeat(U&'\+01F3AB', 255), 1), 'created', 'a name may have 255 characters of four bytes');
 
 select * from finish();
 rollback;

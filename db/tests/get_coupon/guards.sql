@@ -1,4 +1,4 @@
--- A bad argument is a fault of the caller's: SQLSTATE 22023, and a message that begins with the argument's name.
+-- An invalid argument raises SQLSTATE 22023 with a message that begins with the argument's name.
 begin;
 select plan(4);
 

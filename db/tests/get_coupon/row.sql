@@ -1,4 +1,4 @@
--- The coupon as it is at this instant, or no row.
+-- The current state of the coupon, or no row.
 begin;
 select plan(5);
 
@@ -12,8 +12,8 @@ select public.claim_coupons(array['ann', 'bob'], 'lamp');
 select results_eq(
   $$ select * from public.get_coupon('lamp') $$,
   $$ values ('lamp', 3, 1) $$,
-  'what is claimed is missing');
-select is_empty($$ select * from public.get_coupon('LAMP') $$, 'another name is another coupon');
+  'claims reduce remaining_amount');
+select is_empty($$ select * from public.get_coupon('LAMP') $$, 'names are case-sensitive');
 select is(
   (select amount - remaining_amount from public.get_coupon('lamp')),
   (select count(*)::integer from public.coupon_claimers('lamp', 0, 2147483647)),

@@ -1,8 +1,10 @@
--- A call for a coupon of another server is refused by its own SQLSTATE: never "no such coupon", and nothing is stored.
+-- A call for a coupon that another server owns is refused with SQLSTATE SC421, not
+-- coupon_not_found, and stores nothing.
 begin;
 select plan(14);
 
--- One coupon of each half, and both exist: the rows of a partition that has moved away are still there.
+-- One coupon of each partition. Both exist: the rows of a partition that was moved are still
+-- stored.
 create temporary table name as
 select
   min('coupon-' || n) filter (where hashtext('coupon-' || n) & 1 = 0) as ours,
@@ -31,17 +33,17 @@ select throws_ok(
   'SC421', 'this server does not own the coupon', 'coupon_claimers');
 select throws_ok(
   $$ select public.claim_coupon('ann', n) from (select 'none-' || n as n from generate_series(1, 100) as n) as u $$,
-  'SC421', null, 'a coupon that does not exist, too');
+  'SC421', null, 'a coupon that does not exist');
 select throws_ok(
   $$ select public.claim_coupon('ann', '') $$,
-  '22023', null, 'but a bad argument is told first');
-select is_empty('select from public.claims', 'nobody has claimed anything');
+  '22023', null, 'an invalid argument takes precedence');
+select is_empty('select from public.claims', 'no claim is stored');
 
-select is(public.claim_coupon('ann', ours), 'claimed', 'what it owns is claimed as ever') from name;
+select is(public.claim_coupon('ann', ours), 'claimed', 'an owned coupon can be claimed') from name;
 select is((select remaining_amount from public.get_coupon(ours)), 4, 'and read') from name;
 select results_eq(
   $$ select status from name, public.claim_batch(array['bob'], array[ours], array[1]) $$,
-  $$ values ('claimed'::public.claim_status) $$, 'in a crowd as well');
+  $$ values ('claimed'::public.claim_status) $$, 'and claimed in a batch');
 
 delete from public.shard;
 select is(public.claim_coupon('ann', theirs), 'claimed', 'a single server owns both') from name;
@@ -56,7 +58,7 @@ end
 $$;
 select ok(
   bool_and(pg_temp.refused('coupon-' || n) <> public.owns_coupon('coupon-' || n)),
-  'the guard and owns_coupon are one rule')
+  'guard_ownership and owns_coupon apply the same rule')
 from generate_series(1, 1000) as n;
 
 select * from finish();

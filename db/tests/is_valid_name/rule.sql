@@ -1,16 +1,17 @@
--- The rule for names and user ids: 1 to 255 characters that are not all white space, as Unicode defines it.
+-- The rule for names and user ids: 1 to 255 characters that are not all white space, as Unicode
+-- defines it.
 begin;
 select plan(11);
 
-select ok(public.is_valid_name('x'), 'one character');
-select ok(public.is_valid_name(repeat('x', 255)), '255 of them');
+select ok(public.is_valid_name('x'), 'one character is valid');
+select ok(public.is_valid_name(repeat('x', 255)), '255 characters are valid');
 select ok(public.is_valid_name(repeat(U&'\+01F3AB', 255)), 'characters are counted, not bytes');
-select ok(not public.is_valid_name(''), 'not none');
-select ok(not public.is_valid_name(repeat('x', 256)), 'not 256');
-select ok(not public.is_valid_name(repeat(' ', 10)), 'not blanks');
-select ok(public.is_valid_name(' x '), 'blanks around are kept');
-select ok(public.is_valid_name(U&'\200b'), 'a zero width space is a character: Unicode does not call it white space');
-select ok(public.is_valid_name(E'\x01'), 'and so is a control character');
+select ok(not public.is_valid_name(''), 'an empty name is invalid');
+select ok(not public.is_valid_name(repeat('x', 256)), '256 characters are invalid');
+select ok(not public.is_valid_name(repeat(' ', 10)), 'blanks alone are invalid');
+select ok(public.is_valid_name(' x '), 'blanks around a character are valid');
+select ok(public.is_valid_name(U&'\200b'), 'a zero width space is valid: it is not White_Space in Unicode');
+select ok(public.is_valid_name(E'\x01'), 'a control character is valid');
 select is(public.is_valid_name(null), null, 'null for null');
 
 select results_eq(

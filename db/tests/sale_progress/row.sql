@@ -1,8 +1,8 @@
--- A row for each coupon, from what is stored at this instant.
+-- One row per coupon, from what is stored at this moment.
 begin;
 select plan(7);
 
-select is_empty('select from public.sale_progress', 'nothing is on sale');
+select is_empty('select from public.sale_progress', 'no coupon, no row');
 select columns_are(
   'public', 'sale_progress', array['name', 'amount', 'remaining_amount', 'first_claim_at', 'last_claim_at', 'claims_per_second']);
 select public.create_coupon('lamp', 3);
@@ -22,12 +22,12 @@ where (coupon_name, claim_number) = ('lamp', 2);
 select results_eq(
   $$ select * from public.sale_progress where name = 'lamp' $$,
   $$ values ('lamp' collate "C", 3, 1, '2020-11-27 10:00:00+00'::timestamptz, '2020-11-27 10:00:07+00'::timestamptz, 0.0) $$,
-  'the first claim and the last one; none of them is of the last ten seconds');
+  'the first and the last claim, neither of the last ten seconds');
 select results_eq(
   $$ select name from public.sale_progress order by name $$,
   $$ values ('chair' collate "C"), ('lamp') $$,
-  'a row for each coupon');
-select isnt(obj_description('public.sale_progress'::regclass), null, 'a comment says what it is');
+  'one row per coupon');
+select isnt(obj_description('public.sale_progress'::regclass), null, 'the view has a comment');
 
 set local role coupon_monitor;
 select tap.results_eq(

@@ -1,4 +1,4 @@
--- What the functions would never write, the tables refuse from everybody: also from the owner, by hand.
+-- The tables refuse what the functions never write, even from the owner.
 begin;
 select plan(19);
 
@@ -10,19 +10,19 @@ values ('lamp', 1, 'ann');
 -- Stock.
 select throws_ok(
   $$ update public.coupons set remaining_amount = -1 $$,
-  '23514', null, 'less than nothing is left');
+  '23514', null, 'a negative remaining amount');
 select throws_ok(
   $$ update public.coupons set remaining_amount = 3 $$,
-  '23514', null, 'more is left than there ever was');
+  '23514', null, 'a remaining amount above the amount');
 select throws_ok(
   $$ insert into public.coupons (name, amount, remaining_amount) values ('chair', 0, 0) $$,
-  '23514', null, 'a coupon without stock');
+  '23514', null, 'an amount of 0');
 select throws_ok(
   $$ insert into public.coupons (name, amount, remaining_amount) values ('chair', -1, -1) $$,
-  '23514', null, 'a coupon with less than none');
+  '23514', null, 'a negative amount');
 select throws_ok(
   $$ insert into public.coupons (name, amount, remaining_amount) values ('chair', 1, null) $$,
-  '23502', null, 'a stock that nobody knows');
+  '23502', null, 'a null remaining amount');
 
 -- Names.
 select throws_ok(
@@ -36,39 +36,39 @@ select throws_ok(
   '23514', null, 'a name of 256 characters');
 select throws_ok(
   $$ insert into public.coupons (name, amount, remaining_amount) values (null, 1, 1) $$,
-  '23502', null, 'null for a name');
+  '23502', null, 'a null name');
 select throws_ok(
   $$ insert into public.claims (coupon_name, claim_number, user_id) values ('lamp', 2, '') $$,
-  '23514', null, 'a claim of nobody');
+  '23514', null, 'an empty user id');
 select throws_ok(
   $$ insert into public.claims (coupon_name, claim_number, user_id) values ('lamp', 2, repeat('x', 256)) $$,
-  '23514', null, 'a user of 256 characters');
+  '23514', null, 'a user id of 256 characters');
 select throws_ok(
   $$ insert into public.claims (coupon_name, claim_number, user_id) values ('lamp', 2, null) $$,
-  '23502', null, 'null for a user');
+  '23502', null, 'a null user id');
 
 -- Claims.
 select throws_ok(
   $$ insert into public.claims (coupon_name, claim_number, user_id) values ('lamp', 2, 'ann') $$,
-  '23505', null, 'one user, the same coupon twice');
+  '23505', null, 'the same user and coupon twice');
 select throws_ok(
   $$ insert into public.claims (coupon_name, claim_number, user_id) values ('lamp', 1, 'bob') $$,
-  '23505', null, 'two users, the same piece');
+  '23505', null, 'the same claim number twice');
 select throws_ok(
   $$ insert into public.claims (coupon_name, claim_number, user_id) values ('lamp', 0, 'bob') $$,
-  '23514', null, 'the piece before the first');
+  '23514', null, 'claim number 0');
 select throws_ok(
   $$ insert into public.claims (coupon_name, claim_number, user_id) values ('chair', 1, 'bob') $$,
-  '23503', null, 'a piece of a coupon that does not exist');
+  '23503', null, 'a claim for a coupon that does not exist');
 select throws_ok(
   $$ delete from public.coupons where name = 'lamp' $$,
-  '23503', null, 'a coupon taken away from those who have it');
+  '23503', null, 'deleting a coupon that has claims');
 select throws_ok(
   $$ update public.coupons set name = 'chair' where name = 'lamp' $$,
-  '23503', null, 'or renamed under their feet');
+  '23503', null, 'renaming a coupon that has claims');
 select throws_ok(
   $$ truncate public.coupons $$,
-  '0A000', null, 'or all of them at once');
+  '0A000', null, 'truncating the coupons');
 
 select * from finish();
 rollback;

@@ -1,5 +1,5 @@
--- The service's role may EXECUTE seven functions and touch nothing else, the monitor's may read one view; PUBLIC may
--- do nothing at all.
+-- The service's role may EXECUTE seven functions and nothing else, the monitor's role may read one
+-- view, and PUBLIC has no privileges.
 begin;
 select plan(21);
 
@@ -8,10 +8,10 @@ select isnt_superuser('coupon_service');
 select results_eq(
   $$ select rolcanlogin, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls from pg_roles where rolname = 'coupon_service' $$,
   $$ values (false, false, false, false, false) $$,
-  'the role is a set of rights, and no login');
+  'coupon_service cannot log in and has no attributes');
 select is_empty(
   $$ select from pg_auth_members where member = 'coupon_service'::regrole $$,
-  'and has no rights of other roles');
+  'and is not a member of other roles');
 
 prepare executable(name) as
   select p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')' collate "default"
@@ -31,14 +31,14 @@ select results_eq(
       ('create_coupon(p_coupon text, p_amount bigint)'),
       ('get_coupon(p_coupon text)')
   $$,
-  'these functions, and not those for internal use');
-select is_empty($$ execute executable('public') $$, 'PUBLIC may execute none');
+  'coupon_service may execute these functions, and not the internal ones');
+select is_empty($$ execute executable('public') $$, 'PUBLIC may execute no function');
 select functions_are(
   'public',
   array[
     'claim_batch', 'claim_coupon', 'claim_coupons', 'coupon_claimers', 'coupon_schema_version', 'create_coupon', 'get_coupon',
     'guard_name', 'guard_names', 'guard_ownership', 'is_valid_name', 'owns_coupon'],
-  'there are no other functions');
+  'other functions do not exist');
 
 select table_privs_are('public', 'coupons', 'coupon_service', array[]::text[]);
 select table_privs_are('public', 'claims', 'coupon_service', array[]::text[]);
@@ -55,19 +55,19 @@ select is_empty(
     where c.relnamespace = 'public'::regnamespace
       and a.attacl is not null
   $$,
-  'no column is granted by itself');
+  'no privileges on single columns');
 select table_privs_are('public', 'sale_progress', 'coupon_service', array[]::text[]);
-select schema_privs_are('public', 'coupon_service', array['USAGE'], 'the role may look a function up, and create nothing');
+select schema_privs_are('public', 'coupon_service', array['USAGE'], 'coupon_service may use the schema, but not create objects in it');
 select is(
   has_schema_privilege('public', 'public', 'create'), false,
-  'nor may PUBLIC: nobody can put a function beside ours');
+  'nor may PUBLIC, which could add functions otherwise');
 
--- Who watches a sale.
+-- The monitor's role.
 select is_empty(
   $$ select from pg_roles where rolname = 'coupon_monitor' and (rolcanlogin or rolsuper or rolcreaterole or rolcreatedb) $$,
-  'coupon_monitor is a set of rights, too');
-select is_empty($$ execute executable('coupon_monitor') $$, 'it may execute none of the functions');
-select table_privs_are('public', 'sale_progress', 'coupon_monitor', array['SELECT'], 'it may read the view');
+  'coupon_monitor cannot log in and has no attributes');
+select is_empty($$ execute executable('coupon_monitor') $$, 'coupon_monitor may execute no function');
+select table_privs_are('public', 'sale_progress', 'coupon_monitor', array['SELECT'], 'coupon_monitor may read the view');
 select table_privs_are('public', 'coupons', 'coupon_monitor', array[]::text[]);
 select table_privs_are('public', 'claims', 'coupon_monitor', array[]::text[]);
 select schema_privs_are('public', 'coupon_monitor', array['USAGE']);

@@ -1,9 +1,9 @@
--- With a million claims stored every call still probes the indexes for a handful of rows. (What sessions do that made their
--- plans before is in db/plans_test.go.)
+-- With a million claims stored, every call still probes the indexes for a few rows.
+-- (db/plans_test.go tests sessions that cached their plans before.)
 begin;
 select plan(14);
 
--- The foreign key is kept here, and checking it would take most of the time.
+-- Foreign keys hold here, and checking them would take most of the time.
 set local session_replication_role = replica;
 insert into public.coupons (name, amount, remaining_amount)
 values ('hot', 1000000, 400000), ('sold', 1, 0);
@@ -26,40 +26,40 @@ create temporary view reads as
     sum(idx_tup_fetch) as fetched
   from pg_stat_xact_user_tables
   where schemaname = 'public';
-create temporary table seen as
+create temporary table previous_reads as
   table reads;
 create function pg_temp.cost() returns text language sql as $$
-  with now as (
+  with since as (
     select
-      r.scans - s.scans as scans,
-      r.fetched - s.fetched as fetched
+      r.scans - p.scans as scans,
+      r.fetched - p.fetched as fetched
     from reads as r
-    cross join seen as s
+    cross join previous_reads as p
   ),
-  kept as (
-    update seen
+  updated as (
+    update previous_reads as p
     set
-      scans = seen.scans + n.scans,
-      fetched = seen.fetched + n.fetched
-    from now as n
-    returning n.scans, n.fetched
+      scans = p.scans + s.scans,
+      fetched = p.fetched + s.fetched
+    from since as s
+    returning s.scans, s.fetched
   )
   select
     case
       when scans = 0 and fetched <= 40 then 'a few rows, by index'
       else format('%s scans, %s rows by index', scans, fetched)
     end
-  from kept
+  from updated
 $$;
 
-select is(public.claim_coupon('hot 600000', 'hot'), 'already_claimed', 'the last of 600,000 claimers asks again:');
+select is(public.claim_coupon('hot 600000', 'hot'), 'already_claimed', 'a repeated claim by the last of 600,000 users:');
 select is(pg_temp.cost(), 'a few rows, by index');
-select is(public.claim_coupon('collector', 'cold 399999'), 'already_claimed', 'the user with 400,000 coupons asks for one of the last again:');
+select is(public.claim_coupon('collector', 'cold 399999'), 'already_claimed', 'a repeated claim by the user with 400,000 coupons:');
 select is(pg_temp.cost(), 'a few rows, by index');
-select is(public.claim_coupon('nobody', 'hot'), 'claimed', 'a newcomer claims:');
+select is(public.claim_coupon('new 1', 'hot'), 'claimed', 'a new claim:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select is(
-  public.claim_coupons(array['collector', 'hot 599999', 'somebody'], 'hot'), '{claimed,already_claimed,claimed}', 'a crowd claims:');
+  public.claim_coupons(array['collector', 'hot 599999', 'new 2'], 'hot'), '{claimed,already_claimed,claimed}', 'a batch for one coupon:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select results_eq(
   $$
@@ -67,15 +67,15 @@ select results_eq(
     from public.claim_batch(array['hot 1', 'collector', 'hot 1', 'hot 2'], array['hot', 'cold 5', 'cold 5', 'sold'], array[1, 2, 3, 4])
   $$,
   $$ values (1, 'already_claimed'::public.claim_status), (2, 'already_claimed'), (3, 'claimed'), (4, 'out_of_stock') $$,
-  'a mixed crowd claims:');
+  'a batch for several coupons:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select results_eq(
-  $$ select remaining_amount from public.get_coupon('hot') $$, $$ values (399997) $$, 'the coupon is read:');
+  $$ select remaining_amount from public.get_coupon('hot') $$, $$ values (399997) $$, 'reading the coupon:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select results_eq(
   $$ select public.coupon_claimers('hot', 300000, 300010) $$,
   $$ select 'hot ' || i from generate_series(300001, 300010) as i $$,
-  'ten claimers are read from the middle:');
+  'reading a page of ten claimers:');
 select is(pg_temp.cost(), 'a few rows, by index');
 
 select * from finish();

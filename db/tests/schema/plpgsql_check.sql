@@ -1,5 +1,5 @@
--- plpgsql_check reads each function as the compiler of another language would: unknown names, wrong types, dead code, unused
--- variables, hidden casts, wrong volatility.
+-- plpgsql_check finds no unknown names, wrong types, dead code, unused variables, hidden casts or
+-- wrong volatility in the functions.
 begin;
 load 'plpgsql_check'; -- before the session's first PL/pgSQL function
 select plan(2);
@@ -21,7 +21,7 @@ select is_empty(
     where p.pronamespace = 'public'::regnamespace
       and p.prolang = (select oid from pg_language where lanname = 'plpgsql')
   $$,
-  'it finds nothing');
+  'no findings');
 select is(
   (
     select count(*)

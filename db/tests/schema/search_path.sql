@@ -1,4 +1,4 @@
--- The functions run with the owner's rights. So every name in them must mean what it meant when they were written.
+-- The functions run with the owner's privileges, so no caller may change what a name in them means.
 begin;
 select plan(3);
 
@@ -19,7 +19,7 @@ select results_eq(
       and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
   $$,
   $$ values ('is_valid_name') $$,
-  'one does not, so that it can be inlined: it runs under the search_path of its caller, the guards');
+  'except is_valid_name, so that it can be inlined: it runs with the search_path of the guards that call it');
 select results_eq(
   $$
     select p.proname::text collate "default"
@@ -29,7 +29,7 @@ select results_eq(
     order by 1
   $$,
   $$ values ('guard_name'), ('guard_names'), ('guard_ownership'), ('is_valid_name'), ('owns_coupon') $$,
-  'and those for internal use need no rights of their own');
+  'internal functions are not SECURITY DEFINER');
 
 select * from finish();
 rollback;

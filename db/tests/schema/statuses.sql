@@ -4,7 +4,7 @@ select plan(4);
 
 select enum_has_labels('public', 'claim_status', array['claimed', 'already_claimed', 'out_of_stock', 'coupon_not_found']);
 select enum_has_labels('public', 'create_status', array['created', 'coupon_exists']);
-select enums_are('public', array['claim_status', 'create_status'], 'there are no others');
+select enums_are('public', array['claim_status', 'create_status'], 'other enums do not exist');
 select is_empty(
   $$
     select
@@ -13,7 +13,7 @@ select is_empty(
     where p.pronamespace = 'public'::regnamespace
       and obj_description(p.oid, 'pg_proc') is null
   $$,
-  'every function says in its comment what it does');
+  'every function has a comment');
 
 select * from finish();
 rollback;

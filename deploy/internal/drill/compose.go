@@ -1,5 +1,6 @@
-// Package drill is what the programs that try a deployment share: its containers, by way of docker compose, and a sale whose books
-// are compared in the end.
+// Package drill is shared by the programs that break a deployment under load. It runs the
+// containers of a compose file, and a sale with a check of all answers against what the service has
+// stored.
 package drill
 
 import (
@@ -14,50 +15,56 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
-var (
-	// ErrNotClean says that the books of a sale, or what was wanted of it beyond them, do not hold.
-	ErrNotClean = errors.New("the books are not clean")
-	errTimeout  = errors.New("waited in vain")
-)
+// ErrFailed is returned by a drill that found a violation, see [Result.OK], or missed another of
+// its own requirements.
+var ErrFailed = errors.New("drill failed")
 
-// Main runs a drill until it ends or is told to by SIGINT or SIGTERM, and returns the status for its program to exit with.
+// Main runs a drill with the program's arguments and returns the program's exit status. SIGINT and
+// SIGTERM end the context of run.
 func Main(name string, run func(context.Context, []string) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return 0
+		}
 		_, _ = fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		return 1
 	}
 	return 0
 }
 
-// Deployment is a compose file with its containers.
+// Deployment is the containers of a compose file.
 type Deployment struct {
-	// Project is compose's name for it, and File its file, as seen from the folder in which the drill runs.
+	// Project is the project name for compose. File is the compose file, relative to the working
+	// directory.
 	Project, File string
-	// Environ has what the file takes from the environment, as name=value.
+	// Environ is added to the environment of compose, as name=value.
 	Environ []string
 }
 
-// Run builds and starts the containers, and calls do. In the end it removes them with their data, unless they are to be kept.
-func (d *Deployment) Run(ctx context.Context, keep bool, do func(context.Context) error) (err error) {
+// Run builds and starts the containers and calls fn. Afterwards it removes the containers with
+// their data, unless keep is true.
+func (d *Deployment) Run(ctx context.Context, keep bool, fn func(context.Context) error) (err error) {
 	if !keep {
 		defer func() {
 			err = errors.Join(err, d.Compose(context.WithoutCancel(ctx), "down", "--volumes", "--remove-orphans", "--timeout", "10"))
 		}()
 	}
-	// The classic builder leaves the container of a step that was stopped, unless it is forced.
+	// Without --force-rm the classic builder leaves the container of an interrupted step.
 	for _, args := range [][]string{{"build", "--force-rm"}, {"up", "--detach"}} {
 		if err := d.Compose(ctx, args...); err != nil {
 			return err
 		}
 	}
-	return do(ctx)
+	return fn(ctx)
 }
 
-// Compose runs docker compose, or its predecessor docker-compose.
+// Compose runs docker compose with args, or docker-compose where that is missing.
 func (d *Deployment) Compose(ctx context.Context, args ...string) error {
 	name, all := "docker-compose", []string{"-p", d.Project, "-f", d.File}
 	if _, err := command(ctx, nil, "docker", "compose", "version"); err == nil {
@@ -67,26 +74,27 @@ func (d *Deployment) Compose(ctx context.Context, args ...string) error {
 	return err
 }
 
-// Kill ends a service as a crash of its machine does.
+// Kill kills the container of a service with SIGKILL, as in a crash.
 func (d *Deployment) Kill(ctx context.Context, service string) error {
-	return d.engine(ctx, "kill", service)
+	return d.docker(ctx, "kill", service)
 }
 
-// Start starts a service that was killed.
+// Start starts the container of a service that was killed.
 func (d *Deployment) Start(ctx context.Context, service string) error {
-	return d.engine(ctx, "start", service)
+	return d.docker(ctx, "start", service)
 }
 
-func (d *Deployment) engine(ctx context.Context, what, service string) error {
+func (d *Deployment) docker(ctx context.Context, action, service string) error {
 	id, err := d.container(ctx, service)
 	if err != nil {
 		return err
 	}
-	_, err = command(ctx, nil, "docker", what, id)
+	_, err = command(ctx, nil, "docker", action, id)
 	return err
 }
 
-// Exec runs a program in the container of a service, as the user of that name where it is not empty, and returns what it printed.
+// Exec runs a program in the container of a service and returns its standard output. If user is
+// empty, it runs as the container's user.
 func (d *Deployment) Exec(ctx context.Context, service, user string, args ...string) (string, error) {
 	id, err := d.container(ctx, service)
 	if err != nil {
@@ -99,7 +107,7 @@ func (d *Deployment) container(ctx context.Context, service string) (string, err
 	id, err := command(ctx, nil, "docker", "ps", "--all", "--quiet", "--latest",
 		"--filter", "label=com.docker.compose.project="+d.Project, "--filter", "label=com.docker.compose.service="+service)
 	if err == nil && strings.TrimSpace(id) == "" {
-		err = fmt.Errorf("%s has no container", service)
+		err = fmt.Errorf("service %s has no container", service)
 	}
 	return strings.TrimSpace(id), err
 }
@@ -107,8 +115,9 @@ func (d *Deployment) container(ctx context.Context, service string) (string, err
 func command(ctx context.Context, environ []string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), environ...)
-	// A Ctrl-C reaches this program alone: compose, killed by a second one in the middle of its removal, would leave something
-	// behind. What runs when the context ends is asked to stop, with all that it has started, and not killed, for the same reason.
+	// A process group of its own, so that Ctrl-C reaches only this program: a second Ctrl-C would
+	// otherwise kill compose while it removes containers. When the context ends, the group gets
+	// SIGINT instead of SIGKILL for the same reason.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = 30 * time.Second
@@ -124,8 +133,8 @@ func command(ctx context.Context, environ []string, name string, args ...string)
 	return stdout.String(), nil
 }
 
-// Healthy waits until the service at address ("host:port") is ready.
-func Healthy(ctx context.Context, address string) error {
+// AwaitHealthy waits at most two minutes until the service at address ("host:port") is healthy.
+func AwaitHealthy(ctx context.Context, address string) error {
 	return Wait(ctx, 2*time.Minute, "the service to be healthy", func() bool {
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
@@ -142,11 +151,12 @@ func Healthy(ctx context.Context, address string) error {
 	})
 }
 
-// Wait waits until something is so, for so long at most.
-func Wait(ctx context.Context, most time.Duration, what string, isSo func() bool) error {
-	for deadline := time.Now().Add(most); !isSo(); {
+// Wait polls condition until it is true. After timeout it returns an error that says what it waited
+// for.
+func Wait(ctx context.Context, timeout time.Duration, what string, condition func() bool) error {
+	for deadline := time.Now().Add(timeout); !condition(); {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%w for %s", errTimeout, what)
+			return fmt.Errorf("timed out after %v waiting for %s", timeout, what)
 		}
 		if err := Sleep(ctx, 200*time.Millisecond); err != nil {
 			return err
@@ -155,7 +165,7 @@ func Wait(ctx context.Context, most time.Duration, what string, isSo func() bool
 	return nil
 }
 
-// Sleep waits for so long, or until the context ends.
+// Sleep waits for d. If ctx ends earlier, it returns ctx's error.
 func Sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

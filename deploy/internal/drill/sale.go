@@ -12,99 +12,103 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// Plan says what is sold, and to how many.
+// Plan describes a sale.
 type Plan struct {
 	// Address is the service's "host:port".
 	Address string
-	// Connections is how many claims can be under way at once. They arrive at Rate (in a second) for the Duration, each from
-	// another user, evenly for one of the Coupons.
+	// Connections is the largest number of claims in flight.
 	Connections int
-	Rate        float64
-	Duration    time.Duration
-	Coupons     []string
+	// Rate is the number of claims that arrive per second during Duration, each of another user.
+	// They are spread evenly over Coupons.
+	Rate     float64
+	Duration time.Duration
+	Coupons  []string
 }
 
-// Sale is a sale in which everybody who is left without a clear answer asks again.
+// Sale is a running sale. Each user repeats their claim until they get a definite answer.
 type Sale struct {
 	service load.Service
-	lots    []lot
-	users   []int // of each user: his place among those of his coupon
+	coupons []couponSale
+	users   []int // for each user of the sale: their index in couponSale.users
 	run     *load.Run
 
-	mu   sync.Mutex
-	told []Reply
+	mu      sync.Mutex
+	replies []Reply
 }
 
-// lot is what is sold of one coupon.
-type lot struct {
-	coupon string
-	stock  int
-	users  []string
-	book   *check.Checker
-	// Of each user: how often he was told 201, and whether he was told that he has the coupon.
+// couponSale is the part of a sale that concerns one coupon.
+type couponSale struct {
+	coupon  string
+	stock   int
+	users   []string
+	checker *check.Checker
+	// For each user: the number of answers 201, and whether any answer said that they have the
+	// coupon.
 	granted []int
 	has     []bool
 }
 
-// Reply is an answer to a user of the sale, and which of its coupons he wanted.
+// Reply is an answer to a claim. User and Coupon are indexes: of the user in the sale, and of the
+// coupon in Plan.Coupons.
 type Reply struct {
 	User, Coupon int
 	Answer       load.Answer
 	Sent, At     time.Time
 }
 
-// Open creates the coupons, of which a tenth less are there than users come, and lets the users in.
+// Open creates the coupons, with a stock for nine tenths of their users, and starts the claims.
 func Open(ctx context.Context, p Plan) (*Sale, error) {
 	n := int(p.Rate * p.Duration.Seconds())
 	s := &Sale{
 		service: load.Service{Address: p.Address, Timeout: time.Minute},
-		lots:    make([]lot, len(p.Coupons)),
+		coupons: make([]couponSale, len(p.Coupons)),
 		users:   make([]int, n),
 	}
 	users, which := load.Users(n), load.Evenly(n, len(p.Coupons), 1)
 	for i, user := range users {
-		l := &s.lots[which[i]]
-		s.users[i] = len(l.users)
-		l.users = append(l.users, user)
+		c := &s.coupons[which[i]]
+		s.users[i] = len(c.users)
+		c.users = append(c.users, user)
 	}
-	for i := range s.lots {
-		l := &s.lots[i]
-		l.coupon, l.stock = p.Coupons[i], len(l.users)*9/10
-		if err := s.service.Create(ctx, l.coupon, l.stock); err != nil {
+	for i := range s.coupons {
+		c := &s.coupons[i]
+		c.coupon, c.stock = p.Coupons[i], len(c.users)*9/10
+		if err := s.service.Create(ctx, c.coupon, c.stock); err != nil {
 			return nil, err
 		}
-		l.book, l.granted, l.has = check.New(l.coupon, l.stock, l.users), make([]int, len(l.users)), make([]bool, len(l.users))
+		c.checker = check.New(c.coupon, c.stock, c.users)
+		c.granted, c.has = make([]int, len(c.users)), make([]bool, len(c.users))
 	}
 	var err error
 	s.run, err = load.Start(ctx, load.Plan{
 		Address: p.Address, Connections: p.Connections, Requests: n, Rate: p.Rate, Seed: 1,
 		Request: func(i int) load.Request { return load.Request{User: users[i], Coupon: p.Coupons[which[i]]} },
 		Answered: func(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
-			s.answered(Reply{User: i, Coupon: int(which[i]), Answer: answer, Sent: r.Sent, At: r.Answered})
-			// Spread over a second, so that they do not come back all at once.
+			s.record(Reply{User: i, Coupon: int(which[i]), Answer: answer, Sent: r.Sent, At: r.Answered})
+			// Spread over a second, so that the repeated claims do not arrive at the same moment.
 			return !answer.Definite(), r.RetryAfter/2 + time.Duration(i%1000)*time.Millisecond
 		},
 	})
 	return s, err
 }
 
-func (s *Sale) answered(t Reply) {
-	l, user := &s.lots[t.Coupon], s.users[t.User]
-	l.book.Record(user, t.Answer, t.Sent, t.At)
+func (s *Sale) record(r Reply) {
+	c, user := &s.coupons[r.Coupon], s.users[r.User]
+	c.checker.Record(user, r.Answer, r.Sent, r.At)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.told = append(s.told, t)
-	switch t.Answer {
+	s.replies = append(s.replies, r)
+	switch r.Answer {
 	case load.Claimed:
-		l.granted[user]++
-		l.has[user] = true
+		c.granted[user]++
+		c.has[user] = true
 	case load.AlreadyClaimed:
-		l.has[user] = true
+		c.has[user] = true
 	}
 }
 
-// Arriving says whether there are still users who have not come, or were left without a clear answer.
-func (s *Sale) Arriving() bool {
+// Running reports whether users without a definite answer are left.
+func (s *Sale) Running() bool {
 	select {
 	case <-s.run.Done():
 		return false
@@ -113,102 +117,110 @@ func (s *Sale) Arriving() bool {
 	}
 }
 
-// Result is what came of a sale.
+// Result is the result of a sale.
 type Result struct {
-	// Acknowledged is how many claims were told as granted, and Unknown how many answers left that open. Nothing was Lost that
-	// a user was told that he has, nobody has a coupon twice (Doubled), and no more were granted than there were (Oversold).
-	Acknowledged, Unknown, Lost, Doubled, Oversold int
-	// Failed is how many requests had anything but a clear answer.
+	// Acknowledged counts answers 201. Ambiguous counts answers to claims that may have been
+	// committed.
+	Acknowledged, Ambiguous int
+	// Lost counts users with an answer that they have the coupon, but without a stored claim.
+	// Duplicates counts claims of a user beyond the first, answered or stored. Oversold counts
+	// stored claims beyond the stock. All must be 0.
+	Lost, Duplicates, Oversold int
+	// Failed counts answers that were not definite, so that the claim was repeated.
 	Failed int
-	// Replies has every answer, in no order: many connections note what they were told.
+	// Replies has all answers, in no particular order.
 	Replies []Reply
 
-	answers []string
-	broken  []string
-	odd     []string // what the first failed requests came to
+	answers    []string
+	violations []string
+	errors     []string // of the first failed requests
 }
 
-// Close waits for the last answer and compares what the users were told with what the service reports.
+// Close waits for the last answer, and compares the answers with what the service has stored.
 func (s *Sale) Close(ctx context.Context) (Result, error) {
 	report := s.run.Wait()
-	b := Result{Replies: s.told, odd: report.Faults}
+	result := Result{Replies: s.replies, errors: report.Errors}
 	for _, c := range report.Claims.Answers {
-		b.answers = append(b.answers, fmt.Sprintf("%d × %v", c.Times, c.Answer))
+		result.answers = append(result.answers, fmt.Sprintf("%d × %v", c.Times, c.Answer))
 	}
-	for _, t := range s.told {
-		if t.Answer == load.Claimed {
-			b.Acknowledged++
+	for _, r := range s.replies {
+		if r.Answer == load.Claimed {
+			result.Acknowledged++
 		}
-		if !t.Answer.Definite() {
-			b.Failed++
+		if !r.Answer.Definite() {
+			result.Failed++
 		}
-		if t.Answer.Ambiguous() {
-			b.Unknown++
+		if r.Answer.Ambiguous() {
+			result.Ambiguous++
 		}
 	}
-	for i := range s.lots {
-		if err := s.lots[i].close(ctx, s.service, &b); err != nil {
+	for i := range s.coupons {
+		if err := s.coupons[i].check(ctx, s.service, &result); err != nil {
 			return Result{}, err
 		}
 	}
-	return b, nil
+	return result, nil
 }
 
-func (l *lot) close(ctx context.Context, service load.Service, b *Result) error {
-	reported, err := service.Coupon(ctx, l.coupon)
+// check adds what it finds to result.
+func (c *couponSale) check(ctx context.Context, service load.Service, result *Result) error {
+	stored, err := service.Coupon(ctx, c.coupon)
 	if err != nil {
-		return fmt.Errorf("%s cannot be read: %w", l.coupon, err)
+		return fmt.Errorf("coupon %q: %w", c.coupon, err)
 	}
-	listed := make(map[string]bool, len(reported.ClaimedBy))
-	for _, user := range reported.ClaimedBy {
-		if listed[user] {
-			b.Doubled++
+	claimed := make(map[string]bool, len(stored.ClaimedBy))
+	for _, user := range stored.ClaimedBy {
+		if claimed[user] {
+			result.Duplicates++
 		}
-		listed[user] = true
+		claimed[user] = true
 	}
-	for i, user := range l.users {
-		b.Doubled += max(0, l.granted[i]-1)
-		if l.has[i] && !listed[user] {
-			b.Lost++
+	for i, user := range c.users {
+		result.Duplicates += max(0, c.granted[i]-1)
+		if c.has[i] && !claimed[user] {
+			result.Lost++
 		}
 	}
-	b.Oversold += max(0, len(reported.ClaimedBy)-l.stock)
-	for _, promise := range l.book.Check(reported).Guarantees {
-		if promise.Violations > 0 {
-			b.broken = append(b.broken, fmt.Sprintf("%s: broken %d times: %s (%s)", l.coupon, promise.Violations, promise.Text, strings.Join(promise.Examples, "; ")))
+	result.Oversold += max(0, len(stored.ClaimedBy)-c.stock)
+	for _, g := range c.checker.Check(stored).Guarantees {
+		if g.Violations > 0 {
+			result.violations = append(result.violations, fmt.Sprintf("coupon %q: %d violations of %q (%s)",
+				c.coupon, g.Violations, g.Text, strings.Join(g.Examples, "; ")))
 		}
 	}
 	return nil
 }
 
-// OK says whether every promise was kept.
-func (b Result) OK() bool {
-	return b.Lost == 0 && b.Doubled == 0 && b.Oversold == 0 && len(b.broken) == 0
+// OK reports whether no guarantee was violated.
+func (r Result) OK() bool {
+	return r.Lost == 0 && r.Duplicates == 0 && r.Oversold == 0 && len(r.violations) == 0
 }
 
-func (b Result) String() string {
+func (r Result) String() string {
 	lines := []string{
-		fmt.Sprintf("acknowledged %d, unknown %d, lost %d, doubled %d, oversold %d",
-			b.Acknowledged, b.Unknown, b.Lost, b.Doubled, b.Oversold),
-		"answers: " + strings.Join(b.answers, ", "),
+		fmt.Sprintf("acknowledged %d, ambiguous %d, lost %d, duplicates %d, oversold %d",
+			r.Acknowledged, r.Ambiguous, r.Lost, r.Duplicates, r.Oversold),
+		"answers: " + strings.Join(r.answers, ", "),
 	}
-	broken := b.broken
-	if most := 10; len(broken) > most {
-		broken = append(broken[:most:most], fmt.Sprintf("and %d more", len(b.broken)-most))
+	violations := r.violations
+	if most := 10; len(violations) > most {
+		violations = append(violations[:most:most], fmt.Sprintf("and %d more", len(r.violations)-most))
 	}
-	return strings.Join(slices.Concat(lines, broken, b.odd), "\n  ")
+	return strings.Join(slices.Concat(lines, violations, r.errors), "\n  ")
 }
 
-// Gap is the longest time without a granted claim, of that between two moments. It wants the answers from beyond them as well:
-// what is granted or refused afterwards shows that there was something to sell until then. When all is sold, nothing is missing.
-func Gap(told []Reply, from, to time.Time) (longest time.Duration) {
+// Gap returns the longest time between from and to in which claims arrived but none was granted.
+//
+// replies must include later ones: a claim that is granted or must be repeated after to shows that
+// coupons were left until then. The time after a sell-out does not count.
+func Gap(replies []Reply, from, to time.Time) (longest time.Duration) {
 	last := from
-	for _, t := range slices.SortedFunc(slices.Values(told), func(a, b Reply) int { return a.At.Compare(b.At) }) {
-		granted := t.Answer == load.Claimed
-		if t.At.Before(from) || !granted && t.Answer.Definite() {
+	for _, r := range slices.SortedFunc(slices.Values(replies), func(a, b Reply) int { return a.At.Compare(b.At) }) {
+		granted := r.Answer == load.Claimed
+		if r.At.Before(from) || !granted && r.Answer.Definite() {
 			continue
 		}
-		at := t.At
+		at := r.At
 		if at.After(to) {
 			at = to
 		}

@@ -1,5 +1,5 @@
-// Package check_test renders the manifests and holds them against what an API server holds them against: the code is Kubernetes'
-// own, so no cluster is needed. What only a cluster can tell, scheduling and running, is not tried here.
+// Package check_test renders the manifests and validates them with the code of the Kubernetes API
+// server, without a cluster. Scheduling and running the pods is not tested.
 package check_test
 
 import (
@@ -19,53 +19,53 @@ import (
 	"k8s.io/pod-security-admission/policy"
 )
 
-// Whether it is rendered from the base or from the overlay to copy, an API server takes all of it.
-func TestAnAPIServerTakesIt(t *testing.T) {
+// The API server accepts all objects of the base and of the example overlay.
+func TestManifests_areValid(t *testing.T) {
 	t.Parallel()
 	for _, folder := range []string{"base", "example"} {
 		objects := render(t, folder)
 		for _, object := range objects {
-			for _, fault := range faults(t, object) {
-				t.Errorf("%s: %s", folder, fault)
+			for _, err := range validate(t, object) {
+				t.Errorf("%s: %v", folder, err)
 			}
 		}
 		if len(objects) != 4 {
-			t.Errorf("%s has %d objects", folder, len(objects))
+			t.Errorf("%s: %d objects, want 4", folder, len(objects))
 		}
 	}
 }
 
-// The check would notice: one mistake of each kind is made, and found.
-func TestFaultsAreFound(t *testing.T) {
+// The validation finds a mistake of each kind.
+func TestValidate_findsMistakes(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../base/deployment.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, mistake := range []struct{ right, wrong string }{
-		{"replicas: 2", "replica: 2"},                                            // no such field
-		{"replicas: 2", "replicas: two"},                                         // no such number
-		{"path: /health, port: http", "path: /health, port: HTTP_PORT"},          // no such name of a port
-		{"name: database, mountPath", "name: databse, mountPath"},                // no such volume
-		{"whenUnsatisfiable: ScheduleAnyway", "whenUnsatisfiable: Sometimes"},    // no such word
-		{"seccompProfile: {type: RuntimeDefault}", "seccompProfile: {typ: Run}"}, // deep down
-		{"cpu: 500m, memory: 64Mi", "cpu: 500m, memory: 64MB"},                   // no such unit
-		{"maxUnavailable: 0, maxSurge: 1", "maxUnavailable: 0, maxSurge: 0"},     // a roll-out that cannot move
+		{"replicas: 2", "replica: 2"},                                            // unknown field
+		{"replicas: 2", "replicas: two"},                                         // not a number
+		{"path: /health, port: http", "path: /health, port: HTTP_PORT"},          // unknown port name
+		{"name: database, mountPath", "name: databse, mountPath"},                // unknown volume
+		{"whenUnsatisfiable: ScheduleAnyway", "whenUnsatisfiable: Sometimes"},    // unknown value
+		{"seccompProfile: {type: RuntimeDefault}", "seccompProfile: {typ: Run}"}, // unknown nested field
+		{"cpu: 500m, memory: 64Mi", "cpu: 500m, memory: 64MB"},                   // unknown unit
+		{"maxUnavailable: 0, maxSurge: 1", "maxUnavailable: 0, maxSurge: 0"},     // a rollout that cannot proceed
 	} {
 		broken := strings.Replace(string(text), mistake.right, mistake.wrong, 1)
 		if broken == string(text) {
-			t.Errorf("the deployment has no %q", mistake.right)
+			t.Errorf("deployment.yaml does not contain %q", mistake.right)
 			continue
 		}
 		object, err := decode([]byte(broken))
-		if err == nil && len(faults(t, object)) == 0 {
-			t.Errorf("%q is taken", mistake.wrong)
+		if err == nil && len(validate(t, object)) == 0 {
+			t.Errorf("no error for %q", mistake.wrong)
 		}
 	}
 }
 
-// Namespaces that are held to the strictest of Kubernetes' Pod Security Standards let the pods in.
-func TestPodsAreRestricted(t *testing.T) {
+// The pods conform to the Pod Security Standard restricted, the strictest one.
+func TestPods_areRestricted(t *testing.T) {
 	t.Parallel()
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
@@ -80,20 +80,20 @@ func TestPodsAreRestricted(t *testing.T) {
 		}
 		for _, container := range template.Spec.Containers {
 			if readOnly := container.SecurityContext.ReadOnlyRootFilesystem; readOnly == nil || !*readOnly {
-				t.Errorf("%s: the root file system can be written", name)
+				t.Errorf("%s: the root file system is not read-only", name)
 			}
 			if container.Resources.Requests.Cpu().IsZero() || container.Resources.Limits.Memory().IsZero() {
-				t.Errorf("%s: no CPU is asked for, or memory has no limit", name)
+				t.Errorf("%s: no CPU request, or no memory limit", name)
 			}
 		}
 		if mount := template.Spec.AutomountServiceAccountToken; mount == nil || *mount {
-			t.Errorf("%s: the token of the service account is mounted", name)
+			t.Errorf("%s: the service account token is mounted", name)
 		}
 	}
 }
 
-// What selects pods selects those of the service, and never the job's.
-func TestSelectors(t *testing.T) {
+// All selectors match the pods of the service and not those of the job.
+func TestSelectors_matchTheServiceOnly(t *testing.T) {
 	t.Parallel()
 	base := render(t, "base")
 	deployment, service, budget := one[*appsv1.Deployment](t, base), one[*corev1.Service](t, base), one[*policyv1.PodDisruptionBudget](t, base)
@@ -106,7 +106,7 @@ func TestSelectors(t *testing.T) {
 		selectors[constraint.TopologyKey] = constraint.LabelSelector
 	}
 	if len(selectors) != 5 {
-		t.Errorf("%d selectors", len(selectors))
+		t.Errorf("%d selectors, want 5", len(selectors))
 	}
 	for name, wanted := range selectors {
 		selector, err := metav1.LabelSelectorAsSelector(wanted)
@@ -114,19 +114,20 @@ func TestSelectors(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !selector.Matches(labels.Set(deployment.Spec.Template.Labels)) {
-			t.Errorf("%s does not select the service", name)
+			t.Errorf("selector of %s does not match the service", name)
 		}
 		if selector.Matches(labels.Set(one[*batchv1.Job](t, base).Spec.Template.Labels)) {
-			t.Errorf("%s selects the migration", name)
+			t.Errorf("selector of %s matches the migration", name)
 		}
 	}
 	if port := service.Spec.Ports[0].TargetPort.String(); port != deployment.Spec.Template.Spec.Containers[0].Ports[0].Name {
-		t.Errorf("the service sends to %s", port)
+		t.Errorf("the target port of the Service is %s, which is not the container's port", port)
 	}
 }
 
-// A stop has the time that the service was promised, and a roll-out or a drained node always leaves an instance.
-func TestStop(t *testing.T) {
+// A stopping pod has enough time to drain, and a rollout or a drained node always leaves an
+// instance.
+func TestShutdown(t *testing.T) {
 	t.Parallel()
 	base := render(t, "base")
 	deployment := one[*appsv1.Deployment](t, base)
@@ -136,93 +137,94 @@ func TestStop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pause := time.Duration(container.Lifecycle.PreStop.Sleep.Seconds) * time.Second
-	if grace := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second; pause == 0 || grace <= pause+shutdown {
-		t.Errorf("%s of grace for a pause of %s and a stop of at most %s", grace, pause, shutdown)
+	sleep := time.Duration(container.Lifecycle.PreStop.Sleep.Seconds) * time.Second
+	if grace := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second; sleep == 0 || grace <= sleep+shutdown {
+		t.Errorf("grace period %s, want more than preStop %s (not 0) plus SHUTDOWN_TIMEOUT %s", grace, sleep, shutdown)
 	}
 	if *deployment.Spec.Replicas < 2 || deployment.Spec.Strategy.RollingUpdate.MaxUnavailable.IntValue() != 0 {
-		t.Error("a roll-out takes the only instance")
+		t.Error("a rollout may stop all instances")
 	}
 	if most := one[*policyv1.PodDisruptionBudget](t, base).Spec.MaxUnavailable.IntValue(); most >= int(*deployment.Spec.Replicas) {
-		t.Error("a drained node may take all instances")
+		t.Error("the disruption budget allows to evict all instances")
 	}
 }
 
-// No secret stands in the files: both pods get theirs from one that the operator makes, as a variable and as a file.
+// The manifests contain no secret. Each pod reads URL and password from one Secret of the operator,
+// as an environment variable and as a file.
 func TestSecrets(t *testing.T) {
 	t.Parallel()
 	for name, template := range templates(t) {
 		container, volume := template.Spec.Containers[0], template.Spec.Volumes[0]
 		from := variable(t, container, "DATABASE_URL").ValueFrom.SecretKeyRef
 		if from == nil || from.Key != "url" || volume.Secret == nil || volume.Secret.SecretName != from.Name {
-			t.Errorf("%s: DATABASE_URL and the password are not of one secret", name)
+			t.Errorf("%s: DATABASE_URL and the password are not from the same Secret", name)
 			continue
 		}
 		mount := container.VolumeMounts[0]
 		if file := variable(t, container, "DATABASE_PASSWORD_FILE").Value; mount.Name != volume.Name || file != mount.MountPath+"/password" {
-			t.Errorf("%s: the password is read from %s", name, file)
+			t.Errorf("%s: DATABASE_PASSWORD_FILE is %s, which is not in the mounted Secret", name, file)
 		}
-		// Root owns the file: the pod reads it as its group.
+		// The file is owned by root, so the pod reads it as its group.
 		if mode := *volume.Secret.DefaultMode; mode != 0o440 || *template.Spec.SecurityContext.FSGroup != *template.Spec.SecurityContext.RunAsGroup {
-			t.Errorf("%s: the password's mode is %o", name, mode)
+			t.Errorf("%s: the password's mode is %o, want 440 with the pod's group as fsGroup", name, mode)
 		}
 	}
 }
 
-// The files name what the service has: its settings, its commands, its paths, its port, the user of its image.
-func TestNames(t *testing.T) {
+// Settings, commands, paths, port and user in the manifests are those of the service and its image.
+func TestNames_matchTheService(t *testing.T) {
 	t.Parallel()
 	config, contract, image := read(t, "cmd/coupond/config.go"), read(t, "openapi.yaml"), read(t, "Dockerfile")
 	for name, template := range templates(t) {
 		container := template.Spec.Containers[0]
 		for _, v := range container.Env {
 			if !strings.Contains(config, `env:"`+v.Name+`"`) {
-				t.Errorf("%s: there is no setting %s", name, v.Name)
+				t.Errorf("%s: unknown setting %s", name, v.Name)
 			}
 		}
 		if command := container.Args[0]; !strings.Contains(read(t, "cmd/coupond/"+command+".go"), `Use:   "`+command+`"`) {
-			t.Errorf("%s: there is no command %s", name, command)
+			t.Errorf("%s: unknown command %s", name, command)
 		}
 		for _, probe := range []*corev1.Probe{container.LivenessProbe, container.ReadinessProbe} {
 			if probe != nil && !strings.Contains(contract, "\n  "+probe.HTTPGet.Path+":\n") {
-				t.Errorf("%s: there is no %s", name, probe.HTTPGet.Path)
+				t.Errorf("%s: unknown path %s", name, probe.HTTPGet.Path)
 			}
 		}
 		if !strings.Contains(image, "\nUSER 65532:65532\n") || *template.Spec.SecurityContext.RunAsUser != 65532 {
-			t.Errorf("%s: the user is not the image's", name)
+			t.Errorf("%s: the user is not the user of the image, 65532", name)
 		}
 	}
 	container := one[*appsv1.Deployment](t, render(t, "base")).Spec.Template.Spec.Containers[0]
 	if container.LivenessProbe == nil || container.ReadinessProbe == nil {
-		t.Error("a probe is missing")
+		t.Error("no liveness or no readiness probe")
 	}
 	if address := variable(t, container, "LISTEN_ADDR").Value; address != ":8080" || container.Ports[0].ContainerPort != 8080 {
-		t.Errorf("it listens on %s, and its port is %d", address, container.Ports[0].ContainerPort)
+		t.Errorf("LISTEN_ADDR is %s and the container port is %d, want 8080 in both", address, container.Ports[0].ContainerPort)
 	}
 }
 
-// The base's image is one word, and the overlay replaces it everywhere.
+// The image of the base has no registry and no tag, and the overlay replaces it everywhere.
 func TestImages(t *testing.T) {
 	t.Parallel()
 	for name, template := range templates(t) {
 		if image := template.Spec.Containers[0].Image; !regexp.MustCompile(`^[a-z-]+$`).MatchString(image) {
-			t.Errorf("%s: the base's image is %s", name, image)
+			t.Errorf("%s: the image of the base is %s, want a name without registry and tag", name, image)
 		}
 	}
 	example := render(t, "example")
 	for _, template := range []corev1.PodTemplateSpec{one[*appsv1.Deployment](t, example).Spec.Template, one[*batchv1.Job](t, example).Spec.Template} {
 		if image := template.Spec.Containers[0].Image; image != "your-registry/coupond:v1.0.0" {
-			t.Errorf("the example's image is %s", image)
+			t.Errorf("the image of the example is %s, want your-registry/coupond:v1.0.0", image)
 		}
 	}
 	for _, object := range example {
 		if namespace := object.(metav1.Object).GetNamespace(); namespace != "coupons" {
-			t.Errorf("%T is in namespace %q", object, namespace)
+			t.Errorf("%T is in namespace %q, want coupons", object, namespace)
 		}
 	}
 }
 
-// templates are the pods of the base, by the name of what makes them.
+// templates returns the pod templates of the base, by the kind of their owner.
 func templates(t *testing.T) map[string]corev1.PodTemplateSpec {
 	t.Helper()
 	base := render(t, "base")
@@ -232,6 +234,7 @@ func templates(t *testing.T) map[string]corev1.PodTemplateSpec {
 	}
 }
 
+// variable returns an environment variable of a container.
 func variable(t *testing.T, container corev1.Container, name string) corev1.EnvVar {
 	t.Helper()
 	for _, v := range container.Env {
@@ -239,11 +242,11 @@ func variable(t *testing.T, container corev1.Container, name string) corev1.EnvV
 			return v
 		}
 	}
-	t.Fatalf("%s has no %s", container.Name, name)
+	t.Fatalf("container %s: %s is not set", container.Name, name)
 	return corev1.EnvVar{}
 }
 
-// read reads a file of the repository.
+// read returns the content of a file of the repository.
 func read(t *testing.T, path string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../../" + path)

@@ -27,7 +27,8 @@ import (
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-// render renders a folder as `kubectl kustomize` does, and reads the result as strictly as `kubectl apply` lets the server do.
+// render renders a folder like `kubectl kustomize`, and decodes the result as strictly as the API
+// server does for `kubectl apply`.
 func render(t *testing.T, folder string) []runtime.Object {
 	t.Helper()
 	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), "../"+folder)
@@ -49,7 +50,7 @@ func render(t *testing.T, folder string) []runtime.Object {
 	return objects
 }
 
-// decode refuses fields that are unknown or repeated.
+// decode decodes an object. Unknown and duplicate fields are errors.
 func decode(text []byte) (runtime.Object, error) {
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, legacyscheme.Scheme, legacyscheme.Scheme,
 		json.SerializerOptions{Yaml: true, Strict: true})
@@ -57,16 +58,16 @@ func decode(text []byte) (runtime.Object, error) {
 	return object, err
 }
 
-// faults are what an API server would refuse to create the object for.
-func faults(t *testing.T, object runtime.Object) []error {
+// validate returns the errors for which the API server would reject the creation of object.
+func validate(t *testing.T, object runtime.Object) []error {
 	t.Helper()
 	object = object.DeepCopyObject()
 	named := object.(metav1.Object)
 	if named.GetNamespace() == "" {
-		named.SetNamespace("default") // of the request
+		named.SetNamespace("default") // the server takes it from the request
 	}
 	if job, ok := object.(*batchv1.Job); ok {
-		created(job)
+		setGenerated(job)
 	}
 	legacyscheme.Scheme.Default(object)
 	internal, err := legacyscheme.Scheme.ConvertToVersion(object, runtime.InternalGroupVersioner)
@@ -87,17 +88,18 @@ func faults(t *testing.T, object runtime.Object) []error {
 	case *policy.PodDisruptionBudget:
 		list = policyvalidation.ValidatePodDisruptionBudget(o, policyvalidation.PodDisruptionBudgetValidationOptions{})
 	default:
-		return []error{errors.New("nobody knows how to check " + object.GetObjectKind().GroupVersionKind().String())}
+		return []error{errors.New("no validation for " + object.GetObjectKind().GroupVersionKind().String())}
 	}
 	var all []error
-	for _, fault := range list {
-		all = append(all, fault)
+	for _, err := range list {
+		all = append(all, err)
 	}
 	return all
 }
 
-// created gives a job what the server gives it when it is created: an id, and labels that select its pods.
-func created(job *batchv1.Job) {
+// setGenerated sets what the server sets when a Job is created: a UID, and labels that select its
+// pods.
+func setGenerated(job *batchv1.Job) {
 	job.UID = "00000000-0000-0000-0000-000000000000"
 	job.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{batchv1.ControllerUidLabel: string(job.UID)}}
 	for _, label := range []string{batch.LegacyJobNameLabel, batchv1.JobNameLabel} {
@@ -108,7 +110,7 @@ func created(job *batchv1.Job) {
 	}
 }
 
-// one is the only object of its kind.
+// one returns the only object of type T.
 func one[T runtime.Object](t *testing.T, objects []runtime.Object) (only T) {
 	t.Helper()
 	found := 0
@@ -118,7 +120,7 @@ func one[T runtime.Object](t *testing.T, objects []runtime.Object) (only T) {
 		}
 	}
 	if found != 1 {
-		t.Fatalf("there are %d of %T", found, only)
+		t.Fatalf("%d objects of type %T, want 1", found, only)
 	}
 	return only
 }

@@ -1,0 +1,183 @@
+// Package bench measures one claim, layer by layer: the SQL functions by batch size, the Store, and
+// the HTTP handler without net/http. It compares nothing; that is what bench/race is for.
+//
+//	go test -run '^$' -bench . -count 10 ./bench
+package bench
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/pgstore"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// batchSizes ends with the largest batch that the service sends.
+var batchSizes = []int{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
+
+// amount is the stock of every coupon here: enough for any number of claims.
+const amount = 2147483647
+
+// BenchmarkClaimCoupon measures one call of claim_coupon with its commit.
+func BenchmarkClaimCoupon(b *testing.B) {
+	conn, coupons := newSession(b, 1)
+	benchmarkCalls(b, 1, func(ctx context.Context, users []string) (statuses []string, err error) {
+		statuses = make([]string, 1)
+		err = conn.QueryRow(ctx, `select public.claim_coupon($1, $2)`, users[0], coupons[0]).Scan(&statuses[0])
+		return statuses, err
+	})
+}
+
+// BenchmarkClaimCoupons measures one call of claim_coupons with its commit, by batch size.
+func BenchmarkClaimCoupons(b *testing.B) {
+	conn, coupons := newSession(b, 1)
+	for _, size := range batchSizes {
+		b.Run(fmt.Sprintf("claims=%d", size), func(b *testing.B) {
+			benchmarkCalls(b, size, func(ctx context.Context, users []string) (statuses []string, err error) {
+				err = conn.QueryRow(ctx, `select public.claim_coupons($1, $2)`, users, coupons[0]).Scan(&statuses)
+				return statuses, err
+			})
+		})
+	}
+}
+
+// BenchmarkClaimBatch measures one call of claim_batch with its commit, by batch size. Each claim
+// is for another coupon, which is the most work a batch can be.
+func BenchmarkClaimBatch(b *testing.B) {
+	conn, coupons := newSession(b, batchSizes[len(batchSizes)-1])
+	positions := make([]int32, len(coupons))
+	for i := range positions {
+		positions[i] = int32(i)
+	}
+	for _, size := range batchSizes {
+		b.Run(fmt.Sprintf("claims=%d", size), func(b *testing.B) {
+			benchmarkCalls(b, size, func(ctx context.Context, users []string) ([]string, error) {
+				rows, err := conn.Query(ctx, `select "position", status from public.claim_batch($1, $2, $3)`,
+					users, coupons[:size], positions[:size])
+				if err != nil {
+					return nil, err
+				}
+				statuses := make([]string, size)
+				var position int32
+				var status string
+				_, err = pgx.ForEachRow(rows, []any{&position, &status}, func() error {
+					statuses[position] = status
+					return nil
+				})
+				return statuses, err
+			})
+		})
+	}
+}
+
+// BenchmarkStoreClaim measures Store.Claim on one coupon: from one goroutine, and from many, where
+// the claims are batched.
+func BenchmarkStoreClaim(b *testing.B) {
+	database := pgtest.New(b)
+	createCoupons(b, database.Connect(b), "coupon")
+	store, err := pgstore.Open(pgstore.Config{
+		URL:              database.URL,
+		MaxConns:         8,
+		ClaimConcurrency: 1,
+		ClaimQueue:       4096,
+		ClaimTimeout:     30 * time.Second, // a busy machine must not fail a claim
+		SchemaVersion:    1,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(store.Close)
+	for _, goroutines := range []int{1, 16, 128} {
+		b.Run(fmt.Sprintf("goroutines=%d", goroutines), func(b *testing.B) {
+			users := newUsers(b.N)
+			b.ReportAllocs()
+			b.ResetTimer()
+			var all sync.WaitGroup
+			for g := range goroutines {
+				all.Go(func() {
+					for i := g; i < b.N; i += goroutines {
+						if status, err := store.Claim(b.Context(), users[i], "coupon"); err != nil || status != pgstore.Claimed {
+							b.Errorf("%s: status %q, error %v", users[i], status, err)
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+		})
+	}
+}
+
+// newSession returns a connection with the role and search_path of the service, and the names of
+// new coupons.
+func newSession(b *testing.B, coupons int) (conn *pgx.Conn, names []string) {
+	b.Helper()
+	conn = pgtest.New(b).Connect(b)
+	for i := range coupons {
+		names = append(names, fmt.Sprintf("coupon-%d", i))
+	}
+	createCoupons(b, conn, names...)
+	if _, err := conn.Exec(b.Context(), `set role coupon_service; set search_path = pg_catalog, pg_temp`); err != nil {
+		b.Fatal(err)
+	}
+	return conn, names
+}
+
+func createCoupons(b *testing.B, owner *pgx.Conn, names ...string) {
+	b.Helper()
+	_, err := owner.Exec(b.Context(), `select public.create_coupon(name, $2) from unnest($1::text[]) as name`, names, amount)
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// benchmarkCalls measures calls that claim for size new users each. All claims must succeed.
+func benchmarkCalls(b *testing.B, size int, call func(ctx context.Context, users []string) (statuses []string, err error)) {
+	b.Helper()
+	claim := func(users []string) {
+		statuses, err := call(b.Context(), users)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if len(statuses) != size {
+			b.Fatalf("%d statuses for %d claims", len(statuses), size)
+		}
+		for i, status := range statuses {
+			if status != string(pgstore.Claimed) {
+				b.Fatalf("claim %d: status %q, want %q", i, status, pgstore.Claimed)
+			}
+		}
+	}
+	for range 6 { // PostgreSQL chooses between custom and generic plans after five executions
+		claim(newUsers(size))
+	}
+	b.ReportAllocs()
+	calls := 0
+	for b.Loop() {
+		b.StopTimer()
+		users := newUsers(size)
+		b.StartTimer()
+		claim(users)
+		calls++
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(calls*size), "ns/claim")
+}
+
+// lastUser numbers the users of all benchmarks, so that none claims twice, also with -count.
+var lastUser atomic.Int64
+
+func newUsers(n int) []string {
+	users := make([]string, n)
+	for i := range users {
+		users[i] = fmt.Sprintf("user-%09d", lastUser.Add(1))
+	}
+	return users
+}

@@ -1,0 +1,147 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/api/apitest"
+	"scalable-coupon-system/pgstore"
+)
+
+// constantStore answers every claim with the same status, at no cost.
+type constantStore struct {
+	*apitest.Store
+
+	status pgstore.ClaimStatus
+}
+
+// Claim implements api.Store.
+func (s constantStore) Claim(context.Context, string, string) (pgstore.ClaimStatus, error) {
+	return s.status, nil
+}
+
+// BenchmarkHandlerClaim measures what the api package does for a claim: decoding the request,
+// encoding the response, metrics and the access log. net/http and the Store are not in it.
+func BenchmarkHandlerClaim(b *testing.B) {
+	for _, test := range []struct {
+		status pgstore.ClaimStatus
+		want   int
+	}{{pgstore.Claimed, http.StatusCreated}, {pgstore.OutOfStock, http.StatusBadRequest}} {
+		for _, logged := range []bool{true, false} {
+			log := zerolog.Nop()
+			if logged {
+				log = zerolog.New(io.Discard)
+			}
+			handler := api.New(constantStore{apitest.NewStore(), test.status}, api.Options{Log: log})
+			name := fmt.Sprintf("%s/log=%v", test.status, logged)
+			b.Run(name, func(b *testing.B) {
+				b.ReportAllocs()
+				claim := newClaim(b, handler, test.want)
+				for b.Loop() {
+					claim()
+				}
+			})
+			// Goroutines share the handler's counters.
+			b.Run(name+"/parallel", func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					claim := newClaim(b, handler, test.want)
+					for pb.Next() {
+						claim()
+					}
+				})
+			})
+		}
+	}
+}
+
+// newClaim returns a function that passes the same claim to handler and wants this HTTP status. The
+// function is not safe for concurrent use.
+func newClaim(b *testing.B, handler http.Handler, want int) func() {
+	b.Helper()
+	sent := []byte(`{"user_id":"user-0000012345","coupon_name":"summer sale"}`)
+	body := bytes.NewReader(nil)
+	request := httptest.NewRequestWithContext(b.Context(), http.MethodPost, "/api/coupons/claim", nil)
+	request.Header.Set("Content-Type", "application/json")
+	request.ContentLength = int64(len(sent))
+	request.Body = io.NopCloser(body)
+	w := &discard{header: make(http.Header)}
+	return func() {
+		body.Reset(sent)
+		w.reset()
+		handler.ServeHTTP(w, request)
+		if w.status != want {
+			b.Errorf("status %d, want %d", w.status, want)
+		}
+	}
+}
+
+// BenchmarkHandlerCoupon measures GET of a coupon by its number of claims. Up to one page the
+// response is encoded as a whole, beyond that it is streamed.
+func BenchmarkHandlerCoupon(b *testing.B) {
+	for _, claims := range []int{0, 1_000, 1_000_000} {
+		b.Run(strconv.Itoa(claims), func(b *testing.B) {
+			store := apitest.NewStore()
+			if status, err := store.CreateCoupon(b.Context(), "summer sale", int32(claims)+1); status != pgstore.Created {
+				b.Fatal(status, err)
+			}
+			for i := range claims {
+				if status, err := store.Claim(b.Context(), fmt.Sprintf("user-%010d", i), "summer sale"); status != pgstore.Claimed {
+					b.Fatal(status, err)
+				}
+			}
+			handler := api.New(store, api.Options{})
+			request := httptest.NewRequestWithContext(b.Context(), http.MethodGet, "/api/coupons/summer%20sale", nil)
+			w := &discard{header: make(http.Header)}
+			b.ReportAllocs()
+			for b.Loop() {
+				w.reset()
+				handler.ServeHTTP(w, request)
+			}
+			b.SetBytes(w.length)
+			if w.status != http.StatusOK {
+				b.Fatalf("status %d", w.status)
+			}
+		})
+	}
+}
+
+// discard is a ResponseWriter that keeps the status and the length of the body.
+type discard struct {
+	header http.Header
+	status int
+	length int64
+}
+
+func (w *discard) reset() {
+	clear(w.header)
+	w.status, w.length = 0, 0
+}
+
+// Header implements http.ResponseWriter.
+func (w *discard) Header() http.Header { return w.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (w *discard) WriteHeader(status int) { w.status = status }
+
+// SetReadDeadline implements what http.ResponseController looks for.
+func (w *discard) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline implements what http.ResponseController looks for.
+func (w *discard) SetWriteDeadline(time.Time) error { return nil }
+
+// Write implements http.ResponseWriter.
+func (w *discard) Write(p []byte) (int, error) {
+	w.length += int64(len(p))
+	return len(p), nil
+}

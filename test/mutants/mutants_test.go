@@ -1,0 +1,162 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// writeFiles writes files by their path in dir.
+func writeFiles(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	for path, text := range files {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// program is a module whose test leaves a file behind when it fails, as rapid does, and reports a
+// file that another run left.
+var program = map[string]string{
+	"go.mod": "module example\n\ngo 1.26\n",
+	"sum/sum.go": `package sum
+
+func Sum(a, b int) int {
+	return a + b
+}
+`,
+	"sum/sum_test.go": `package sum
+
+import (
+	"os"
+	"testing"
+)
+
+func TestSum(t *testing.T) {
+	if _, err := os.Stat("testdata/rapid/TestSum.fail"); err == nil {
+		t.Error("a file of another run")
+	}
+	t.Run("small numbers", func(t *testing.T) {
+		if got := Sum(2, 3); got != 5 {
+			t.Errorf("2 + 3 is %d", got)
+		}
+	})
+	if t.Failed() {
+		_ = os.MkdirAll("testdata/rapid", 0o700)
+		_ = os.WriteFile("testdata/rapid/TestSum.fail", nil, 0o600)
+	}
+}
+`,
+}
+
+// change returns a patch of sum.go.
+func change(to string) string {
+	return "--- a/sum/sum.go\n+++ b/sum/sum.go\n@@ -3,3 +3,3 @@\n func Sum(a, b int) int {\n-\treturn a + b\n+\treturn " + to + "\n }\n"
+}
+
+func TestRunner_try(t *testing.T) {
+	t.Parallel()
+	r := runner{source: t.TempDir(), home: t.TempDir()}
+	writeFiles(t, r.source, program)
+	minus := mutant{name: "01-minus", pkg: "./sum", test: "TestSum", diff: change("a - b")}
+	times := mutant{name: "02-times", pkg: "./sum", test: "TestSum/small numbers", diff: change("a * b")}
+
+	if err := r.baseline(t.Context(), []mutant{minus, times}); err != nil {
+		t.Fatal(err)
+	}
+	// In this order: a file that the first leaves behind would be the first thing that the second
+	// reports.
+	for _, test := range []struct {
+		mutant  mutant
+		want    string // what becomes of it
+		message string // the end of the first failed assertion
+	}{
+		{minus, "caught", ": 2 + 3 is -1"},
+		{times, "caught", ": 2 + 3 is 6"},
+		{mutant{pkg: "./sum", test: "TestSum", diff: change("b + a")}, "SURVIVED", ""},
+		{mutant{pkg: "./sum", test: "TestSum", diff: change("c")}, "does not build", ""},
+		{mutant{pkg: "./sum", test: "TestSum", diff: strings.ReplaceAll(change("a - b"), "Sum", "Add")}, "does not apply", ""},
+	} {
+		got := r.try(t.Context(), test.mutant)
+		if got.String() != test.want || !strings.HasSuffix(got.message, test.message) {
+			t.Errorf("%q: %s, %q; want %s, %q\n%s", test.mutant.diff, got, got.message, test.want, test.message, got.output)
+		}
+	}
+	if left, err := os.ReadDir(r.home); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestRunner_baseline(t *testing.T) {
+	t.Parallel()
+	r := runner{source: t.TempDir(), home: t.TempDir()}
+	writeFiles(t, r.source, program)
+	for _, test := range []string{"TestProduct", "TestSum/large numbers"} {
+		err := r.baseline(t.Context(), []mutant{{pkg: "./sum", test: test}})
+		if err == nil || !strings.Contains(err.Error(), "has no test") {
+			t.Errorf("%s does not exist: %v", test, err)
+		}
+	}
+}
+
+// The copy has what could be committed, but no fail files of rapid: it would replay them, and their
+// log lines come first.
+func TestCopyWorkingTree(t *testing.T) {
+	t.Parallel()
+	from, to := t.TempDir(), t.TempDir()
+	writeFiles(t, from, program)
+	writeFiles(t, from, map[string]string{
+		".gitignore":                         "*.log\n",
+		"sum/a.log":                          "",
+		"sum/testdata/numbers":               "",
+		"sum/testdata/rapid/TestSum/1.fail":  "",
+		"testdata/rapid/TestProduct/2.fail":  "",
+		"sum/testdata/fuzz/FuzzSum/00000001": "",
+	})
+	if output, err := exec.CommandContext(t.Context(), "git", "init", "--quiet", from).CombinedOutput(); err != nil {
+		t.Fatalf("git init: %v\n%s", err, output)
+	}
+	if err := copyWorkingTree(t.Context(), from, to); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		"go.mod": true, "sum/sum.go": true, "sum/testdata/numbers": true, "sum/testdata/fuzz/FuzzSum/00000001": true,
+		"sum/a.log": false, "sum/testdata/rapid": false, "testdata/rapid": false,
+	} {
+		if _, err := os.Stat(filepath.Join(to, path)); (err == nil) != want {
+			t.Errorf("%s: %v, want it copied: %v", path, err, want)
+		}
+	}
+}
+
+func TestEvaluate(t *testing.T) {
+	t.Parallel()
+	m := mutant{pkg: "./db", test: "TestLock"}
+	for name, test := range map[string]struct {
+		output  string
+		failed  bool
+		problem string
+		message string
+	}{
+		"pass":      {"PASS\n", false, "SURVIVED", ""},
+		"assertion": {"--- FAIL: TestLock (0.1s)\n    a_test.go:7: got 1\n        want 2\nFAIL\n", true, "", "a_test.go:7: got 1 want 2"},
+		"after a log line": {
+			"--- FAIL: TestLock (0.1s)\n    a_test.go:3: {\"level\":\"info\"}\n    a_test.go:7: got 1\n", true, "", "a_test.go:7: got 1"},
+		"blocked":      {"--- FAIL: TestLock (0.1s)\npanic: deadlock: all goroutines in bubble are blocked\n", true, "", "panic: deadlock: all goroutines in bubble are blocked"},
+		"another test": {"--- FAIL: TestOther (0.1s)\n    a_test.go:7: got 1\n", true, "ended without a failed test", ""},
+		"crash":        {"panic: nil map\n", true, "ended without a failed test", ""},
+		"time-out":     {"--- FAIL: TestLock (60s)\npanic: test timed out after 1m0s\n", true, "timed out", ""},
+		"no assertion": {"--- FAIL: TestLock (0.1s)\nFAIL\n", true, "failed without a failed assertion", ""},
+	} {
+		if got := evaluate(m, test.output, test.failed); got.problem != test.problem || got.message != test.message {
+			t.Errorf("%s: %q, %q; want %q, %q", name, got.problem, got.message, test.problem, test.message)
+		}
+	}
+}
