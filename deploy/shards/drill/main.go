@@ -103,7 +103,7 @@ func sell(ctx context.Context, d *deployment, o options, out io.Writer) error {
 	if err := d.awaitReady(ctx, shard(dead)); err != nil {
 		return err
 	}
-	at.answering = time.Now()
+	at.ready = time.Now()
 	if at.moving, err = after(ctx, o.duration/12, func() error { return d.move(ctx, moved) }); err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func sell(ctx context.Context, d *deployment, o options, out io.Writer) error {
 }
 
 // moments are the times of the steps of a drill.
-type moments struct{ opened, killed, started, answering, moving, moved time.Time }
+type moments struct{ opened, killed, started, ready, moving, moved time.Time }
 
 // after waits for pause and calls fn. It returns the time of the call.
 func after(ctx context.Context, pause time.Duration, fn func() error) (time.Time, error) {
@@ -141,7 +141,7 @@ func report(out io.Writer, result drill.Result, partitionOf []int, moved int, at
 	ofDead, _ := divide(result.Replies, isDead)
 	meanwhile := perSecond(others, at.killed, at.started)
 	printf("%s killed after %.1f s, started %.1f s later, ready %.1f s after that", shard(dead),
-		at.killed.Sub(at.opened).Seconds(), at.started.Sub(at.killed).Seconds(), at.answering.Sub(at.started).Seconds())
+		at.killed.Sub(at.opened).Seconds(), at.started.Sub(at.killed).Seconds(), at.ready.Sub(at.started).Seconds())
 	printf("  its %d coupons: no claim granted for %.1f s; %s", count(partitionOf, isDead), drill.Gap(ofDead, at.opened, at.moving).Seconds(), refusals(concerned))
 	printf("  other coupons: %.0f claims per second granted before, %.0f while it was dead; %s",
 		perSecond(others, at.opened, at.killed), meanwhile, refusals(others))
