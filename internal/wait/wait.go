@@ -7,9 +7,9 @@ import (
 )
 
 // timeout is generous: only a failing test waits that long.
-const timeout = 30 * time.Second
+const timeout = time.Minute
 
-// For calls condition every 2 ms until it returns true. After 30 s it fails the test with a message
+// For calls condition every 2 ms until it returns true. After a minute it fails the test with a message
 // that names what it waited for.
 func For(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
