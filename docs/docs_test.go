@@ -1,5 +1,5 @@
-// Package docs_test holds the documents against what they speak about: files, tests, settings and codes that they name are
-// there, under these names and in these words.
+// Package docs_test checks the documents: links resolve, and the files, tests, settings and codes
+// that they name exist.
 package docs_test
 
 import (
@@ -17,10 +17,10 @@ import (
 	"scalable-coupon-system/api/apitest"
 )
 
-// root is the repository, seen from here.
+// root is the repository, relative to this directory.
 const root = ".."
 
-// documents are the Markdown files of the repository by their path from its root.
+// documents returns the Markdown files of the repository by their path from its root.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -31,13 +31,14 @@ func documents(t *testing.T) map[string]string {
 	}
 	for _, wanted := range []string{"README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/guarantees.md", "docs/api.md"} {
 		if found[wanted] == "" {
-			t.Fatalf("there is no %s", wanted)
+			t.Fatalf("%s is missing", wanted)
 		}
 	}
 	return found
 }
 
-// files lists the files and folders of the repository by their path from its root, without hidden ones (but .github and .ci).
+// files returns the files and directories of the repository by their path from its root. Hidden
+// ones are left out, except .github and .ci.
 func files(t *testing.T) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
@@ -64,11 +65,10 @@ func read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// Every link leads to a file of the repository, and to a heading in it when it names one.
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	link := regexp.MustCompile(`\]\(([^()\s]+)\)`)
-	there := files(t)
+	existing := files(t)
 	texts := documents(t)
 	links := 0
 	for from, text := range texts {
@@ -82,12 +82,12 @@ func TestLinks(t *testing.T) {
 			if target != "" {
 				path = filepath.ToSlash(filepath.Join(filepath.Dir(from), target))
 			}
-			if !there[path] {
-				t.Errorf("%s links to %s, which is not there", from, match[1])
+			if !existing[path] {
+				t.Errorf("%s links to %s, which does not exist", from, match[1])
 				continue
 			}
 			if heading != "" && !slices.Contains(headings(texts[path]), heading) {
-				t.Errorf("%s links to %s, which has no such heading", from, match[1])
+				t.Errorf("%s links to %s, but the file has no such heading", from, match[1])
 			}
 		}
 	}
@@ -96,7 +96,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// headings are the anchors that a forge makes of a document's headings.
+// headings returns the anchors that a forge generates for the headings of a document.
 func headings(text string) []string {
 	var anchors []string
 	for _, match := range regexp.MustCompile(`(?m)^#+ +(.+)$`).FindAllStringSubmatch(text, -1) {
@@ -115,13 +115,13 @@ func headings(text string) []string {
 	return anchors
 }
 
-// Every test that a document names is there, and so is every Go or SQL file, named in full or by the end of its path.
-func TestNamesOfTestsAndFiles(t *testing.T) {
+// A document may name a file by its full path or by the end of it.
+func TestNames(t *testing.T) {
 	t.Parallel()
-	there := files(t)
+	existing := files(t)
 	tests := map[string]bool{}
 	definition := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)\(`)
-	for path := range there {
+	for path := range existing {
 		if !strings.HasSuffix(path, "_test.go") {
 			continue
 		}
@@ -137,15 +137,15 @@ func TestNamesOfTestsAndFiles(t *testing.T) {
 		for _, name := range testName.FindAllString(text, -1) {
 			named++
 			if !tests[name] {
-				t.Errorf("%s names %s, which is no test", from, name)
+				t.Errorf("%s names the test %s, which does not exist", from, name)
 			}
 		}
 		for _, match := range fileName.FindAllStringSubmatch(text, -1) {
 			named++
-			if !slices.ContainsFunc(keys(there), func(path string) bool {
+			if !slices.ContainsFunc(keys(existing), func(path string) bool {
 				return path == match[1] || strings.HasSuffix(path, "/"+match[1])
 			}) {
-				t.Errorf("%s names the file %s, which is not there", from, match[1])
+				t.Errorf("%s names the file %s, which does not exist", from, match[1])
 			}
 		}
 	}
@@ -162,8 +162,8 @@ func keys(set map[string]bool) []string {
 	return list
 }
 
-// The tables of docs/architecture.md name functions beside the files that have them.
-func TestFunctionsOfTheArchitecture(t *testing.T) {
+// docs/architecture.md links to a file and names functions of it.
+func TestArchitecture_functions(t *testing.T) {
 	t.Parallel()
 	cell := regexp.MustCompile("\\]\\(\\.\\./([\\w/.]+\\.go)\\)((?:,? `[\\w.]+`)+)")
 	checked := 0
@@ -183,17 +183,16 @@ func TestFunctionsOfTheArchitecture(t *testing.T) {
 	}
 }
 
-// The pictures are written by hand: what they name is there.
 func TestPictures(t *testing.T) {
 	t.Parallel()
-	there := keys(files(t))
+	existing := keys(files(t))
 	named := 0
 	fileName := regexp.MustCompile(`[\w/]+\.(?:go|sql)\b`)
 	for _, picture := range []string{"docs/pictures/house.svg", "docs/pictures/way-of-a-claim.svg"} {
 		for _, name := range fileName.FindAllString(read(t, picture), -1) {
 			named++
-			if !slices.ContainsFunc(there, func(path string) bool { return path == name || strings.HasSuffix(path, "/"+name) }) {
-				t.Errorf("%s names %s, which is not there", picture, name)
+			if !slices.ContainsFunc(existing, func(path string) bool { return path == name || strings.HasSuffix(path, "/"+name) }) {
+				t.Errorf("%s names %s, which does not exist", picture, name)
 			}
 		}
 	}
@@ -202,8 +201,8 @@ func TestPictures(t *testing.T) {
 	}
 }
 
-// The decisions are numbered without gaps, and all of them are in the index.
-func TestDecisions(t *testing.T) {
+// ADRs are numbered without gaps and listed in the index.
+func TestADRs(t *testing.T) {
 	t.Parallel()
 	index := read(t, "docs/adr/README.md")
 	paths, err := filepath.Glob("adr/[0-9]*.md")
@@ -215,23 +214,23 @@ func TestDecisions(t *testing.T) {
 		name := filepath.Base(path)
 		number := fmt.Sprintf("%04d", i+1)
 		if !strings.HasPrefix(name, number+"-") {
-			t.Errorf("%s stands where %s is due", name, number)
+			t.Errorf("%s: the next number is %s", name, number)
 		}
 		if !strings.Contains(index, "["+number+"]("+name+")") {
-			t.Errorf("docs/adr/README.md has no %s", name)
+			t.Errorf("docs/adr/README.md does not list %s", name)
 		}
 		if !strings.HasPrefix(read(t, "docs/adr/"+name), "# "+number+" ") {
-			t.Errorf("%s does not begin with its number", name)
+			t.Errorf("%s does not start with its number", name)
 		}
 	}
 	if len(paths) < 14 {
-		t.Errorf("only %d decisions were found", len(paths))
+		t.Errorf("only %d ADRs were found", len(paths))
 	}
 }
 
-// docs/api.md explains each code in the words of openapi.yaml, and these have all that whoever meets one wants to know: the
-// status, whether to send the request again, and what the user should see.
-func TestCodesAreExplainedInTheSameWords(t *testing.T) {
+// docs/api.md explains each code in the words of openapi.yaml. Each explanation says the status,
+// whether to retry, and what to show the user.
+func TestCodes_explained(t *testing.T) {
 	t.Parallel()
 	inContract := paragraphs(apitest.Contract(t).Info.Description)
 	inDocs := paragraphs(read(t, "docs/api.md"))
@@ -241,7 +240,7 @@ func TestCodesAreExplainedInTheSameWords(t *testing.T) {
 		}
 		for _, wanted := range []string{`^Status [45]\d\d\. `, `\b[Rr]etry|Send the same request again`, `\buser\b`} {
 			if !regexp.MustCompile(wanted).MatchString(text) {
-				t.Errorf("%s is explained without %q: %s", code, wanted, text)
+				t.Errorf("the explanation of %s does not match %q: %s", code, wanted, text)
 			}
 		}
 	}
@@ -250,7 +249,7 @@ func TestCodesAreExplainedInTheSameWords(t *testing.T) {
 	}
 }
 
-// paragraphs are what stands under the headings that are codes, with single spaces for white space.
+// paragraphs returns the text under each heading that is a code, with white space normalized.
 func paragraphs(text string) map[string]string {
 	found := map[string]string{}
 	for _, section := range regexp.MustCompile(`(?m)^#+ `).Split(text, -1) {
@@ -262,7 +261,7 @@ func paragraphs(text string) map[string]string {
 	return found
 }
 
-// The README's table of settings says what coupond serve --help says.
+// The README's table of settings equals the output of coupond serve --help.
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	help, err := exec.CommandContext(t.Context(), "go", "run", root+"/cmd/coupond", "serve", "--help").Output()
@@ -270,7 +269,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, environment, _ := strings.Cut(string(help), "Environment:\n")
-	environment = strings.ReplaceAll(environment, "\n          ", " ") // lines that were folded
+	environment = strings.ReplaceAll(environment, "\n          ", " ") // folded lines
 	setting := regexp.MustCompile(`(?m)^  ([A-Z_]+)(?:=(\S+))?(?:  \((.+)\))?\n +(.+)\n +(.+)$`)
 	var inHelp []string
 	for _, match := range setting.FindAllStringSubmatch(environment, -1) {
@@ -288,7 +287,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// unquoted strips the quotes that code has on the command line and not in Markdown, where it is set as code.
+// unquoted removes the quotes that --help puts around code; Markdown has backquotes instead.
 func unquoted(lines []string) []string {
 	plain := make([]string, len(lines))
 	for i, line := range lines {

@@ -9,8 +9,8 @@ import (
 // timeout is generous: only a failing test waits that long.
 const timeout = time.Minute
 
-// For calls condition every 2 ms until it returns true. After a minute it fails the test with a message
-// that names what it waited for.
+// For calls condition every 2 ms until it returns true. After a minute it fails the test and names
+// what it waited for.
 func For(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
 	for deadline := time.Now().Add(timeout); !condition(); time.Sleep(2 * time.Millisecond) {
