@@ -77,7 +77,7 @@ test-sql: ## Test the SQL functions with pgTAP: make test-sql ARGS=claim_coupon
 .PHONY: test-dba
 test-dba: compiler ## Run the commands of docs/dba.md, a restore and a sale through PgBouncer
 	$(GO) vet -tags dba ./test/handbook
-	$(GO) test $(RACE) -tags dba -count=1 -timeout 10m ./test/handbook $(if $(ARGS),-args $(ARGS))
+	$(GO) test $(RACE) -tags dba -count=1 -timeout 10m ./test/handbook $(ARGS)
 
 .PHONY: test-browser
 test-browser: ## Use /docs in a headless Chromium (Debian: chromium); screenshots go to pictures/

@@ -42,7 +42,8 @@ func (i *instance) start() error {
 		return err
 	}
 	defer func() { _ = log.Close() }() // the process has a descriptor of its own
-	cmd := exec.Command(i.binary, "serve")
+	// Without a context that ends: it runs until stop or kill.
+	cmd := exec.CommandContext(context.Background(), i.binary, "serve")
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+i.database, "LISTEN_ADDR="+i.address, "CLAIM_TIMEOUT="+claimTimeout.String(),
 		"LOG_LEVEL=warn", "LOG_FORMAT=json")
 	cmd.Stdout, cmd.Stderr = log, log

@@ -22,8 +22,8 @@ func writeFiles(t *testing.T, dir string, files map[string]string) {
 	}
 }
 
-// program is a module whose test leaves a file behind when it fails, as rapid does, and reports a
-// file that another run left.
+// program is a module with a test that leaves a file behind when it fails, as rapid does, and
+// reports a file that another run left.
 var program = map[string]string{
 	"go.mod": "module example\n\ngo 1.26\n",
 	"sum/sum.go": `package sum

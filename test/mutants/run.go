@@ -16,8 +16,11 @@ import (
 )
 
 const (
-	testTimeout  = time.Minute     // of one named test, which takes seconds
-	buildTimeout = 5 * time.Minute // of one test binary, with an empty build cache
+	// testTimeout bounds one named test. It takes seconds, but a minute if a mutant makes it wait in
+	// vain (internal/wait).
+	testTimeout = 2 * time.Minute
+	// buildTimeout bounds the build of one test binary with an empty build cache.
+	buildTimeout = 5 * time.Minute
 )
 
 // runner runs tests in copies of a source tree.
