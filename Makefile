@@ -1,4 +1,5 @@
-# `make` lists the targets that have a `##` line. Needs GNU make 3.81 (macOS) or newer and a POSIX shell.
+# `make` lists the targets that have a `##` line. Needs GNU make 3.81 (macOS) or newer and a POSIX
+# shell.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
@@ -11,8 +12,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-# Tools are built from source into .bin/ at these versions, so that go.mod lists only what the service
-# and its tests need. The version is part of the file name: a new version is built again.
+# Tools are built from source into .bin/ at these versions, so that go.mod lists only what the
+# service and its tests need. The version is part of the file name: a new version is built again.
 GOLANGCI_LINT_VERSION := v2.15.0
 ACTIONLINT_VERSION := v1.7.12
 GOVULNCHECK_VERSION := v1.9.0
@@ -29,7 +30,7 @@ tool = @echo "building $(notdir $(1)) $(2), once" && mkdir -p .bin && \
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+		/^[a-z][a-z-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 ##@ Run
 
@@ -92,8 +93,8 @@ examples: ## Build, test and run _examples against a service, through its restar
 mutants: ## Plant each bug of test/mutants and check that its test fails; writes docs/mutants.md
 	@$(GO) run ./test/mutants $(ARGS)
 
-# A number of inputs, not a time: with a time, Go before 1.27 sometimes reports its own deadline as a
-# failure (go.dev/issue/75804).
+# A number of inputs, not a time: with a time, Go before 1.27 sometimes reports its own deadline as
+# a failure (go.dev/issue/75804).
 FUZZTIME ?= 10000x
 .PHONY: fuzz
 fuzz: ## Fuzz bodies, names, paths and headers: make fuzz FUZZTIME=1000000x
@@ -113,8 +114,8 @@ failover: ## Kill the primary under load, three times, and check that no acknowl
 rolling: ## Replace both instances of the service under load and check that no request fails
 	VERSION='$(VERSION)' $(GO) run ./deploy/ha/drill --kills 0 $(ARGS)
 
-# Starts the containers of deploy/shards (127.0.0.1:8091) and deletes them with their data. Built first:
-# a SIGTERM would end `go run` and leave its program running.
+# Starts the containers of deploy/shards (127.0.0.1:8091) and deletes them with their data. Built
+# first: a SIGTERM would end `go run` and leave its program running.
 .PHONY: shards
 shards: ## Sell on four shards, kill one, move a partition, and check every answer
 	@mkdir -p .bin && $(GO) build -o .bin/shards ./deploy/shards/drill
@@ -123,7 +124,7 @@ shards: ## Sell on four shards, kill one, move a partition, and check every answ
 # SEED=0 takes the seed from the clock.
 DURATION ?= 1m
 SEED ?= 0
-REPORT ?= proof/report.md
+REPORT ?= faults/report.md
 .PHONY: faults
 faults: ## Inject faults and check the answers for linearizability: make faults DURATION=10m SEED=7
 	@mkdir -p .bin && $(GO) build -o .bin/faults ./test/faults
@@ -209,8 +210,8 @@ compiler:
 			echo 'Debian: apt-get install gcc libc6-dev; or run without the detector: make test RACE=' >&2; exit 1; \
 		fi; }
 
-# go test hides the output of packages that pass. This prints which PostgreSQL the tests use and what they
-# skip because a program is missing.
+# go test hides the output of packages that pass. This prints which PostgreSQL the tests use and
+# what they skip because a program is missing.
 .PHONY: postgres
 postgres:
 	@$(GO) test -count=1 -v -run '^Test(Empty|Server_ForProxy)$$' ./internal/pgtest | grep -vE '^(=== |--- PASS|PASS|ok )'

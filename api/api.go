@@ -30,9 +30,9 @@ import (
 // context ends when the client disconnects. An error that wraps none of pgstore's sentinel errors
 // is answered with CodeInternal.
 type Store interface {
-	// Claim gives user one piece of coupon, or returns the status that says why not.
+	// Claim claims coupon for user, or returns the status that says why not.
 	Claim(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error)
-	// CreateCoupon creates a coupon of amount pieces, or returns the status that says why not.
+	// CreateCoupon creates a coupon with a stock of amount, or returns the status that says why not.
 	CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error)
 	// Coupon reads one consistent state of a coupon; found is false if no coupon has this name.
 	// Concurrent callers may get the same *Coupon.

@@ -30,29 +30,3 @@ func (h *Handler) claim(x *exchange) {
 	}
 	x.sendCode(code)
 }
-
-// createCoupon handles POST /api/coupons.
-func (h *Handler) createCoupon(x *exchange) {
-	fields, err := x.readObject(createSchema)
-	if err != nil {
-		x.fail(err)
-		return
-	}
-	name, amount := fields[0].text, fields[1].number
-	status, err := h.store.CreateCoupon(x.context(), name, amount)
-	if err != nil {
-		x.fail(err)
-		return
-	}
-	if status == pgstore.Created {
-		x.Header().Set("Location", couponPath(name))
-		x.sendCreated()
-		return
-	}
-	code, known := createCodes[status]
-	if !known {
-		x.fail(fmt.Errorf("unknown create_status %q: the database is newer than this service", status))
-		return
-	}
-	x.sendCode(code)
-}

@@ -215,7 +215,7 @@ func syntaxError(err error, body []byte) error {
 	if rest := body[min(int(syntax.ByteOffset), len(body)):]; isSurrogate(rest) {
 		return invalidf("the body must be valid JSON; it has an unpaired surrogate at byte %d", syntax.ByteOffset)
 	}
-	return invalidf("the body must be valid JSON; it has a syntax error at or shortly after byte %d", syntax.ByteOffset)
+	return invalidf("the body must be valid JSON; it has a syntax error near byte %d", syntax.ByteOffset)
 }
 
 // isSurrogate reports whether text begins with the escape of a surrogate, \ud800 to \udfff.

@@ -261,7 +261,7 @@ func TestHandler_Drain(t *testing.T) {
 	}
 
 	s.handler.Drain()
-	conn.send(postClaim + measured(object("user_id", "ada", "coupon_name", "summer sale")))
+	conn.send(postClaim + withContentLength(object("user_id", "ada", "coupon_name", "summer sale")))
 	got := conn.response("POST", "/api/coupons/claim")
 	got.want(t, 201, "")
 	if !got.closes {

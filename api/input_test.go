@@ -18,7 +18,7 @@ const (
 	claimRule  = "the body must be a JSON object with exactly the fields user_id and coupon_name; "
 	createRule = "the body must be a JSON object with exactly the fields name and amount; "
 	jsonRule   = "the body must be valid JSON; "
-	notJSON    = jsonRule + "it has a syntax error at or shortly after byte "
+	notJSON    = jsonRule + "it has a syntax error near byte "
 )
 
 // whiteSpace has all characters of Unicode's White_Space, as in the functions in PostgreSQL.

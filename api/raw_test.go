@@ -94,7 +94,7 @@ func chunked(body string) string {
 	return fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body)
 }
 
-func measured(body string) string {
+func withContentLength(body string) string {
 	return fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body)
 }
 
@@ -109,9 +109,9 @@ func TestBody_size(t *testing.T) {
 		code          api.Code
 		calls         int64
 	}{
-		{"64 KiB", measured(claimBody(limit)), 201, "", 1},
+		{"64 KiB", withContentLength(claimBody(limit)), 201, "", 1},
 		{"64 KiB, chunked", chunked(claimBody(limit)), 409, api.CodeAlreadyClaimed, 1},
-		{"one byte too many", measured(claimBody(limit + 1)), 413, api.CodeBodyTooLarge, 0},
+		{"one byte too many", withContentLength(claimBody(limit + 1)), 413, api.CodeBodyTooLarge, 0},
 		{"one byte too many, chunked", chunked(claimBody(limit + 1)), 413, api.CodeBodyTooLarge, 0},
 		{"1 MiB, chunked", chunked(claimBody(1 << 20)), 413, api.CodeBodyTooLarge, 0},
 		// The body never arrives, and the service does not wait for it.
@@ -257,7 +257,7 @@ func TestPath_asSent(t *testing.T) {
 func TestContentType_asSent(t *testing.T) {
 	s := serve(t)
 	s.create("sale", 1000).want(t, 201, "")
-	body := measured(claimBody(60))
+	body := withContentLength(claimBody(60))
 	for _, c := range []struct {
 		name, header string
 		status       int
@@ -310,7 +310,7 @@ func TestServer_keepAlive(t *testing.T) {
 	s := serve(t)
 	s.create("sale", 1).want(t, 201, "")
 	conn := s.dial()
-	one := postClaim + measured(claimBody(60))
+	one := postClaim + withContentLength(claimBody(60))
 	conn.send(one + one + "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" + one)
 	for i, status := range []int{201, 409, 404, 409} {
 		path := "/api/coupons/claim"
@@ -325,7 +325,7 @@ func TestServer_keepAlive(t *testing.T) {
 	}
 
 	conn = s.dial()
-	conn.send("POST /api/coupons/claim HTTP/1.0\r\nConnection: keep-alive\r\n" + measured(claimBody(60)))
+	conn.send("POST /api/coupons/claim HTTP/1.0\r\nConnection: keep-alive\r\n" + withContentLength(claimBody(60)))
 	got := conn.response("POST", "/api/coupons/claim")
 	got.want(t, 409, api.CodeAlreadyClaimed)
 	if got.closes {
@@ -418,7 +418,7 @@ func TestBody_deadlineIsCleared(t *testing.T) {
 	}
 	conn := s.dial()
 	for range 2 {
-		conn.send(postClaim + measured(claimBody(60)))
+		conn.send(postClaim + withContentLength(claimBody(60)))
 		got := conn.response("POST", "/api/coupons/claim")
 		got.want(t, 201, "")
 		time.Sleep(2 * deadline)
@@ -446,8 +446,7 @@ func TestServer_slowHeader(t *testing.T) {
 	}
 }
 
-// The deadline for reading a response starts with the response: a claim may take longer than
-// WriteTimeout.
+// The write deadline starts when the response does: a claim may take longer than WriteTimeout.
 func TestClaim_lateResponse(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(s *service) { s.server.WriteTimeout = 1100 * time.Millisecond })

@@ -323,7 +323,7 @@ func TestClaim_clientDisconnects(t *testing.T) {
 		return "", fmt.Errorf("claim: %w", ctx.Err())
 	}
 	conn := s.dial()
-	conn.send(postClaim + measured(claimBody(60)))
+	conn.send(postClaim + withContentLength(claimBody(60)))
 	<-arrived
 	_ = conn.Close()
 	line := s.log.take(t, 1)[0]

@@ -68,7 +68,7 @@ func New(base string) *Client {
 	}
 }
 
-// Claim claims one piece of coupon for user. After an error it is unknown whether the user has the
+// Claim claims coupon for user. After an error it is unknown whether the user has the
 // coupon: call Claim again.
 func (c *Client) Claim(ctx context.Context, user, coupon string) (Outcome, error) {
 	body := map[string]any{"user_id": user, "coupon_name": coupon}
@@ -91,7 +91,7 @@ func (c *Client) Claim(ctx context.Context, user, coupon string) (Outcome, error
 	return "", fmt.Errorf("claim %q for %q: %w", coupon, user, r)
 }
 
-// Create creates a coupon of amount pieces.
+// Create creates a coupon with a stock of amount.
 func (c *Client) Create(ctx context.Context, name string, amount int) (Outcome, error) {
 	r, ambiguous, err := c.call(ctx, http.MethodPost, "/api/coupons", map[string]any{"name": name, "amount": amount})
 	if err != nil {

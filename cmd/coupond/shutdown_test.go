@@ -105,7 +105,7 @@ func TestShutdown_losesNoRequest(t *testing.T) {
 func blockedClaim(t *testing.T, settings ...string) (p *program, idle, blocked *rawhttp.Conn, unlock func()) {
 	t.Helper()
 	database := pgtest.New(t)
-	// The lock_timeout of a claim is a fifth of CLAIM_TIMEOUT.
+	// The lock_timeout of a claim is 0.15 × CLAIM_TIMEOUT.
 	p = startProcess(t, environ(database.URL, append(settings, "CLAIM_TIMEOUT=5m")...), "serve").ready(t)
 	newClient(t, p.url, 1).create(t, "SALE", 5)
 	tx, err := database.Connect(t).Begin(t.Context())

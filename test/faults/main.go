@@ -67,7 +67,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	flags.SortFlags = false
 	flags.DurationVar(&o.duration, "duration", time.Minute, "how long to inject faults, at least 1s")
 	flags.Uint64Var(&o.seed, "seed", 0, "seed of the faults and the requests; 0 takes one from the clock")
-	flags.StringVar(&o.report, "report", "proof/report.md", "write the report to this `file`")
+	flags.StringVar(&o.report, "report", "faults/report.md", "write the report to this `file`")
 	flags.DurationVar(&o.progress, "progress", 5*time.Second, "how often to print a line of progress")
 	if err := flags.Parse(args); err != nil {
 		if !errors.Is(err, pflag.ErrHelp) {

@@ -1,4 +1,4 @@
-// A module of its own: what it needs of Kubernetes, to say what an API server would say, is none of the service's business.
+// A separate module, because it needs Kubernetes packages that the service does not.
 module scalable-coupon-system/deploy/kubernetes/check
 
 go 1.26.0
