@@ -31,9 +31,11 @@ func writeTable(path string, mutants []mutant, results []result) error {
 	return os.WriteFile(path, []byte(text.String()), 0o644)
 }
 
-// cell formats a test's message for a cell of the table: as code, shortened.
+// cell formats a test's message for a cell of the table: as code, shortened, and without rapid's
+// instructions for repeating the failure.
 func cell(message string) string {
 	const limit = 160 // characters
+	message, _, _ = strings.Cut(message, " To reproduce, specify")
 	if utf8.RuneCountInString(message) > limit {
 		message = string([]rune(message)[:limit]) + "…"
 	}
