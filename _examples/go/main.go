@@ -29,7 +29,8 @@ func main() {
 	}
 }
 
-// run creates a coupon with a stock of two, claims it for three users, one of them twice, and reads it.
+// run creates a coupon with a stock of two, claims it for three users, for one of them twice, and
+// reads it.
 // It returns the lines to print.
 func run(ctx context.Context, client *Client, coupon string) (lines []string, err error) {
 	outcome, err := client.Create(ctx, coupon, 2)
