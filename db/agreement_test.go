@@ -137,7 +137,7 @@ func (s *session) inABatch(t *rapid.T, batch []claim) []string {
 		users, coupons, positions = append(users, c.user), append(coupons, c.coupon), append(positions, int32(i))
 	}
 	positions = append([]int32{}, rapid.Permutation(positions).Draw(t, "positions")...) // nil would be null
-	rows, err := s.Query(bounded(t), "select * from public.claim_batch($1, $2, $3)", users, coupons, positions)
+	rows, err := s.Query(bounded(t), "select * from coupond.claim_batch($1, $2, $3)", users, coupons, positions)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,10 +190,10 @@ func TestClaimBatch_couponsCreatedWhileItWaits(t *testing.T) {
 		for i, c := range batch {
 			want[i], userList[i], couponList[i] = m.claim(c), "'"+c.user+"'", "'"+name(c.coupon)+"'"
 		}
-		sql := fmt.Sprintf("select string_agg(status::text, ',') from public.claim_batch(array[%s], array[%s], array(select generate_series(1, %d)))",
+		sql := fmt.Sprintf("select string_agg(status::text, ',') from coupond.claim_batch(array[%s], array[%s], array(select generate_series(1, %d)))",
 			strings.Join(userList, ", "), strings.Join(couponList, ", "), len(batch))
 
-		it.run("holder:locks", "begin", "select count(*) from (select from public.coupons where name = '"+name(locked)+"' for update) as c")
+		it.run("holder:locks", "begin", "select count(*) from (select from coupond.coupons where name = '"+name(locked)+"' for update) as c")
 		it.run("batch:claims", sql)
 		meanwhile := newModel()
 		for _, coupon := range late {

@@ -106,12 +106,12 @@ func catalog(s *session) []string {
 		  p.prorettype::regtype, p.proowner::regrole, p.proacl, p.proconfig, p.provolatile, p.prosecdef,
 		  md5(p.prosrc), obj_description(p.oid))
 		from pg_catalog.pg_proc as p
-		where p.pronamespace = 'public'::regnamespace
+		where p.pronamespace = 'coupond'::regnamespace
 		union all
 		select format('relation %s %s owner %s acl %s options %s: %s', r.oid::regclass, r.relkind, r.relowner::regrole,
 		  r.relacl, r.reloptions, obj_description(r.oid))
 		from pg_catalog.pg_class as r
-		where r.relnamespace = 'public'::regnamespace
+		where r.relnamespace = 'coupond'::regnamespace
 		union all
 		select format('column %s.%s %s collation %s not null %s default %s: %s', a.attrelid::regclass, a.attname,
 		  format_type(a.atttypid, a.atttypmod), a.attcollation::regcollation, a.attnotnull,
@@ -119,22 +119,22 @@ func catalog(s *session) []string {
 		  col_description(a.attrelid, a.attnum))
 		from pg_catalog.pg_attribute as a
 		join pg_catalog.pg_class as r on r.oid = a.attrelid
-		where r.relnamespace = 'public'::regnamespace
+		where r.relnamespace = 'coupond'::regnamespace
 		  and a.attnum > 0
 		union all
 		select format('constraint %s %s %s', c.conrelid::regclass, c.conname, pg_get_constraintdef(c.oid))
 		from pg_catalog.pg_constraint as c
-		where c.connamespace = 'public'::regnamespace
+		where c.connamespace = 'coupond'::regnamespace
 		union all
 		select format('type %s owner %s acl %s labels %s: %s', t.oid::regtype, t.typowner::regrole, t.typacl,
 		  array(select e.enumlabel from pg_catalog.pg_enum as e where e.enumtypid = t.oid order by e.enumsortorder),
 		  obj_description(t.oid))
 		from pg_catalog.pg_type as t
-		where t.typnamespace = 'public'::regnamespace
+		where t.typnamespace = 'coupond'::regnamespace
 		union all
 		select format('schema %s owner %s acl %s', n.nspname, n.nspowner::regrole, n.nspacl)
 		from pg_catalog.pg_namespace as n
-		where n.nspname = 'public'
+		where n.nspname = 'coupond'
 		union all
 		select format('role %s login %s super %s, the owner is a member: %s', r.rolname, r.rolcanlogin, r.rolsuper,
 		  array(select m.member::regrole from pg_catalog.pg_auth_members as m where m.roleid = r.oid and m.member = current_user::regrole))
@@ -143,9 +143,9 @@ func catalog(s *session) []string {
 		union all
 		select format('view %s: %s', v.viewname, md5(v.definition))
 		from pg_catalog.pg_views as v
-		where v.schemaname = 'public'
+		where v.schemaname = 'coupond'
 		union all
 		select format('version %s', v.version)
-		from public.schema_version as v
+		from coupond.schema_version as v
 		order by 1`)
 }

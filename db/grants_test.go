@@ -1,10 +1,12 @@
 package db_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/pgtest"
 )
 
@@ -18,12 +20,20 @@ var serviceFunctions = []string{
 	"coupon_schema_version()",
 	"create_coupon(text,bigint)",
 	"get_coupon(text)",
+	"session_problem()",
+}
+
+var triggerFunctions = []string{
+	"check_claims()",
+	"protect_coupons()",
 }
 
 var internalFunctions = []string{
-	"guard_name(text,text)",
-	"guard_names(text,text[])",
-	"guard_ownership(text[])",
+	"check_name(text,text)",
+	"check_names(text,text[])",
+	"check_shard(text)",
+	"check_shards(text[])",
+	"find_claim(text,text)",
 	"is_valid_name(text)",
 	"owns_coupon(text)",
 }
@@ -31,22 +41,22 @@ var internalFunctions = []string{
 func TestGrants(t *testing.T) {
 	t.Parallel()
 	s := owner(t, pgtest.New(t))
-	s.exec("set search_path = public, pg_catalog")
+	s.exec("set search_path = coupond, pg_catalog")
 
 	for role, want := range map[string][]string{"coupon_service": serviceFunctions, "public": nil} {
 		equal(t, "functions that "+role+" may execute", list[string](s, `
 			select p.oid::regprocedure::text
 			from pg_proc as p
-			where p.pronamespace = 'public'::regnamespace
+			where p.pronamespace = 'coupond'::regnamespace
 			  and has_function_privilege($1, p.oid, 'execute')
 			order by 1`, role), want)
 	}
-	all := slices.Concat(serviceFunctions, internalFunctions)
+	all := slices.Concat(serviceFunctions, triggerFunctions, internalFunctions)
 	slices.Sort(all)
 	equal(t, "all functions", list[string](s, `
 		select p.oid::regprocedure::text
 		from pg_proc as p
-		where p.pronamespace = 'public'::regnamespace
+		where p.pronamespace = 'coupond'::regnamespace
 		order by p.oid::regprocedure::text collate "C"`), all)
 
 	// Privileges of every kind, on relations of every kind and on their columns.
@@ -54,19 +64,19 @@ func TestGrants(t *testing.T) {
 		select r.oid::regclass || ': ' || x.privilege_type || ' for ' || x.grantee::regrole::text
 		from pg_class as r
 		cross join aclexplode(coalesce(r.relacl, acldefault(case r.relkind when 'S' then 's' else 'r' end::"char", r.relowner))) as x
-		where r.relnamespace = 'public'::regnamespace
+		where r.relnamespace = 'coupond'::regnamespace
 		  and x.grantee <> r.relowner
 		union all
 		select a.attrelid::regclass || '.' || a.attname || ': ' || x.privilege_type
 		from pg_attribute as a
 		cross join aclexplode(a.attacl) as x
-		join pg_class as r on r.oid = a.attrelid and r.relnamespace = 'public'::regnamespace`), []string{
+		join pg_class as r on r.oid = a.attrelid and r.relnamespace = 'coupond'::regnamespace`), []string{
 		"sale_progress: SELECT for coupon_monitor",
 	})
 	equal(t, "privileges of coupon_service on the schema", list[string](s, `
 		select r
 		from unnest(array['usage', 'create']) as r
-		where has_schema_privilege('coupon_service', 'public', r)`), []string{"usage"})
+		where has_schema_privilege('coupon_service', 'coupond', r)`), []string{"usage"})
 	equal(t, "attributes of coupon_service", list[string](s, `
 		select unnest(array[
 		  'login ' || r.rolcanlogin, 'superuser ' || r.rolsuper, 'createrole ' || r.rolcreaterole, 'createdb ' || r.rolcreatedb,
@@ -76,17 +86,75 @@ func TestGrants(t *testing.T) {
 		where r.rolname = 'coupon_service'`), []string{
 		"login false", "superuser false", "createrole false", "createdb false", "replication false", "bypass row security false", "member of 0",
 	})
-	equal(t, "functions that do not set search_path = pg_catalog, pg_temp", list[string](s, `
-		select p.oid::regprocedure || ' ' || coalesce(p.proconfig::text, 'sets nothing')
-		from pg_proc as p
-		where p.pronamespace = 'public'::regnamespace
-		  and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)`), []string{"is_valid_name(text) sets nothing"})
-	equal(t, "SECURITY DEFINER functions", list[string](s, `
+	definers := slices.DeleteFunc(slices.Concat(triggerFunctions, serviceFunctions), func(f string) bool { return f == "session_problem()" })
+	slices.Sort(definers)
+	equal(t, "SECURITY DEFINER functions, which pin what names mean and how statements are planned", list[string](s, `
 		select p.oid::regprocedure::text
 		from pg_proc as p
-		where p.pronamespace = 'public'::regnamespace
+		where p.pronamespace = 'coupond'::regnamespace
 		  and p.prosecdef
-		order by 1`), serviceFunctions)
+		  and p.proconfig @> array['search_path=pg_catalog, coupond, pg_temp', 'plan_cache_mode=force_generic_plan']
+		order by p.oid::regprocedure::text collate "C"`), definers)
+	others := append(slices.Clone(internalFunctions), "session_problem()")
+	equal(t, "other functions, which set nothing", list[string](s, `
+		select p.oid::regprocedure::text
+		from pg_proc as p
+		where p.pronamespace = 'coupond'::regnamespace
+		  and not p.prosecdef
+		  and p.proconfig is null
+		order by p.oid::regprocedure::text collate "C"`), others)
+}
+
+// Apply revokes privileges that another role has passed on, and gives back what the owner has lost.
+func TestGrants_passedOn(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	bob, carol := c.login(), c.login()
+	s := owner(t, c.database(""))
+	apply := func() {
+		t.Helper()
+		if _, err := db.Apply(bounded(t), s.Conn, db.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	privileges := func() []string {
+		return list[string](s, `
+			select r.relname || ' ' || r.relacl::text
+			from pg_class as r
+			where r.relnamespace = 'coupond'::regnamespace
+			  and r.relacl is not null
+			union all
+			select r.relname || '.' || a.attname || ' ' || a.attacl::text
+			from pg_attribute as a
+			join pg_class as r on r.oid = a.attrelid
+			where r.relnamespace = 'coupond'::regnamespace
+			  and cardinality(a.attacl) > 0
+			union all
+			select p.proname || ' ' || p.proacl::text
+			from pg_proc as p
+			where p.pronamespace = 'coupond'::regnamespace
+			order by 1`)
+	}
+	apply()
+	want := privileges()
+	s.exec(fmt.Sprintf(`
+		grant all on schema coupond to %[1]s, %[2]s;
+		grant all on coupond.claims to %[1]s with grant option;
+		grant select (name) on coupond.coupons to %[1]s with grant option;
+		grant execute on function coupond.claim_coupon(text, text) to %[1]s with grant option;
+		set role %[1]s;
+		grant select, update on coupond.claims to %[2]s;
+		grant select (user_id), update (user_id) on coupond.claims to %[2]s, public;
+		grant select (name) on coupond.coupons to %[2]s;
+		grant execute on function coupond.claim_coupon(text, text) to %[2]s;
+		reset role;
+		revoke all on coupond.coupons from current_user;
+		revoke execute on function coupond.check_name(text, text) from current_user`, bob, carol))
+	apply()
+	equal(t, "privileges", privileges(), want)
+	s.exec("set role coupon_service")
+	s.create("lamp", 1)
+	equal(t, "a claim", []string{s.claim("ann", "lamp")}, []string{claimed})
 }
 
 // What the service's role may not do fails.
@@ -94,30 +162,32 @@ func TestServiceRole_permissionDenied(t *testing.T) {
 	t.Parallel()
 	s := service(t, pgtest.New(t))
 	for _, sql := range []string{
-		"select from public.coupons",
-		"select from public.claims",
-		"select from public.schema_version",
-		"select from public.sale_progress",
-		"select from public.shard",
-		"select name from public.coupons for update",
-		"insert into public.coupons (name, amount, remaining_amount) values ('forged', 1, 1)",
-		"insert into public.claims (coupon_name, claim_number, user_id) values ('forged', 1, 'forger')",
-		"update public.coupons set remaining_amount = amount",
-		"delete from public.claims",
-		"truncate public.claims",
-		"do $$ begin lock table public.coupons; end $$",
-		"create table public.mine ()",
-		"create function public.mine() returns integer language sql as 'select 1'",
-		"create trigger mine before insert on public.claims for each row execute function pg_catalog.suppress_redundant_updates_trigger()",
-		"alter function public.claim_coupon(text, text) security invoker",
-		"drop function public.claim_coupon(text, text)",
-		"alter type public.claim_status add value 'mine'",
-		"select public.guard_name('p', 'x')",
-		"select public.guard_names('p', array['x'])",
-		"select public.is_valid_name('x')",
-		"select public.owns_coupon('x')",
-		"select public.guard_ownership('x')",
-		"insert into public.shard (partitions, owned) values (1, '{}')",
+		"select from coupond.coupons",
+		"select from coupond.claims",
+		"select from coupond.schema_version",
+		"select from coupond.sale_progress",
+		"select from coupond.shard",
+		"select name from coupond.coupons for update",
+		"insert into coupond.coupons (name, amount, remaining_amount) values ('forged', 1, 1)",
+		"insert into coupond.claims (coupon_name, claim_number, user_id) values ('forged', 1, 'forger')",
+		"update coupond.coupons set remaining_amount = amount",
+		"delete from coupond.claims",
+		"truncate coupond.claims",
+		"do $$ begin lock table coupond.coupons; end $$",
+		"create table coupond.mine ()",
+		"create function coupond.mine() returns integer language sql as 'select 1'",
+		"create trigger mine before insert on coupond.claims for each row execute function pg_catalog.suppress_redundant_updates_trigger()",
+		"alter function coupond.claim_coupon(text, text) security invoker",
+		"drop function coupond.claim_coupon(text, text)",
+		"alter type coupond.claim_status add value 'mine'",
+		"select coupond.check_name('p', 'x')",
+		"select coupond.check_names('p', array['x'])",
+		"select coupond.check_shard('x')",
+		"select coupond.check_shards(array['x'])",
+		"select coupond.find_claim('x', 'x')",
+		"select coupond.is_valid_name('x')",
+		"select coupond.owns_coupon('x')",
+		"insert into coupond.shard (partitions, owned) values (1, '{}')",
 	} {
 		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
 			t.Errorf("%s: %v", sql, err)
@@ -137,19 +207,19 @@ func TestMonitorRole_readsOnlyTheView(t *testing.T) {
 		from pg_catalog.pg_roles as r
 		where r.rolname = 'coupon_monitor'`), []string{"login f super f createrole f createdb f, member of 0"})
 	s.exec("set role coupon_monitor")
-	equal(t, "rows of the view", list[string](s, "select name || ' ' || remaining_amount from public.sale_progress"), []string{"lamp 1"})
+	equal(t, "rows of the view", list[string](s, "select name || ' ' || remaining_amount from coupond.sale_progress"), []string{"lamp 1"})
 	for _, sql := range []string{
-		"select from public.coupons",
-		"select from public.claims",
-		"select from public.schema_version",
-		"update public.sale_progress set remaining_amount = amount",
-		"delete from public.sale_progress",
-		"select public.claim_coupon('ann', 'lamp')",
-		"select public.create_coupon('mine', 1)",
-		"select public.coupon_claimers('lamp', 0, 1)",
-		"select public.coupon_schema_version()",
-		"create table public.mine ()",
-		"drop view public.sale_progress",
+		"select from coupond.coupons",
+		"select from coupond.claims",
+		"select from coupond.schema_version",
+		"update coupond.sale_progress set remaining_amount = amount",
+		"delete from coupond.sale_progress",
+		"select coupond.claim_coupon('ann', 'lamp')",
+		"select coupond.create_coupon('mine', 1)",
+		"select coupond.coupon_claimers('lamp', 0, 1)",
+		"select coupond.coupon_schema_version()",
+		"create table coupond.mine ()",
+		"drop view coupond.sale_progress",
 	} {
 		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
 			t.Errorf("%s: %v", sql, err)
@@ -169,9 +239,11 @@ func TestFunctions_ignoreTheCallersObjectsAndSettings(t *testing.T) {
 		create type pg_temp.claim_status as enum ('mine');
 		create domain pg_temp.text as integer;
 		create domain pg_temp.integer as boolean;
-		create function pg_temp.claim_coupons(text[], text) returns public.claim_status[] language sql as $$ select '{out_of_stock}'::public.claim_status[] $$;
-		create function pg_temp.guard_name(text, text) returns void language sql as '';
-		create function pg_temp.guard_names(text, text[]) returns void language sql as '';
+		create function pg_temp.check_name(text, text) returns void language sql as '';
+		create function pg_temp.check_names(text, text[]) returns void language sql as '';
+		create function pg_temp.check_shard(text) returns void language sql as $$ select 1 / 0 $$;
+		create function pg_temp.check_shards(text[]) returns void language sql as $$ select 1 / 0 $$;
+		create function pg_temp.find_claim(text, text) returns setof boolean language sql as 'select true';
 		create function pg_temp.is_valid_name(text) returns boolean language sql as 'select true';
 		create function pg_temp.char_length(text) returns integer language sql as 'select 1';
 		create function pg_temp.btrim(text, text) returns text language sql as 'select $1';
@@ -179,29 +251,29 @@ func TestFunctions_ignoreTheCallersObjectsAndSettings(t *testing.T) {
 		create function pg_temp.never(text, text) returns boolean language sql as 'select false';
 		create operator pg_temp.= (leftarg = text, rightarg = text, function = pg_temp.never);
 		create operator pg_temp.<> (leftarg = text, rightarg = text, function = pg_temp.never);
-		set search_path = pg_temp, public, pg_catalog;
+		set search_path = pg_temp, coupond, public, pg_catalog;
 		set standard_conforming_strings = off;
 		set plpgsql.extra_errors = 'all';
 		set transform_null_equals = on;
 		set array_nulls = off;
 		set enable_indexscan = off;
 		set enable_indexonlyscan = off;
-		set plan_cache_mode = force_generic_plan`)
+		set plan_cache_mode = force_custom_plan`)
 
 	s.create("hot", 3)
 	equal(t, "claim_coupon", []string{s.claim("a", "hot"), s.claim("a", "hot"), s.claim("a", "none")}, []string{claimed, alreadyClaimed, couponNotFound})
 	equal(t, "claim_coupons", s.claimCoupons([]string{"a", "b", "b"}, "hot"), []string{alreadyClaimed, claimed, alreadyClaimed})
 	equal(t, "claim_batch", s.claimBatch([]string{"a", "c", "d", "d"}, []string{"hot", "hot", "hot", "none"}),
 		[]string{alreadyClaimed, claimed, outOfStock, couponNotFound})
-	equal(t, "coupon_claimers", list[string](s, "select public.coupon_claimers('hot', 0, 10)"), []string{"a", "b", "c"})
-	if left := get[int](s, "select remaining_amount from public.get_coupon('hot')"); left != 0 {
+	equal(t, "coupon_claimers", list[string](s, "select coupond.coupon_claimers('hot', 0, 10)"), []string{"a", "b", "c"})
+	if left := get[int](s, "select remaining_amount from coupond.get_coupon('hot')"); left != 0 {
 		t.Errorf("get_coupon: %d left", left)
 	}
-	if version := get[int](s, "select public.coupon_schema_version()"); version == 99 {
+	if version := get[int](s, "select coupond.coupon_schema_version()"); version == 99 {
 		t.Error("coupon_schema_version reads the caller's view")
 	}
 	for _, bad := range []string{"", "\u3000", strings.Repeat("x", 256)} {
-		for _, sql := range []string{"select public.claim_coupon('a', $1)", "select public.claim_coupons(array[$1], 'hot')", "select public.create_coupon($1, 1)"} {
+		for _, sql := range []string{"select coupond.claim_coupon('a', $1)", "select coupond.claim_coupons(array[$1], 'hot')", "select coupond.create_coupon($1, 1)"} {
 			if err := onlyError(s.Exec(bounded(t), sql, bad)); sqlstate(t, err) != "22023" {
 				t.Errorf("%s %q: %v", sql, bad, err)
 			}

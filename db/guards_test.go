@@ -31,7 +31,7 @@ func TestGuards(t *testing.T) {
 	admin, s := owner(t, database), service(t, database)
 	admin.create("good", 5)
 	contents := func() []string {
-		return list[string](admin, "select c::text from public.coupons as c union all select k::text from public.claims as k order by 1")
+		return list[string](admin, "select c::text from coupond.coupons as c union all select k::text from coupond.claims as k order by 1")
 	}
 	before := contents()
 
@@ -54,59 +54,59 @@ func TestGuards(t *testing.T) {
 		values = append(values, string(r))
 	}
 	for _, value := range values {
-		refused("p_user"+invalid, "select public.claim_coupon($1, 'good')", value)
-		refused("p_coupon"+invalid, "select public.claim_coupon('u', $1)", value)
-		refused("p_users[1]"+invalid, "select public.claim_coupons(array[$1, 'u'], 'good')", value)
-		refused("p_users[3]"+invalid, "select public.claim_coupons(array['u', 'v', $1, $1], 'good')", value)
-		refused("p_coupon"+invalid, "select public.claim_coupons(array['u'], $1)", value)
-		refused("p_users[2]"+invalid, "select public.claim_batch(array['u', $1], array['good', 'good'], array[1, 2])", value)
-		refused("p_coupons[2]"+invalid, "select public.claim_batch(array['u', 'v'], array['good', $1], array[1, 2])", value)
-		refused("p_coupon"+invalid, "select public.create_coupon($1, 1)", value)
-		refused("p_coupon"+invalid, "select public.get_coupon($1)", value)
-		refused("p_coupon"+invalid, "select public.coupon_claimers($1, 0, 1)", value)
+		refused("p_user"+invalid, "select coupond.claim_coupon($1, 'good')", value)
+		refused("p_coupon"+invalid, "select coupond.claim_coupon('u', $1)", value)
+		refused("p_users[1]"+invalid, "select coupond.claim_coupons(array[$1, 'u'], 'good')", value)
+		refused("p_users[3]"+invalid, "select coupond.claim_coupons(array['u', 'v', $1, $1], 'good')", value)
+		refused("p_coupon"+invalid, "select coupond.claim_coupons(array['u'], $1)", value)
+		refused("p_users[2]"+invalid, "select coupond.claim_batch(array['u', $1], array['good', 'good'], array[1, 2])", value)
+		refused("p_coupons[2]"+invalid, "select coupond.claim_batch(array['u', 'v'], array['good', $1], array[1, 2])", value)
+		refused("p_coupon"+invalid, "select coupond.create_coupon($1, 1)", value)
+		refused("p_coupon"+invalid, "select coupond.get_coupon($1)", value)
+		refused("p_coupon"+invalid, "select coupond.coupon_claimers($1, 0, 1)", value)
 	}
 
 	for _, c := range []struct{ message, sql string }{
-		{"p_user" + null, "public.claim_coupon(null, 'good')"},
-		{"p_user" + null, "public.claim_coupon(null, null)"},
-		{"p_coupon" + null, "public.claim_coupon('u', null)"},
-		{"p_users" + null, "public.claim_coupons(null, 'good')"},
-		{"p_users[2]" + null, "public.claim_coupons(array['u', null, ''], 'good')"},
-		{"p_coupon" + null, "public.claim_coupons(array['u'], null)"},
-		{"p_coupon" + null, "public.claim_coupons(array[]::text[], null)"},
-		{"p_users" + null, "public.claim_batch(null, array['good'], array[1])"},
-		{"p_coupons" + null, "public.claim_batch(array['u'], null, array[1])"},
-		{"p_users[1]" + null, "public.claim_batch(array[null], array['good'], array[1])"},
-		{"p_coupons[1]" + null, "public.claim_batch(array['u'], array[null], array[1])"},
-		{"p_coupon" + null, "public.create_coupon(null, 1)"},
-		{"p_coupon" + null, "public.get_coupon(null)"},
-		{"p_coupon" + null, "public.coupon_claimers(null, 0, 1)"},
+		{"p_user" + null, "coupond.claim_coupon(null, 'good')"},
+		{"p_user" + null, "coupond.claim_coupon(null, null)"},
+		{"p_coupon" + null, "coupond.claim_coupon('u', null)"},
+		{"p_users" + null, "coupond.claim_coupons(null, 'good')"},
+		{"p_users[2]" + null, "coupond.claim_coupons(array['u', null, ''], 'good')"},
+		{"p_coupon" + null, "coupond.claim_coupons(array['u'], null)"},
+		{"p_coupon" + null, "coupond.claim_coupons(array[]::text[], null)"},
+		{"p_users" + null, "coupond.claim_batch(null, array['good'], array[1])"},
+		{"p_coupons" + null, "coupond.claim_batch(array['u'], null, array[1])"},
+		{"p_users[1]" + null, "coupond.claim_batch(array[null], array['good'], array[1])"},
+		{"p_coupons[1]" + null, "coupond.claim_batch(array['u'], array[null], array[1])"},
+		{"p_coupon" + null, "coupond.create_coupon(null, 1)"},
+		{"p_coupon" + null, "coupond.get_coupon(null)"},
+		{"p_coupon" + null, "coupond.coupon_claimers(null, 0, 1)"},
 
 		// The index counts from 1, whatever the lower bound of the array.
-		{"p_users[2]" + null, "public.claim_coupons('[5:6]={u,null}', 'good')"},
-		{"p_users must be an array of one dimension", "public.claim_coupons(array[['u', 'v']], 'good')"},
-		{"p_users must be an array of one dimension", "public.claim_batch(array[['u'], ['v']], array['good', 'good'], array[1, 2])"},
-		{"p_coupons must be an array of one dimension", "public.claim_batch(array['u', 'v'], array[['good', 'good']], array[1, 2])"},
-		{"p_positions must be an array of one dimension without nulls", "public.claim_batch(array['u', 'v'], array['good', 'good'], array[[1, 2]])"},
-		{"p_positions must be an array of one dimension without nulls", "public.claim_batch(array['u', 'v'], array['good', 'good'], array[1, null])"},
-		{"p_positions must be an array of one dimension without nulls", "public.claim_batch(array['u'], array['good'], null)"},
-		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u'], array['good', 'good'], array[1, 2])"},
-		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u', 'v'], array['good'], array[1, 2])"},
-		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u', 'v'], array['good', 'good'], array[1])"},
-		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch('{}', '{}', array[1])"},
-		{"p_users, p_coupons and p_positions must have the same length", "public.claim_batch(array['u'], array['good'], '{}')"},
+		{"p_users[2]" + null, "coupond.claim_coupons('[5:6]={u,null}', 'good')"},
+		{"p_users must be an array of one dimension", "coupond.claim_coupons(array[['u', 'v']], 'good')"},
+		{"p_users must be an array of one dimension", "coupond.claim_batch(array[['u'], ['v']], array['good', 'good'], array[1, 2])"},
+		{"p_coupons must be an array of one dimension", "coupond.claim_batch(array['u', 'v'], array[['good', 'good']], array[1, 2])"},
+		{"p_positions must be an array of one dimension without nulls", "coupond.claim_batch(array['u', 'v'], array['good', 'good'], array[[1, 2]])"},
+		{"p_positions must be an array of one dimension without nulls", "coupond.claim_batch(array['u', 'v'], array['good', 'good'], array[1, null])"},
+		{"p_positions must be an array of one dimension without nulls", "coupond.claim_batch(array['u'], array['good'], null)"},
+		{"p_users, p_coupons and p_positions must have the same length", "coupond.claim_batch(array['u'], array['good', 'good'], array[1, 2])"},
+		{"p_users, p_coupons and p_positions must have the same length", "coupond.claim_batch(array['u', 'v'], array['good'], array[1, 2])"},
+		{"p_users, p_coupons and p_positions must have the same length", "coupond.claim_batch(array['u', 'v'], array['good', 'good'], array[1])"},
+		{"p_users, p_coupons and p_positions must have the same length", "coupond.claim_batch('{}', '{}', array[1])"},
+		{"p_users, p_coupons and p_positions must have the same length", "coupond.claim_batch(array['u'], array['good'], '{}')"},
 
-		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', null)"},
-		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', 0)"},
-		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', -1)"},
-		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', 2147483648)"},
-		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('new', 9223372036854775807)"},
-		{"p_amount must be a whole number from 1 to 2147483647", "public.create_coupon('good', 0)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "coupond.create_coupon('new', null)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "coupond.create_coupon('new', 0)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "coupond.create_coupon('new', -1)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "coupond.create_coupon('new', 2147483648)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "coupond.create_coupon('new', 9223372036854775807)"},
+		{"p_amount must be a whole number from 1 to 2147483647", "coupond.create_coupon('good', 0)"},
 
-		{"p_after must be a claim number of 0 or more", "public.coupon_claimers('good', null, 1)"},
-		{"p_after must be a claim number of 0 or more", "public.coupon_claimers('good', -1, 1)"},
-		{"p_upto must be a claim number not below p_after", "public.coupon_claimers('good', 0, null)"},
-		{"p_upto must be a claim number not below p_after", "public.coupon_claimers('good', 3, 2)"},
+		{"p_after must be a claim number of 0 or more", "coupond.coupon_claimers('good', null, 1)"},
+		{"p_after must be a claim number of 0 or more", "coupond.coupon_claimers('good', -1, 1)"},
+		{"p_upto must be a claim number not below p_after", "coupond.coupon_claimers('good', 0, null)"},
+		{"p_upto must be a claim number not below p_after", "coupond.coupon_claimers('good', 3, 2)"},
 	} {
 		refused(c.message, "select "+c.sql)
 	}
@@ -134,8 +134,8 @@ func TestGuards_validNames(t *testing.T) {
 		equal(t, fmt.Sprintf("claims of %q", name),
 			slices.Concat([]string{s.claim(name, name)}, s.claimCoupons([]string{name, "second"}, name), s.claimBatch([]string{name, "third"}, same(name, 2))),
 			[]string{claimed, alreadyClaimed, claimed, alreadyClaimed, claimed})
-		equal(t, fmt.Sprintf("users of %q", name), list[string](s, "select public.coupon_claimers($1, 0, 3)", name), []string{name, "second", "third"})
-		equal(t, "the name", list[string](s, "select name from public.get_coupon($1)", name), []string{name})
+		equal(t, fmt.Sprintf("users of %q", name), list[string](s, "select coupond.coupon_claimers($1, 0, 3)", name), []string{name, "second", "third"})
+		equal(t, "the name", list[string](s, "select name from coupond.get_coupon($1)", name), []string{name})
 	}
 }
 
@@ -147,7 +147,7 @@ func TestIsValidName_whiteSpace(t *testing.T) {
 		select c
 		from generate_series(1, 1114111) as c
 		where c not between 55296 and 57343 -- surrogates are not characters
-		  and not public.is_valid_name(chr(c))`)
+		  and not coupond.is_valid_name(chr(c))`)
 	equal(t, "invalid names of one character", blank, whiteSpace)
 
 	// A name of several characters is blank only if each of them is.
@@ -155,8 +155,8 @@ func TestIsValidName_whiteSpace(t *testing.T) {
 		select count(*)
 		from unnest($1::integer[]) as a
 		cross join unnest($1::integer[]) as b
-		where public.is_valid_name(chr(a) || chr(b))
-		  or not public.is_valid_name(chr(a) || 'x' || chr(b))`, whiteSpace); n != 0 {
+		where coupond.is_valid_name(chr(a) || chr(b))
+		  or not coupond.is_valid_name(chr(a) || 'x' || chr(b))`, whiteSpace); n != 0 {
 		t.Errorf("wrong for %d pairs of white space characters", n)
 	}
 }

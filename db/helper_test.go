@@ -137,7 +137,7 @@ func list[T any](s *session, sql string, args ...any) []T {
 
 func (s *session) create(coupon string, amount int) {
 	s.t.Helper()
-	if status := get[string](s, "select public.create_coupon($1, $2)", coupon, amount); status != created {
+	if status := get[string](s, "select coupond.create_coupon($1, $2)", coupon, amount); status != created {
 		s.t.Fatalf("create %q: %s", coupon, status)
 	}
 }
@@ -146,7 +146,7 @@ func (s *session) create(coupon string, amount int) {
 
 func (s *session) claim(user, coupon string) string {
 	s.t.Helper()
-	return get[string](s, "select public.claim_coupon($1, $2)", user, coupon)
+	return get[string](s, "select coupond.claim_coupon($1, $2)", user, coupon)
 }
 
 func (s *session) claimCoupons(users []string, coupon string) []string {
@@ -160,7 +160,7 @@ func (s *session) claimCoupons(users []string, coupon string) []string {
 
 func (s *session) claimCouponsErr(ctx context.Context, users []string, coupon string) ([]string, error) {
 	// As text[], because pgx does not know the array type of our enum.
-	statuses, err := getErr[[]string](ctx, s.Conn, "select public.claim_coupons($1, $2)::pg_catalog.text[]", users, coupon)
+	statuses, err := getErr[[]string](ctx, s.Conn, "select coupond.claim_coupons($1, $2)::pg_catalog.text[]", users, coupon)
 	if err == nil && len(statuses) != len(users) {
 		err = fmt.Errorf("%d statuses for %d users", len(statuses), len(users))
 	}
@@ -181,7 +181,7 @@ func (s *session) claimBatchErr(ctx context.Context, users, coupons []string) ([
 	for i := range positions {
 		positions[i] = int32(i)
 	}
-	rows, err := s.Query(ctx, "select * from public.claim_batch($1, $2, $3)", users, coupons, positions)
+	rows, err := s.Query(ctx, "select * from coupond.claim_batch($1, $2, $3)", users, coupons, positions)
 	if err != nil {
 		return nil, err
 	}
@@ -205,14 +205,14 @@ func (s *session) claimBatchErr(ctx context.Context, users, coupons []string) ([
 // numbers are 1 to n and the remaining amount is the amount minus n.
 func (s *session) claims(coupon string) []string {
 	s.t.Helper()
-	users := list[string](s, "select user_id from public.claims where coupon_name = $1 order by claim_number", coupon)
-	numbers := list[int](s, "select claim_number from public.claims where coupon_name = $1 order by claim_number", coupon)
+	users := list[string](s, "select user_id from coupond.claims where coupon_name = $1 order by claim_number", coupon)
+	numbers := list[int](s, "select claim_number from coupond.claims where coupon_name = $1 order by claim_number", coupon)
 	for i, number := range numbers {
 		if number != i+1 {
 			s.t.Fatalf("claim numbers of %q: %v", coupon, numbers)
 		}
 	}
-	if taken := get[int](s, "select amount - remaining_amount from public.coupons where name = $1", coupon); taken != len(users) {
+	if taken := get[int](s, "select amount - remaining_amount from coupond.coupons where name = $1", coupon); taken != len(users) {
 		s.t.Fatalf("%q: %d claims, but the stock was decremented by %d", coupon, len(users), taken)
 	}
 	return users

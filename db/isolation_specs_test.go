@@ -441,4 +441,168 @@ var specs = []spec{
 			`},
 		},
 	},
+	{
+		name:     "a claim is inserted by hand while its coupon is deleted",
+		coupons:  map[string]int{"x": 2},
+		sessions: []string{"A: begin+insert-x-1 commit", "B: begin+delete-x commit"},
+		byHand:   true,
+		results: []result{
+			{"read committed", `
+				A:begin+insert-x-1 A:commit B:begin+delete-x=23503 B:commit=rolled_back | x:a
+				A:begin+insert-x-1 B:begin+delete-x... A:commit B:begin+delete-x=23503 B:commit=rolled_back | x:a
+				B:begin+delete-x A:begin+insert-x-1... B:commit A:begin+insert-x-1=23503 A:commit=rolled_back |
+				B:begin+delete-x B:commit A:begin+insert-x-1=23503 A:commit=rolled_back |
+			`},
+			{"repeatable read, serializable", `
+				A:begin+insert-x-1 A:commit B:begin+delete-x=0A000 B:commit=rolled_back | x:a
+				A:begin+insert-x-1 B:begin+delete-x... A:commit B:begin+delete-x=0A000 B:commit=rolled_back | x:a
+				B:begin+delete-x=0A000 A:begin+insert-x-1 A:commit B:commit=rolled_back | x:a
+				B:begin+delete-x=0A000 A:begin+insert-x-1 B:commit=rolled_back A:commit | x:a
+				B:begin+delete-x=0A000 B:commit=rolled_back A:begin+insert-x-1 A:commit | x:a
+			`},
+		},
+	},
+	{
+		name:     "a claim is inserted by hand, its coupon is deleted after the snapshot",
+		coupons:  map[string]int{"x": 2},
+		sessions: []string{"A: begin+?x insert-x-1 commit", "B: delete-x"},
+		byHand:   true,
+		results: []result{
+			{"read committed", `
+				A:begin+?x=2 A:insert-x-1 A:commit B:delete-x=23503 | x:a
+				A:begin+?x=2 A:insert-x-1 B:delete-x... A:commit B:delete-x=23503 | x:a
+				A:begin+?x=2 B:delete-x A:insert-x-1=23503 A:commit=rolled_back |
+				B:delete-x A:begin+?x A:insert-x-1=23503 A:commit=rolled_back |
+			`},
+			{"repeatable read, serializable", `
+				A:begin+?x=2 A:insert-x-1 A:commit B:delete-x=23503 | x:a
+				A:begin+?x=2 A:insert-x-1 B:delete-x... A:commit B:delete-x=23503 | x:a
+				A:begin+?x=2 B:delete-x A:insert-x-1=40001 A:commit=rolled_back |
+				B:delete-x A:begin+?x A:insert-x-1=23503 A:commit=rolled_back |
+			`},
+		},
+	},
+	{
+		name:     "a claim is inserted by hand, its coupon is renamed after the snapshot",
+		coupons:  map[string]int{"x": 2},
+		sessions: []string{"A: begin+?x insert-x-1 commit", "B: rename-x"},
+		byHand:   true,
+		results: []result{
+			{"read committed", `
+				A:begin+?x=2 A:insert-x-1 A:commit B:rename-x=23503 | x:a
+				A:begin+?x=2 A:insert-x-1 B:rename-x... A:commit B:rename-x=23503 | x:a
+				A:begin+?x=2 B:rename-x A:insert-x-1=23503 A:commit=rolled_back | renamed:
+				B:rename-x A:begin+?x A:insert-x-1=23503 A:commit=rolled_back | renamed:
+			`},
+			{"repeatable read, serializable", `
+				A:begin+?x=2 A:insert-x-1 A:commit B:rename-x=23503 | x:a
+				A:begin+?x=2 A:insert-x-1 B:rename-x... A:commit B:rename-x=23503 | x:a
+				A:begin+?x=2 B:rename-x A:insert-x-1=40001 A:commit=rolled_back | renamed:
+				B:rename-x A:begin+?x A:insert-x-1=23503 A:commit=rolled_back | renamed:
+			`},
+		},
+	},
+	{
+		name:     "a claim is inserted by hand, its coupon is lowered in its amount after the snapshot",
+		coupons:  map[string]int{"x": 2},
+		sessions: []string{"A: begin+?x insert-x-2 commit", "B: lower-x"},
+		byHand:   true,
+		results: []result{
+			{"read committed", `
+				A:begin+?x=2 A:insert-x-2 A:commit B:lower-x=23514 | x:a
+				A:begin+?x=2 A:insert-x-2 B:lower-x... A:commit B:lower-x=23514 | x:a
+				A:begin+?x=2 B:lower-x A:insert-x-2=23503 A:commit=rolled_back | x:
+				B:lower-x A:begin+?x=1 A:insert-x-2=23503 A:commit=rolled_back | x:
+			`},
+			{"repeatable read, serializable", `
+				A:begin+?x=2 A:insert-x-2 A:commit B:lower-x=23514 | x:a
+				A:begin+?x=2 A:insert-x-2 B:lower-x... A:commit B:lower-x=23514 | x:a
+				A:begin+?x=2 B:lower-x A:insert-x-2=40001 A:commit=rolled_back | x:
+				B:lower-x A:begin+?x=1 A:insert-x-2=23503 A:commit=rolled_back | x:
+			`},
+		},
+	},
+	{
+		name:     "a claim is inserted by hand, its coupon is truncated after the snapshot",
+		coupons:  map[string]int{"x": 2},
+		sessions: []string{"A: begin+?x insert-x-1 commit", "B: truncate"},
+		byHand:   true,
+		results: []result{
+			{"read committed, repeatable read, serializable", `
+				A:begin+?x=2 A:insert-x-1 A:commit B:truncate=23503 | x:a
+				A:begin+?x=2 A:insert-x-1 B:truncate... A:commit B:truncate=23503 | x:a
+				A:begin+?x=2 B:truncate... A:insert-x-1 A:commit B:truncate=23503 | x:a
+				B:truncate A:begin+?x A:insert-x-1=23503 A:commit=rolled_back |
+			`},
+		},
+	},
+	{
+		name:     "a coupon is renamed by hand",
+		coupons:  map[string]int{"x": 1},
+		sessions: []string{"A: begin+rename-x commit", "B: x"},
+		results: []result{
+			{"read committed", `
+				A:begin+rename-x A:commit B:x=coupon_not_found | renamed:
+				A:begin+rename-x B:x... A:commit B:x=coupon_not_found | renamed:
+				B:x=claimed A:begin+rename-x=23503 A:commit=rolled_back | x:b
+			`},
+		},
+	},
+	{
+		name:     "a coupon is lowered in its amount by hand",
+		coupons:  map[string]int{"x": 1, "y": 2},
+		sessions: []string{"A: begin+lower-y commit", "B: begin+y commit", "C: x"},
+		results: []result{
+			{"read committed", `
+				A:begin+lower-y A:commit B:begin+y=claimed B:commit C:x=claimed | x:c y:b
+				A:begin+lower-y A:commit B:begin+y=claimed C:x=claimed B:commit | x:c y:b
+				A:begin+lower-y A:commit C:x=claimed B:begin+y=claimed B:commit | x:c y:b
+				A:begin+lower-y B:begin+y... A:commit B:begin+y=claimed B:commit C:x=claimed | x:c y:b
+				A:begin+lower-y B:begin+y... A:commit B:begin+y=claimed C:x=claimed B:commit | x:c y:b
+				A:begin+lower-y B:begin+y... C:x=claimed A:commit B:begin+y=claimed B:commit | x:c y:b
+				A:begin+lower-y C:x=claimed A:commit B:begin+y=claimed B:commit | x:c y:b
+				A:begin+lower-y C:x=claimed B:begin+y... A:commit B:begin+y=claimed B:commit | x:c y:b
+				B:begin+y=claimed A:begin+lower-y... B:commit A:begin+lower-y A:commit C:x=claimed | x:c y:b
+				B:begin+y=claimed A:begin+lower-y... B:commit A:begin+lower-y C:x=claimed A:commit | x:c y:b
+				B:begin+y=claimed A:begin+lower-y... C:x=claimed B:commit A:begin+lower-y A:commit | x:c y:b
+				B:begin+y=claimed B:commit A:begin+lower-y A:commit C:x=claimed | x:c y:b
+				B:begin+y=claimed B:commit A:begin+lower-y C:x=claimed A:commit | x:c y:b
+				B:begin+y=claimed B:commit C:x=claimed A:begin+lower-y A:commit | x:c y:b
+				B:begin+y=claimed C:x=claimed A:begin+lower-y... B:commit A:begin+lower-y A:commit | x:c y:b
+				B:begin+y=claimed C:x=claimed B:commit A:begin+lower-y A:commit | x:c y:b
+				C:x=claimed A:begin+lower-y A:commit B:begin+y=claimed B:commit | x:c y:b
+				C:x=claimed A:begin+lower-y B:begin+y... A:commit B:begin+y=claimed B:commit | x:c y:b
+				C:x=claimed B:begin+y=claimed A:begin+lower-y... B:commit A:begin+lower-y A:commit | x:c y:b
+				C:x=claimed B:begin+y=claimed B:commit A:begin+lower-y A:commit | x:c y:b
+			`},
+		},
+	},
+	{
+		name:     "a coupon is truncated by hand",
+		coupons:  map[string]int{"x": 1},
+		sessions: []string{"A: begin+truncate commit", "B: x"},
+		results: []result{
+			{"read committed", `
+				A:begin+truncate A:commit B:x=coupon_not_found |
+				A:begin+truncate B:x... A:commit B:x=coupon_not_found |
+				B:x=claimed A:begin+truncate=23503 A:commit=rolled_back | x:b
+			`},
+		},
+	},
+	{
+		name:     "a coupon is deleted by hand while another transaction claims two",
+		coupons:  map[string]int{"x": 1, "y": 1},
+		sessions: []string{"A: begin+y x commit", "B: begin+delete-x commit"},
+		results: []result{
+			{"read committed", `
+				A:begin+y=claimed A:x=claimed A:commit B:begin+delete-x=23503 B:commit=rolled_back | x:a y:a
+				A:begin+y=claimed A:x=claimed B:begin+delete-x... A:commit B:begin+delete-x=23503 B:commit=rolled_back | x:a y:a
+				A:begin+y=claimed B:begin+delete-x A:x... B:commit A:x=coupon_not_found A:commit | y:a
+				A:begin+y=claimed B:begin+delete-x B:commit A:x=coupon_not_found A:commit | y:a
+				B:begin+delete-x A:begin+y=claimed A:x... B:commit A:x=coupon_not_found A:commit | y:a
+				B:begin+delete-x A:begin+y=claimed B:commit A:x=coupon_not_found A:commit | y:a
+				B:begin+delete-x B:commit A:begin+y=claimed A:x=coupon_not_found A:commit | y:a
+			`},
+		},
+	},
 }

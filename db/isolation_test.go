@@ -14,14 +14,25 @@ import (
 //
 // A step is "begin", "commit", "rollback", "x" (claim coupon x for the session's user), "x,y"
 // (claim both in one claim_batch), "?x" (read what is left of x), "savepoint", "back" (roll back to
-// the savepoint), "create-z" or "delete-x" (a coupon). "begin+x" is two statements in one step. A
-// step outside of a transaction block is a transaction of its own, read committed.
+// the savepoint) or "create-z" (a coupon). By hand, without our functions: "delete-x", "rename-x",
+// "lower-x" (the amount, by one), "truncate" (the coupons), and "insert-x-2" (claim number 2 of x).
+// "begin+x" is two statements in one step. A step outside of a transaction block is a transaction
+// of its own, read committed.
 type spec struct {
 	name     string
 	coupons  map[string]int    // the setup: coupons by name, with their stock
 	users    map[string]string // the user of a session, if not its name in lower case
 	sessions []string          // the steps of each session: "A: begin x commit"
+	byHand   bool              // claims are inserted by hand, and do not change the stock
 	results  []result
+}
+
+// claimFunctions are three ways to claim one coupon for one user. Every spec has the same results
+// with each.
+var claimFunctions = map[string]string{
+	"claim_coupon":  "select coupond.claim_coupon('%s', '%s')",
+	"claim_coupons": "select (coupond.claim_coupons(array['%s'], '%s'))[1]",
+	"claim_batch":   "select status from coupond.claim_batch(array['%s'], array['%s'], array[1])",
 }
 
 // result is the expected result at one or several isolation levels of "begin", comma-separated: one
@@ -39,9 +50,15 @@ func TestIsolation(t *testing.T) {
 			for level := range strings.SplitSeq(result.levels, ", ") {
 				t.Run(spec.name+", "+level, func(t *testing.T) {
 					t.Parallel()
-					got, want := spec.run(t, level), lines(result.traces)
-					if !slices.Equal(got, want) {
-						t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+					database := pgtest.New(t)
+					for function, call := range claimFunctions {
+						if spec.byHand && function != "claim_coupon" {
+							continue // no step calls it
+						}
+						got, want := spec.run(t, database, level, call), lines(result.traces)
+						if !slices.Equal(got, want) {
+							t.Errorf("%s: got\n%s\nwant\n%s", function, strings.Join(got, "\n"), strings.Join(want, "\n"))
+						}
 					}
 				})
 			}
@@ -80,8 +97,8 @@ func TestIsolation_documentedTraces(t *testing.T) {
 	}
 }
 
-// run runs every permutation and returns the trace of each.
-func (s spec) run(t *testing.T, level string) []string {
+// run runs every permutation and returns the trace of each. call is one of claimFunctions.
+func (s spec) run(t *testing.T, database *pgtest.Database, level, call string) []string {
 	t.Helper()
 	var sessions [][]string
 	var names []string
@@ -95,7 +112,7 @@ func (s spec) run(t *testing.T, level string) []string {
 		sessions = append(sessions, own)
 	}
 
-	it := newIsolationTester(t, pgtest.New(t), names...)
+	it := newIsolationTester(t, database, names...)
 	var traces []string
 	var impossible []string // a prefix of steps that cannot run
 	for _, permutation := range permutations(sessions) {
@@ -104,12 +121,12 @@ func (s spec) run(t *testing.T, level string) []string {
 		}
 		impossible = nil
 		it.reset()
-		it.control.exec("truncate public.claims, public.coupons")
+		it.control.exec("truncate coupond.claims, coupond.coupons")
 		for _, name := range sortedKeys(s.coupons) {
 			it.control.create(name, s.coupons[name])
 		}
 		for i, step := range permutation {
-			if !it.run(step, s.statements(step, level)...) {
+			if !it.run(step, s.statements(step, level, call)...) {
 				impossible = permutation[:i+1]
 				break
 			}
@@ -122,18 +139,30 @@ func (s spec) run(t *testing.T, level string) []string {
 	return traces
 }
 
-// claims returns the users that have each coupon, and checks the claim numbers and the stock.
+// claims returns the users that have each coupon. It checks that each claim's coupon exists and has
+// its claim number, and, unless claims were inserted by hand, all claim numbers and the stock.
 func (s spec) claims(control *session) string {
 	control.t.Helper()
+	if n := get[int](control, `
+		select count(*)
+		from coupond.claims as k
+		left join coupond.coupons as c on c.name = k.coupon_name
+		where k.claim_number <= c.amount is not true`); n != 0 {
+		control.t.Errorf("%d claims without a coupon, or above its amount", n)
+	}
 	var all strings.Builder
-	for _, coupon := range list[string](control, "select name from public.coupons order by name") {
-		fmt.Fprintf(&all, " %s:%s", coupon, strings.Join(control.claims(coupon), ","))
+	for _, coupon := range list[string](control, "select name from coupond.coupons order by name") {
+		users := list[string](control, "select user_id from coupond.claims where coupon_name = $1 order by claim_number", coupon)
+		if !s.byHand {
+			users = control.claims(coupon)
+		}
+		fmt.Fprintf(&all, " %s:%s", coupon, strings.Join(users, ","))
 	}
 	return all.String()
 }
 
 // statements returns the SQL of a step such as "A:begin+x".
-func (s spec) statements(step, level string) []string {
+func (s spec) statements(step, level, call string) []string {
 	session, actions, _ := strings.Cut(step, ":")
 	user := s.users[session]
 	if user == "" {
@@ -152,17 +181,26 @@ func (s spec) statements(step, level string) []string {
 		case action == "back":
 			sql = "rollback to savepoint s"
 		case strings.HasPrefix(action, "?"):
-			sql = "select remaining_amount from public.get_coupon('" + action[1:] + "')"
+			sql = "select remaining_amount from coupond.get_coupon('" + action[1:] + "')"
 		case strings.HasPrefix(action, "create-"):
-			sql = "select public.create_coupon('" + action[7:] + "', 1)"
+			sql = "select coupond.create_coupon('" + action[7:] + "', 1)"
+		case action == "truncate":
+			sql = "truncate coupond.coupons"
 		case strings.HasPrefix(action, "delete-"):
-			sql = "delete from public.coupons where name = '" + action[7:] + "'"
+			sql = "delete from coupond.coupons where name = '" + action[7:] + "'"
+		case strings.HasPrefix(action, "rename-"):
+			sql = "update coupond.coupons set name = 'renamed' where name = '" + action[7:] + "'"
+		case strings.HasPrefix(action, "lower-"):
+			sql = "update coupond.coupons set amount = amount - 1, remaining_amount = remaining_amount - 1 where name = '" + action[6:] + "'"
+		case strings.HasPrefix(action, "insert-"):
+			coupon, number, _ := strings.Cut(action[7:], "-")
+			sql = fmt.Sprintf("insert into coupond.claims (coupon_name, claim_number, user_id) values ('%s', %s, '%s')", coupon, number, user)
 		case strings.Contains(action, ","):
 			coupons := strings.ReplaceAll(action, ",", "', '")
 			users := strings.Join(same(user, strings.Count(action, ",")+1), "', '")
-			sql = "select status from public.claim_batch(array['" + users + "'], array['" + coupons + "'], array[1, 2])"
+			sql = "select status from coupond.claim_batch(array['" + users + "'], array['" + coupons + "'], array[1, 2])"
 		default:
-			sql = "select public.claim_coupon('" + user + "', '" + action + "')"
+			sql = fmt.Sprintf(call, user, action)
 		}
 		all = append(all, sql)
 	}

@@ -20,9 +20,9 @@ func TestRejections_takeNoLock(t *testing.T) {
 	it.control.claim("winner", "sold")
 
 	const (
-		claimCoupon  = "select public.claim_coupon('%s', '%s')::text"
-		claimCoupons = "select public.claim_coupons(array['%s', '%[1]s'], '%s')::text"
-		claimBatch   = "select string_agg(status::text, ',') from public.claim_batch(array['%s', 'winner'], array['%s', 'sold'], array[7, 8])"
+		claimCoupon  = "select coupond.claim_coupon('%s', '%s')::text"
+		claimCoupons = "select coupond.claim_coupons(array['%s', '%[1]s'], '%s')::text"
+		claimBatch   = "select string_agg(status::text, ',') from coupond.claim_batch(array['%s', 'winner'], array['%s', 'sold'], array[7, 8])"
 	)
 	for _, c := range []struct {
 		call, user, coupon string
@@ -47,12 +47,12 @@ func TestRejections_takeNoLock(t *testing.T) {
 		{claimBatch, "loser", "none", "coupon_not_found,already_claimed", false},
 		{claimBatch, "third newcomer", "stocked", "claimed,already_claimed", true},
 
-		{"select amount::text || '%s' from public.get_coupon('%s')", "", "stocked", "10", false},
-		{"select c || '%s' from public.coupon_claimers('%s', 0, 1) as c", "", "stocked", "owner", false},
-		{"select '%s' || public.create_coupon('%s', 1)", "", "stocked", couponExists, false},
+		{"select amount::text || '%s' from coupond.get_coupon('%s')", "", "stocked", "10", false},
+		{"select c || '%s' from coupond.coupon_claimers('%s', 0, 1) as c", "", "stocked", "owner", false},
+		{"select '%s' || coupond.create_coupon('%s', 1)", "", "stocked", couponExists, false},
 	} {
 		statement := fmt.Sprintf(c.call, c.user, c.coupon)
-		it.run("holder:locks", "begin", "select count(*) from (select from public.coupons for update) as c")
+		it.run("holder:locks", "begin", "select count(*) from (select from coupond.coupons for update) as c")
 		it.run("caller:calls", statement)
 		want := []string{"holder:locks=2", "caller:calls=" + c.want}
 		if c.waits {
@@ -71,12 +71,12 @@ func TestClaims_doNotWaitForForeignKeys(t *testing.T) {
 	t.Parallel()
 	it := newIsolationTester(t, pgtest.New(t), "order", "claim")
 	it.control.create("lamp", 10)
-	it.control.exec("create table public.orders (coupon_name text references public.coupons (name))")
+	it.control.exec("create table coupond.orders (coupon_name text references coupond.coupons (name))")
 
-	it.run("order:inserts", "begin", "insert into public.orders values ('lamp')")
-	it.run("claim:claim_coupon", "select public.claim_coupon('ann', 'lamp')")
-	it.run("claim:claim_coupons", "select public.claim_coupons(array['bob'], 'lamp')::text")
-	it.run("claim:claim_batch", "select status from public.claim_batch(array['eve'], array['lamp'], array[1])")
+	it.run("order:inserts", "begin", "insert into coupond.orders values ('lamp')")
+	it.run("claim:claim_coupon", "select coupond.claim_coupon('ann', 'lamp')")
+	it.run("claim:claim_coupons", "select coupond.claim_coupons(array['bob'], 'lamp')::text")
+	it.run("claim:claim_batch", "select status from coupond.claim_batch(array['eve'], array['lamp'], array[1])")
 	equal(t, "the trace", it.trace,
 		[]string{"order:inserts", "claim:claim_coupon=claimed", "claim:claim_coupons={claimed}", "claim:claim_batch=claimed"})
 	it.reset()
@@ -113,7 +113,7 @@ func TestRejections_writeNothing(t *testing.T) {
 	s.exec("begin read only")
 	equal(t, "read only", []string{s.claim("owner", "stocked"), s.claim("loser", "sold"), s.claim("loser", "none")},
 		[]string{alreadyClaimed, outOfStock, couponNotFound})
-	if err := onlyError(s.Exec(bounded(t), "select public.claim_coupon('newcomer', 'stocked')")); sqlstate(t, err) != "25006" {
+	if err := onlyError(s.Exec(bounded(t), "select coupond.claim_coupon('newcomer', 'stocked')")); sqlstate(t, err) != "25006" {
 		t.Errorf("a claim in a read-only transaction: %v", err)
 	}
 	s.exec("rollback")
@@ -206,7 +206,7 @@ func TestClaimNumbers_noGaps(t *testing.T) {
 			case 0:
 				statuses = []string{""}
 				users = users[:1]
-				statuses[0], err = getErr[string](ctx, s.Conn, "select public.claim_coupon($1, 'hot')", users[0])
+				statuses[0], err = getErr[string](ctx, s.Conn, "select coupond.claim_coupon($1, 'hot')", users[0])
 			case 1:
 				statuses, err = s.claimCouponsErr(ctx, users, "hot")
 			default:

@@ -1,12 +1,14 @@
 package db_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strconv"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"scalable-coupon-system/internal/pgtest"
 )
@@ -29,27 +31,27 @@ func TestCachedPlans_probeIndexes(t *testing.T) {
 		{"nothing, never analyzed", ""},
 		{"nothing, analyzed", "analyze"},
 		{"one claim, never analyzed", `
-			select public.create_coupon('test', 5), public.claim_coupon('tester', 'test')`},
+			select coupond.create_coupon('test', 5), coupond.claim_coupon('tester', 'test')`},
 		{"one claim, analyzed", `
-			select public.create_coupon('test', 5), public.claim_coupon('tester', 'test');
+			select coupond.create_coupon('test', 5), coupond.claim_coupon('tester', 'test');
 			analyze`},
 		{"a user with many coupons, analyzed", `
-			select public.create_coupon('test-' || i, 5), public.claim_coupon('tester', 'test-' || i)
+			select coupond.create_coupon('test-' || i, 5), coupond.claim_coupon('tester', 'test-' || i)
 			from generate_series(1, 300) as i;
 			analyze`},
 		{"many coupons with one user each, analyzed", `
-			select public.create_coupon('test-' || i, 5), public.claim_coupon('tester-' || i, 'test-' || i)
+			select coupond.create_coupon('test-' || i, 5), coupond.claim_coupon('tester-' || i, 'test-' || i)
 			from generate_series(1, 300) as i;
 			analyze`},
 		{"a coupon with many users, analyzed", `
-			select public.create_coupon('test', 1000), public.claim_coupons(array(select 'tester-' || i from generate_series(1, 300) as i), 'test');
+			select coupond.create_coupon('test', 1000), coupond.claim_coupons(array(select 'tester-' || i from generate_series(1, 300) as i), 'test');
 			analyze`},
 	} {
 		t.Run(state.name, func(t *testing.T) {
 			t.Parallel()
 			database := pgtest.New(t)
 			admin := owner(t, database)
-			admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
+			admin.exec("alter table coupond.coupons set (autovacuum_enabled = off); alter table coupond.claims set (autovacuum_enabled = off)")
 			admin.exec(state.sql)
 			old := service(t, database)
 			cachePlans(old)
@@ -59,7 +61,7 @@ func TestCachedPlans_probeIndexes(t *testing.T) {
 					c.check(t, moment, old, admin)
 				}
 				if moment == "unanalyzed" {
-					admin.exec("analyze public.coupons, public.claims")
+					admin.exec("analyze coupond.coupons, coupond.claims")
 					report(admin)
 				}
 				if moment == "analyzed" {
@@ -87,8 +89,8 @@ func cachePlans(s *session) {
 		s.claim(user, "old-none")
 		s.claimCoupons([]string{user + "a", user, user + "b"}, "old")
 		s.claimBatch([]string{user + "c", user, user, user}, []string{"old", "old", "old-sold", "old-none"})
-		s.exec("select public.get_coupon('old')")
-		s.exec("select public.coupon_claimers('old', 2, 10)")
+		s.exec("select coupond.get_coupon('old')")
+		s.exec("select coupond.coupon_claimers('old', 2, 10)")
 	}
 	s.exec("rollback")
 	report(s)
@@ -100,18 +102,18 @@ const (
 )
 
 // grow inserts many rows from another session, which does not invalidate the old session's plans.
-// Foreign keys hold here, and checking them would take most of the time.
+// The coupons exist, and to check that would take most of the time.
 func grow(admin *session) {
 	admin.t.Helper()
 	admin.exec(fmt.Sprintf(`
 		set session_replication_role = replica;
-		insert into public.coupons (name, amount, remaining_amount) values ('hot', 2147483647, 2147483647 - %[1]d), ('sold', 1, 0);
-		insert into public.coupons (name, amount, remaining_amount) select 'many-' || i, 5, 4 from generate_series(1, %[2]d) as i;
-		insert into public.coupons (name, amount, remaining_amount)
+		insert into coupond.coupons (name, amount, remaining_amount) values ('hot', 2147483647, 2147483647 - %[1]d), ('sold', 1, 0);
+		insert into coupond.coupons (name, amount, remaining_amount) select 'many-' || i, 5, 4 from generate_series(1, %[2]d) as i;
+		insert into coupond.coupons (name, amount, remaining_amount)
 		select 'first ' || moment, 1, 1 from unnest(array['unanalyzed', 'analyzed', 'analyzed and planned again']) as moment;
-		insert into public.claims (coupon_name, claim_number, user_id) select 'hot', i, 'hot-' || i from generate_series(1, %[1]d) as i;
-		insert into public.claims (coupon_name, claim_number, user_id) select 'many-' || i, 1, 'many' from generate_series(1, %[2]d) as i;
-		insert into public.claims (coupon_name, claim_number, user_id) values ('sold', 1, 'winner');
+		insert into coupond.claims (coupon_name, claim_number, user_id) select 'hot', i, 'hot-' || i from generate_series(1, %[1]d) as i;
+		insert into coupond.claims (coupon_name, claim_number, user_id) select 'many-' || i, 1, 'many' from generate_series(1, %[2]d) as i;
+		insert into coupond.claims (coupon_name, claim_number, user_id) values ('sold', 1, 'winner');
 		reset session_replication_role`, hotClaims, manyClaims))
 	report(admin)
 }
@@ -130,36 +132,36 @@ type costlyCall struct {
 func costlyCalls(moment string) []costlyCall {
 	last, page := fmt.Sprintf("hot-%d", hotClaims), 500
 	return []costlyCall{
-		{"select public.claim_coupon($1, 'hot')::text", []any{last}, alreadyClaimed, 1, 0},
-		{"select public.claim_coupon($1, 'sold')::text", []any{last}, outOfStock, 1, 0},
-		{"select public.claim_coupon('many', 'many-49999')::text", nil, alreadyClaimed, 1, 0},
-		{"select public.claim_coupon('many', 'sold')::text", nil, outOfStock, 1, 0},
-		{"select public.claim_coupon('many', 'none')::text", nil, couponNotFound, 1, 0},
-		{"select public.claim_coupon($1, 'hot')::text", []any{"one " + moment}, claimed, 1, 0},
+		{"select coupond.claim_coupon($1, 'hot')::text", []any{last}, alreadyClaimed, 1, 0},
+		{"select coupond.claim_coupon($1, 'sold')::text", []any{last}, outOfStock, 1, 0},
+		{"select coupond.claim_coupon('many', 'many-49999')::text", nil, alreadyClaimed, 1, 0},
+		{"select coupond.claim_coupon('many', 'sold')::text", nil, outOfStock, 1, 0},
+		{"select coupond.claim_coupon('many', 'none')::text", nil, couponNotFound, 1, 0},
+		{"select coupond.claim_coupon($1, 'hot')::text", []any{"one " + moment}, claimed, 1, 0},
 		// The names of the user's other coupons come after this one, so a scan to the end of the user's
 		// index entries visits them all.
-		{"select public.claim_coupon('many', $1)::text", []any{"first " + moment}, claimed, 1, 0},
-		{"select public.claim_coupon($1, 'many-44444')::text", []any{"one " + moment}, claimed, 1, 0},
+		{"select coupond.claim_coupon('many', $1)::text", []any{"first " + moment}, claimed, 1, 0},
+		{"select coupond.claim_coupon($1, 'many-44444')::text", []any{"one " + moment}, claimed, 1, 0},
 		{
-			"select public.claim_coupons(array[$1, $2, 'many ' || $2], 'hot')::text", []any{last, "two " + moment},
+			"select coupond.claim_coupons(array[$1, $2, 'many ' || $2], 'hot')::text", []any{last, "two " + moment},
 			"{already_claimed,claimed,claimed}", 3, 0,
 		},
 		{
-			"select array_agg(status)::text from public.claim_batch($1, $2, array[1, 2, 3, 4, 5, 6])",
+			"select array_agg(status)::text from coupond.claim_batch($1, $2, array[1, 2, 3, 4, 5, 6])",
 			[]any{
 				[]string{last, last, "many", "many", "three " + moment, "winner"},
 				[]string{"hot", "sold", "many-49999", "none", "hot", "sold"},
 			},
 			"{already_claimed,out_of_stock,already_claimed,coupon_not_found,claimed,already_claimed}", 6, 0,
 		},
-		{"select remaining_amount::text from public.get_coupon('many-33333')", nil, "4", 1, 0},
+		{"select remaining_amount::text from coupond.get_coupon('many-33333')", nil, "4", 1, 0},
 		{
-			"select count(*)::text from public.coupon_claimers('hot', $1::integer, $1::integer + $2::integer)",
+			"select count(*)::text from coupond.coupon_claimers('hot', $1::integer, $1::integer + $2::integer)",
 			[]any{hotClaims / 2, page}, strconv.Itoa(page), 1, page,
 		},
-		{"select count(*)::text from public.coupon_claimers('many-33333', 0, 10000)", nil, "1", 1, 0},
-		{"select public.create_coupon('many-22222', 1)::text", nil, couponExists, 1, 0},
-		{"select public.create_coupon($1, 1)::text", []any{"four " + moment}, created, 1, 0},
+		{"select count(*)::text from coupond.coupon_claimers('many-33333', 0, 10000)", nil, "1", 1, 0},
+		{"select coupond.create_coupon('many-22222', 1)::text", nil, couponExists, 1, 0},
+		{"select coupond.create_coupon($1, 1)::text", []any{"four " + moment}, created, 1, 0},
 	}
 }
 
@@ -191,6 +193,77 @@ func (c costlyCall) check(t *testing.T, moment string, old, observer *session) {
 	if entries > maxEntries*c.claims+c.page || blocks > maxBlocks*c.claims {
 		t.Errorf("%s: %s %v touches %d index entries and %d blocks, for %d claims and a page of %d",
 			moment, c.sql, c.args, entries, blocks, c.claims, c.page)
+	}
+}
+
+// A session plans the statements of a function once, and never again when the tables have grown:
+// PostgreSQL would prefer custom plans, which it makes anew for each call, for some of them.
+func TestFunctions_planOncePerSession(t *testing.T) {
+	t.Parallel()
+	database := pgtest.New(t)
+	admin := owner(t, database)
+	// PostgreSQL reports each planning to the client.
+	plannings := 0
+	config := admin.Config()
+	config.OnNotice = func(_ *pgconn.PgConn, notice *pgconn.Notice) {
+		if notice.Message == "PLANNER STATISTICS" {
+			plannings++
+		}
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	s := &session{conn, t}
+	s.exec("set client_min_messages = log; set log_planner_stats = on")
+	count := func(sql string) int {
+		t.Helper()
+		plannings = 0
+		s.exec(sql)
+		return plannings
+	}
+
+	admin.create("warm", 1_000_000)
+	admin.create("gone", 1)
+	admin.claim("winner", "gone")
+	const calls = 20
+	// Each statement is planned once, and calls a function 20 times.
+	call := func(format string, round int) string {
+		return fmt.Sprintf(format, fmt.Sprintf("'user ' || %d || '/' || i", round), calls)
+	}
+	statements := []string{
+		"select coupond.claim_coupon(%s, 'warm') from generate_series(1, %d) as i",
+		"select coupond.claim_coupon(%s, 'gone') from generate_series(1, %d) as i",
+		"select coupond.claim_coupons(array[%[1]s, %[1]s || ' a', %[1]s || ' b'], 'warm') from generate_series(1, %d) as i",
+		"select coupond.claim_coupons(array[%s, 'winner'], 'gone') from generate_series(1, %d) as i",
+		"select b from generate_series(1, %[2]d) as i, coupond.claim_batch(array[%[1]s || ' c', %[1]s || ' d'], array['warm', 'gone'], array[1, 2]) as b",
+		"select coupond.create_coupon(%s, i) from generate_series(1, %d) as i",
+		"select c from generate_series(1, %[2]d) as i, coupond.get_coupon(%[1]s) as c",
+		"select c from generate_series(1, %[2]d) as i, coupond.coupon_claimers('warm', i, i + 10) as c where %[1]s <> ''",
+	}
+	check := func(state string, round int) {
+		t.Helper()
+		for i, statement := range statements {
+			s.exec(call(statement, round)) // plans what this session has not planned since the state changed
+			if n := count(call(statement, round+1)); n != 1 {
+				t.Errorf("%s: %d plannings for %d calls, want 1, of the statement that calls them: %s", state, n, calls, statements[i])
+			}
+		}
+	}
+	check("empty tables", 0)
+	grow(admin)
+	check("grown tables", 2)
+	admin.exec("analyze coupond.coupons, coupond.claims")
+	check("grown tables, analyzed", 4)
+	admin.exec("insert into coupond.shard (partitions, owned) values (2, '{0,1}')")
+	check("a shard", 6)
+
+	// Without the setting, the count is different: else the test would prove nothing.
+	admin.exec("alter function coupond.claim_coupons(text[], text) reset plan_cache_mode")
+	s.exec(call(statements[2], 8))
+	if n := count(call(statements[2], 9)); n < calls {
+		t.Errorf("%d plannings without generic plans", n)
 	}
 }
 

@@ -14,24 +14,24 @@ import (
 func TestSaleProgress_probesIndexes(t *testing.T) {
 	t.Parallel()
 	admin := owner(t, pgtest.New(t))
-	admin.exec("alter table public.coupons set (autovacuum_enabled = off); alter table public.claims set (autovacuum_enabled = off)")
+	admin.exec("alter table coupond.coupons set (autovacuum_enabled = off); alter table coupond.claims set (autovacuum_enabled = off)")
 	grow(admin)
 	admin.exec(fmt.Sprintf(`
 		set session_replication_role = replica;
-		insert into public.coupons (name, amount, remaining_amount) values ('busy', 2147483647, 2147483647 - %[1]d);
-		insert into public.claims (coupon_name, claim_number, user_id, claimed_at)
+		insert into coupond.coupons (name, amount, remaining_amount) values ('busy', 2147483647, 2147483647 - %[1]d);
+		insert into coupond.claims (coupon_name, claim_number, user_id, claimed_at)
 		select 'busy', i, 'busy-' || i, clock_timestamp() - case when i <= %[1]d - 30000 then interval '1 hour' else interval '0' end
 		from generate_series(1, %[1]d) as i;
-		update public.claims set claimed_at = claimed_at - interval '1 hour' where coupon_name <> 'busy';
+		update coupond.claims set claimed_at = claimed_at - interval '1 hour' where coupon_name <> 'busy';
 		reset session_replication_role`, hotClaims))
 	// The same view with 30 minutes instead of ten seconds, so that the test does not depend on the
 	// machine's speed.
-	admin.exec(`do $$ begin execute 'create view public.sale_progress_30_minutes as '
-		|| replace(pg_catalog.pg_get_viewdef('public.sale_progress'::regclass), '00:00:10', '00:30:00'); end $$`)
+	admin.exec(`do $$ begin execute 'create view coupond.sale_progress_30_minutes as '
+		|| replace(pg_catalog.pg_get_viewdef('coupond.sale_progress'::regclass), '00:00:10', '00:30:00'); end $$`)
 
 	for _, moment := range []string{"unanalyzed", "analyzed"} {
 		if moment == "analyzed" {
-			admin.exec("analyze public.coupons, public.claims")
+			admin.exec("analyze coupond.coupons, coupond.claims")
 		}
 		for _, c := range []struct {
 			sql     string
@@ -39,13 +39,13 @@ func TestSaleProgress_probesIndexes(t *testing.T) {
 			entries int
 		}{
 			// The coupon, its first claim, its last, and one probe: the last claim is older.
-			{"select claims_per_second::text from public.sale_progress where name = 'hot'", "0.0", 4},
-			{"select claims_per_second::text from public.sale_progress where name = 'many-44444'", "0.0", 4},
-			{"select claims_per_second::text from public.sale_progress where name = 'unknown'", "", 0},
+			{"select claims_per_second::text from coupond.sale_progress where name = 'hot'", "0.0", 4},
+			{"select claims_per_second::text from coupond.sale_progress where name = 'many-44444'", "0.0", 4},
+			{"select claims_per_second::text from coupond.sale_progress where name = 'unknown'", "", 0},
 			// Steps back of 1, 2, 4, … 16,384 and 32,768 claims, then 15 binary steps.
-			{"select claims_per_second::text from public.sale_progress_30_minutes where name = 'busy'", "3000.0", 4 + 16 + 16},
+			{"select claims_per_second::text from coupond.sale_progress_30_minutes where name = 'busy'", "3000.0", 4 + 16 + 16},
 			// Without the column claims_per_second, the view does not search.
-			{"select remaining_amount::text from public.sale_progress where name = 'busy'", fmt.Sprint(1<<31 - 1 - hotClaims), 1},
+			{"select remaining_amount::text from coupond.sale_progress where name = 'busy'", fmt.Sprint(1<<31 - 1 - hotClaims), 1},
 		} {
 			report(admin)
 			before := touched(admin)
@@ -78,10 +78,10 @@ func TestSaleProgress_openReaderBlocksNoClaims(t *testing.T) {
 	database := pgtest.New(t)
 	monitor, admin, client := owner(t, database), owner(t, database), service(t, database)
 	client.create("lamp", 2)
-	monitor.exec("begin; set local role coupon_monitor; select from public.sale_progress")
+	monitor.exec("begin; set local role coupon_monitor; select from coupond.sale_progress")
 
 	migrated := make(chan error, 1)
-	go func() { migrated <- onlyError(db.Apply(bounded(t), admin.Conn)) }()
+	go func() { migrated <- onlyError(db.Apply(bounded(t), admin.Conn, db.Options{})) }()
 	if err := waitBlocked(owner(t, database), 1, []string{database.Name}); err != nil {
 		t.Fatal(err)
 	}

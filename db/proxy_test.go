@@ -1,7 +1,6 @@
 package db_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -26,7 +25,7 @@ func TestApplyProxy_signatures(t *testing.T) {
 	proxy := emptyProxy(t)
 	proxy.exec("set search_path = pg_catalog")
 	for range 2 { // the second time changes nothing
-		if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+		if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -35,36 +34,45 @@ func TestApplyProxy_signatures(t *testing.T) {
 	const signatures = `
 		select p.proname || '(' || pg_get_function_arguments(p.oid) || ') ' || pg_get_function_result(p.oid)
 		from pg_proc as p
-		where p.pronamespace = 'public'::regnamespace
+		where p.pronamespace = 'coupond'::regnamespace
 		  and has_function_privilege('coupon_service', p.oid, 'execute')
 		order by 1`
-	own := []string{"coupon_shard_commit(p_partition integer) pg_lsn", "coupon_shard_version(p_partition integer) integer", "coupon_shards() integer[]"}
+	own := []string{
+		"coupon_shard_commit(p_partition integer) pg_lsn", "coupon_shard_problem(p_partition integer) text",
+		"coupon_shard_version(p_partition integer) integer", "coupon_shards() integer[]",
+	}
 	equal(t, "signatures", slices.DeleteFunc(list[string](proxy, signatures), func(s string) bool { return slices.Contains(own, s) }),
 		list[string](single, signatures))
-	equal(t, "functions", list[string](proxy, "select proname from pg_proc where pronamespace = 'public'::regnamespace order by 1"),
+	equal(t, "functions", list[string](proxy, "select proname from pg_proc where pronamespace = 'coupond'::regnamespace order by 1"),
 		[]string{
 			"claim_batch", "claim_coupon", "claim_coupons", "coupon_claimers", "coupon_schema_version",
-			"coupon_shard_commit", "coupon_shard_version", "coupon_shards", "create_coupon", "get_coupon",
+			"coupon_shard_commit", "coupon_shard_problem", "coupon_shard_version", "coupon_shards", "create_coupon", "get_coupon",
+			"session_problem",
 		})
 	for _, enum := range []string{"claim_status", "create_status"} {
-		labels := "select unnest(enum_range(null::public." + enum + "))::text"
+		labels := "select unnest(enum_range(null::coupond." + enum + "))::text"
 		equal(t, enum, list[string](proxy, labels), list[string](single, labels))
 	}
 	equal(t, "owners, attributes and privileges", list[string](proxy, `
-		select distinct pg_get_userbyid(p.proowner) || ' ' || p.prosecdef || ' ' || (p.proconfig = array['search_path=pg_catalog, pg_temp'])
+		select distinct pg_get_userbyid(p.proowner) || ' ' || p.prosecdef
+		  || ' ' || coalesce('search_path=pg_catalog, coupond, pg_temp' = any (p.proconfig), false)
 		  || ' ' || has_function_privilege('public', p.oid, 'execute')
 		from pg_proc as p
-		where p.pronamespace = 'public'::regnamespace`), []string{"coupon_proxy true true false"})
+		where p.pronamespace = 'coupond'::regnamespace
+		order by 1`), []string{
+		"coupon_proxy false false false", // session_problem() has to see the caller's session
+		"coupon_proxy true true false",
+	})
 	equal(t, "roles that may log in", list[string](proxy, "select rolname from pg_roles where rolname like 'coupon%' and rolcanlogin"), nil)
 	equal(t, "functions without a comment", list[string](proxy, `
 		select p.proname
 		from pg_proc as p
-		where p.pronamespace = 'public'::regnamespace
+		where p.pronamespace = 'coupond'::regnamespace
 		  and obj_description(p.oid, 'pg_proc') is null`), nil)
-	if version := get[int32](proxy, "select public.coupon_schema_version()"); version != db.Version() {
+	if version := get[int32](proxy, "select coupond.coupon_schema_version()"); version != db.Version() {
 		t.Errorf("version %d, want %d", version, db.Version())
 	}
-	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
+	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'coupond'::regnamespace and relkind = 'r'"); n != 0 {
 		t.Errorf("a proxy has %d tables, want 0", n)
 	}
 }
@@ -78,17 +86,17 @@ func TestApplyProxy_newEnumLabel(t *testing.T) {
 	proxy := owner(t, proxyDatabase)
 	database := server.New(t)
 	shard := owner(t, database)
-	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	config := shard.Config()
-	proxy.exec(fmt.Sprintf("create server coupons foreign data wrapper plproxy options (p0 'host=%s port=%d dbname=%s')", config.Host, config.Port, config.Database))
-	proxy.exec("grant usage on foreign server coupons to coupon_proxy")
-	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupons options (user '%s', password '%s')", config.User, config.Password))
+	proxy.exec(fmt.Sprintf("create server coupond foreign data wrapper plproxy options (p0 'host=%s port=%d dbname=%s')", config.Host, config.Port, config.Database))
+	proxy.exec("grant usage on foreign server coupond to coupon_proxy")
+	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupond options (user '%s', password '%s')", config.User, config.Password))
 	service := service(t, proxyDatabase)
 	const (
-		single = "select public.claim_coupon('u', 'c')::text"
-		batch  = "select status::text from public.claim_batch(array['u'], array['c'], array[1])"
+		single = "select coupond.claim_coupon('u', 'c')::text"
+		batch  = "select status::text from coupond.claim_batch(array['u'], array['c'], array[1])"
 	)
 	for _, sql := range []string{single, batch} {
 		if got := get[string](service, sql); got != "coupon_not_found" {
@@ -97,10 +105,10 @@ func TestApplyProxy_newEnumLabel(t *testing.T) {
 	}
 
 	// What a newer program would install on the shard.
-	shard.exec("alter type public.claim_status add value 'not_yet'")
-	shard.exec("create or replace function public.claim_coupon(p_user text, p_coupon text) returns public.claim_status language sql as $$ select 'not_yet'::public.claim_status $$")
-	shard.exec(`create or replace function public.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
-		returns table ("position" integer, status public.claim_status) language sql as $$ select 1, 'not_yet'::public.claim_status $$`)
+	shard.exec("alter type coupond.claim_status add value 'not_yet'")
+	shard.exec("create or replace function coupond.claim_coupon(p_user text, p_coupon text) returns coupond.claim_status language sql as $$ select 'not_yet'::coupond.claim_status $$")
+	shard.exec(`create or replace function coupond.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
+		returns table ("position" integer, status coupond.claim_status) language sql as $$ select 1, 'not_yet'::coupond.claim_status $$`)
 	for _, sql := range []string{single, batch} {
 		got, err := getErr[string](bounded(t), service.Conn, sql)
 		if sqlstate(t, err) != pgerrcode.InvalidTextRepresentation {
@@ -110,9 +118,9 @@ func TestApplyProxy_newEnumLabel(t *testing.T) {
 
 	newer := copyOf(t, db.ProxyFiles)
 	types := newer["proxy/types.sql"]
-	types.Data = append(types.Data, "\nalter type public.claim_status add value if not exists 'not_yet';"...)
+	types.Data = append(types.Data, "\nalter type coupond.claim_status add value if not exists 'not_yet';"...)
 	for range 2 {
-		if err := db.ApplyProxyFiles(bounded(t), proxy.Conn, newer); err != nil {
+		if err := db.ApplyProxyFiles(bounded(t), proxy.Conn, newer, db.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -127,17 +135,17 @@ func TestApplyProxy_newEnumLabel(t *testing.T) {
 func TestApply_proxyMismatch(t *testing.T) {
 	t.Parallel()
 	s := owner(t, pgtest.New(t))
-	if err := db.ApplyProxy(context.Background(), s.Conn); !errors.Is(err, db.ErrNotAProxy) {
+	if err := db.ApplyProxy(bounded(t), s.Conn, db.Options{}); !errors.Is(err, db.ErrNotAProxy) {
 		t.Error(err)
 	}
 	proxy := emptyProxy(t)
-	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.Apply(bounded(t), proxy.Conn); !errors.Is(err, db.ErrIsAProxy) {
+	if _, err := db.Apply(bounded(t), proxy.Conn, db.Options{}); !errors.Is(err, db.ErrIsAProxy) {
 		t.Error(err)
 	}
-	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"); n != 0 {
+	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'coupond'::regnamespace and relkind = 'r'"); n != 0 {
 		t.Errorf("a proxy has %d tables, want 0", n)
 	}
 }
@@ -146,22 +154,22 @@ func TestApply_proxyMismatch(t *testing.T) {
 func TestCouponShards(t *testing.T) {
 	t.Parallel()
 	proxy := emptyProxy(t)
-	if err := db.ApplyProxy(bounded(t), proxy.Conn); err != nil {
+	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	shards := func() []int32 {
 		t.Helper()
-		return get[[]int32](proxy, "select public.coupon_shards()")
+		return get[[]int32](proxy, "select coupond.coupon_shards()")
 	}
 	equal(t, "shards without a foreign server", shards(), nil)
 	// Not in order, more than nine partitions, and options that are not partitions.
 	proxy.exec(`
-		create server coupons foreign data wrapper plproxy options (
+		create server coupond foreign data wrapper plproxy options (
 		  connection_lifetime '60',
 		  p10 'host=b', p3 'host=a password=s3cr3t', p0 'host=a', p1 'host=b', p2 'host=a', p4 'host=a', p5 'host=c', p6 'host=a', p7 'host=a',
 		  p8 'host=a', p9 'host=c', p11 'host=d', p12 'host=a', p13 'host=a', p14 'host=a', p15 'host=a password=s3cr3t')`)
 	want := []int32{0, 1, 0, 3, 0, 5, 0, 0, 0, 5, 1, 11, 0, 0, 0, 3}
 	equal(t, "shards", shards(), want)
-	proxy.exec("alter server coupons options (set p0 'host=c')")
+	proxy.exec("alter server coupond options (set p0 'host=c')")
 	equal(t, "shards", shards(), []int32{0, 1, 2, 3, 2, 0, 2, 2, 2, 0, 1, 11, 2, 2, 2, 3})
 }

@@ -36,7 +36,7 @@ func TestApply_duringClaims(t *testing.T) {
 				for i := range rounds {
 					before[i] = rounds[i].Load()
 				}
-				if _, err := db.Apply(ctx, s.Conn); err != nil {
+				if _, err := db.Apply(ctx, s.Conn, db.Options{}); err != nil {
 					return nil, err
 				}
 				// Wait until each client has called the functions that were just installed: without that, a
@@ -52,7 +52,7 @@ func TestApply_duringClaims(t *testing.T) {
 		defer running.Add(-1)
 		for n := 0; !installed.Load(); n++ {
 			batch := names(fmt.Sprintf("%d/%d/%%d", i, n), 2)
-			status, err := getErr[string](ctx, s.Conn, "select public.claim_coupon($1, 'hot')", batch[0])
+			status, err := getErr[string](ctx, s.Conn, "select coupond.claim_coupon($1, 'hot')", batch[0])
 			if err != nil {
 				return nil, fmt.Errorf("claim_coupon: %w", err)
 			}
@@ -64,12 +64,12 @@ func TestApply_duringClaims(t *testing.T) {
 			if err != nil {
 				return nil, fmt.Errorf("claim_batch: %w", err)
 			}
-			left, err := getErr[int](ctx, s.Conn, "select remaining_amount from public.get_coupon('hot')")
+			left, err := getErr[int](ctx, s.Conn, "select remaining_amount from coupond.get_coupon('hot')")
 			if err != nil || left < 0 {
 				return nil, fmt.Errorf("get_coupon: %d left: %w", left, err)
 			}
 			if n := len(users); n > 0 {
-				if _, err := getErr[string](ctx, s.Conn, "select public.coupon_claimers('hot', 0, 1)"); err != nil {
+				if _, err := getErr[string](ctx, s.Conn, "select coupond.coupon_claimers('hot', 0, 1)"); err != nil {
 					return nil, fmt.Errorf("coupon_claimers: %w", err)
 				}
 			}

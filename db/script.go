@@ -5,8 +5,6 @@ import (
 	_ "embed"
 	"fmt"
 	"io/fs"
-	"strings"
-	"text/template"
 
 	"github.com/jackc/tern/v2/migrate"
 )
@@ -15,20 +13,18 @@ import (
 var script string
 
 // Script returns one script for psql that does what Apply does, without other files or Go. Like
-// Apply, it does only what is missing, can be run again, and refuses a newer schema. It uses psql's
-// \if, so only psql can run it.
-func Script() (string, error) {
-	migrations, err := fs.Sub(files, "migrations")
-	if err != nil {
-		return "", err
-	}
+// Apply, it does only what is missing, can be run again, and refuses a newer schema. Unlike Apply,
+// it does not wait for a lock again. It uses psql's \if, so only psql can run it.
+func Script() (string, error) { return scriptOf(files) }
+
+func scriptOf(files fs.FS) (string, error) {
 	// Without a connection, the migrator can only load files.
 	migrator, err := migrate.NewMigrator(context.Background(), nil, versionTable)
 	if err != nil {
 		return "", err
 	}
-	if err := migrator.LoadMigrations(migrations); err != nil {
-		return "", fmt.Errorf("load migrations: %w", err)
+	if err := loadMigrations(migrator, files); err != nil {
+		return "", err
 	}
 	code, err := loadFunctions(files, "functions")
 	if err != nil {
@@ -38,9 +34,18 @@ func Script() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("load functions: %w", err)
 	}
-
-	var text strings.Builder
-	err = template.Must(template.New("script").Parse(script)).Execute(&text, map[string]any{
+	pins, err := pinsScript(defaultLockTimeout)
+	if err != nil {
+		return "", err
+	}
+	prepare, err := prepareScript(prepareData{Version: version(files), Program: "script"})
+	if err != nil {
+		return "", err
+	}
+	return execute(script, map[string]any{
+		"Pins":         pins,
+		"LockTimeout":  defaultLockTimeout.Milliseconds(),
+		"Prepare":      prepare,
 		"Migrations":   migrator.Migrations,
 		"Functions":    install,
 		"Version":      version(files),
@@ -48,5 +53,4 @@ func Script() (string, error) {
 		"Lock":         applyLock,
 		"OldestServer": oldestServer,
 	})
-	return text.String(), err
 }

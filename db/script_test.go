@@ -19,7 +19,7 @@ func TestScript_containsEveryFile(t *testing.T) {
 	var paths []string
 	for _, pattern := range []string{"migrations/*.sql", "functions/*.sql"} {
 		found, err := fs.Glob(db.Files, pattern)
-		if err != nil || len(found) < 3 {
+		if err != nil || len(found) == 0 {
 			t.Fatalf("%s: %v %v", pattern, found, err)
 		}
 		paths = append(paths, found...)

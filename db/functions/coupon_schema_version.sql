@@ -1,17 +1,15 @@
-create or replace function public.coupon_schema_version()
+create or replace function coupond.coupon_schema_version()
 returns integer
 language sql
 stable
 security definer
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, coupond, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
-  select v.version
-  from public.schema_version as v
+  select version
+  from schema_version
 $$;
 
-comment on function public.coupon_schema_version() is
+comment on function coupond.coupon_schema_version() is
   'The number of the newest migration that is installed. The service checks it before it reports that it '
   'is ready.';
-
-revoke all on function public.coupon_schema_version() from public;
-grant execute on function public.coupon_schema_version() to coupon_service;

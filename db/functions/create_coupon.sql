@@ -1,12 +1,12 @@
-create or replace function public.create_coupon(p_coupon text, p_amount bigint)
-returns public.create_status
+create or replace function coupond.create_coupon(p_coupon text, p_amount bigint)
+returns coupond.create_status
 language plpgsql
-volatile
 security definer
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, coupond, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
 begin
-  perform public.guard_name('p_coupon', p_coupon);
+  perform check_name('p_coupon', p_coupon);
 
   -- p_amount is bigint so that 2147483648 gets this error, which names the argument, and not the
   -- error of a cast (22003).
@@ -16,23 +16,19 @@ begin
       message = 'p_amount must be a whole number from 1 to 2147483647',
       detail = format('It is %s.', coalesce(p_amount::text, 'null'));
   end if;
-  if exists (select from public.shard) then
-    perform public.guard_ownership(p_coupon);
-  end if;
 
-  insert into public.coupons (name, amount, remaining_amount)
+  perform check_shard(p_coupon);
+
+  insert into coupons (name, amount, remaining_amount)
   values (p_coupon, p_amount, p_amount)
   on conflict (name) do nothing;
 
   if found then
-    return 'created'::public.create_status;
+    return 'created'::create_status;
   end if;
-  return 'coupon_exists'::public.create_status;
+  return 'coupon_exists'::create_status;
 end;
 $$;
 
-comment on function public.create_coupon(text, bigint) is
+comment on function coupond.create_coupon(text, bigint) is
   'Creates p_coupon with a stock of p_amount (1 to 2147483647). If the name exists, changes nothing and returns coupon_exists.';
-
-revoke all on function public.create_coupon(text, bigint) from public;
-grant execute on function public.create_coupon(text, bigint) to coupon_service;

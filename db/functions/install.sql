@@ -1,14 +1,21 @@
-{{- /* The functions and the view, installed after the migrations on every deploy. A function comes after the ones it calls. */ -}}
+{{- /* Installed after the migrations on every deploy, in one transaction. A function comes after the ones it calls; privileges come last. */ -}}
+{{ template "roles.sql" . }}
 {{ template "coupon_schema_version.sql" . }}
+{{ template "session_problem.sql" . }}
 {{ template "is_valid_name.sql" . }}
-{{ template "guard_name.sql" . }}
-{{ template "guard_names.sql" . }}
+{{ template "check_name.sql" . }}
+{{ template "check_names.sql" . }}
 {{ template "owns_coupon.sql" . }}
-{{ template "guard_ownership.sql" . }}
+{{ template "check_shards.sql" . }}
+{{ template "check_shard.sql" . }}
+{{ template "find_claim.sql" . }}
+{{ template "check_claims.sql" . }}
+{{ template "protect_coupons.sql" . }}
 {{ template "create_coupon.sql" . }}
 {{ template "get_coupon.sql" . }}
 {{ template "coupon_claimers.sql" . }}
-{{ template "claim_coupons.sql" . }}
 {{ template "claim_coupon.sql" . }}
+{{ template "claim_coupons.sql" . }}
 {{ template "claim_batch.sql" . }}
 {{ template "sale_progress.sql" . }}
+{{ template "privileges.sql" . }}

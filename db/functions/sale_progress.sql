@@ -2,20 +2,20 @@
 -- however many claims there are: claim numbers have no gaps, so the first claim has number 1, the
 -- last has amount - remaining_amount, and those between are in order of time. The lookups are
 -- subqueries in the select list because the planner could turn joins into a scan of all claims.
-create or replace view public.sale_progress as
+create or replace view coupond.sale_progress as
 select
   c.name,
   c.amount,
   c.remaining_amount,
   (
     select k.claimed_at
-    from public.claims as k
+    from coupond.claims as k
     where k.coupon_name = c.name
       and k.claim_number = 1
   ) as first_claim_at,
   (
     select k.claimed_at
-    from public.claims as k
+    from coupond.claims as k
     where k.coupon_name = c.name
       and k.claim_number = c.amount - c.remaining_amount
   ) as last_claim_at,
@@ -41,7 +41,7 @@ select
           -- Everything before the first claim counts as older.
           coalesce((
             select k.claimed_at <= statement_timestamp() - interval '10 seconds'
-            from public.claims as k
+            from coupond.claims as k
             where k.coupon_name = c.name
               and k.claim_number = n.probed
           ), true) as is_older
@@ -62,11 +62,8 @@ select
     select round((c.amount - c.remaining_amount - max(s.older)) / 10.0, 1)
     from search as s
   ) as claims_per_second
-from public.coupons as c;
+from coupond.coupons as c;
 
-comment on view public.sale_progress is
+comment on view coupond.sale_progress is
   'The progress of each sale: stock, first and last claim, and claims per second over the last ten seconds. '
   'Costs a few index probes per coupon; select one coupon by its name.';
-
-revoke all on table public.sale_progress from public;
-grant select on table public.sale_progress to coupon_monitor;

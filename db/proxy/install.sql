@@ -2,3 +2,4 @@
 {{ template "roles.sql" . }}
 {{ template "types.sql" . }}
 {{ template "functions.sql" . }}
+{{ template "privileges.sql" . }}

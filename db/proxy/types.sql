@@ -2,11 +2,11 @@
 -- to the proxies first: below, with "alter type … add value if not exists".
 do $$
 begin
-  if to_regtype('public.claim_status') is null then
-    create type public.claim_status as enum ('claimed', 'already_claimed', 'out_of_stock', 'coupon_not_found');
+  if to_regtype('coupond.claim_status') is null then
+    create type coupond.claim_status as enum ('claimed', 'already_claimed', 'out_of_stock', 'coupon_not_found');
   end if;
-  if to_regtype('public.create_status') is null then
-    create type public.create_status as enum ('created', 'coupon_exists');
+  if to_regtype('coupond.create_status') is null then
+    create type coupond.create_status as enum ('created', 'coupon_exists');
   end if;
 end;
 $$;

@@ -44,6 +44,7 @@ func run(ctx context.Context, command []string) (code int, err error) {
 	if len(command) == 0 {
 		return 2, errors.New("no command given; usage: pgtap COMMAND [ARGUMENT…]")
 	}
+	localpg.IgnoreEnvironment() // psql and pg_prove get their own variables below
 	admin := os.Getenv("TEST_DATABASE_URL")
 	if admin == "" {
 		server, remove, err := start(ctx)
@@ -73,7 +74,7 @@ func run(ctx context.Context, command []string) (code int, err error) {
 
 // start starts a private server. remove stops it and deletes its data.
 func start(ctx context.Context) (server *localpg.Server, remove func() error, err error) {
-	dir, err := os.MkdirTemp("", "coupon-tests-")
+	dir, err := os.MkdirTemp("", "coupond-tests-")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -115,7 +116,7 @@ func create(ctx context.Context, admin string) (config *pgx.ConnConfig, drop fun
 	}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err == nil {
-		_, err = db.Apply(ctx, conn)
+		_, err = db.Apply(ctx, conn, db.Options{})
 		_ = conn.Close(ctx)
 	}
 	if err == nil {

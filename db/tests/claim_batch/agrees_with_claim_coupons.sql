@@ -11,7 +11,7 @@ create temporary table request as
   from generate_series(1, 1500) as i;
 
 -- Coupons 9 and 10 do not exist.
-select public.create_coupon(prefix || 'coupon ' || i, 5 + i * 10)
+select coupond.create_coupon(prefix || 'coupon ' || i, 5 + i * 10)
 from generate_series(0, 8) as i
 cross join unnest(array['one:  ', 'many: ']) as prefix;
 
@@ -27,7 +27,7 @@ create temporary table claim_coupons_result as
     from request
     group by coupon_name
   ) as r
-  cross join lateral unnest(r.positions, public.claim_coupons(r.users, 'one:  ' || r.coupon_name)) as s (position, status);
+  cross join lateral unnest(r.positions, coupond.claim_coupons(r.users, 'one:  ' || r.coupon_name)) as s (position, status);
 
 create temporary table claim_batch_result as
   select
@@ -40,7 +40,7 @@ create temporary table claim_batch_result as
       array_agg(position order by position) as positions
     from request
   ) as r
-  cross join lateral public.claim_batch(r.users, r.coupons, r.positions) as s;
+  cross join lateral coupond.claim_batch(r.users, r.coupons, r.positions) as s;
 
 select results_eq(
   'select position, status from claim_coupons_result order by position',
@@ -50,8 +50,8 @@ select is(
   (select count(distinct status) from claim_batch_result), 4::bigint,
   'all four statuses occur');
 select results_eq(
-  $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'one:  %' order by 1, 2 $$,
-  $$ select substr(coupon_name, 7), claim_number, user_id from public.claims where coupon_name like 'many: %' order by 1, 2 $$,
+  $$ select substr(coupon_name, 7), claim_number, user_id from coupond.claims where coupon_name like 'one:  %' order by 1, 2 $$,
+  $$ select substr(coupon_name, 7), claim_number, user_id from coupond.claims where coupon_name like 'many: %' order by 1, 2 $$,
   'equal claims');
 
 select * from finish();

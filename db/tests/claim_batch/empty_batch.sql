@@ -2,9 +2,9 @@
 begin;
 select plan(2);
 
-select public.create_coupon('lamp', 1);
-select is_empty($$ select * from public.claim_batch('{}', '{}', '{}') $$, 'no claims, no rows');
-select is((select remaining_amount from public.coupons), 1, 'the stock is unchanged');
+select coupond.create_coupon('lamp', 1);
+select is_empty($$ select * from coupond.claim_batch('{}', '{}', '{}') $$, 'no claims, no rows');
+select is((select remaining_amount from coupond.coupons), 1, 'the stock is unchanged');
 
 select * from finish();
 rollback;

@@ -2,13 +2,13 @@
 begin;
 select plan(3);
 
-select public.create_coupon('lamp', 2);
-select public.create_coupon('chair', 1);
+select coupond.create_coupon('lamp', 2);
+select coupond.create_coupon('chair', 1);
 
 select results_eq(
   $$
     select status::text
-    from public.claim_batch(
+    from coupond.claim_batch(
       array['ann', 'ann', 'ann', 'bob', 'ann', 'bob', 'eve'],
       array['lamp', 'chair', 'lamp', 'chair', 'chair', 'chair', 'lamp'],
       array[1, 2, 3, 4, 5, 6, 7])
@@ -17,8 +17,8 @@ select results_eq(
     values ('claimed'), ('claimed'), ('already_claimed'), ('out_of_stock'), ('already_claimed'), ('out_of_stock'), ('claimed')
   $$,
   'the first request counts; repeats get already_claimed if it succeeded, out_of_stock if not');
-select is((select count(*) from public.claims), 3::bigint, 'three claims are stored');
-select is((select sum(remaining_amount) from public.coupons), 0::bigint, 'the stock is smaller by three');
+select is((select count(*) from coupond.claims), 3::bigint, 'three claims are stored');
+select is((select sum(remaining_amount) from coupond.coupons), 0::bigint, 'the stock is smaller by three');
 
 select * from finish();
 rollback;

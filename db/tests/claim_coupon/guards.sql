@@ -2,43 +2,43 @@
 begin;
 select plan(13);
 
-select public.create_coupon('lamp', 5);
+select coupond.create_coupon('lamp', 5);
 
 select throws_ok(
-  $$ select public.claim_coupon(null, 'lamp') $$,
+  $$ select coupond.claim_coupon(null, 'lamp') $$,
   '22023', 'p_user must not be null', 'no user');
 select throws_ok(
-  $$ select public.claim_coupon('ann', null) $$,
+  $$ select coupond.claim_coupon('ann', null) $$,
   '22023', 'p_coupon must not be null', 'no coupon');
 select throws_ok(
-  $$ select public.claim_coupon(null, null) $$,
+  $$ select coupond.claim_coupon(null, null) $$,
   '22023', 'p_user must not be null', 'the first of two invalid arguments is named');
 select throws_ok(
-  $$ select public.claim_coupon('', 'lamp') $$,
+  $$ select coupond.claim_coupon('', 'lamp') $$,
   '22023', 'p_user must have 1 to 255 characters that are not all white space', 'an empty user');
 select throws_ok(
-  $$ select public.claim_coupon('ann', '') $$,
+  $$ select coupond.claim_coupon('ann', '') $$,
   '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'an empty coupon');
 select throws_ok(
-  $$ select public.claim_coupon(E' \t\n', 'lamp') $$,
+  $$ select coupond.claim_coupon(E' \t\n', 'lamp') $$,
   '22023', 'p_user must have 1 to 255 characters that are not all white space', 'a blank user');
 select throws_ok(
-  $$ select public.claim_coupon('ann', U&'\3000\2003') $$,
+  $$ select coupond.claim_coupon('ann', U&'\3000\2003') $$,
   '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'a coupon that is blank in Unicode');
 select throws_ok(
-  $$ select public.claim_coupon(repeat('x', 256), 'lamp') $$,
+  $$ select coupond.claim_coupon(repeat('x', 256), 'lamp') $$,
   '22023', 'p_user must have 1 to 255 characters that are not all white space', 'a user of 256 characters');
 select throws_ok(
-  $$ select public.claim_coupon('ann', repeat('x', 256)) $$,
+  $$ select coupond.claim_coupon('ann', repeat('x', 256)) $$,
   '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'a coupon of 256 characters');
 
-select is_empty('select from public.claims', 'a refused call stores no claim');
-select is((select remaining_amount from public.coupons), 5, 'and leaves the stock unchanged');
+select is_empty('select from coupond.claims', 'a refused call stores no claim');
+select is((select remaining_amount from coupond.coupons), 5, 'and leaves the stock unchanged');
 
-select is(public.claim_coupon(repeat(U&'\+01F3AB', 255), 'lamp'), 'claimed', 'a user id may have 255 characters of four bytes');
-select public.create_coupon(repeat(U&'\+01F3AB', 255), 1);
+select is(coupond.claim_coupon(repeat(U&'\+01F3AB', 255), 'lamp'), 'claimed', 'a user id may have 255 characters of four bytes');
+select coupond.create_coupon(repeat(U&'\+01F3AB', 255), 1);
 select is(
-  public.claim_coupon(repeat(U&'\+01F3AB', 255), repeat(U&'\+01F3AB', 255)), 'claimed',
+  coupond.claim_coupon(repeat(U&'\+01F3AB', 255), repeat(U&'\+01F3AB', 255)), 'claimed',
   'and so may a coupon name: together they fit the indexes');
 
 select * from finish();

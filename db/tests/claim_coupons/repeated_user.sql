@@ -2,19 +2,19 @@
 begin;
 select plan(4);
 
-select public.create_coupon('lamp', 3);
+select coupond.create_coupon('lamp', 3);
 select is(
-  public.claim_coupons(array['ann', 'ann', 'bob', 'ann', 'bob'], 'lamp'),
+  coupond.claim_coupons(array['ann', 'ann', 'bob', 'ann', 'bob'], 'lamp'),
   '{claimed,already_claimed,claimed,already_claimed,already_claimed}',
   'the first request is claimed, the others are already_claimed');
-select is((select remaining_amount from public.coupons where name = 'lamp'), 1, 'repeats do not decrement the stock');
+select is((select remaining_amount from coupond.coupons where name = 'lamp'), 1, 'repeats do not decrement the stock');
 
-select public.create_coupon('chair', 1);
+select coupond.create_coupon('chair', 1);
 select is(
-  public.claim_coupons(array['ann', 'bob', 'bob', 'ann'], 'chair'),
+  coupond.claim_coupons(array['ann', 'bob', 'bob', 'ann'], 'chair'),
   '{claimed,out_of_stock,out_of_stock,already_claimed}',
   'if the batch exhausts the stock, repeats get already_claimed or out_of_stock');
-select is((select count(*) from public.claims), 3::bigint, 'three claims are stored');
+select is((select count(*) from coupond.claims), 3::bigint, 'three claims are stored');
 
 select * from finish();
 rollback;

@@ -3,18 +3,18 @@
 begin;
 select plan(2);
 
-alter function public.claim_coupons(text[], text)
+alter function coupond.claim_coupons(text[], text)
 set enable_hashjoin = off;
 
-select public.create_coupon('lamp', 3);
-select public.claim_coupon('m', 'lamp');
+select coupond.create_coupon('lamp', 3);
+select coupond.claim_coupon('m', 'lamp');
 
 select is(
-  public.claim_coupons(array['z', 'm', 'b', 'z', 'a'], 'lamp'),
-  array['claimed', 'already_claimed', 'claimed', 'already_claimed', 'out_of_stock']::public.claim_status[],
+  coupond.claim_coupons(array['z', 'm', 'b', 'z', 'a'], 'lamp'),
+  array['claimed', 'already_claimed', 'claimed', 'already_claimed', 'out_of_stock']::coupond.claim_status[],
   'each status is at the index of its user');
 select is(
-  array(select user_id::text from public.claims order by claim_number),
+  array(select user_id::text from coupond.claims order by claim_number),
   array['m', 'z', 'b'],
   'claim numbers are in the order of the batch');
 

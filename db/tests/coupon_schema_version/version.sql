@@ -3,14 +3,14 @@ begin;
 select plan(3);
 
 select is(
-  public.coupon_schema_version(),
-  (select version from public.schema_version),
+  coupond.coupon_schema_version(),
+  (select version from coupond.schema_version),
   'the number that the migrator stores');
-update public.schema_version
+update coupond.schema_version
 set version = 41;
-select is(public.coupon_schema_version(), 41, 'the current one');
+select is(coupond.coupon_schema_version(), 41, 'the current one');
 select isnt(
-  has_table_privilege('coupon_service', 'public.schema_version', 'select'),
+  has_table_privilege('coupon_service', 'coupond.schema_version', 'select'),
   true,
   'the role cannot read the table');
 

@@ -3,16 +3,16 @@ begin;
 select plan(4);
 
 select throws_ok(
-  $$ select * from public.get_coupon(null) $$,
+  $$ select * from coupond.get_coupon(null) $$,
   '22023', 'p_coupon must not be null', 'no name');
 select throws_ok(
-  $$ select * from public.get_coupon('') $$,
+  $$ select * from coupond.get_coupon('') $$,
   '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'an empty name');
 select throws_ok(
-  $$ select * from public.get_coupon(E'\n') $$,
+  $$ select * from coupond.get_coupon(E'\n') $$,
   '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'a blank name');
 select throws_ok(
-  $$ select * from public.get_coupon(repeat('x', 256)) $$,
+  $$ select * from coupond.get_coupon(repeat('x', 256)) $$,
   '22023', 'p_coupon must have 1 to 255 characters that are not all white space', 'a name of 256 characters');
 
 select * from finish();

@@ -3,23 +3,23 @@
 begin;
 select plan(11);
 
-select ok(public.is_valid_name('x'), 'one character is valid');
-select ok(public.is_valid_name(repeat('x', 255)), '255 characters are valid');
-select ok(public.is_valid_name(repeat(U&'\+01F3AB', 255)), 'characters are counted, not bytes');
-select ok(not public.is_valid_name(''), 'an empty name is invalid');
-select ok(not public.is_valid_name(repeat('x', 256)), '256 characters are invalid');
-select ok(not public.is_valid_name(repeat(' ', 10)), 'blanks alone are invalid');
-select ok(public.is_valid_name(' x '), 'blanks around a character are valid');
-select ok(public.is_valid_name(U&'\200b'), 'a zero width space is valid: it is not White_Space in Unicode');
-select ok(public.is_valid_name(E'\x01'), 'a control character is valid');
-select is(public.is_valid_name(null), null, 'null for null');
+select ok(coupond.is_valid_name('x'), 'one character is valid');
+select ok(coupond.is_valid_name(repeat('x', 255)), '255 characters are valid');
+select ok(coupond.is_valid_name(repeat(U&'\+01F3AB', 255)), 'characters are counted, not bytes');
+select ok(not coupond.is_valid_name(''), 'an empty name is invalid');
+select ok(not coupond.is_valid_name(repeat('x', 256)), '256 characters are invalid');
+select ok(not coupond.is_valid_name(repeat(' ', 10)), 'blanks alone are invalid');
+select ok(coupond.is_valid_name(' x '), 'blanks around a character are valid');
+select ok(coupond.is_valid_name(U&'\200b'), 'a zero width space is valid: it is not White_Space in Unicode');
+select ok(coupond.is_valid_name(E'\x01'), 'a control character is valid');
+select is(coupond.is_valid_name(null), null, 'null for null');
 
 select results_eq(
   $$
     select c
     from generate_series(1, 65535) as c
     where c not between 55296 and 57343
-      and not public.is_valid_name(chr(c))
+      and not coupond.is_valid_name(chr(c))
   $$,
   $$
     select c

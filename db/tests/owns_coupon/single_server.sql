@@ -2,8 +2,8 @@
 begin;
 select plan(2);
 
-select is_empty('select from public.shard', 'public.shard is empty');
-select ok(bool_and(public.owns_coupon('coupon-' || n)), 'every coupon is owned')
+select is_empty('select from coupond.shard', 'coupond.shard is empty');
+select ok(bool_and(coupond.owns_coupon('coupon-' || n)), 'every coupon is owned')
 from generate_series(1, 1000) as n;
 
 select * from finish();

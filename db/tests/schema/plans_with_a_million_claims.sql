@@ -3,21 +3,21 @@
 begin;
 select plan(14);
 
--- Foreign keys hold here, and checking them would take most of the time.
+-- The coupons exist, and to check that would take most of the time.
 set local session_replication_role = replica;
-insert into public.coupons (name, amount, remaining_amount)
+insert into coupond.coupons (name, amount, remaining_amount)
 values ('hot', 1000000, 400000), ('sold', 1, 0);
-insert into public.coupons (name, amount, remaining_amount)
+insert into coupond.coupons (name, amount, remaining_amount)
 select 'cold ' || i, 2, 1
 from generate_series(1, 400000) as i;
-insert into public.claims (coupon_name, claim_number, user_id)
+insert into coupond.claims (coupon_name, claim_number, user_id)
 select 'hot', i, 'hot ' || i
 from generate_series(1, 600000) as i;
-insert into public.claims (coupon_name, claim_number, user_id)
+insert into coupond.claims (coupon_name, claim_number, user_id)
 select 'cold ' || i, 1, 'collector'
 from generate_series(1, 400000) as i;
 set local session_replication_role = origin;
-analyze public.coupons, public.claims;
+analyze coupond.coupons, coupond.claims;
 
 -- What this transaction has read so far: sequential scans, and rows fetched through an index.
 create temporary view reads as
@@ -25,7 +25,7 @@ create temporary view reads as
     sum(seq_scan) as scans,
     sum(idx_tup_fetch) as fetched
   from pg_stat_xact_user_tables
-  where schemaname = 'public';
+  where schemaname = 'coupond';
 create temporary table previous_reads as
   table reads;
 create function pg_temp.cost() returns text language sql as $$
@@ -52,28 +52,28 @@ create function pg_temp.cost() returns text language sql as $$
   from updated
 $$;
 
-select is(public.claim_coupon('hot 600000', 'hot'), 'already_claimed', 'a repeated claim by the last of 600,000 users:');
+select is(coupond.claim_coupon('hot 600000', 'hot'), 'already_claimed', 'a repeated claim by the last of 600,000 users:');
 select is(pg_temp.cost(), 'a few rows, by index');
-select is(public.claim_coupon('collector', 'cold 399999'), 'already_claimed', 'a repeated claim by the user with 400,000 coupons:');
+select is(coupond.claim_coupon('collector', 'cold 399999'), 'already_claimed', 'a repeated claim by the user with 400,000 coupons:');
 select is(pg_temp.cost(), 'a few rows, by index');
-select is(public.claim_coupon('new 1', 'hot'), 'claimed', 'a new claim:');
+select is(coupond.claim_coupon('new 1', 'hot'), 'claimed', 'a new claim:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select is(
-  public.claim_coupons(array['collector', 'hot 599999', 'new 2'], 'hot'), '{claimed,already_claimed,claimed}', 'a batch for one coupon:');
+  coupond.claim_coupons(array['collector', 'hot 599999', 'new 2'], 'hot'), '{claimed,already_claimed,claimed}', 'a batch for one coupon:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select results_eq(
   $$
     select *
-    from public.claim_batch(array['hot 1', 'collector', 'hot 1', 'hot 2'], array['hot', 'cold 5', 'cold 5', 'sold'], array[1, 2, 3, 4])
+    from coupond.claim_batch(array['hot 1', 'collector', 'hot 1', 'hot 2'], array['hot', 'cold 5', 'cold 5', 'sold'], array[1, 2, 3, 4])
   $$,
-  $$ values (1, 'already_claimed'::public.claim_status), (2, 'already_claimed'), (3, 'claimed'), (4, 'out_of_stock') $$,
+  $$ values (1, 'already_claimed'::coupond.claim_status), (2, 'already_claimed'), (3, 'claimed'), (4, 'out_of_stock') $$,
   'a batch for several coupons:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select results_eq(
-  $$ select remaining_amount from public.get_coupon('hot') $$, $$ values (399997) $$, 'reading the coupon:');
+  $$ select remaining_amount from coupond.get_coupon('hot') $$, $$ values (399997) $$, 'reading the coupon:');
 select is(pg_temp.cost(), 'a few rows, by index');
 select results_eq(
-  $$ select public.coupon_claimers('hot', 300000, 300010) $$,
+  $$ select coupond.coupon_claimers('hot', 300000, 300010) $$,
   $$ select 'hot ' || i from generate_series(300001, 300010) as i $$,
   'reading a page of ten claimers:');
 select is(pg_temp.cost(), 'a few rows, by index');

@@ -1,35 +1,39 @@
--- The functions run with the owner's privileges, so no caller may change what a name in them means.
+-- The functions run with the owner's privileges, so no caller may change what a name in them means,
+-- or how their statements are planned.
 begin;
 select plan(3);
 
+select results_eq(
+  $$
+    select p.proname::text collate "default"
+    from pg_proc as p
+    where p.pronamespace = 'coupond'::regnamespace
+      and not p.prosecdef
+    order by 1
+  $$,
+  $$
+    values ('check_name'), ('check_names'), ('check_shard'), ('check_shards'), ('find_claim'), ('is_valid_name'), ('owns_coupon'),
+      ('session_problem')
+  $$,
+  'all functions are SECURITY DEFINER, except the internal ones and session_problem');
 select is_empty(
   $$
     select p.proname
     from pg_proc as p
-    where p.pronamespace = 'public'::regnamespace
+    where p.pronamespace = 'coupond'::regnamespace
       and p.prosecdef
-      and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
+      and not coalesce(p.proconfig @> array['search_path=pg_catalog, coupond, pg_temp', 'plan_cache_mode=force_generic_plan'], false)
   $$,
-  'each SECURITY DEFINER function pins its search_path, temporary objects last');
-select results_eq(
+  'each SECURITY DEFINER function pins its search_path, temporary objects last, and generic plans');
+select is_empty(
   $$
-    select p.proname::text collate "default"
+    select p.proname
     from pg_proc as p
-    where p.pronamespace = 'public'::regnamespace
-      and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
-  $$,
-  $$ values ('is_valid_name') $$,
-  'except is_valid_name, so that it can be inlined: it runs with the search_path of the guards that call it');
-select results_eq(
-  $$
-    select p.proname::text collate "default"
-    from pg_proc as p
-    where p.pronamespace = 'public'::regnamespace
+    where p.pronamespace = 'coupond'::regnamespace
       and not p.prosecdef
-    order by 1
+      and p.proconfig is not null
   $$,
-  $$ values ('guard_name'), ('guard_names'), ('guard_ownership'), ('is_valid_name'), ('owns_coupon') $$,
-  'internal functions are not SECURITY DEFINER');
+  'internal functions have the settings of the function that calls them; session_problem, those of the session');
 
 select * from finish();
 rollback;

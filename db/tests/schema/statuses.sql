@@ -2,15 +2,15 @@
 begin;
 select plan(4);
 
-select enum_has_labels('public', 'claim_status', array['claimed', 'already_claimed', 'out_of_stock', 'coupon_not_found']);
-select enum_has_labels('public', 'create_status', array['created', 'coupon_exists']);
-select enums_are('public', array['claim_status', 'create_status'], 'other enums do not exist');
+select enum_has_labels('coupond', 'claim_status', array['claimed', 'already_claimed', 'out_of_stock', 'coupon_not_found']);
+select enum_has_labels('coupond', 'create_status', array['created', 'coupon_exists']);
+select enums_are('coupond', array['claim_status', 'create_status'], 'other enums do not exist');
 select is_empty(
   $$
     select
       p.oid::regprocedure
     from pg_proc as p
-    where p.pronamespace = 'public'::regnamespace
+    where p.pronamespace = 'coupond'::regnamespace
       and obj_description(p.oid, 'pg_proc') is null
   $$,
   'every function has a comment');

@@ -1,9 +1,8 @@
--- Internal: guard_name for an array, in one statement.
-create or replace function public.guard_names(p_argument text, p_values text[])
+-- Internal: check_name for an array, in one statement.
+create or replace function coupond.check_names(p_argument text, p_values text[])
 returns void
 language plpgsql
 stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_bad record;
@@ -20,20 +19,18 @@ begin
       message = format('%s must be an array of one dimension', p_argument);
   end if;
 
-  select e.value, e.ord
+  select e.value, e.position
   into v_bad
-  from unnest(p_values) with ordinality as e (value, ord)
-  where public.is_valid_name(e.value) is not true
-  order by e.ord
+  from unnest(p_values) with ordinality as e (value, position)
+  where coupond.is_valid_name(e.value) is not true
+  order by e.position
   limit 1;
 
   if found then
-    perform public.guard_name(format('%s[%s]', p_argument, v_bad.ord), v_bad.value);
+    perform coupond.check_name(format('%s[%s]', p_argument, v_bad.position), v_bad.value);
   end if;
 end;
 $$;
 
-comment on function public.guard_names(text, text[]) is
+comment on function coupond.check_names(text, text[]) is
   'Internal. Raises 22023 (invalid_parameter_value) naming p_argument and the index, unless every element is a valid name or user id.';
-
-revoke all on function public.guard_names(text, text[]) from public;

@@ -1,0 +1,68 @@
+-- The trigger function of coupons: a coupon that has claims is not deleted, renamed or truncated,
+-- and its amount is not lowered below its claims. It is the other side of check_claims, which locks
+-- the coupon: the statement that fires this trigger has waited for claims in flight, and the query
+-- below has a snapshot of its own that sees them, but only under READ COMMITTED.
+create or replace function coupond.protect_coupons()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, coupond, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
+declare
+  v_number integer;
+begin
+  if tg_op = 'UPDATE' and new.name = old.name and new.amount >= old.amount then
+    return null;
+  end if;
+
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception using
+      errcode = 'feature_not_supported',
+      message = 'a coupon can be deleted, renamed or lowered in its amount only under READ COMMITTED',
+      detail = 'At other isolation levels, the transaction may not see the newest claims of it.';
+  end if;
+
+  if tg_op = 'TRUNCATE' then
+    if exists (select from claims) then
+      raise exception using
+        errcode = 'foreign_key_violation',
+        message = 'the coupons have claims',
+        hint = 'Truncate both tables at once: truncate coupond.coupons, coupond.claims.';
+    end if;
+    return null;
+  end if;
+
+  select claim_number
+  into v_number
+  from claims
+  where coupon_name = old.name
+  order by claim_number desc
+  limit 1;
+
+  if not found then
+    return null;
+  end if;
+
+  if tg_op = 'DELETE' or old.name <> new.name then
+    raise exception using
+      errcode = 'foreign_key_violation',
+      message = format('the coupon %L has claims', old.name);
+  end if;
+
+  if new.amount < v_number then
+    raise exception using
+      errcode = 'check_violation',
+      message = format('the coupon %L has %s claims', old.name, v_number),
+      detail = format('Its amount cannot be %s.', new.amount);
+  end if;
+  return null;
+end;
+$$;
+
+comment on function coupond.protect_coupons() is
+  'Trigger function of coupons. Raises 23503 (foreign_key_violation) when a coupon that has claims would be deleted or '
+  'renamed, and 23514 (check_violation) when its amount would be below its claims. Needs READ COMMITTED.';
