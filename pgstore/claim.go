@@ -16,8 +16,9 @@ import (
 // The functions are schema-qualified because the search_path of our sessions does not contain their
 // schema.
 const (
-	claimCouponsSQL = `select public.claim_coupons($1, $2)`
-	claimBatchSQL   = `select "position", status from public.claim_batch($1, $2, $3)`
+	claimCouponSQL  = `select coupond.claim_coupon($1, $2)`
+	claimCouponsSQL = `select coupond.claim_coupons($1, $2)`
+	claimBatchSQL   = `select "position", status from coupond.claim_batch($1, $2, $3)`
 )
 
 // claim is one user's claim for one coupon. Once answered it has either a status or an err: one
@@ -32,7 +33,7 @@ type claim struct {
 	err    error
 }
 
-// Claim claims one piece of coupon for user and returns the outcome. Both names have 1 to 255
+// Claim claims coupon for user and returns the outcome. Both names have 1 to 255
 // characters of valid UTF-8, are not blank and contain no NUL; the caller checks that.
 //
 // If ctx ends before the claim is sent, it is not sent, and Claim returns ErrUnavailable.
@@ -133,7 +134,7 @@ func (s *Store) attempt(ctx context.Context, coupon string, waitForServer bool, 
 		defer conn.Release() // before mayBeProxy needs a connection, and also in a panic
 		sc := beginCall(conn.Conn())
 		err := call(ctx, conn.Conn())
-		executed, ambiguous = !sc.prepareFailed, sc.ambiguous
+		executed, ambiguous = sc.executed(), sc.ambiguous
 		return err
 	}()
 	if err != nil {
@@ -161,14 +162,17 @@ func (s *Store) acquire(ctx context.Context, waitForServer bool) (*pgxpool.Conn,
 	}
 }
 
-// callClaimFunction calls claim_coupons or claim_batch and sets the status of each claim. After an
-// error no claim has a status: rows arrive before the commit, so only a call that returned without
-// error is committed.
+// callClaimFunction calls claim_coupon for one claim, claim_coupons for claims that are all for one
+// coupon, else claim_batch, and sets the status of each claim. After an error no claim has a
+// status: rows arrive before the commit, so only a call that returned without error is committed.
 func callClaimFunction(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
 	var err error
-	if sameCoupon(claims) {
+	switch {
+	case len(claims) == 1:
+		err = callClaimCoupon(ctx, conn, claims[0])
+	case sameCoupon(claims):
 		err = callClaimCoupons(ctx, conn, claims)
-	} else {
+	default:
 		if err = callClaimBatch(ctx, conn, claims); err != nil {
 			err = manyCouponsError{err}
 		}
@@ -185,6 +189,18 @@ func callClaimFunction(ctx context.Context, conn *pgx.Conn, claims []*claim) err
 		c.status, c.err = "", nil
 	}
 	return err
+}
+
+// callClaimCoupon sends one claim.
+func callClaimCoupon(ctx context.Context, conn *pgx.Conn, c *claim) error {
+	rows, err := conn.Query(ctx, claimCouponSQL, c.user, c.coupon)
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		c.status, c.err = parseClaimStatus(rows.RawValues()[0])
+	}
+	return rows.Err()
 }
 
 // callClaimCoupons sends claims that are all for one coupon.

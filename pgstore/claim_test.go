@@ -110,10 +110,10 @@ func TestStatuses_equalEnums(t *testing.T) {
 	for _, status := range CreateStatuses() {
 		creations = append(creations, string(status))
 	}
-	if got := labels("public.claim_status"); !slices.Equal(got, claims) {
+	if got := labels("coupond.claim_status"); !slices.Equal(got, claims) {
 		t.Errorf("claim_status has the labels %q, ClaimStatuses returns %q", got, claims)
 	}
-	if got := labels("public.create_status"); !slices.Equal(got, creations) {
+	if got := labels("coupond.create_status"); !slices.Equal(got, creations) {
 		t.Errorf("create_status has the labels %q, CreateStatuses returns %q", got, creations)
 	}
 	if status, err := parseClaimStatus([]byte("postponed")); status != "" || err == nil {
@@ -184,7 +184,7 @@ func TestClaim_concurrent(t *testing.T) {
 	}
 	clients.Wait()
 	if counts[Claimed] != 5 || counts[OutOfStock] != 45 {
-		t.Errorf("50 users claim 5 pieces: %v", counts)
+		t.Errorf("50 users claim a stock of 5: %v", counts)
 	}
 	if holders := s.holders(t, "c"); len(holders) != 5 {
 		t.Errorf("holders are %q, want 5 users", holders)
@@ -282,12 +282,12 @@ func TestSendBatch_incompleteAnswer(t *testing.T) {
 		t.Fatal(status, err)
 	}
 	// Invalidates the statement that the connection has prepared.
-	s.exec(t, `drop function public.claim_coupons(text[], text) cascade`)
+	s.exec(t, `drop function coupond.claim_coupons(text[], text) cascade`)
 	s.exec(t, `
-create function public.claim_coupons(p_users text[], p_coupon text)
-returns public.claim_status[]
+create function coupond.claim_coupons(p_users text[], p_coupon text)
+returns coupond.claim_status[]
 language sql
-as $$ select array['claimed']::public.claim_status[] $$`)
+as $$ select array['claimed']::coupond.claim_status[] $$`)
 	claims := newClaims("u2", "c", "u3", "c")
 	s.sendWithin(t, longTimeout, claims)
 	if claims[0].status != Claimed || claims[0].err != nil {

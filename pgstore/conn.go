@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,8 +24,8 @@ import (
 //   - It notes the warning by which PostgreSQL reports that the wait for the standby ended for
 //     another reason (an administrator's cancel, for example).
 //   - It measures the duration of each function call.
-//   - It notes whether a failed call got beyond preparing its statement, which on a new connection
-//     is a separate round trip.
+//   - It notes whether anything of a failed call was sent for execution. On a new connection,
+//     preparing the statement is a separate round trip before it.
 //
 // It is the pgx tracer of this one connection. Except for dial, its methods run on the goroutine
 // that makes the connection or the call.
@@ -31,8 +33,9 @@ type serverConn struct {
 	mu      sync.Mutex
 	netConn net.Conn // nil until the connection is made
 
-	prepareFailed bool // the current call failed while its statement was prepared
-	ambiguous     bool // the current call was answered, but perhaps the standby does not have its commit
+	prepareFailed bool        // the current call failed while its statement was prepared
+	sent          atomic.Bool // something was written since the call began, or since its statement was prepared
+	ambiguous     bool        // the current call was answered, but perhaps the standby does not have its commit
 
 	proxyParams bool // the session has the parameters of setProxyParams
 
@@ -75,14 +78,33 @@ func serverConnOf(conn *pgx.Conn) *serverConn {
 func beginCall(conn *pgx.Conn) *serverConn {
 	sc := serverConnOf(conn)
 	sc.prepareFailed, sc.ambiguous = false, false
+	sc.sent.Store(false)
 	return sc
+}
+
+// executed reports whether the current call may have been sent for execution.
+func (sc *serverConn) executed() bool { return sc.sent.Load() && !sc.prepareFailed }
+
+// noteWrites is a network connection that notes when something is written to it.
+type noteWrites struct {
+	net.Conn
+	sent *atomic.Bool
+}
+
+func (c noteWrites) Write(b []byte) (int, error) {
+	c.sent.Store(true)
+	return c.Conn.Write(b)
 }
 
 // dial makes a connection. Several dials may be needed for one (sslmode=prefer, many hosts). A dial
 // outside of connecting is for a cancel request: it closes the connection instead.
 func (sc *serverConn) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if ctx.Value(connecting{}) != nil {
-		return dialer.DialContext(ctx, network, address)
+		conn, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return noteWrites{conn, &sc.sent}, nil
 	}
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
@@ -93,20 +115,22 @@ func (sc *serverConn) dial(ctx context.Context, network, address string) (net.Co
 }
 
 // notice marks the current call as ambiguous when PostgreSQL warns that its commit did not wait for
-// the synchronous standby (01000, or 57P01 if the session ends as well).
-//
-// 01000 is also the code of other warnings. A claim can meet the two about transaction id
-// wraparound, which would otherwise make each claim ambiguous for days, and one of PL/Proxy.
-// Unknown warnings count as ambiguous.
+// the synchronous standby: 01000, or 57P01 if the session ends as well. Other warnings have these
+// codes too (RAISE WARNING in a trigger, auto_explain), so the function in PostgreSQL's source that
+// reports it counts. Unlike the text, it is not translated. It is the same in PostgreSQL 15 to 18.
 func (sc *serverConn) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
-	switch n.Code {
-	case "01000", "57P01":
-		switch n.Routine {
-		case "GetNewTransactionId", "GetNewMultiXactId":
-		case "check_old_conn": // PL/Proxy drops an idle connection to a shard, before it sends anything
-		default:
-			sc.ambiguous = true
-		}
+	if n.Code != "01000" && n.Code != "57P01" {
+		return
+	}
+	switch n.Routine {
+	case "SyncRepWaitForLSN":
+		sc.ambiguous = true
+	case "plproxy_remote_error":
+		// PL/Proxy forwards a shard's warning without its function, but with its detail and context. This
+		// one has a detail, and no context because the commit is not part of a statement.
+		sc.ambiguous = sc.ambiguous || n.Detail != "" && !strings.Contains(n.Where, "Remote context: ")
+	case "": // not from PostgreSQL itself
+		sc.ambiguous = true
 	}
 }
 
@@ -139,6 +163,7 @@ func (sc *serverConn) TracePrepareStart(ctx context.Context, _ *pgx.Conn, _ pgx.
 // TracePrepareEnd notes whether preparing the statement failed.
 func (sc *serverConn) TracePrepareEnd(_ context.Context, _ *pgx.Conn, data pgx.TracePrepareEndData) {
 	sc.prepareFailed = data.Err != nil
+	sc.sent.Store(false)
 }
 
 // TraceQueryStart notes the start of a call.

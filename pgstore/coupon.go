@@ -10,15 +10,15 @@ import (
 )
 
 const (
-	createCouponSQL = `select public.create_coupon($1, $2)`
-	getCouponSQL    = `select name, amount, remaining_amount from public.get_coupon($1)`
-	claimersSQL     = `select public.coupon_claimers($1, $2, $3)`
+	createCouponSQL = `select coupond.create_coupon($1, $2)`
+	getCouponSQL    = `select name, amount, remaining_amount from coupond.get_coupon($1)`
+	claimersSQL     = `select coupond.coupon_claimers($1, $2, $3)`
 )
 
 // pageSize is the largest number of user ids that one statement reads (ADR 0011).
 const pageSize = 10_000
 
-// CreateCoupon creates a coupon with amount pieces, 1 or more. name has 1 to 255 characters of
+// CreateCoupon creates a coupon with a stock of amount, 1 or more. name has 1 to 255 characters of
 // valid UTF-8, is not blank and contains no NUL; the caller checks that.
 //
 // If ctx ends before the call is sent, nothing is sent, and CreateCoupon returns ErrUnavailable.

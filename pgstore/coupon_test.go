@@ -29,7 +29,7 @@ func TestCreateCoupon_statuses(t *testing.T) {
 	} {
 		status, err := s.CreateCoupon(t.Context(), step.name, step.amount)
 		if status != step.want || err != nil {
-			t.Errorf("creating %s with %d pieces: %q, %v; want %q", step.name, step.amount, status, err, step.want)
+			t.Errorf("creating %s with a stock of %d: %q, %v; want %q", step.name, step.amount, status, err, step.want)
 		}
 	}
 	coupon, found, err := s.Coupon(t.Context(), "a")
@@ -49,9 +49,9 @@ func TestCoupon_notFound(t *testing.T) {
 // fill creates a coupon that the users 1 to count have claimed.
 func (s *testStore) fill(t *testing.T, coupon string, amount, count int) {
 	t.Helper()
-	s.exec(t, `insert into public.coupons (name, amount, remaining_amount) values ($1, $2::int, $2::int - $3::int)`, coupon, amount, count)
+	s.exec(t, `insert into coupond.coupons (name, amount, remaining_amount) values ($1, $2::int, $2::int - $3::int)`, coupon, amount, count)
 	s.exec(t, `
-insert into public.claims (coupon_name, claim_number, user_id)
+insert into coupond.claims (coupon_name, claim_number, user_id)
 select $1, i, 'user ' || i
 from generate_series(1, $2::int) as i`, coupon, count)
 }
@@ -97,7 +97,7 @@ func TestCoupon_pages(t *testing.T) {
 		}
 
 		// Later claims are not part of this state of the coupon.
-		s.exec(t, `select public.claim_coupon('late', $1)`, name)
+		s.exec(t, `select coupond.claim_coupon('late', $1)`, name)
 		users, pages := readAll(t, coupon)
 		if !slices.Equal(pages, test.pages) {
 			t.Errorf("%s: pages have %v ids, want %v", name, pages, test.pages)
@@ -178,7 +178,7 @@ func TestCoupon_missingClaim(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	s.fill(t, "c", 100, 10)
-	s.exec(t, `delete from public.claims where coupon_name = 'c' and claim_number = 5`)
+	s.exec(t, `delete from coupond.claims where coupon_name = 'c' and claim_number = 5`)
 	if _, _, err := s.Coupon(t.Context(), "c"); err == nil || errors.Is(err, ErrUnavailable) {
 		t.Errorf("error %v; want an internal error", err)
 	}

@@ -53,9 +53,9 @@ func TestClaim_connectionCut(t *testing.T) {
 			s := newTestStore(t)
 			s.create(t, "c", 2)
 			s.create(t, "sold out", 1)
-			s.exec(t, `select public.claim_coupon('another user', 'sold out')`)
+			s.exec(t, `select coupond.claim_coupon('another user', 'sold out')`)
 
-			s.injectOnce("claim_coupons", test.fault)
+			s.injectOnce("claim_coupon($1", test.fault)
 			status, err := s.Claim(t.Context(), "u", "c")
 			switch {
 			case test.committed == nil && status == Claimed && err == nil:
@@ -69,15 +69,15 @@ func TestClaim_connectionCut(t *testing.T) {
 			s.wantHolders(t, "c", "u")
 
 			// These outcomes depend only on the retry: they are the same after each fault.
-			s.injectOnce("claim_coupons", test.fault)
+			s.injectOnce("claim_coupon($1", test.fault)
 			if status, err := s.Claim(t.Context(), "u", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
 				t.Errorf("a user with an earlier claim: %q, %v; want ErrOutcomeUnknown", status, err)
 			}
-			s.injectOnce("claim_coupons", test.fault)
+			s.injectOnce("claim_coupon($1", test.fault)
 			if status, err := s.Claim(t.Context(), "v", "sold out"); status != OutOfStock || err != nil {
 				t.Errorf("sold out: %q, %v; want out_of_stock", status, err)
 			}
-			s.injectOnce("claim_coupons", test.fault)
+			s.injectOnce("claim_coupon($1", test.fault)
 			if status, err := s.Claim(t.Context(), "u", "unknown"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
 				t.Errorf("no such coupon: %q, %v; want ErrOutcomeUnknown", status, err)
 			}
@@ -88,6 +88,22 @@ func TestClaim_connectionCut(t *testing.T) {
 			s.wantNoCancelRequest(t)
 		})
 	}
+}
+
+// A batch for one coupon is retried as a whole after its connection is cut.
+func TestSendBatch_oneCouponConnectionCut(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	s.create(t, "c", 2)
+	s.injectOnce("claim_coupons", faultproxy.CutBeforeCommit)
+	claims := newClaims("a", "c", "b", "c", "a", "c", "d", "c")
+	s.sendWithin(t, longTimeout, claims)
+	for i, want := range []ClaimStatus{Claimed, Claimed, AlreadyClaimed, OutOfStock} {
+		if claims[i].status != want {
+			t.Errorf("claim %d, of user %s: %q, %v; want %q", i, claims[i].user, claims[i].status, claims[i].err, want)
+		}
+	}
+	s.wantHolders(t, "c", "a", "b")
 }
 
 // A batch for many coupons is retried coupon by coupon after its connection is cut.
@@ -153,7 +169,7 @@ func TestCoupon_connectionCut(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	s.create(t, "c", 7)
-	s.exec(t, `select public.claim_coupons('{a,b}', 'c')`)
+	s.exec(t, `select coupond.claim_coupons('{a,b}', 'c')`)
 	for _, test := range faults {
 		for _, function := range []string{"get_coupon", "coupon_claimers"} {
 			s.injectOnce(function, test.fault)
@@ -174,7 +190,7 @@ func TestStore_bothAttemptsCut(t *testing.T) {
 	s := newTestStore(t)
 	s.create(t, "c", 7)
 	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		if strings.Contains(sql, "public.") && !strings.Contains(sql, "pg_proc") { // not isProxySQL
+		if strings.Contains(sql, "coupond.") && !strings.Contains(sql, "pg_proc") { // not isProxySQL
 			return faultproxy.CutBeforeCommit
 		}
 		return faultproxy.Pass
@@ -197,7 +213,7 @@ func TestStore_stalledConnection(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 6 * time.Second })
 	s.create(t, "c", 5)
-	s.injectOnce("claim_coupons", faultproxy.Stall)
+	s.injectOnce("claim_coupon($1", faultproxy.Stall)
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed || err != nil {
 		t.Errorf("claim: %q, %v", status, err)
 	}
@@ -231,7 +247,7 @@ func TestStore_serverDownForAMoment(t *testing.T) {
 			return f
 		})
 	}
-	downDuring("claim_coupons")
+	downDuring("claim_coupon($1")
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed || err != nil {
 		t.Errorf("claim: %q, %v", status, err)
 	}
@@ -258,7 +274,7 @@ func TestStore_canceledAfterSending(t *testing.T) {
 		})
 		return ctx
 	}
-	if status, err := s.Claim(cancelDuring("claim_coupons"), "u", "c"); status != Claimed || err != nil {
+	if status, err := s.Claim(cancelDuring("claim_coupon($1"), "u", "c"); status != Claimed || err != nil {
 		t.Errorf("claim: %q, %v", status, err)
 	}
 	if status, err := s.CreateCoupon(cancelDuring("create_coupon"), "d", 5); status != Created || err != nil {
@@ -286,7 +302,7 @@ func TestSendBatch_lockedCoupon(t *testing.T) {
 	for _, coupon := range []string{"locked", "a", "z"} {
 		s.create(t, coupon, 5)
 	}
-	s.exec(t, `select public.claim_coupon('had it', 'locked')`)
+	s.exec(t, `select coupond.claim_coupon('had it', 'locked')`)
 	unlock := s.lock(t, "locked")
 
 	start := time.Now()
@@ -323,7 +339,7 @@ func TestSendBatch_lockReleasedBeforeTheRetry(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 12 * time.Second })
 	s.create(t, "c", 5)
-	s.exec(t, `select public.claim_coupon('had it', 'c')`)
+	s.exec(t, `select coupond.claim_coupon('had it', 'c')`)
 	unlock := s.lock(t, "c")
 	time.AfterFunc(2600*time.Millisecond, unlock) // lock_timeout is 1.8 s
 

@@ -2,33 +2,80 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// readySQL checks the schema version, the role, whether the server is read-only, and whether all
-// functions that we call are there. The role, because a pooler may drop the parameter that sets it,
-// and the session would have the privileges of the login. The functions, because a newer schema may
-// have dropped one.
+// readySQL checks what Ready can find out by reading:
+//
+//   - the schema version
+//   - the role, because a pooler may drop the parameter that sets it, and the session would have
+//     the privileges of the login
+//   - the settings of the session (session_problem), for the same reason, and whether the server
+//     can write
+//   - whether all functions that we call are there, because a newer schema may have dropped one
+//   - whether the owners of the functions can use the tables and the other functions: different
+//     logins may have installed them. A proxy has no tables.
 const readySQL = `
+with expected (signature) as (
+  values
+    ('coupond.claim_coupon(text, text)'),
+    ('coupond.claim_coupons(text[], text)'),
+    ('coupond.claim_batch(text[], text[], integer[])'),
+    ('coupond.create_coupon(text, bigint)'),
+    ('coupond.get_coupon(text)'),
+    ('coupond.coupon_claimers(text, integer, integer)')
+), installed as (
+  select p.oid, p.proname, p.proowner, p.pronamespace, p.prosecdef, p.prorettype, l.lanname
+  from pg_catalog.pg_proc as p
+  join pg_catalog.pg_language as l
+    on l.oid = p.prolang
+  where p.pronamespace = pg_catalog.to_regnamespace('coupond')
+), owners as (
+  select pg_catalog.min(proname) as proname, proowner
+  from installed
+  where prosecdef
+    and not exists (select from installed where lanname = 'plproxy')
+  group by proowner
+), missing_privileges (proname, proowner, privilege, object) as (
+  select o.proname, o.proowner, n.privilege, n.relation
+  from owners as o
+  cross join (
+    values
+      ('coupond.coupons', 'SELECT'),
+      ('coupond.coupons', 'INSERT'),
+      ('coupond.coupons', 'UPDATE'),
+      ('coupond.claims', 'SELECT'),
+      ('coupond.claims', 'INSERT'),
+      ('coupond.shard', 'SELECT')
+  ) as n (relation, privilege)
+  where pg_catalog.has_table_privilege(o.proowner, pg_catalog.to_regclass(n.relation), n.privilege) is not true
+  union all
+  select o.proname, o.proowner, 'EXECUTE', i.proname
+  from owners as o
+  join installed as i
+    on i.prorettype <> 'trigger'::pg_catalog.regtype
+  where not pg_catalog.has_function_privilege(o.proowner, i.oid, 'execute')
+)
 select
-  public.coupon_schema_version(),
+  coupond.coupon_schema_version(),
   current_user = '` + serviceRole + `',
-  pg_catalog.current_setting('transaction_read_only') = 'on',
+  coupond.session_problem(),
   not exists (
-    select from pg_catalog.unnest(array[
-      'public.claim_coupons(text[], text)',
-      'public.claim_batch(text[], text[], integer[])',
-      'public.create_coupon(text, bigint)',
-      'public.get_coupon(text)',
-      'public.coupon_claimers(text, integer, integer)'
-    ]) as f (signature)
-    where pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f.signature), 'execute') is not true
+    select from expected
+    where pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(signature), 'execute') is not true
+  ),
+  (
+    select pg_catalog.format('%s, the owner of %s, lacks %s on %s', proowner::pg_catalog.regrole, proname, privilege, object)
+    from missing_privileges
+    limit 1
   )`
 
 // readyTimeout bounds Ready. A health check usually waits for 2 s; Ready returns before that, with
@@ -80,7 +127,7 @@ func (s *Store) checkReady(ctx context.Context) *notReadyError {
 	}
 	conn, err := s.healthPool.Acquire(ctx)
 	if err != nil {
-		return &notReadyError{explainConnectError(err), err}
+		return &notReadyError{ConnectProblem(err), err}
 	}
 	defer conn.Release()
 	return s.checkByReading(ctx, conn)
@@ -89,23 +136,26 @@ func (s *Store) checkReady(ctx context.Context) *notReadyError {
 // checkByReading returns why claims cannot be made, as far as a read can find out.
 func (s *Store) checkByReading(ctx context.Context, conn *pgxpool.Conn) *notReadyError {
 	var version *int32 // null: the schema has no version yet
-	var inRole, readOnly, complete bool
-	err := conn.QueryRow(ctx, readySQL).Scan(&version, &inRole, &readOnly, &complete)
+	var inRole, complete bool
+	var sessionProblem, missingPrivilege *string // null: none
+	err := conn.QueryRow(ctx, readySQL).Scan(&version, &inRole, &sessionProblem, &complete, &missingPrivilege)
 	if version != nil {
 		s.readiness.schemaVersion.Store(*version)
 	}
 	switch {
+	case sqlState(err) == pgerrcode.InsufficientPrivilege:
+		return &notReadyError{callProblem(err) + "; run coupond migrate", err}
 	case err != nil && !isNotInstalled(sqlState(err)):
-		return &notReadyError{"the database does not answer", err}
+		return &notReadyError{callProblem(err), err}
 	case err != nil || version == nil:
 		return &notReadyError{"the database does not have the coupon schema: run coupond migrate", err}
 	case !inRole:
 		_ = conn.Conn().Close(ctx) // the next one may have the role
-		return &notReadyError{reason: "the database session has the privileges of the login, not as " + serviceRole +
+		return &notReadyError{reason: "the database session has the privileges of the login, not those of " + serviceRole +
 			": a pooler drops the parameter role; alter role <login> set role = " + serviceRole}
-	case readOnly:
-		_ = conn.Conn().Close(ctx) // the next one may be to another host, which is not read-only
-		return &notReadyError{reason: "the database is read-only: it is a standby, or configured as read-only"}
+	case sessionProblem != nil:
+		_ = conn.Conn().Close(ctx) // the next one may have other settings, or be to another host
+		return &notReadyError{reason: "the database session cannot be used: " + oneLine(*sessionProblem)}
 	case *version < s.schemaVersion:
 		return &notReadyError{reason: fmt.Sprintf(
 			"the database's schema has version %d, and this program needs %d: run coupond migrate", *version, s.schemaVersion)}
@@ -115,26 +165,17 @@ func (s *Store) checkByReading(ctx context.Context, conn *pgxpool.Conn) *notRead
 			*version, s.schemaVersion)}
 	case !complete:
 		return &notReadyError{reason: "the database lacks functions of the coupon schema: run coupond migrate"}
+	case missingPrivilege != nil:
+		return &notReadyError{reason: "the database cannot execute the functions of the coupon schema: " + oneLine(*missingPrivilege) +
+			"; run coupond migrate"}
 	}
 	return nil
 }
 
-// explainConnectError returns the reason why a session could not be started.
-func explainConnectError(err error) string {
-	switch sqlState(err) {
-	case pgerrcode.InvalidParameterValue:
-		return "the database has no role " + serviceRole + ": run coupond migrate"
-	case pgerrcode.InsufficientPrivilege:
-		return "the database refuses the login, or does not let it become " + serviceRole +
-			": run coupond migrate, or grant " + serviceRole + " to the login"
-	case pgerrcode.InvalidPassword, pgerrcode.InvalidAuthorizationSpecification:
-		return "the database refuses the login: check the user and the password"
-	case pgerrcode.InvalidCatalogName:
-		return "the database server has no database of that name"
-	case pgerrcode.TooManyConnections:
-		return "the database has no connection left"
-	case pgerrcode.CannotConnectNow:
-		return "the database is starting up or shutting down"
+// callProblem returns why a call of Ready or of a probe failed.
+func callProblem(err error) string {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return "the database answers with an error: " + serverReason(pgErr)
 	}
 	return "the database does not answer"
 }

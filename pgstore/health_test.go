@@ -58,7 +58,7 @@ func TestReady_afterMigration(t *testing.T) {
 	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a read before the migration: %v", err)
 	}
-	if _, err := db.Apply(t.Context(), s.owner); err != nil {
+	if _, err := db.Apply(t.Context(), s.owner, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	wantReady(t, s.Store)
@@ -74,13 +74,13 @@ func TestReady_schemaVersion(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, func(cfg *Config) { cfg.SchemaVersion = db.Version() + 1 })
 	wantReady(t, s.Store, fmt.Sprint(db.Version()), fmt.Sprint(db.Version()+1), "coupond migrate")
-	s.exec(t, `update public.schema_version set version = version + 1`)
+	s.exec(t, `update coupond.schema_version set version = version + 1`)
 	wantReady(t, s.Store)
-	s.exec(t, `update public.schema_version set version = version + 1`) // a newer schema is fine
+	s.exec(t, `update coupond.schema_version set version = version + 1`) // a newer schema is fine
 	wantReady(t, s.Store)
-	s.exec(t, `delete from public.schema_version`)
+	s.exec(t, `delete from coupond.schema_version`)
 	wantReady(t, s.Store, "coupond migrate")
-	s.exec(t, `revoke execute on function public.coupon_schema_version() from coupon_service`)
+	s.exec(t, `revoke execute on function coupond.coupon_schema_version() from coupon_service`)
 	wantReady(t, s.Store, "coupond migrate")
 }
 
@@ -91,18 +91,18 @@ func TestReady_missingFunction(t *testing.T) {
 	s := newTestStore(t, func(cfg *Config) { cfg.SchemaVersion = db.Version() })
 	wantReady(t, s.Store)
 	// readySQL has all functions that are called.
-	function := regexp.MustCompile(`public\.(\w+)\(`)
-	for _, sql := range []string{claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL} {
-		if name := function.FindStringSubmatch(sql)[1]; !strings.Contains(readySQL, "public."+name+"(") {
+	function := regexp.MustCompile(`coupond\.(\w+)\(`)
+	for _, sql := range []string{claimCouponSQL, claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL} {
+		if name := function.FindStringSubmatch(sql)[1]; !strings.Contains(readySQL, "coupond."+name+"(") {
 			t.Errorf("readySQL does not check for %s", name)
 		}
 	}
-	s.exec(t, `revoke execute on function public.get_coupon(text) from coupon_service`)
+	s.exec(t, `revoke execute on function coupond.get_coupon(text) from coupon_service`)
 	wantReady(t, s.Store, "lacks functions", "run coupond migrate")
-	s.exec(t, `grant execute on function public.get_coupon(text) to coupon_service`)
+	s.exec(t, `grant execute on function coupond.get_coupon(text) to coupon_service`)
 	wantReady(t, s.Store)
-	s.exec(t, `update public.schema_version set version = version + 1`)
-	s.exec(t, `drop function public.claim_batch(text[], text[], integer[])`)
+	s.exec(t, `update coupond.schema_version set version = version + 1`)
+	s.exec(t, `drop function coupond.claim_batch(text[], text[], integer[])`)
 	wantReady(t, s.Store, fmt.Sprint(db.Version()), fmt.Sprint(db.Version()+1), "lacks functions", "run a newer program")
 }
 
@@ -121,8 +121,65 @@ func TestReady_wrongRole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantReady(t, s.Store, "not as coupon_service", "pooler")
+	wantReady(t, s.Store, "not those of coupon_service", "pooler")
 	wantReady(t, s.Store) // on a new connection
+}
+
+// The settings that a pooler may drop are checked. The connection is not kept.
+func TestReady_sessionProblem(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	for setting, value := range map[string]string{
+		"client_encoding":               "LATIN1",
+		"client_min_messages":           "error",
+		"synchronous_commit":            "local",
+		"default_transaction_isolation": "serializable",
+		"transaction_read_only":         "on",
+	} {
+		conn, err := s.healthPool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		param := strings.Replace(setting, "transaction_read_only", "default_transaction_read_only", 1)
+		_, err = conn.Exec(t.Context(), `set `+param+` = '`+value+`'`)
+		conn.Release()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantReady(t, s.Store, setting+" is "+value)
+		wantReady(t, s.Store) // on a new connection
+	}
+}
+
+// If the owner of a function cannot use the tables or the other functions, every call fails.
+func TestReady_ownerLacksPrivileges(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	wantReady(t, s.Store)
+	name := fmt.Sprint("pgstore_owner_", time.Now().UnixNano())
+	s.exec(t, `create role `+name)
+	t.Cleanup(func() {
+		_, _ = s.owner.Exec(context.Background(), `drop owned by `+name)
+		_, _ = s.owner.Exec(context.Background(), `drop role `+name)
+	})
+	for _, function := range []string{
+		"claim_coupon(text, text)", "claim_batch(text[], text[], integer[])", "get_coupon(text)", "coupon_schema_version()",
+	} {
+		s.exec(t, `alter function coupond.`+function+` owner to `+name)
+		s.exec(t, `grant usage on schema coupond to `+name)
+		wantReady(t, s.Store, "run coupond migrate")
+		s.exec(t, `grant select, insert, update on all tables in schema coupond to `+name)
+		wantReady(t, s.Store, name, "lacks EXECUTE", "run coupond migrate")
+		s.exec(t, `grant execute on all functions in schema coupond to `+name)
+		wantReady(t, s.Store)
+		s.exec(t, `revoke update on coupond.coupons from `+name)
+		wantReady(t, s.Store, name, "lacks UPDATE on coupond.coupons", "run coupond migrate")
+		s.exec(t, `revoke all on all functions in schema coupond from `+name)
+		s.exec(t, `revoke all on all tables in schema coupond from `+name)
+		s.exec(t, `alter function coupond.`+function+` owner to current_user`)
+		s.exec(t, `grant execute on function coupond.`+function+` to coupon_service`)
+		wantReady(t, s.Store)
+	}
 }
 
 func TestReady_frozenServer(t *testing.T) {
@@ -157,38 +214,6 @@ func TestReady_frozenServer(t *testing.T) {
 	}
 }
 
-// A read-only database (a standby, for example) is not ready, its connections are not kept, and
-// claims on it are not committed.
-func TestReady_readOnly(t *testing.T) {
-	t.Parallel()
-	s := newTestStore(t)
-	s.create(t, "c", 5)
-	wantReady(t, s.Store)
-	var database string
-	if err := s.owner.QueryRow(t.Context(), `select current_database()`).Scan(&database); err != nil {
-		t.Fatal(err)
-	}
-	s.exec(t, `alter database "`+database+`" set default_transaction_read_only = on`)
-	s.proxy.CutAll() // the next sessions are read-only
-	wait.For(t, "the sessions to end", func() bool { return s.sessions(t) == 0 })
-	wait.For(t, "Ready to report it", func() bool {
-		err := s.Ready(t.Context())
-		return err != nil && strings.Contains(err.Error(), "read-only")
-	})
-	for _, c := range []*claim{{user: "u", coupon: "c"}, {user: "v", coupon: "c"}} {
-		if _, err := s.Claim(t.Context(), c.user, c.coupon); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("a claim: %v; want ErrUnavailable", err)
-		}
-	}
-	wait.For(t, "the connections to the read-only server to be closed", func() bool { return s.pool.Stat().TotalConns() == 0 })
-
-	s.exec(t, `alter database "`+database+`" reset default_transaction_read_only`)
-	wantReady(t, s.Store)
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
-}
-
 // Each reason for which a session is refused has its own message, without the password.
 func TestReady_sessionRefused(t *testing.T) {
 	t.Parallel()
@@ -206,13 +231,20 @@ func TestReady_sessionRefused(t *testing.T) {
 	}
 	path := s.url[strings.LastIndex(s.url, "/")+1:]
 	database, _, _ := strings.Cut(path, "?")
-	wantReady(t, at(name, database).Store, "coupon_service")
-	wantReady(t, at("not_"+name, database).Store, "login")
+	wantReady(t, at(name, database).Store, "does not let the login become coupon_service", "grant coupon_service")
+	wantReady(t, at("not_"+name, database).Store, "refuses the login", "check the user")
 	s.exec(t, `grant coupon_service to `+name)
-	wantReady(t, at(name, "no_such_database").Store, "no database")
+	wantReady(t, at(name, "no_such_database").Store, "no database", `"no_such_database"`)
 	wantReady(t, at(name, database).Store)
+	wantReady(t, at(name, database+"?timezone=Mars/Phobos").Store, "TimeZone", "Mars/Phobos", "connection string")
+	wantReady(t, at(name, database+"?log_statement=all").Store, "log_statement", "refuses the login")
 	s.exec(t, `alter role `+name+` connection limit 0`)
 	wantReady(t, at(name, database).Store, "no connection left")
+	s.exec(t, `alter role `+name+` connection limit -1 nologin`)
+	wantReady(t, at(name, database).Store, "refuses the login", "check the user")
+	s.exec(t, `alter role `+name+` login`)
+	s.exec(t, `revoke connect on database "`+database+`" from public`)
+	wantReady(t, at(name, database).Store, "refuses the login", database, "CONNECT")
 }
 
 // Ready does not wait for claims that use all connections of the pool.

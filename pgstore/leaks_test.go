@@ -64,7 +64,7 @@ func TestStore_leaksNothingAfterFaults(t *testing.T) {
 		s.proxy.Inject(func(sql string) faultproxy.Fault {
 			mu.Lock()
 			defer mu.Unlock()
-			if calls++; strings.Contains(sql, "public.") && calls%2 == 0 {
+			if calls++; strings.Contains(sql, "coupond.") && calls%2 == 0 {
 				return fault
 			}
 			return faultproxy.Pass
@@ -117,7 +117,7 @@ func cutFaults() (all []faultproxy.Fault) {
 // that we send, and that no session has one twice.
 func (s *testStore) statements(t *testing.T) (count int) {
 	t.Helper()
-	ours := []string{claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL}
+	ours := []string{claimCouponSQL, claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL}
 	for _, conn := range s.pool.AcquireAllIdle(t.Context()) {
 		// The simple protocol, so that this query prepares no statement.
 		rows, err := conn.Query(context.WithoutCancel(t.Context()), `select statement from pg_catalog.pg_prepared_statements`, pgx.QueryExecModeSimpleProtocol)

@@ -80,6 +80,7 @@ func newMetrics() *metrics {
 		m.outcomes[outcome] = new(atomic.Int64)
 	}
 	for sql, function := range map[string]string{
+		claimCouponSQL:  "claim_coupon",
 		claimCouponsSQL: "claim_coupons",
 		claimBatchSQL:   "claim_batch",
 		createCouponSQL: "create_coupon",

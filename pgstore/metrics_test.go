@@ -74,6 +74,7 @@ func TestMetrics_store(t *testing.T) {
 	}
 	_, _ = s.Claim(t.Context(), "u1", "nothing")
 	s.sendWithin(t, longTimeout, newClaims("u1", "b", "u2", "b", "u3", "a"))
+	s.sendWithin(t, longTimeout, newClaims("u1", "b", "u3", "b"))
 	if _, _, err := s.Coupon(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
@@ -83,14 +84,15 @@ func TestMetrics_store(t *testing.T) {
 		`coupond_claims_total{status="out_of_stock"}`:                              "1",
 		`coupond_claims_total{status="coupon_not_found"}`:                          "1",
 		`coupond_claims_total{status="failed"}`:                                    "0",
-		`coupond_batch_size_count`:                                                 "6",
-		`coupond_batch_size_sum`:                                                   "8",
-		`coupond_database_call_duration_seconds_count{function="claim_coupons"}`:   "5",
+		`coupond_batch_size_count`:                                                 "7",
+		`coupond_batch_size_sum`:                                                   "10",
+		`coupond_database_call_duration_seconds_count{function="claim_coupon"}`:    "5",
+		`coupond_database_call_duration_seconds_count{function="claim_coupons"}`:   "1",
 		`coupond_database_call_duration_seconds_count{function="claim_batch"}`:     "1",
 		`coupond_database_call_duration_seconds_count{function="create_coupon"}`:   "2",
 		`coupond_database_call_duration_seconds_count{function="get_coupon"}`:      "1",
 		`coupond_database_call_duration_seconds_count{function="coupon_claimers"}`: "1",
-		`coupond_database_call_failures_total{function="claim_coupons"}`:           "0",
+		`coupond_database_call_failures_total{function="claim_coupon"}`:            "0",
 		`coupond_batcher_pending_claims{batcher="0"}`:                              "0",
 		`coupond_batcher_calls_in_flight{batcher="1"}`:                             "0",
 		`coupond_batcher_queue_limit`:                                              "7",
@@ -235,9 +237,9 @@ func TestLog_slowClaimThatFails(t *testing.T) {
 		t.Errorf("log line of the slow claim: %v", line)
 	}
 	s.wantSamples(t, map[string]string{
-		`coupond_slow_claims_total`:                                      "1",
-		`coupond_claims_total{status="unavailable"}`:                     "1",
-		`coupond_database_call_failures_total{function="claim_coupons"}`: "2",
+		`coupond_slow_claims_total`:                                     "1",
+		`coupond_claims_total{status="unavailable"}`:                    "1",
+		`coupond_database_call_failures_total{function="claim_coupon"}`: "2",
 	})
 }
 

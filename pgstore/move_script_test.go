@@ -93,7 +93,7 @@ func TestMoveScript_duringASale(t *testing.T) {
 		wait.For(t, "200 claims of each coupon", func() bool { return sold(moving) > movingBefore+200 && sold(staying) > stayingBefore+200 })
 	}
 	waitForClaims()
-	do(target, `alter table public.shard add constraint full_up check (cardinality(owned) <= 32)`)
+	do(target, `alter table coupond.shard add constraint full_up check (cardinality(owned) <= 32)`)
 	if output, err := move(); err == nil || !strings.Contains(output, "fenced at") || !strings.Contains(output, "OLD keeps partition "+partition) {
 		t.Fatalf("%v: %s", err, output)
 	}
@@ -101,9 +101,9 @@ func TestMoveScript_duringASale(t *testing.T) {
 		on  *pgx.Conn
 		sql string
 	}{
-		{target, `select from public.shard where ` + partition + ` = any (owned)`},
-		{target, `select from public.coupons where name = '` + moving + `'`},
-		{target, `select from public.claims where coupon_name = '` + moving + `'`},
+		{target, `select from coupond.shard where ` + partition + ` = any (owned)`},
+		{target, `select from coupond.coupons where name = '` + moving + `'`},
+		{target, `select from coupond.claims where coupon_name = '` + moving + `'`},
 		{target, `select from pg_subscription`},
 		{old, `select from pg_publication`},
 		{old, `select from pg_replication_slots`},
@@ -113,11 +113,11 @@ func TestMoveScript_duringASale(t *testing.T) {
 		}
 	}
 	waitForClaims()
-	do(target, `alter table public.shard drop constraint full_up`)
+	do(target, `alter table coupond.shard drop constraint full_up`)
 	if output, err := move(); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
-	if value(target, `select exists (select from public.coupons where name = '`+moving+`')::text`) != "true" {
+	if value(target, `select exists (select from coupond.coupons where name = '`+moving+`')::text`) != "true" {
 		t.Error("the new server does not have the coupon")
 	}
 	waitForClaims()
@@ -132,7 +132,7 @@ func TestMoveScript_duringASale(t *testing.T) {
 			t.Errorf("%s: %d claims, %d were acknowledged and %d refused or ambiguous", coupon, n, len(claimed[coupon]), refused[coupon])
 		}
 		has := make(map[string]bool, n)
-		rows, err := target.Query(t.Context(), `select user_id from public.claims where coupon_name = $1`, coupon)
+		rows, err := target.Query(t.Context(), `select user_id from coupond.claims where coupon_name = $1`, coupon)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,9 +178,9 @@ func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 	if err := old.QueryRow(t.Context(), `select (hashtext($1) & 63)::text`, coupon).Scan(&partition); err != nil {
 		t.Fatal(err)
 	}
-	owned := `select from public.shard where ` + partition + ` = any (owned)`
+	owned := `select from coupond.shard where ` + partition + ` = any (owned)`
 	published := `select from pg_publication where pubname = 'move_` + partition + `'`
-	copied := `select from public.coupons where name = '` + coupon + `'`
+	copied := `select from coupond.coupons where name = '` + coupon + `'`
 	fenceTimeout := "30s"
 	move := func(partition, proxy string) (output string, err error) {
 		cmd := exec.CommandContext(t.Context(), "../deploy/shards/move", partition, s.urls[0], s.urls[1], libpq(t, s.urls[1]), s.proxy, proxy)
@@ -207,20 +207,20 @@ func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 
 	// Another move is running, which has copied the coupon and fenced its partition.
 	do(old, `create publication move_`+partition)
-	do(old, `update public.shard set owned = array_remove(owned, `+partition+`)`)
-	do(target, `insert into public.coupons (name, amount, remaining_amount) values ('`+coupon+`', 10, 10)`)
+	do(old, `update coupond.shard set owned = array_remove(owned, `+partition+`)`)
+	do(target, `insert into coupond.coupons (name, amount, remaining_amount) values ('`+coupon+`', 10, 10)`)
 	wantStopped("another move is running", partition, s.proxy, "a move of partition "+partition+" is under way")
 	if exists(old, owned) || !exists(old, published) || !exists(target, copied) {
 		t.Fatal("the second move has undone the first one")
 	}
 	do(old, `drop publication move_`+partition)
 	wantStopped("OLD does not own the partition", partition, s.proxy, "OLD does not own partition "+partition)
-	do(old, `update public.shard set owned = owned || `+partition)
+	do(old, `update coupond.shard set owned = owned || `+partition)
 	wantStopped("NEW has coupons of the partition", partition, s.proxy, "holds coupons of it")
 	if !exists(target, copied) {
 		t.Fatal("the move has deleted coupons that it had not copied")
 	}
-	do(target, `delete from public.coupons where name = '`+coupon+`'`)
+	do(target, `delete from coupond.coupons where name = '`+coupon+`'`)
 	wantUnchanged("no copy left")
 
 	report := connect(t, s.urls[0])
@@ -243,15 +243,15 @@ func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 	defer func() { _ = report.Close(context.WithoutCancel(t.Context())) }()
 	do(report, `begin`)
 	do(proxy, `
-		create function public.refuse() returns event_trigger language plpgsql as $$ begin raise 'read only'; end $$;
-		create event trigger refuse on ddl_command_start when tag in ('ALTER SERVER') execute function public.refuse()`)
+		create function coupond.refuse() returns event_trigger language plpgsql as $$ begin raise 'read only'; end $$;
+		create event trigger refuse on ddl_command_start when tag in ('ALTER SERVER') execute function coupond.refuse()`)
 	// 05 is 5.
 	wantStopped("the proxy cannot be changed", "0"+partition, s.proxy, "NEW owns partition "+partition+", but not every proxy knows it")
 	if exists(old, owned) || !exists(target, owned) || !exists(target, copied) {
 		t.Error("NEW is not the only owner of the partition")
 	}
 	do(proxy, `drop event trigger refuse`)
-	do(proxy, `alter server coupons options (set p`+partition+` '`+libpq(t, s.urls[1])+`')`)
+	do(proxy, `alter server coupond options (set p`+partition+` '`+libpq(t, s.urls[1])+`')`)
 	wait.For(t, "a claim of the moved coupon", func() bool {
 		status, _ := s.Claim(t.Context(), "user", coupon)
 		return status == Claimed || status == AlreadyClaimed

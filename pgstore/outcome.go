@@ -11,8 +11,8 @@ import (
 )
 
 // failedAttempt is a call to PostgreSQL that was not answered, or was answered with an error. This
-// file is the only place that decides what such an error proves. It looks at types and SQLSTATEs,
-// never at texts (ADR 0014).
+// file decides what an error proves; conn.go recognises the one warning that makes an answer
+// ambiguous. Both look at types and SQLSTATEs, never at texts (ADR 0014).
 type failedAttempt struct {
 	err error
 
@@ -21,6 +21,9 @@ type failedAttempt struct {
 	// rejected: PostgreSQL rejected the call for what it is, and would do so again. That is an
 	// internal error, not an outage.
 	rejected bool
+	// defective: PostgreSQL answered with an error that other calls of the same kind may meet too (a
+	// full disk, a missing privilege), so Ready must find out.
+	defective bool
 }
 
 // ambiguous reports whether the call may have been committed, or may still be.
@@ -47,6 +50,7 @@ func classify(err error, executed bool, isProxy func() bool) *failedAttempt {
 			f.notCommitted = f.notCommitted || !manyCoupons || !isProxy()
 		}
 		f.rejected = rejectsCall(pgErr.Code)
+		f.defective = isStatementError(pgErr) && !isContention(pgErr.Code) && pgErr.Code != notOwner
 	}
 	if _, ok := errors.AsType[pgx.ScanArgError](err); ok || errors.Is(err, errInconsistent) {
 		f.rejected = true
@@ -62,7 +66,7 @@ var errInconsistent = errors.New("inconsistent answer from PostgreSQL")
 var errNotReplicated = errors.New("committed on this server only: the wait for the synchronous standby was cancelled")
 
 // notOwner is the SQLSTATE with which a shard rejects a coupon of another shard, before it has read
-// or written anything (db/functions/guard_ownership.sql).
+// or written anything (db/functions/check_shard.sql).
 const notOwner = "SC421"
 
 // manyCouponsError is an error of a call for many coupons.
@@ -70,23 +74,25 @@ type manyCouponsError struct{ error }
 
 func (e manyCouponsError) Unwrap() error { return e.error }
 
-// provesRollback reports whether err means that PostgreSQL itself ended the statement and rolled it
-// back. That holds for a single server, not for a proxy. An error that also ends the session
-// (FATAL) can come after the commit and proves nothing.
+// provesRollback reports whether err means that PostgreSQL rolled the statement back. That holds
+// for every ERROR of a single server: each call is one statement in a transaction of its own, and
+// PostgreSQL sends no ERROR after the commit. It does not hold for a proxy, nor for an error that
+// also ends the session (FATAL, PANIC), which can come after the commit.
 func provesRollback(err *pgconn.PgError) bool {
-	if err.SeverityUnlocalized != "ERROR" {
-		return false
-	}
-	switch {
-	case err.Code == pgerrcode.StatementCompletionUnknown: // in class 40, but not a rollback
-		return false
-	case pgerrcode.IsTransactionRollback(err.Code),
-		pgerrcode.IsObjectNotInPrerequisiteState(err.Code), // includes lock_timeout
-		err.Code == pgerrcode.QueryCanceled,                // statement_timeout, or a cancel request
-		err.Code == pgerrcode.ReadOnlySQLTransaction:       // a standby, which cannot write
-		return true
-	}
-	return false
+	return isStatementError(err) &&
+		err.Code != pgerrcode.StatementCompletionUnknown &&
+		!pgerrcode.IsConnectionException(err.Code) // a lost connection, maybe to another server
+}
+
+// isStatementError reports whether err is an ERROR of PostgreSQL itself. A pooler does not name a
+// function of PostgreSQL's source.
+func isStatementError(err *pgconn.PgError) bool {
+	return err.SeverityUnlocalized == "ERROR" && err.Routine != ""
+}
+
+// isContention reports whether the call met other calls, or too little time.
+func isContention(code string) bool {
+	return pgerrcode.IsTransactionRollback(code) || code == pgerrcode.LockNotAvailable || code == pgerrcode.QueryCanceled
 }
 
 // rejectsCall reports whether the call or the schema's own code is wrong. A missing function, role

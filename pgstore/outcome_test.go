@@ -13,7 +13,9 @@ import (
 )
 
 func pgError(severity, code string) error {
-	return &pgconn.PgError{Severity: "übersetzt", SeverityUnlocalized: severity, Code: code, Message: "texts are never read"}
+	return &pgconn.PgError{
+		Severity: "übersetzt", SeverityUnlocalized: severity, Code: code, Message: "texts are never read", Routine: "SomeFunction",
+	}
 }
 
 func noProxy() bool   { return false }
@@ -25,54 +27,58 @@ func TestClassify(t *testing.T) {
 		err          error
 		notCommitted bool
 		rejected     bool
+		defective    bool
 	}{
-		// Proven rollbacks.
-		{"lock_timeout", pgError("ERROR", "55P03"), true, false},
-		{"class 55", pgError("ERROR", "55000"), true, false},
-		{"serialization_failure", pgError("ERROR", "40001"), true, false},
-		{"deadlock_detected", pgError("ERROR", "40P01"), true, false},
-		{"transaction_rollback", pgError("ERROR", "40000"), true, false},
-		{"statement_timeout", pgError("ERROR", "57014"), true, false},
-		{"read_only_sql_transaction, of a standby", pgError("ERROR", "25006"), true, false},
-		// In class 40, but not a rollback.
-		{"statement_completion_unknown", pgError("ERROR", "40003"), false, false},
+		// An ERROR is a rollback.
+		{"lock_timeout", pgError("ERROR", "55P03"), true, false, false},
+		{"class 55", pgError("ERROR", "55000"), true, false, true},
+		{"serialization_failure", pgError("ERROR", "40001"), true, false, false},
+		{"deadlock_detected", pgError("ERROR", "40P01"), true, false, false},
+		{"transaction_rollback", pgError("ERROR", "40000"), true, false, false},
+		{"statement_timeout", pgError("ERROR", "57014"), true, false, false},
+		{"read_only_sql_transaction, of a standby", pgError("ERROR", "25006"), true, false, true},
+		{"out_of_memory", pgError("ERROR", "53200"), true, false, true},
+		{"disk_full", pgError("ERROR", "53100"), true, false, true},
+		{"io_error", pgError("ERROR", "58030"), true, false, true},
+		{"data_corrupted", pgError("ERROR", "XX001"), true, false, true},
+		{"cached plan must not change result type", pgError("ERROR", "0A000"), true, false, true},
+		{"wrapped", fmt.Errorf("claims: %w", pgError("ERROR", "55P03")), true, false, false},
+		// Except where it says that it is not, or that another server was involved.
+		{"statement_completion_unknown", pgError("ERROR", "40003"), false, false, false},
+		{"connection_failure, of a foreign table", pgError("ERROR", "08006"), false, false, true},
+		// Except where it is not PostgreSQL's. These are PgBouncer's and Odyssey's.
+		{"of a pooler, without a severity that is not translated", &pgconn.PgError{Severity: "ERROR", Code: "53100"}, false, false, false},
+		{"of a pooler, without a routine", &pgconn.PgError{SeverityUnlocalized: "ERROR", Code: "58000"}, false, false, false},
 		// The session can end after the commit, whatever the code is.
-		{"admin_shutdown", pgError("FATAL", "57P01"), false, false},
-		{"crash_shutdown", pgError("FATAL", "57P02"), false, false},
-		{"FATAL with a code that proves a rollback as an ERROR", pgError("FATAL", "57014"), false, false},
-		{"FATAL of class 40", pgError("FATAL", "40001"), false, false},
-		{"PANIC of class 55", pgError("PANIC", "55000"), false, false},
-		// Outages.
-		{"cannot_connect_now", pgError("FATAL", "57P03"), false, false},
-		{"too_many_connections", pgError("FATAL", "53300"), false, false},
-		{"out_of_memory", pgError("ERROR", "53200"), false, false},
-		{"disk_full", pgError("ERROR", "53100"), false, false},
-		{"io_error", pgError("ERROR", "58030"), false, false},
-		{"connection_failure, of a proxy", pgError("ERROR", "08006"), false, false},
-		{"internal_error, of a proxy", pgError("ERROR", "XX000"), false, false},
-		{"cached plan must not change result type", pgError("ERROR", "0A000"), false, false},
+		{"admin_shutdown", pgError("FATAL", "57P01"), false, false, false},
+		{"crash_shutdown", pgError("FATAL", "57P02"), false, false, false},
+		{"FATAL with the code of a time-out", pgError("FATAL", "57014"), false, false, false},
+		{"FATAL of class 40", pgError("FATAL", "40001"), false, false, false},
+		{"PANIC of a full disk", pgError("PANIC", "53100"), false, false, false},
+		{"cannot_connect_now", pgError("FATAL", "57P03"), false, false, false},
+		{"too_many_connections", pgError("FATAL", "53300"), false, false, false},
 		// A database that is not migrated yet.
-		{"undefined_function", pgError("ERROR", "42883"), false, false},
-		{"undefined_table", pgError("ERROR", "42P01"), false, false},
-		{"invalid_schema_name", pgError("ERROR", "3F000"), false, false},
-		{"insufficient_privilege", pgError("ERROR", "42501"), false, false},
+		{"undefined_function", pgError("ERROR", "42883"), true, false, true},
+		{"undefined_table", pgError("ERROR", "42P01"), true, false, true},
+		{"invalid_schema_name", pgError("ERROR", "3F000"), true, false, true},
+		{"insufficient_privilege", pgError("ERROR", "42501"), true, false, true},
 		// Internal errors.
-		{"invalid_parameter_value", pgError("ERROR", "22023"), false, true},
-		{"check_violation", pgError("ERROR", "23514"), false, true},
-		{"syntax_error", pgError("ERROR", "42601"), false, true},
-		{"raise_exception", pgError("ERROR", "P0001"), false, true},
+		{"invalid_parameter_value", pgError("ERROR", "22023"), true, true, true},
+		{"check_violation", pgError("ERROR", "23514"), true, true, true},
+		{"syntax_error", pgError("ERROR", "42601"), true, true, true},
+		{"raise_exception", pgError("ERROR", "P0001"), true, true, true},
 		// Errors of the connection.
-		{"end of the connection", io.ErrUnexpectedEOF, false, false},
-		{"reset", &net.OpError{Op: "read", Err: errors.New("reset")}, false, false},
-		{"deadline", context.DeadlineExceeded, false, false},
+		{"end of the connection", io.ErrUnexpectedEOF, false, false, false},
+		{"reset", &net.OpError{Op: "read", Err: errors.New("reset")}, false, false, false},
+		{"deadline", context.DeadlineExceeded, false, false, false},
 		// Invalid answers.
-		{"a value of another type", pgx.ScanArgError{Err: errors.New("type")}, false, true},
-		{"too few rows", fmt.Errorf("%w: 9 of 10", errInconsistent), false, true},
-		{"wrapped", fmt.Errorf("claims: %w", pgError("ERROR", "55P03")), true, false},
+		{"a value of another type", pgx.ScanArgError{Err: errors.New("type")}, false, true, false},
+		{"too few rows", fmt.Errorf("%w: 9 of 10", errInconsistent), false, true, false},
 	} {
 		f := classify(test.err, true, noProxy)
-		if f.notCommitted != test.notCommitted || f.rejected != test.rejected {
-			t.Errorf("%s: notCommitted %v, rejected %v; want %v, %v", test.name, f.notCommitted, f.rejected, test.notCommitted, test.rejected)
+		if f.notCommitted != test.notCommitted || f.rejected != test.rejected || f.defective != test.defective {
+			t.Errorf("%s: notCommitted %v, rejected %v, defective %v; want %v, %v, %v", test.name,
+				f.notCommitted, f.rejected, f.defective, test.notCommitted, test.rejected, test.defective)
 		}
 		if f.err != test.err {
 			t.Errorf("%s: error %v, want %v", test.name, f.err, test.err)
@@ -87,7 +93,7 @@ func TestClassify(t *testing.T) {
 // same SQLSTATE, and its own time-out does not end a shard's transaction. The exception is a shard
 // that rejects the call's only coupon because it does not own it.
 func TestClassify_proxy(t *testing.T) {
-	for _, code := range []string{"XX000", "57P01", "57014", "08006", "55P03", "40001", "40P01", "25006", "53300"} {
+	for _, code := range []string{"XX000", "57P01", "57014", "08006", "55P03", "40001", "40P01", "25006", "53300", "53100", "42501"} {
 		if f := classify(pgError("ERROR", code), true, withProxy); f.notCommitted || f.rejected {
 			t.Errorf("%s: notCommitted %v, rejected %v; want false, false", code, f.notCommitted, f.rejected)
 		}
@@ -149,25 +155,67 @@ func TestBothFailed(t *testing.T) {
 	}
 }
 
-// The warnings that make a call ambiguous.
+// Only the warning that a commit did not wait for the standby makes a call ambiguous.
 func TestServerConn_notice(t *testing.T) {
+	const (
+		remoteDetail  = "Remote detail: Die Transaktion wurde lokal bereits committet."
+		remoteContext = "Remote context: PL/pgSQL function audit() line 3 at RAISE"
+	)
 	for _, test := range []struct {
-		code, routine string
-		ambiguous     bool
+		code, routine, detail, where string
+		ambiguous                    bool
 	}{
-		{"01000", "SyncRepWaitForLSN", true},
-		{"57P01", "SyncRepWaitForLSN", true},
-		{"01000", "", true}, // through a proxy that does not name the routine
-		{"01000", "plproxy_remote_error", true},
-		{"01000", "check_old_conn", false},
-		{"01000", "GetNewTransactionId", false},
-		{"01000", "GetNewMultiXactId", false},
-		{"00000", "exec_stmt_raise", false}, // a NOTICE
+		{code: "01000", routine: "SyncRepWaitForLSN", ambiguous: true},
+		{code: "57P01", routine: "SyncRepWaitForLSN", ambiguous: true},
+		{code: "01000", ambiguous: true}, // something that does not name the function
+		{code: "01000", routine: "plproxy_remote_error", detail: remoteDetail, ambiguous: true},
+		{code: "57P01", routine: "plproxy_remote_error", detail: remoteDetail, ambiguous: true},
+
+		{code: "01000", routine: "exec_stmt_raise"}, // RAISE WARNING
+		{code: "57P01", routine: "exec_stmt_raise"},
+		{code: "01000", routine: "explain_ExecutorEnd"}, // auto_explain
+		{code: "01000", routine: "GetNewTransactionId"}, // wraparound is near
+		{code: "01000", routine: "GetNewMultiXactId"},
+		{code: "01000", routine: "check_old_conn"},                                                   // PL/Proxy drops an idle connection to a shard
+		{code: "01000", routine: "plproxy_remote_error"},                                             // auto_explain on a shard
+		{code: "01000", routine: "plproxy_remote_error", detail: remoteDetail, where: remoteContext}, // RAISE WARNING on a shard
+		{code: "00000", routine: "exec_stmt_raise"},                                                  // RAISE NOTICE
+		{code: "01003", routine: "SyncRepWaitForLSN"},
 	} {
 		sc := new(serverConn)
-		sc.notice(nil, &pgconn.Notice{SeverityUnlocalized: "WARNING", Code: test.code, Routine: test.routine})
+		sc.notice(nil, &pgconn.Notice{
+			Severity: "WARNUNG", SeverityUnlocalized: "WARNING", Code: test.code, Routine: test.routine,
+			Message: "Warten auf synchrone Replikation wird storniert", Detail: test.detail, Where: test.where,
+		})
 		if sc.ambiguous != test.ambiguous {
-			t.Errorf("%s of %q: ambiguous %v, want %v", test.code, test.routine, sc.ambiguous, test.ambiguous)
+			t.Errorf("%+v: ambiguous %v", test, sc.ambiguous)
 		}
+	}
+}
+
+// A call of which nothing was sent is not committed, whatever its error is.
+func TestAttempt_notSent(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	s.create(t, "c", 1)
+	failed := errors.New("failed before it was sent")
+	for name, call := range map[string]callFunc{
+		"nothing sent": func(context.Context, *pgx.Conn) error { return failed },
+		"only prepared": func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Prepare(ctx, "mine", `select 1`)
+			return errors.Join(err, failed)
+		},
+	} {
+		f := s.attempt(t.Context(), "c", false, call)
+		if f == nil || !errors.Is(f.err, failed) || !f.notCommitted {
+			t.Errorf("%s: %+v; want notCommitted", name, f)
+		}
+	}
+	f := s.attempt(t.Context(), "c", false, func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, claimCouponSQL, "u", "c")
+		return errors.Join(err, failed)
+	})
+	if f == nil || !errors.Is(f.err, failed) || f.notCommitted {
+		t.Errorf("sent: %+v; want ambiguous", f)
 	}
 }

@@ -2,8 +2,7 @@ package pgstore
 
 import (
 	"context"
-	"errors"
-	"io/fs"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -50,14 +49,20 @@ func firstAttempt(ctx context.Context) (context.Context, context.CancelFunc) {
 // Statements are prepared once per connection (pgx's default). A transaction pooler must support
 // that (max_prepared_statements), or the connection string must set default_query_exec_mode.
 func parsePoolConfig(cfg Config, m *metrics, kind *serverKind) (*pgxpool.Config, error) {
-	pool, err := pgxpool.ParseConfig(cfg.URL)
+	pool, err := ParseURL(cfg.URL)
 	if err != nil {
-		return nil, explainParseError(err)
+		return nil, fmt.Errorf("connection string: %w", err)
 	}
 
 	conn := pool.ConnConfig
 	params := conn.RuntimeParams
 	params["role"] = serviceRole
+	// What follows is safe whatever the database, the login or the connection string sets. What a
+	// pooler drops is found by Ready (session_problem).
+	params["client_encoding"] = "UTF8"
+	params["client_min_messages"] = "warning" // serverConn.notice needs warnings
+	params["default_transaction_isolation"] = "read committed"
+	params["default_transaction_read_only"] = "off"
 	// Our calls are schema-qualified. All other names must resolve to PostgreSQL's own objects, never
 	// to temporary ones.
 	params["search_path"] = "pg_catalog, pg_temp"
@@ -78,6 +83,7 @@ func parsePoolConfig(cfg Config, m *metrics, kind *serverKind) (*pgxpool.Config,
 		conn.ConnectTimeout = connectTimeout
 	}
 	conn.OnPgError = keepConnection
+	pool.AfterConnect = raiseSynchronousCommit
 
 	pool.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
 		isProxy := kind.isProxy()
@@ -133,21 +139,6 @@ func keepConnection(_ *pgconn.PgConn, err *pgconn.PgError) bool {
 		return false
 	}
 	return err.Code != pgerrcode.ReadOnlySQLTransaction
-}
-
-// explainParseError returns an error for a connection string that does not parse. It quotes nothing
-// of the string or of pgx's error: pgx masks passwords, but in a malformed string it cannot know
-// what the password is.
-func explainParseError(err error) error {
-	const advice = "; use postgres://user:password@host:5432/database?sslmode=… or keyword=value pairs" +
-		" (the string is not shown because it may contain a password)"
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		return errors.New("the connection string names a file that cannot be read (a certificate, a key, a service file)" + advice)
-	}
-	if _, ok := errors.AsType[*strconv.NumError](err); ok {
-		return errors.New("the connection string has a value that is not a number (a port, a time-out, a size)" + advice)
-	}
-	return errors.New("the connection string is malformed, or has a value that is not allowed" + advice)
 }
 
 func milliseconds(d time.Duration) string {

@@ -75,14 +75,14 @@ func (s *testStore) exec(t *testing.T, sql string, args ...any) {
 // create creates a coupon directly in the database.
 func (s *testStore) create(t *testing.T, coupon string, amount int) {
 	t.Helper()
-	s.exec(t, `select public.create_coupon($1, $2)`, coupon, amount)
+	s.exec(t, `select coupond.create_coupon($1, $2)`, coupon, amount)
 }
 
 // holders returns the users that have the coupon, in claim order, from the table.
 func (s *testStore) holders(t *testing.T, coupon string) []string {
 	t.Helper()
 	rows, err := s.owner.Query(t.Context(),
-		`select user_id from public.claims where coupon_name = $1 order by claim_number`, coupon)
+		`select user_id from coupond.claims where coupon_name = $1 order by claim_number`, coupon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func (s *testStore) wantHolders(t *testing.T, coupon string, want ...string) {
 	}
 	var sold int
 	if err := s.owner.QueryRow(t.Context(),
-		`select amount - remaining_amount from public.coupons where name = $1`, coupon).Scan(&sold); err != nil {
+		`select amount - remaining_amount from coupond.coupons where name = $1`, coupon).Scan(&sold); err != nil {
 		t.Fatal(err)
 	}
 	if sold != len(holders) {
@@ -119,7 +119,7 @@ func (s *testStore) lock(t *testing.T, coupon string) (unlock func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, sql := range []string{`begin`, `select from public.coupons where name = '` + coupon + `' for update`} {
+	for _, sql := range []string{`begin`, `select from coupond.coupons where name = '` + coupon + `' for update`} {
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +133,7 @@ func (s *testStore) lock(t *testing.T, coupon string) (unlock func()) {
 func (s *testStore) watchWrites() (sent func() bool) {
 	var seen atomic.Bool
 	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		for _, call := range []string{claimCouponsSQL, claimBatchSQL, createCouponSQL} {
+		for _, call := range []string{claimCouponSQL, claimCouponsSQL, claimBatchSQL, createCouponSQL} {
 			if strings.Contains(sql, call) {
 				seen.Store(true)
 			}

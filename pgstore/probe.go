@@ -2,7 +2,9 @@ package pgstore
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,14 +17,21 @@ import (
 // probeSQL commits a record of the write-ahead log that has no effect.
 const probeSQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '')`
 
-// prober finds out whether the server completes commits. Behind a proxy each shard has its own
-// state and probe instead (shards.go).
+// trialSQL creates a coupon and claims it. It is rolled back.
+const trialSQL = `select coupond.create_coupon($1, 1), coupond.claim_coupon($2, $1)`
+
+// prober finds out whether the server completes commits, and whether claims can be made. Behind a
+// proxy each shard has its own state and probe instead (shards.go).
 //
 // A server that has lost its synchronous standbys, or that waits for its disk, still answers reads,
 // but its commits hang. So a server that does not answer a writing call in time is suspect, and a
 // probe commits something that has no effect. Until that commit returns, Ready returns an error,
 // and writing calls wait for the probe or are not sent. While the server is not suspect, all of
 // this costs a check per call.
+//
+// A server may also answer a writing call with an error that does not depend on what it asks for: a
+// full disk, a missing privilege. Then the server is suspect too, and the probe makes a trial: a
+// claim that is rolled back.
 //
 // PostgreSQL does not notice that a client has disconnected while its commit waits for a
 // synchronous standby: each call that is given up leaves a session behind. Without a bound these
@@ -32,6 +41,7 @@ const probeSQL = `select pg_catalog.pg_logical_emit_message(true, 'coupond', '')
 type prober struct {
 	mu      sync.Mutex
 	suspect bool   // a write was not answered, and no commit has completed since
+	trial   bool   // a write failed with an error that others may meet too, and no trial has succeeded since
 	probe   *probe // nil: none is running
 
 	closing context.Context
@@ -44,6 +54,7 @@ type probe struct {
 	ended chan struct{} // closed when it has ended
 
 	// Only for a single server:
+	trial      bool           // it makes a trial
 	committing atomic.Bool    // the server answers, and the commit was sent
 	result     *notReadyError // nil: the commit completed; set before ended is closed
 }
@@ -64,6 +75,18 @@ func (s *Store) markSuspect(coupon string) {
 	s.probeIfSuspect()
 }
 
+// markDefective notes that PostgreSQL answered a writing call with an error that others may meet
+// too, and starts a probe that makes a trial. Behind a proxy nothing can be rolled back on a shard.
+func (s *Store) markDefective() {
+	if s.kind.isProxy() {
+		return
+	}
+	s.prober.mu.Lock()
+	s.prober.suspect, s.prober.trial = true, true
+	s.prober.mu.Unlock()
+	s.probeIfSuspect()
+}
+
 // probeIfSuspect returns the running probe, and starts one if the server is suspect. nil: the
 // server is not suspect.
 func (s *Store) probeIfSuspect() *probe {
@@ -73,12 +96,14 @@ func (s *Store) probeIfSuspect() *probe {
 	if pr.probe != nil || !pr.suspect {
 		return pr.probe
 	}
-	p := &probe{began: time.Now(), ended: make(chan struct{})}
+	p := &probe{began: time.Now(), ended: make(chan struct{}), trial: pr.trial}
 	pr.probe = p
 	go func() {
 		result := s.runProbe(p)
 		pr.mu.Lock()
-		pr.probe, pr.suspect, p.result = nil, result != nil, result
+		// What was noted meanwhile needs another probe only if this one made no trial.
+		pr.trial = pr.trial && (result != nil || !p.trial)
+		pr.probe, pr.suspect, p.result = nil, result != nil || pr.trial, result
 		pr.mu.Unlock()
 		close(p.ended)
 	}()
@@ -88,25 +113,50 @@ func (s *Store) probeIfSuspect() *probe {
 // notCommittingReason is the predicate of a sentence about the database or a shard.
 const notCommittingReason = "answers, but its commits do not complete: it waits for a synchronous standby or for its disk"
 
-// runProbe returns nil if a commit completed on the server. A server that does not answer reads is
-// given up after readyTimeout, because another one may take its place. The commit is waited for
-// until the store is closed.
+// runProbe returns nil if a commit completed on the server, and the trial, if one is made,
+// succeeded. A server that does not answer reads is given up after readyTimeout, because another
+// one may take its place. The commit is waited for until the store is closed.
 func (s *Store) runProbe(p *probe) *notReadyError {
 	ctx, cancel := context.WithTimeout(s.prober.closing, readyTimeout)
 	defer cancel()
 	conn, err := s.healthPool.Acquire(ctx)
 	if err != nil {
-		return &notReadyError{explainConnectError(err), err}
+		return &notReadyError{ConnectProblem(err), err}
 	}
 	defer conn.Release()
 	if notReady := s.checkByReading(ctx, conn); notReady != nil {
 		return notReady
 	}
 	p.committing.Store(true)
-	if err := execCommit(s.prober.closing, conn, probeSQL); err != nil {
+	err = execCommit(s.prober.closing, conn, probeSQL)
+	p.committing.Store(false)
+	switch {
+	case sqlState(err) != "":
+		return &notReadyError{callProblem(err), err}
+	case err != nil:
 		return &notReadyError{"the database " + notCommittingReason, err}
+	case p.trial:
+		return s.tryClaim(conn)
 	}
 	return nil
+}
+
+// tryClaim makes a claim and rolls it back. It returns why that failed.
+func (s *Store) tryClaim(conn *pgxpool.Conn) *notReadyError {
+	ctx, cancel := context.WithTimeout(s.prober.closing, readyTimeout)
+	defer cancel()
+	// Long names, so that it does not fit where other claims do not.
+	name := rand.Text()
+	name = strings.Repeat(name, 10)[:255]
+	tx, err := conn.Begin(ctx)
+	if err == nil {
+		_, err = tx.Exec(ctx, trialSQL, name, name)
+		_ = tx.Rollback(ctx) // a connection that fails here is closed
+	}
+	if err == nil || sqlState(err) == notOwner { // a shard without its proxy
+		return nil
+	}
+	return &notReadyError{"claims cannot be made: " + callProblem(err), err}
 }
 
 // execCommit executes SQL that commits. It returns errNotReplicated if the commit did not wait for
@@ -180,6 +230,8 @@ func (s *Store) attemptWrite(ctx context.Context, coupon string, waitForServer b
 		// While the commit of another instance's claim hangs, the coupon stays locked.
 		case sqlState(failed.err) == pgerrcode.LockNotAvailable, errors.Is(failed.err, errNotReplicated):
 			s.markSuspect(coupon)
+		case failed.defective:
+			s.markDefective()
 		}
 		return failed
 	}

@@ -137,6 +137,7 @@ func TestReady_commitsOfAnotherInstanceHang(t *testing.T) {
 
 	s.setStandbyName(t, "")
 	wait.For(t, "both instances to be ready", func() bool { return s.Ready(t.Context()) == nil && other.Ready(t.Context()) == nil })
+	wait.For(t, "the first claim to be visible", func() bool { return len(s.holders(t, "c")) > 0 })
 	s.wantHolders(t, "c", "first")
 	if status, err := other.Claim(t.Context(), "second", "c"); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
@@ -264,7 +265,7 @@ func TestProbe_notStartedByReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(t.Context(), "lock table public.claims"); err != nil {
+	if _, err := tx.Exec(t.Context(), "lock table coupond.claims"); err != nil {
 		t.Fatal(err)
 	}
 	for _, timeout := range []time.Duration{100 * time.Millisecond, time.Minute} {

@@ -16,7 +16,7 @@ select l.lanname = 'plproxy'
 from pg_catalog.pg_proc as p
 join pg_catalog.pg_language as l
   on l.oid = p.prolang
-where p.oid = pg_catalog.to_regprocedure('public.claim_coupon(text, text)')`
+where p.oid = pg_catalog.to_regprocedure('coupond.claim_coupon(text, text)')`
 
 // serverKind is whether the server is a proxy, as soon as that is known. It never changes: a
 // database does not become a proxy, nor the reverse.
@@ -29,13 +29,14 @@ func (k *serverKind) isProxy() bool {
 }
 
 // mayBeProxy reports whether the server is a proxy. The errors of a proxy say nothing about the
-// commits of its shards. If the server cannot be asked, mayBeProxy returns true.
+// commits of its shards. If the server cannot be asked, mayBeProxy returns true. Without our
+// functions it is not a proxy.
 func (s *Store) mayBeProxy(ctx context.Context) bool {
 	if proxy := s.kind.proxy.Load(); proxy != nil {
 		return *proxy
 	}
 	isProxy, err := s.detectProxy(ctx, s.pool)
-	return isProxy || err != nil
+	return isProxy || err != nil && !errors.Is(err, pgx.ErrNoRows)
 }
 
 // ensureKindKnown finds out whether the server is a proxy, before a writing call is sent. It

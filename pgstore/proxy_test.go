@@ -38,7 +38,7 @@ func newShardedStore(t testing.TB, shards int, change ...func(*Config)) *sharded
 	proxy := startServer(t)
 	s := &shardedStore{proxy: proxy.ForProxy(t).URL, front: proxy}
 	admin := connect(t, s.proxy)
-	if err := db.ApplyProxy(t.Context(), admin); err != nil {
+	if err := db.ApplyProxy(t.Context(), admin, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -69,9 +69,9 @@ func newShardedStore(t testing.TB, shards int, change ...func(*Config)) *sharded
 		}
 	}
 	for _, sql := range []string{
-		`create server coupons foreign data wrapper plproxy options (` + strings.Join(options, ", ") + `)`,
-		`grant usage on foreign server coupons to coupon_proxy`,
-		`create user mapping for coupon_proxy server coupons options (user 'coupon_proxy_login', password 'of the test')`,
+		`create server coupond foreign data wrapper plproxy options (` + strings.Join(options, ", ") + `)`,
+		`grant usage on foreign server coupond to coupon_proxy`,
+		`create user mapping for coupon_proxy server coupond options (user 'coupon_proxy_login', password 'of the test')`,
 	} {
 		if _, err := admin.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
@@ -110,7 +110,7 @@ func (s *shardedStore) couponsOf(t testing.TB, each int) [][]string {
 	return found
 }
 
-// sell creates each coupons per shard, with amount pieces of each.
+// sell creates each coupons per shard, each with a stock of amount.
 func (s *shardedStore) sell(t testing.TB, each int, amount int32) [][]string {
 	t.Helper()
 	coupons := s.couponsOf(t, each)
@@ -130,9 +130,9 @@ func (s *shardedStore) claims(t *testing.T, shard int, coupon string) (count int
 	var sold, maxNumber int
 	if err := conn.QueryRow(t.Context(), `
 select
-  (select count(*) from public.claims where coupon_name = $1),
-  (select coalesce(max(claim_number), 0) from public.claims where coupon_name = $1),
-  (select amount - remaining_amount from public.coupons where name = $1)`, coupon).Scan(&count, &maxNumber, &sold); err != nil {
+  (select count(*) from coupond.claims where coupon_name = $1),
+  (select coalesce(max(claim_number), 0) from coupond.claims where coupon_name = $1),
+  (select amount - remaining_amount from coupond.coupons where name = $1)`, coupon).Scan(&count, &maxNumber, &sold); err != nil {
 		t.Fatal(err)
 	}
 	if count != maxNumber || count != sold {
@@ -287,7 +287,7 @@ func TestProxy_movingCoupon(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	own(`update public.shard set owned = '{}'`)
+	own(`update coupond.shard set owned = '{}'`)
 
 	if status, err := s.Claim(t.Context(), "u", moving); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
 		t.Errorf("a claim: %q, %v", status, err)
@@ -301,7 +301,7 @@ func TestProxy_movingCoupon(t *testing.T) {
 	if status, err := s.Claim(t.Context(), "u", ours); status != Claimed {
 		t.Errorf("meanwhile: %q, %v", status, err)
 	}
-	own(`update public.shard set owned = (select array_agg(p) from generate_series(1, 63, 2) as p)`)
+	own(`update coupond.shard set owned = (select array_agg(p) from generate_series(1, 63, 2) as p)`)
 	if status, err := s.Claim(t.Context(), "u", moving); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}
@@ -320,7 +320,7 @@ func TestProxy_lockedCoupon(t *testing.T) {
 	if _, err := holder.Exec(t.Context(), `begin`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := holder.Exec(t.Context(), `select from public.coupons for update`); err != nil {
+	if _, err := holder.Exec(t.Context(), `select from coupond.coupons for update`); err != nil {
 		t.Fatal(err)
 	}
 	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
@@ -358,15 +358,15 @@ func TestProxy_roles(t *testing.T) {
 		conn *pgx.Conn
 		sql  string
 	}{
-		{service, `create function public.mine() returns integer language plproxy as $$ cluster 'coupons'; run on 0; select 1; $$`},
+		{service, `create function coupond.mine() returns integer language plproxy as $$ cluster 'coupond'; run on 0; select 1; $$`},
 		{service, `set role coupon_proxy`},
-		{service, `alter function public.get_coupon(text) security invoker`},
-		{service, `alter server coupons options (set p0 'host=elsewhere')`},
+		{service, `alter function coupond.get_coupon(text) security invoker`},
+		{service, `alter server coupond options (set p0 'host=elsewhere')`},
 		{service, `select umoptions from pg_catalog.pg_user_mapping`},
-		{shard, `select from public.coupons`},
-		{shard, `select from public.shard`},
-		{shard, `update public.shard set owned = '{}'`},
-		{shard, `create table public.mine ()`},
+		{shard, `select from coupond.coupons`},
+		{shard, `select from coupond.shard`},
+		{shard, `update coupond.shard set owned = '{}'`},
+		{shard, `create table coupond.mine ()`},
 	} {
 		if _, err := test.conn.Exec(t.Context(), test.sql); sqlState(err) != "42501" {
 			t.Errorf("%s: %v", test.sql, err)

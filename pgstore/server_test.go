@@ -50,7 +50,7 @@ func TestReady_missingRole(t *testing.T) {
 	if _, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a claim: %v", err)
 	}
-	if _, err := db.Apply(t.Context(), s.owner); err != nil {
+	if _, err := db.Apply(t.Context(), s.owner, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	wantReady(t, s.Store)
@@ -136,6 +136,9 @@ func TestClaim_synchronousStandby(t *testing.T) {
 		t.Fatal(status, err)
 	}
 
+	// These would end the wait early, or hide the warning. They hold for sessions that start later.
+	s.set(t, "synchronous_commit", "off")
+	s.set(t, "client_min_messages", "error")
 	for _, test := range []struct{ user, end string }{
 		{"cancelled", cancelWaiting},
 		{"terminated", `select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`},

@@ -15,9 +15,9 @@ import (
 // The functions of the proxy (db/proxy). coupon_shards returns, for each partition, the number of
 // its shard. A shard's number is the lowest of its partitions.
 const (
-	shardsSQL       = `select public.coupon_shards()`
-	shardVersionSQL = `select public.coupon_shard_version($1)`
-	shardCommitSQL  = `select public.coupon_shard_commit($1)`
+	shardsSQL      = `select coupond.coupon_shards()`
+	shardCheckSQL  = `select coupond.coupon_shard_version($1), coupond.coupon_shard_problem($1)`
+	shardCommitSQL = `select coupond.coupon_shard_commit($1)`
 )
 
 // maxUnanswered is the largest number of health checks without an answer. Each uses a connection.
@@ -173,7 +173,7 @@ func (s *Store) checkShards(pool *pgxpool.Pool, slots chan struct{}) error {
 		s.abandonProbes() // the next answer may come from another proxy
 		return err
 	case !isPartitionMap(partitions):
-		return fmt.Errorf("the options of the foreign server coupons must be p0 to p(2^n - 1); the map is %v", partitions)
+		return fmt.Errorf("the options of the foreign server coupond must be p0 to p(2^n - 1); the map is %v", partitions)
 	}
 	s.setPartitionMap(partitions)
 
@@ -264,18 +264,20 @@ func (s *Store) endCheck(st *shardState) {
 	st.cancelCheck = nil
 }
 
-// checkShard asks a shard for its schema version and records the result. Its time starts here: the
-// time for a connection to the proxy does not count against the shard.
+// checkShard asks a shard for its schema version and for what is wrong with the session that the
+// proxy has there, and records the result. Its time starts here: the time for a connection to the
+// proxy does not count against the shard.
 func (s *Store) checkShard(ctx context.Context, conn *pgxpool.Conn, st *shardState) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	var version int32
+	var sessionProblem *string // null: none
 	ended := make(chan error, 1)
 	go func() {
-		err := conn.QueryRow(ctx, shardVersionSQL, st.Number).Scan(&version)
+		err := conn.QueryRow(ctx, shardCheckSQL, st.Number).Scan(&version, &sessionProblem)
 		if sqlState(err) != "" { // perhaps PL/Proxy used a connection that a restart of the shard had broken
 			s.abandonProbe(st)
-			err = conn.QueryRow(ctx, shardVersionSQL, st.Number).Scan(&version)
+			err = conn.QueryRow(ctx, shardCheckSQL, st.Number).Scan(&version, &sessionProblem)
 		}
 		ended <- err
 	}()
@@ -286,11 +288,11 @@ func (s *Store) checkShard(ctx context.Context, conn *pgxpool.Conn, st *shardSta
 		s.recordNoAnswer(st)
 		err = <-ended
 	}
-	s.recordCheck(st, version, err)
+	s.recordCheck(st, version, sessionProblem, err)
 }
 
 // recordCheck records how the health check of a shard ended.
-func (s *Store) recordCheck(st *shardState, version int32, err error) {
+func (s *Store) recordCheck(st *shardState, version int32, sessionProblem *string, err error) {
 	s.shards.mu.Lock()
 	defer s.shards.mu.Unlock()
 	pgErr, fromServer := errors.AsType[*pgconn.PgError](err)
@@ -305,8 +307,12 @@ func (s *Store) recordCheck(st *shardState, version int32, err error) {
 		s.setShard(st, "it "+notCommittingReason, errNotCommitting)
 	case err == nil && version < s.schemaVersion:
 		s.setShard(st, fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion), nil)
+	case err == nil && sessionProblem != nil:
+		s.setShard(st, "the proxy's session there cannot be used: "+oneLine(*sessionProblem), nil)
 	case err == nil:
 		s.setShard(st, "", nil)
+	case isNotInstalled(sqlState(err)):
+		s.setShard(st, "its functions or the proxy's are not those of this program: run coupond migrate there, and coupond migrate --proxy", err)
 	case fromServer && pgErr.SeverityUnlocalized == "ERROR":
 		s.setShard(st, "the proxy gets no answer from it", err)
 	}

@@ -201,7 +201,7 @@ func TestShards_checkedConcurrently(t *testing.T) {
 		if err := admin.QueryRow(t.Context(), `
 select count(*), coalesce(extract(epoch from max(query_start) - min(query_start)), 0)::float8
 from pg_stat_activity
-where application_name = 'coupond' and query = $1 and state = 'active'`, shardVersionSQL).Scan(&checks, &apart); err != nil {
+where application_name = 'coupond' and query = $1 and state = 'active'`, shardCheckSQL).Scan(&checks, &apart); err != nil {
 			t.Fatal(err)
 		}
 		return checks == count
@@ -247,7 +247,7 @@ func TestShards_fewSessionsForASilentShard(t *testing.T) {
 		if err := admin.QueryRow(t.Context(), `
 select coalesce(array_agg(pid), '{}')
 from pg_stat_activity
-where application_name = 'coupond' and query = $1 and `+condition, shardVersionSQL).Scan(&pids); err != nil {
+where application_name = 'coupond' and query = $1 and `+condition, shardCheckSQL).Scan(&pids); err != nil {
 			t.Fatal(err)
 		}
 		return pids
@@ -375,7 +375,7 @@ func TestShards_commitsHang(t *testing.T) {
 	}
 	wait.For(t, "all sessions to end their wait", func() bool { return shard.sessionsWaiting(t) == 0 })
 	var done int
-	if err := shard.owner.QueryRow(t.Context(), `select count(*) from public.claims where user_id = any ($1)`, refused).Scan(&done); err != nil || done > 0 {
+	if err := shard.owner.QueryRow(t.Context(), `select count(*) from coupond.claims where user_id = any ($1)`, refused).Scan(&done); err != nil || done > 0 {
 		t.Errorf("%d claims that returned ErrUnavailable were made: %v", done, err)
 	}
 	for _, coupon := range coupons[stuck] {
@@ -411,13 +411,13 @@ func TestShards_mapChanges(t *testing.T) {
 	s.wantShards(t, 2, map[int]string{0: "gets no answer"})
 	admin := connect(t, s.proxy)
 	// Move partition 0 to the running shard, which becomes number 0; the dead one becomes number 2.
-	if _, err := admin.Exec(t.Context(), `alter server coupons options (set p0 '`+libpq(t, s.urls[1])+`')`); err != nil {
+	if _, err := admin.Exec(t.Context(), `alter server coupond options (set p0 '`+libpq(t, s.urls[1])+`')`); err != nil {
 		t.Fatal(err)
 	}
 	s.wantShards(t, 2, map[int]string{2: "gets no answer"})
 	// Move the other partitions as well, so that only one shard is left.
 	for p := 2; p < partitions; p += 2 {
-		if _, err := admin.Exec(t.Context(), fmt.Sprintf(`alter server coupons options (set p%d '%s')`, p, libpq(t, s.urls[1]))); err != nil {
+		if _, err := admin.Exec(t.Context(), fmt.Sprintf(`alter server coupond options (set p%d '%s')`, p, libpq(t, s.urls[1]))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -433,7 +433,7 @@ func TestShards_olderSchema(t *testing.T) {
 	s := newShardedStore(t, 2, func(cfg *Config) { cfg.SchemaVersion = db.Version() })
 	s.wantShards(t, 2, nil)
 	shard := connect(t, s.urls[1])
-	if _, err := shard.Exec(t.Context(), `update public.schema_version set version = version - 1`); err != nil {
+	if _, err := shard.Exec(t.Context(), `update coupond.schema_version set version = version - 1`); err != nil {
 		t.Fatal(err)
 	}
 	s.wantShards(t, 2, map[int]string{1: "run coupond migrate"})
@@ -446,6 +446,34 @@ func TestShards_olderSchema(t *testing.T) {
 	}
 }
 
+// A shard on which the proxy's sessions have a setting that breaks a promise is reported as
+// unhealthy, but its claims are sent.
+func TestShards_sessionProblem(t *testing.T) {
+	t.Parallel()
+	s := newShardedStore(t, 2)
+	s.wantShards(t, 2, nil)
+	shard := connect(t, s.urls[1])
+	set := func(value string) {
+		t.Helper()
+		for _, sql := range []string{
+			`alter role coupon_proxy_login set synchronous_commit = ` + value,
+			`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`,
+		} {
+			if _, err := shard.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	set("off")
+	s.wantShards(t, 2, map[int]string{1: "synchronous_commit is off"})
+	coupon := s.couponsOf(t, 1)[1][0]
+	if status, err := s.CreateCoupon(t.Context(), coupon, 1); status != Created {
+		t.Error(status, err)
+	}
+	set("on")
+	s.wantShards(t, 2, nil)
+}
+
 // A proxy of an older program has no map: one batcher then sends the claims of all shards, and all
 // outcomes are exact.
 func TestProxy_olderProxy(t *testing.T) {
@@ -455,7 +483,7 @@ func TestProxy_olderProxy(t *testing.T) {
 	s.wantShards(t, 2, nil)
 	s.Close()
 	admin := connect(t, s.proxy)
-	if _, err := admin.Exec(t.Context(), `drop function public.coupon_shards()`); err != nil {
+	if _, err := admin.Exec(t.Context(), `drop function coupond.coupon_shards()`); err != nil {
 		t.Fatal(err)
 	}
 	s.Store = openStore(t, s.proxy, func(cfg *Config) { cfg.ClaimQueue, cfg.Log = 4096, zerolog.New(log) })
@@ -490,6 +518,39 @@ func TestProxy_olderProxy(t *testing.T) {
 	}
 }
 
+// Warnings of triggers and of auto_explain on a shard do not make an outcome unknown.
+func TestProxy_otherWarnings(t *testing.T) {
+	t.Parallel()
+	s := newShardedStore(t, 2)
+	shard := connect(t, s.urls[1])
+	for _, sql := range []string{
+		`create function coupond.audit() returns trigger language plpgsql as $$
+		begin
+			raise warning 'audited' using detail = 'with a detail';
+			return null;
+		end $$`,
+		`create trigger audit after insert on coupond.claims for each statement execute function coupond.audit()`,
+		`alter role coupon_proxy_login set session_preload_libraries = 'auto_explain'`,
+		`load 'auto_explain'`,
+		`alter role coupon_proxy_login set auto_explain.log_min_duration = 0`,
+		`alter role coupon_proxy_login set auto_explain.log_nested_statements = on`,
+		`alter role coupon_proxy_login set auto_explain.log_level = warning`,
+		`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`,
+	} {
+		if _, err := shard.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.wantShards(t, 2, nil)
+	coupon := s.sell(t, 1, 10)[1][0]
+	for _, claims := range [][]*claim{newClaims("u1", coupon), newClaims("u2", coupon, "u3", coupon)} {
+		s.sendWithin(t, longTimeout, claims)
+		if claims[0].status != Claimed {
+			t.Errorf("%d claims: %q, %v; want claimed", len(claims), claims[0].status, claims[0].err)
+		}
+	}
+}
+
 // A status that the proxy or this program does not know is an internal error, for the claims of
 // that shard only.
 func TestProxy_unknownStatus(t *testing.T) {
@@ -498,12 +559,12 @@ func TestProxy_unknownStatus(t *testing.T) {
 	coupons := s.sell(t, 1, 100)
 	shard := connect(t, s.urls[1])
 	for _, sql := range []string{
-		`alter type public.claim_status add value 'not_yet'`,
+		`alter type coupond.claim_status add value 'not_yet'`,
 		`
-create or replace function public.claim_coupons(p_users text[], p_coupon text)
-returns public.claim_status[]
+create or replace function coupond.claim_coupon(p_user text, p_coupon text)
+returns coupond.claim_status
 language sql
-as $$ select array['not_yet']::public.claim_status[] $$`,
+as $$ select 'not_yet'::coupond.claim_status $$`,
 	} {
 		if _, err := shard.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
@@ -520,7 +581,7 @@ as $$ select array['not_yet']::public.claim_status[] $$`,
 		}
 	}
 	wantInternalError("before")
-	if _, err := connect(t, s.proxy).Exec(t.Context(), `alter type public.claim_status add value 'not_yet'`); err != nil {
+	if _, err := connect(t, s.proxy).Exec(t.Context(), `alter type coupond.claim_status add value 'not_yet'`); err != nil {
 		t.Fatal(err)
 	}
 	wantInternalError("after")

@@ -275,7 +275,7 @@ func TestCoupon_Whole(t *testing.T) {
 	for _, claimers := range [][]string{nil, {"a"}, {"a", "b", "c"}} {
 		c := NewCoupon("c", 3, claimers)
 		if c.Amount != 3 || c.RemainingAmount != 3-len(claimers) {
-			t.Errorf("%d of %d pieces remain with %d claimers", c.RemainingAmount, c.Amount, len(claimers))
+			t.Errorf("%d of %d remain with %d claimers", c.RemainingAmount, c.Amount, len(claimers))
 		}
 		whole, ok := c.Whole()
 		if !ok || len(whole) != len(claimers) {

@@ -9,8 +9,10 @@
 //	coupon.go      creating and reading coupons
 //	sharedread.go  one read for several callers
 //	pool.go        configuration of the pool and its sessions, time-outs
+//	connstring.go  the connection string, and all that is wrong with it
+//	connect.go     a new session: its settings, and why it cannot be started
 //	conn.go        one connection: never sends a cancel request, notes warnings
-//	outcome.go     what a failed call proves; no other file decides that
+//	outcome.go     what a failed call proves
 //	probe.go       whether the server completes commits; nothing is written while it does not
 //	proxy.go       whether the server is a PL/Proxy proxy
 //	shards.go      the shards behind a proxy, and their states
