@@ -83,7 +83,7 @@ test-dba: compiler ## Run the commands of docs/dba.md, a restore and a sale thro
 .PHONY: test-browser
 test-browser: ## Use /docs in a headless Chromium (Debian: chromium); screenshots go to pictures/
 	$(GO) vet -tags browser ./api/browsertest
-	COUPON_PICTURES='$(CURDIR)/pictures' $(GO) test -tags browser -count=1 -timeout 10m ./api/browsertest $(ARGS)
+	COUPOND_PICTURES='$(CURDIR)/pictures' $(GO) test -tags browser -count=1 -timeout 10m ./api/browsertest $(ARGS)
 
 .PHONY: examples
 examples: ## Build, test and run _examples against a service, through its restart (needs jq)
@@ -103,7 +103,7 @@ fuzz: ## Fuzz bodies, names, paths and headers: make fuzz FUZZTIME=1000000x
 
 .PHONY: bounds
 bounds: ## Overload the service and upgrade it under load, 15 minutes; writes docs/bounds.md
-	COUPON_BOUNDS=1m COUPON_BOUNDS_DOC="$(CURDIR)/docs/bounds.md" $(GO) test -count=1 -v -timeout 40m -run '^TestBounds$$' ./cmd/coupond
+	COUPOND_BOUNDS=1m COUPOND_BOUNDS_DOC="$(CURDIR)/docs/bounds.md" $(GO) test -count=1 -v -timeout 40m -run '^TestBounds$$' ./cmd/coupond
 
 # Both start the containers of deploy/ha (127.0.0.1:8090) and delete them with their data.
 .PHONY: failover

@@ -31,7 +31,7 @@ func BenchmarkClaimCoupon(b *testing.B) {
 	conn, coupons := newSession(b, 1)
 	benchmarkCalls(b, 1, func(ctx context.Context, users []string) (statuses []string, err error) {
 		statuses = make([]string, 1)
-		err = conn.QueryRow(ctx, `select public.claim_coupon($1, $2)`, users[0], coupons[0]).Scan(&statuses[0])
+		err = conn.QueryRow(ctx, `select coupond.claim_coupon($1, $2)`, users[0], coupons[0]).Scan(&statuses[0])
 		return statuses, err
 	})
 }
@@ -42,7 +42,7 @@ func BenchmarkClaimCoupons(b *testing.B) {
 	for _, size := range batchSizes {
 		b.Run(fmt.Sprintf("claims=%d", size), func(b *testing.B) {
 			benchmarkCalls(b, size, func(ctx context.Context, users []string) (statuses []string, err error) {
-				err = conn.QueryRow(ctx, `select public.claim_coupons($1, $2)`, users, coupons[0]).Scan(&statuses)
+				err = conn.QueryRow(ctx, `select coupond.claim_coupons($1, $2)`, users, coupons[0]).Scan(&statuses)
 				return statuses, err
 			})
 		})
@@ -60,7 +60,7 @@ func BenchmarkClaimBatch(b *testing.B) {
 	for _, size := range batchSizes {
 		b.Run(fmt.Sprintf("claims=%d", size), func(b *testing.B) {
 			benchmarkCalls(b, size, func(ctx context.Context, users []string) ([]string, error) {
-				rows, err := conn.Query(ctx, `select "position", status from public.claim_batch($1, $2, $3)`,
+				rows, err := conn.Query(ctx, `select "position", status from coupond.claim_batch($1, $2, $3)`,
 					users, coupons[:size], positions[:size])
 				if err != nil {
 					return nil, err
@@ -133,7 +133,7 @@ func newSession(b *testing.B, coupons int) (conn *pgx.Conn, names []string) {
 
 func createCoupons(b *testing.B, owner *pgx.Conn, names ...string) {
 	b.Helper()
-	_, err := owner.Exec(b.Context(), `select public.create_coupon(name, $2) from unnest($1::text[]) as name`, names, amount)
+	_, err := owner.Exec(b.Context(), `select coupond.create_coupon(name, $2) from unnest($1::text[]) as name`, names, amount)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -304,10 +304,10 @@ func (b *browser) checkWidth(what string) {
 	}
 }
 
-// screenshot saves what the window shows in the directory COUPON_PICTURES, if that is set.
+// screenshot saves what the window shows in the directory COUPOND_PICTURES, if that is set.
 func (b *browser) screenshot(name string) {
 	b.t.Helper()
-	directory := os.Getenv("COUPON_PICTURES")
+	directory := os.Getenv("COUPOND_PICTURES")
 	if directory == "" {
 		return
 	}

@@ -159,7 +159,7 @@ func TestWorkload_entries(t *testing.T) {
 func TestTargets_referToExistingEntries(t *testing.T) {
 	all := newResults(nil, 1, time.Second)
 	for _, w := range workloads() {
-		for _, e := range w.entries([]string{contestants.Coupond, interactive, single, ceiling, redisEverysec}) {
+		for _, e := range w.entries([]string{contestants.Coupond, interactive, single, plain, ceiling, redisEverysec}) {
 			all.add(w.name, e.name, figures{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ""})
 		}
 	}
@@ -168,7 +168,7 @@ func TestTargets_referToExistingEntries(t *testing.T) {
 			t.Errorf("%s, %s: a workload or an entry does not exist", target.workload, target.figure)
 		}
 	}
-	for _, r := range []string{contestants.Coupond, interactive, single, ceiling} {
+	for _, r := range []string{contestants.Coupond, interactive, single, plain, ceiling} {
 		if _, err := contestants.Find(r); err != nil {
 			t.Error(err)
 		}

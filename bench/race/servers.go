@@ -139,7 +139,7 @@ func createShard(ctx context.Context, server *localpg.Server, password string, i
 	}
 	_, err = conn.Exec(ctx, fmt.Sprintf(`
 		create role coupon_proxy_login login password '%s' in role coupon_service;
-		insert into public.shard (partitions, owned)
+		insert into coupond.shard (partitions, owned)
 		select %d, array_agg(p)
 		from generate_series(%d, %[2]d - 1, %[4]d) as p`, password, partitions, i, n))
 	return errors.Join(err, conn.Close(ctx))
@@ -152,7 +152,7 @@ func createProxy(ctx context.Context, server *localpg.Server, password, database
 		return err
 	}
 	defer func() { _ = conn.Close(ctx) }() // the statements before it have committed, or returned their error
-	if err := db.ApplyProxy(ctx, conn); err != nil {
+	if err := db.ApplyProxy(ctx, conn, db.Options{}); err != nil {
 		return err
 	}
 	options := make([]string, partitions)
@@ -160,9 +160,9 @@ func createProxy(ctx context.Context, server *localpg.Server, password, database
 		options[p] = fmt.Sprintf("p%d 'host=127.0.0.1 port=%d dbname=shard'", p, shards[p%len(shards)].Port())
 	}
 	_, err = conn.Exec(ctx, fmt.Sprintf(`
-		create server coupons foreign data wrapper plproxy options (%s);
-		grant usage on foreign server coupons to coupon_proxy;
-		create user mapping for coupon_proxy server coupons options (user 'coupon_proxy_login', password '%s')`,
+		create server coupond foreign data wrapper plproxy options (%s);
+		grant usage on foreign server coupond to coupon_proxy;
+		create user mapping for coupon_proxy server coupond options (user 'coupon_proxy_login', password '%s')`,
 		strings.Join(options, ", "), password))
 	return err
 }
@@ -311,7 +311,7 @@ func createDatabase(ctx context.Context, server *localpg.Server, name string) (*
 	if err != nil {
 		return nil, err
 	}
-	_, err = db.Apply(ctx, conn)
+	_, err = db.Apply(ctx, conn, db.Options{})
 	return conn, err
 }
 

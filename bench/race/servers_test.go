@@ -79,13 +79,13 @@ func TestWorkload_shards(t *testing.T) {
 	runs := runOnce(t, throughProxy, func(m *machine) {
 		for name, shards := range map[string]int{oneShard: 1, fourShards: 4} {
 			at := m.sites[name]
-			count(t, at.url, `select count(public.create_coupon('c' || n, 9)) from generate_series(1, 100) as n`)
+			count(t, at.url, `select count(coupond.create_coupon('c' || n, 9)) from generate_series(1, 100) as n`)
 			if n := len(at.database); n != shards {
 				t.Errorf("%s: %d shards", name, n)
 			}
 			all := 0
 			for i, shard := range at.database {
-				n := count(t, shard.URL("shard"), `select count(*) from public.coupons`)
+				n := count(t, shard.URL("shard"), `select count(*) from coupond.coupons`)
 				if n == 0 {
 					t.Errorf("%s: shard %d stores no coupon", name, i)
 				}

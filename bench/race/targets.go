@@ -46,6 +46,7 @@ func targets() []target {
 		{manyEvenly, "claims/s, relative to the hot coupon", true, 0.85, times, ratio(rate, manyEvenly, contestants.Coupond, hotCoupon, contestants.Coupond)},
 		{onSlowDisk, "claims/s, relative to interactive", true, 45, times, ratio(rate, onSlowDisk, contestants.Coupond, onSlowDisk, interactive)},
 		{idleClient, "p50, relative to one call per claim", false, 1.15, times, ratio(p50, idleClient, contestants.Coupond, idleClient, single)},
+		{idleClient, "p50, relative to the plain function", false, 1, times, ratio(p50, idleClient, contestants.Coupond, idleClient, plain)},
 		{manyClients, "claims/s, relative to 128 connections", true, 0.95, times, ratio(rate, manyClients, contestants.Coupond, manyClients, with128)},
 		{manyClients, "rounds with unexpected answers", false, 0, "%.0f", unexpectedRounds(manyClients)},
 		{openSnapshot, "claims/s, relative to no dump", true, 0.8, times, ratio(rate, openSnapshot, contestants.Coupond, openSnapshot, withoutDump)},

@@ -92,6 +92,7 @@ type figures struct {
 const (
 	interactive   = "interactive"
 	single        = "one call per claim"
+	plain         = "plain function"
 	ceiling       = "ceiling"
 	redisEverysec = redisPrefix + "everysec"
 )
@@ -137,10 +138,10 @@ func workloads() []workload {
 		}},
 		{name: "repeats", description: "all users have the coupon already", run: repeats},
 		{name: onSlowDisk, description: "a commit takes 2 ms longer", run: hotOnSlowDisk,
-			contestants: []string{contestants.Coupond, interactive, "optimistic", "serializable", single}},
+			contestants: []string{contestants.Coupond, interactive, "optimistic", "serializable", single, plain}},
 		{name: idleClient, description: "one connection; latency", quick: true, run: hotWith1Connection,
 			charted:     metric{"p50 in ms", "%.2f", func(f figures) float64 { return f.P50 }},
-			contestants: []string{contestants.Coupond, single, interactive}},
+			contestants: []string{contestants.Coupond, single, plain, interactive}},
 		{name: manyClients, description: "one coupon, all win", contestants: onlyCoupond, run: hotWith2000Connections,
 			variants: []variant{{name: with128, run: hot}}},
 		{name: openSnapshot, description: "a dump holds its snapshot during 150,000 claims", contestants: onlyCoupond, run: hotUnderSnapshot,
@@ -379,7 +380,7 @@ func hotUnderSnapshot(ctx context.Context, r *race, s *service) (figures, error)
 		return figures{}, err
 	}
 	var f figures
-	if _, err = dump.Exec(ctx, "begin isolation level repeatable read; select count(*) from public.coupons"); err == nil {
+	if _, err = dump.Exec(ctx, "begin isolation level repeatable read; select count(*) from coupond.coupons"); err == nil {
 		f, err = hot150000(ctx, r, s)
 	}
 	return f, errors.Join(err, dump.Close(ctx))

@@ -25,17 +25,17 @@ import (
 // tests down.
 func TestBounds(t *testing.T) {
 	b := &bounds{duration: time.Second, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second, idle: 1_000, binary: plainBinary(t)}
-	if text := os.Getenv("COUPON_BOUNDS"); text != "" {
+	if text := os.Getenv("COUPOND_BOUNDS"); text != "" {
 		duration, err := time.ParseDuration(text)
 		if err != nil {
-			t.Fatalf("COUPON_BOUNDS: %v", err)
+			t.Fatalf("COUPOND_BOUNDS: %v", err)
 		}
 		b.duration, b.baseline, b.tolerance, b.idle, b.strict = duration, 5*time.Second, time.Second, 10_000, true
 	}
 	b.overload(t)
 	b.misbehavingClients(t)
 	b.upgrades(t)
-	if path := os.Getenv("COUPON_BOUNDS_DOC"); path != "" && !t.Failed() {
+	if path := os.Getenv("COUPOND_BOUNDS_DOC"); path != "" && !t.Failed() {
 		b.write(t, path)
 	}
 }
@@ -193,7 +193,7 @@ func checkStoredBetween(t *testing.T, conn *pgx.Conn, minimum, maximum int) {
 	t.Helper()
 	var claims, sold int
 	err := conn.QueryRow(t.Context(), `
-		select (select count(*) from public.claims), sum(amount - remaining_amount) from public.coupons`).Scan(&claims, &sold)
+		select (select count(*) from coupond.claims), sum(amount - remaining_amount) from coupond.coupons`).Scan(&claims, &sold)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,7 +72,7 @@ Exit status: 0 success, 1 failure, 2 wrong usage or configuration.`,
 	root.AddCommand(
 		newServeCommand(vars, stderr),
 		newDevCommand(vars, stdout, stderr),
-		newMigrateCommand(vars, stdout),
+		newMigrateCommand(vars, stdout, stderr),
 		newSQLCommand(stdout),
 		newHealthcheckCommand(vars, stdout),
 		newVersionCommand(stdout),

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -15,8 +12,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/pgstore"
 )
 
 // The configuration of a command is a struct of the groups below, which load reads from the
@@ -30,12 +28,6 @@ import (
 //	oneof            allowed words, separated by spaces
 //	form             key in forms, for rules that the tags above cannot express
 //	secret           the value is never shown
-
-// databaseConfig names the database.
-type databaseConfig struct {
-	URL          string `env:"DATABASE_URL"           fallback:"required"  form:"database"                                                 help:"PostgreSQL connection string" secret:"true"`
-	PasswordFile string `env:"DATABASE_PASSWORD_FILE" form:"password file" help:"file with the password, which replaces one in DATABASE_URL"`
-}
 
 // listenConfig names the address of the service.
 type listenConfig struct {
@@ -77,7 +69,8 @@ var forms = map[string]struct {
 		"host:port or :port, with a port from 0 (any free one) to 65535", checkAddress,
 	},
 	"database": {
-		"postgres://user@host:5432/database (special characters percent-encoded) or 'host=… user=… dbname=…'", checkDatabaseURL,
+		"postgres://user@host:5432/database (special characters percent-encoded) or 'host=… user=… dbname=…'",
+		func(url string) error { _, err := pgstore.ParseURL(url); return err },
 	},
 	"password file": {
 		"a readable file with one line", func(path string) error { _, err := readPassword(path); return err },
@@ -139,8 +132,11 @@ func (v variable) isDuration() bool { return v.Type == reflect.TypeFor[time.Dura
 // check checks a value that could be parsed. It returns errNotAllowed if the description of the
 // allowed values explains the problem.
 func (v variable) check() error {
-	if v.value.IsZero() && v.Tag.Get("envDefault") == "" {
-		return nil // not set
+	if v.value.IsZero() && v.Tag.Get("envDefault") == "" { // not set
+		if v.Tag.Get("fallback") == "required" {
+			return errNoDatabase
+		}
+		return nil
 	}
 	switch {
 	case v.Tag.Get("oneof") != "":
@@ -177,6 +173,26 @@ func (v variable) bound(tag string) int64 {
 	return n
 }
 
+// problems returns a sentence for each thing that is wrong with the variable. err is that of check,
+// text is the value in the environment.
+func (v variable) problems(text string, err error) []string {
+	shown := fmt.Sprintf("%s=%q", v.name(), shorten(text))
+	switch {
+	case errors.Is(err, errNoDatabase):
+		return []string{err.Error()}
+	case v.secret(): // the error has one line for each problem, and says what is allowed
+		var problems []string
+		for line := range strings.Lines(err.Error()) {
+			problems = append(problems, v.name()+": "+strings.TrimSuffix(line, "\n"))
+		}
+		return problems
+	case errors.Is(err, errNotAllowed):
+		return []string{shown + ": must be " + v.allowed()}
+	default:
+		return []string{shown + ": " + err.Error() + "; must be " + v.allowed()}
+	}
+}
+
 // loggable returns the value for the log.
 func (v variable) loggable() string {
 	if v.secret() {
@@ -209,19 +225,9 @@ func load(vars environment, config any) error {
 		if !failed[v.Name] {
 			err = v.check()
 		}
-		if err == nil {
-			continue
+		if err != nil {
+			problems = append(problems, v.problems(vars[v.name()], err)...)
 		}
-		problem := fmt.Sprintf("%s=%q", v.name(), shorten(vars[v.name()]))
-		if v.secret() {
-			problem = v.name() + " (not shown, because it may hold a password)"
-		}
-		if !errors.Is(err, errNotAllowed) {
-			problem += ": " + err.Error() + ";"
-		} else {
-			problem += ":"
-		}
-		problems = append(problems, problem+" must be "+v.allowed())
 	}
 	for _, group := range groups(config) {
 		if c, ok := reflect.TypeAssert[interface{ conflict() string }](group.Addr()); ok {
@@ -301,124 +307,4 @@ func checkAddress(address string) error {
 		return errNotAllowed
 	}
 	return nil
-}
-
-// checkDatabaseURL checks that pgx can parse the connection string. Its error never contains a part
-// of the string that may belong to the password. pgx hides the password where it recognises it, but
-// it cannot do so in a string that it cannot parse. Other strings parse differently than intended:
-// in postgres://user:12/34@host/db the password was meant to be 12/34, while libpq and pgx see port
-// 12 and a database named 34@host/db.
-func checkDatabaseURL(text string) error {
-	if _, rest, isURL := cutScheme(text); isURL {
-		if strings.Contains(afterUser(rest), "@") {
-			return errors.New("it has an @ after the host (percent-encode / and @ in the password)")
-		}
-	} else if !strings.Contains(text, "=") {
-		return errors.New("not a connection string")
-	}
-	_, err := pgxpool.ParseConfig(text)
-	if err == nil {
-		return nil
-	}
-	// pgx's message is: cannot parse `…`: problem (cause). Only the text after the string itself is
-	// safe to show, and only if the string could be split into its parts.
-	problem := err.Error()
-	problem = problem[strings.LastIndex(problem, "`: ")+len("`: "):]
-	if strings.HasPrefix(problem, "failed to parse as") {
-		return errors.New("not a valid connection string")
-	}
-	return errors.New(problem)
-}
-
-// afterUser returns the part of a connection URL, given without its scheme, that follows the user
-// and the password. Like libpq, it assumes that these end at the first @ before any /.
-func afterUser(rest string) string {
-	if i := strings.IndexAny(rest, "@/"); i >= 0 && rest[i] == '@' {
-		return rest[i+1:]
-	}
-	return rest
-}
-
-func cutScheme(text string) (scheme, rest string, isURL bool) {
-	for _, scheme := range []string{"postgres://", "postgresql://"} {
-		if rest, ok := strings.CutPrefix(text, scheme); ok {
-			return scheme, rest, true
-		}
-	}
-	return "", text, false
-}
-
-func readPassword(path string) (string, error) {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		if cause, ok := errors.AsType[*os.PathError](err); ok {
-			err = cause.Err // without the path, which the caller shows
-		}
-		return "", err
-	}
-	content = bytes.TrimSuffix(content, []byte("\n"))
-	content = bytes.TrimSuffix(content, []byte("\r"))
-	if len(content) == 0 {
-		return "", errors.New("the file is empty")
-	}
-	if bytes.ContainsAny(content, "\n\x00") {
-		return "", errors.New("the file has more than one line")
-	}
-	return string(content), nil
-}
-
-// errNoDatabase is the error of serve and migrate if DATABASE_URL is not set.
-var errNoDatabase = usageError{errors.New(
-	"DATABASE_URL is not set: use DATABASE_URL=postgres://user@host:5432/database," +
-		" or try the service with a private PostgreSQL: coupond dev")}
-
-// connString returns the connection string with the password. load has checked the configuration.
-func (c databaseConfig) connString() (string, error) {
-	if c.URL == "" {
-		return "", errNoDatabase
-	}
-	if c.PasswordFile == "" {
-		return c.URL, nil
-	}
-	password, err := readPassword(c.PasswordFile)
-	if err != nil {
-		return "", fmt.Errorf("DATABASE_PASSWORD_FILE=%q: %w", c.PasswordFile, err)
-	}
-	return withPassword(c.URL, password)
-}
-
-// withPassword returns the connection string with password in place of the one it may have. It
-// edits the text, because net/url does not support PostgreSQL's lists of hosts
-// (host1:5432,host2:5432).
-func withPassword(connString, password string) (string, error) {
-	scheme, rest, isURL := cutScheme(connString)
-	if !isURL {
-		// In a keyword/value string the last value of a keyword counts.
-		quoted := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(password)
-		return connString + " password='" + quoted + "'", nil
-	}
-	parsed, err := pgxpool.ParseConfig(connString)
-	if err != nil {
-		return "", errors.New("cannot parse DATABASE_URL") // not err, which may hold a password
-	}
-	user := url.UserPassword(parsed.ConnConfig.User, password).String()
-	connString = scheme + user + "@" + afterUser(rest)
-	if parsed, err = pgxpool.ParseConfig(connString); err != nil || parsed.ConnConfig.Password != password {
-		return "", usageError{errors.New("DATABASE_URL has a password among its parameters and DATABASE_PASSWORD_FILE is set; set only one of the two")}
-	}
-	return connString, nil
-}
-
-// address returns user, host, port and database for log and error messages, without the password.
-func (c databaseConfig) address() string {
-	parsed, err := pgxpool.ParseConfig(c.URL)
-	if err != nil {
-		return "(invalid connection string)"
-	}
-	conn := parsed.ConnConfig
-	where := net.JoinHostPort(conn.Host, strconv.Itoa(int(conn.Port)))
-	if strings.HasPrefix(conn.Host, "/") {
-		where = fmt.Sprintf("%s:%d", conn.Host, conn.Port)
-	}
-	return fmt.Sprintf("%s@%s/%s", conn.User, where, conn.Database)
 }

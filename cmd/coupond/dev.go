@@ -8,21 +8,19 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
-	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 
 	"scalable-coupon-system/internal/localpg"
 )
 
-// devDatabase is the name of the database in the private PostgreSQL.
-const devDatabase = "coupons"
+// devDatabase is the name of the database in the private PostgreSQL, and of its superuser.
+const devDatabase = "coupond"
 
 // devConfig is the configuration of `coupond dev`.
 type devConfig struct {
@@ -42,8 +40,8 @@ commands to try next.
 
 The data stay in the directory of --dir for the next start. While dev runs, the
 script psql in that directory opens psql on the database. Ctrl-C shuts the
-service down as it does for serve, then stops PostgreSQL. DATABASE_URL is not
-used.`,
+service down as it does for serve, then stops PostgreSQL. DATABASE_URL and the
+variables of libpq (PG…) are not used.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&devConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -79,7 +77,13 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		return err
 	}
 
-	server, err := localpg.Start(ctx, localpg.Options{Dir: dir, Log: stderr})
+	server, err := localpg.Start(ctx, localpg.Options{
+		Dir:  dir,
+		User: devDatabase,
+		Log:  stderr,
+		// For psql: select claim_coupon('ada', 'early bird').
+		Settings: map[string]string{"search_path": "coupond, public"},
+	})
 	if err != nil {
 		return err
 	}
@@ -94,14 +98,14 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		case <-ctx.Done():
 		}
 	}()
-	if err := createDatabase(ctx, server.URL("postgres"), devDatabase); err != nil {
+	if err := createDatabase(ctx, server); err != nil {
 		return err
 	}
-	if err := migrate(ctx, server.URL(devDatabase), devDatabase, stderr); err != nil {
+	if err := migrate(ctx, server.URL(devDatabase), devDatabase, stderr, stderr); err != nil {
 		return err
 	}
 
-	psql := filepath.Join(dir, "psql")
+	psql := filepath.Join(server.Dir(), "psql")
 	if err := writePsql(psql, server); err != nil {
 		return err
 	}
@@ -115,24 +119,38 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 		log:      log,
 		ready: func() {
 			// The service is useful even if stdout is closed.
-			_, _ = io.WriteString(stdout, firstSteps(baseURL(listener.Addr()), dir, psqlCommand(psql, server)))
+			_, _ = io.WriteString(stdout, firstSteps(baseURL(listener.Addr()), dir, shellWord(psql)))
 		},
 	}
 	return s.run(ctx)
 }
 
-// createDatabase creates the database name on the server of connString, unless it exists.
-func createDatabase(ctx context.Context, connString, name string) (err error) {
-	conn, err := connect(ctx, connString)
+// earlierDatabase is the name of dev's database in earlier versions.
+const earlierDatabase = "coupons"
+
+// createDatabase creates the database on server, unless it exists.
+func createDatabase(ctx context.Context, server *localpg.Server) (err error) {
+	conn, err := connect(ctx, server.URL("postgres"))
 	if err != nil {
 		return fmt.Errorf("cannot connect to the private PostgreSQL: %w", err)
 	}
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 
-	_, err = conn.Exec(ctx, "create database "+pgx.Identifier{name}.Sanitize()+" encoding 'UTF8' template template0")
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == pgerrcode.DuplicateDatabase {
-		return nil
+	rows, err := conn.Query(ctx, "select datname from pg_catalog.pg_database")
+	if err != nil {
+		return err
 	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	switch {
+	case err != nil:
+		return err
+	case slices.Contains(names, devDatabase):
+		return nil
+	case slices.Contains(names, earlierDatabase):
+		return fmt.Errorf("the data in %s are those of an earlier version of coupond, which this version cannot use:"+
+			" to start with an empty database, remove the directory (rm -r %s)", server.Dir(), shellWord(server.Dir()))
+	}
+	_, err = conn.Exec(ctx, "create database "+pgx.Identifier{devDatabase}.Sanitize()+" encoding 'UTF8' template template0")
 	return err
 }
 
@@ -142,15 +160,6 @@ func baseURL(address net.Addr) string {
 		return fmt.Sprintf("http://localhost:%d", tcp.Port)
 	}
 	return "http://" + address.String()
-}
-
-// psqlCommand returns a command that opens psql on the database: a plain psql command line if psql
-// is in the PATH, otherwise script, which finds the psql of the server's binaries.
-func psqlCommand(script string, server *localpg.Server) string {
-	if _, err := exec.LookPath("psql"); err != nil {
-		return script
-	}
-	return server.Psql(devDatabase)
 }
 
 // firstSteps returns the commands that a user may want to try first.
@@ -174,10 +183,14 @@ The same in psql:
 }
 
 // writePsql writes a script to path that opens psql on the database and passes its arguments on to
-// psql. It prefers the psql of the server's own version.
+// psql. It prefers the psql of the server's own version, and ignores the variables of libpq in the
+// user's environment: PGHOSTADDR, for example, would make psql connect to another server.
 func writePsql(path string, server *localpg.Server) error {
 	script := fmt.Sprintf(`#!/bin/sh
 # Opens psql on the database of a running coupond dev, which wrote this file and removes it when it ends.
+for variable in $(env | sed -n 's/^\(PG[A-Za-z0-9_]*\)=.*/\1/p'); do
+  unset "$variable"
+done
 PATH=%s:$PATH
 exec %s "$@"
 `, shellQuote(server.BinDir()), server.Psql(devDatabase))
@@ -186,6 +199,14 @@ exec %s "$@"
 		return err
 	}
 	return os.WriteFile(path, []byte(script), 0o700)
+}
+
+// shellWord returns a path as a word of a shell command, in quotes only if it needs them.
+func shellWord(path string) string {
+	if strings.Trim(path, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-") == "" {
+		return path
+	}
+	return shellQuote(path)
 }
 
 func shellQuote(s string) string {

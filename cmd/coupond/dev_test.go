@@ -8,10 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/internal/localpg"
 	"scalable-coupon-system/internal/pgtest"
@@ -107,6 +110,63 @@ func TestDev(t *testing.T) {
 	}
 	if strings.Contains(p.stderr.String(), "creating a PostgreSQL") {
 		t.Error("the restart created a new cluster")
+	}
+}
+
+// dev and its psql script reach their own database whatever the shell says.
+func TestDev_ignoresLibpqEnvironment(t *testing.T) {
+	t.Parallel()
+	variables := []string{
+		"PGAPPNAME=other", "PGCHANNELBINDING=require", "PGCLIENTENCODING=LATIN1", "PGCONNECT_TIMEOUT=soon", "PGDATABASE=nowhere",
+		"PGDATESTYLE=German", "PGGSSENCMODE=require", "PGHOST=nowhere.invalid", "PGHOSTADDR=192.0.2.1", "PGMAXPROTOCOLVERSION=2",
+		"PGMINPROTOCOLVERSION=9", "PGOPTIONS=-c search_path=pg_catalog -c default_transaction_read_only=on", "PGPASSFILE=/nowhere",
+		"PGPASSWORD=wrong", "PGPORT=1", "PGREQUIREAUTH=none", "PGREQUIREPEER=another", "PGSERVICE=nowhere", "PGSERVICEFILE=/nowhere",
+		"PGSSLCERT=/nowhere", "PGSSLCERTMODE=require", "PGSSLKEY=/nowhere", "PGSSLMODE=verify-full", "PGSSLNEGOTIATION=direct",
+		"PGSSLROOTCERT=/nowhere", "PGTARGETSESSIONATTRS=standby", "PGTZ=Mars/Phobos", "PGUSER=another",
+	}
+	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
+	p := startProcess(t, append(slices.Clone(devEnviron), variables...), "dev", "--dir", dir).ready(t)
+	c := newClient(t, p.url, 1)
+	c.create(t, "early bird", 100)
+	if a, err := c.claim("ada", "early bird"); err != nil || a.status != 201 {
+		t.Errorf("claim: %+v %v", a, err)
+	}
+
+	wait.For(t, "the psql script", func() bool { return strings.Contains(p.stdout.String(), "/psql\n") })
+	script := shellQuote(filepath.Join(dir, "psql")) + ` -XAt -c "select claim_coupon('ada', 'early bird')"` +
+		` -c "select current_user, current_database(), current_setting('transaction_read_only'), current_setting('client_encoding'), current_setting('DateStyle')"`
+	const want = "already_claimed\ncoupond|coupond|off|UTF8|ISO, MDY\n"
+	for _, environment := range append(slices.Clone(variables), strings.Join(variables, "\n")) {
+		words := "env"
+		for variable := range strings.SplitSeq(environment, "\n") {
+			words += " " + shellQuote(variable)
+		}
+		if got := sh(t, words+" "+script); got != want {
+			t.Errorf("%s: psql prints %q, want %q", environment, got, want)
+		}
+	}
+}
+
+// The data of an earlier version, with the database coupons, are refused and not changed.
+func TestDev_refusesEarlierData(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(pgtest.ClusterDir(t), "dev's own")
+	server, err := localpg.Start(t.Context(), localpg.Options{Dir: dir, Settings: map[string]string{"fsync": "off"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), "create database coupons")
+	if err := errors.Join(err, conn.Close(t.Context()), server.Stop()); err != nil {
+		t.Fatal(err)
+	}
+	want := "the data in " + dir + " are those of an earlier version of coupond, which this version cannot use:" +
+		" to start with an empty database, remove the directory (rm -r " + shellQuote(dir) + ")"
+	for range 2 {
+		expect(t, exitFailure, want, devEnviron, "dev", "--dir", dir)
 	}
 }
 

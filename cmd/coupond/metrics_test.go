@@ -91,7 +91,7 @@ func TestMetrics_knownLoad(t *testing.T) {
 		_, _ = fmt.Sscan(got[`coupond_database_call_duration_seconds_count{function="`+function+`"}`], &n)
 		return n
 	}
-	if n := calls("claim_coupons") + calls("claim_batch"); fmt.Sprint(n) != got["coupond_batch_size_count"] {
+	if n := calls("claim_coupon") + calls("claim_coupons") + calls("claim_batch"); fmt.Sprint(n) != got["coupond_batch_size_count"] {
 		t.Errorf("%d database calls, %s batches", n, got["coupond_batch_size_count"])
 	}
 	for _, name := range []string{"go_goroutines", "process_cpu_seconds_total", `coupond_build_info{commit="`} {

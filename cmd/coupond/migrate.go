@@ -5,15 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"scalable-coupon-system/db"
+	"scalable-coupon-system/pgstore"
 )
 
 // connectTimeout limits how long migrate tries to connect to PostgreSQL.
@@ -24,16 +25,20 @@ type migrateConfig struct {
 	Database databaseConfig
 }
 
-func newMigrateCommand(vars environment, stdout io.Writer) *cobra.Command {
+func newMigrateCommand(vars environment, stdout, stderr io.Writer) *cobra.Command {
 	var proxy bool
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Migrate the schema in DATABASE_URL to this version",
-		Long: `Migrate the schema in the database of DATABASE_URL to the version of this
-binary, and install its functions. A second run changes nothing. Several
-migrations may run at the same time, and the service may run meanwhile.
+		Long: `Migrate the schema coupond in the database of DATABASE_URL to the version of
+this binary, and install its functions. A second run changes nothing. Several
+migrations may run at the same time, and the service may run meanwhile. If a
+statement does not get a lock within two seconds, migrate prints which session
+holds it, lets the service's calls pass, and tries again.
 
-The login must be a superuser, or own the database and have CREATEROLE.
+The login must be a superuser, or own the database and have CREATEROLE. All
+objects belong to the owner of the schema coupond; the login of a later
+migration must be allowed to act as that role.
 
 With --proxy, DATABASE_URL names an empty database that becomes a proxy in front
 of several servers (see deploy/shards). The login must be a superuser.`,
@@ -49,58 +54,65 @@ of several servers (see deploy/shards). The login must be a superuser.`,
 				return err
 			}
 			if proxy {
-				return migrateProxy(cmd.Context(), database, config.Database.address(), stdout)
+				return migrateProxy(cmd.Context(), database, config.Database.address(), stdout, stderr)
 			}
-			return migrate(cmd.Context(), database, config.Database.address(), stdout)
+			return migrate(cmd.Context(), database, config.Database.address(), stdout, stderr)
 		},
 	}
 	cmd.Flags().BoolVar(&proxy, "proxy", false, "install the PL/Proxy functions of a proxy instead of the schema")
 	return cmd
 }
 
-// migrateProxy installs the functions of a proxy in the database of connString, and writes the
-// result to w. address names the database in messages.
-func migrateProxy(ctx context.Context, connString, address string, w io.Writer) (err error) {
+// migrateProxy installs the functions of a proxy in the database of connString. It writes the
+// result to stdout, and what it waits for to stderr. address names the database in messages.
+func migrateProxy(ctx context.Context, connString, address string, stdout, stderr io.Writer) (err error) {
 	conn, err := connect(ctx, connString)
 	if err != nil {
 		return fmt.Errorf("cannot connect to %s: %w", address, err)
 	}
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 
-	if err := db.ApplyProxy(ctx, conn); err != nil {
+	if err := db.ApplyProxy(ctx, conn, logTo(stderr, address)); err != nil {
 		return fmt.Errorf("cannot set up %s as a proxy: %w", address, err)
 	}
-	_, err = fmt.Fprintf(w, "%s: proxy of schema version %d; functions installed\n", address, db.Version())
+	_, err = fmt.Fprintf(stdout, "%s: proxy of schema version %d; functions installed\n", address, db.Version())
 	return err
 }
 
-// migrate migrates the database of connString and writes the result to w. address names the
-// database in messages.
-func migrate(ctx context.Context, connString, address string, w io.Writer) (err error) {
+// migrate migrates the database of connString. It writes the result to stdout, and what it waits
+// for or repairs to stderr. address names the database in messages.
+func migrate(ctx context.Context, connString, address string, stdout, stderr io.Writer) (err error) {
 	conn, err := connect(ctx, connString)
 	if err != nil {
 		return fmt.Errorf("cannot connect to %s: %w", address, err)
 	}
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 
-	result, err := db.Apply(ctx, conn)
+	result, err := db.Apply(ctx, conn, logTo(stderr, address))
 	if err != nil {
 		return fmt.Errorf("cannot migrate %s: %w", address, err)
 	}
 	if result.From == result.To {
-		_, err = fmt.Fprintf(w, "%s: schema version %d already; functions installed\n", address, result.To)
+		_, err = fmt.Fprintf(stdout, "%s: schema version %d already; functions installed\n", address, result.To)
 	} else {
-		_, err = fmt.Fprintf(w, "%s: schema version %d → %d; functions installed\n", address, result.From, result.To)
+		_, err = fmt.Fprintf(stdout, "%s: schema version %d → %d; functions installed\n", address, result.From, result.To)
 	}
 	return err
+}
+
+// logTo returns options that write Apply's log to w.
+func logTo(w io.Writer, address string) db.Options {
+	return db.Options{Log: func(line string) {
+		_, _ = fmt.Fprintf(w, "%s: %s\n", address, line) // the migration is useful even if stderr is closed
+	}}
 }
 
 // connect connects within connectTimeout. Its error is one line without a password.
 func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 	// The pool's parser, because DATABASE_URL may hold settings for the service's pool.
-	config, err := pgxpool.ParseConfig(connString)
+	config, err := pgstore.ParseURL(connString)
 	if err != nil {
-		return nil, errors.New("cannot parse the connection string") // not err, which may hold a password
+		return nil, errors.New(oneLine(err.Error()))
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
 	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
@@ -110,14 +122,49 @@ func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// connectError returns why a connection failed, in one line: the error of the server, or else the
-// error at each address that was tried.
+// connectError returns why a connection failed, in one line: each reason that a server gave, or
+// else the error at each address that was tried.
 func connectError(err error) error {
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return fmt.Errorf("%s (SQLSTATE %s)", pgErr.Message, pgErr.Code)
+	if reasons := serverReasons(err); len(reasons) > 0 {
+		return errors.New(strings.Join(reasons, "; "))
 	}
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner // without the user and the database, which the caller adds
 	}
-	return errors.New(strings.Join(strings.Split(err.Error(), "\n"), "; "))
+	return errors.New(oneLine(err.Error()))
 }
+
+// serverReasons returns the different reasons of the servers that were tried. Pgx tries each
+// address with and without TLS.
+func serverReasons(err error) []string {
+	if joined, ok := errors.AsType[joinedError](err); ok {
+		var all []string
+		for _, each := range joined.Unwrap() {
+			for _, reason := range serverReasons(each) {
+				if !slices.Contains(all, reason) {
+					all = append(all, reason)
+				}
+			}
+		}
+		return all
+	}
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return nil
+	}
+	reason := fmt.Sprintf("%s (SQLSTATE %s)", pgErr.Message, pgErr.Code)
+	for _, more := range []string{pgErr.Detail, pgErr.Hint} {
+		if more != "" {
+			reason = strings.TrimSuffix(reason, ".") + ". " + more
+		}
+	}
+	return []string{oneLine(reason)}
+}
+
+// joinedError is what errors.Join returns.
+type joinedError interface {
+	error
+	Unwrap() []error
+}
+
+func oneLine(text string) string { return strings.Join(strings.Split(text, "\n"), "; ") }

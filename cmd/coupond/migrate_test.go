@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -64,6 +66,7 @@ func TestMigrate_errors(t *testing.T) {
 		{"a port without a listener", closed.String(), "connection refused"},
 		{"an unknown host", unknown.String(), "nowhere.invalid"},
 		{"a login without rights", withUser(url.UserPassword(login, testPassword)), "it must be a superuser, or own the database and either have CREATEROLE"},
+		{"a setting with a wrong value", database.URL + "&timezone=Mars/Phobos", `invalid value for parameter "TimeZone": "Mars/Phobos" (SQLSTATE 22023)`},
 	} {
 		address := databaseConfig{URL: c.url}.address()
 		if c.name == "an unknown database" && !strings.Contains(address, owner.Username()+"@") {
@@ -82,6 +85,64 @@ func TestMigrate_errors(t *testing.T) {
 
 	if n := relations(t, database.Connect(t)); n != 0 {
 		t.Errorf("migrate created %d relations", n)
+	}
+}
+
+// pg_hba.conf can refuse a connection because it is not encrypted. Pgx tries with TLS first; the
+// reason is that of the server, not that of the attempt with TLS.
+func TestMigrate_noEncryption(t *testing.T) {
+	t.Parallel()
+	hba := filepath.Join(pgtest.ClusterDir(t), "pg_hba.conf")
+	rules := "local all all scram-sha-256\nhost all postgres all scram-sha-256\nhostssl all all all scram-sha-256\n"
+	if err := os.WriteFile(hba, []byte(rules), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	server := pgtest.StartServer(t, map[string]string{"fsync": "off", "hba_file": hba})
+	database := server.Empty(t)
+	u := parseURL(t, database.URL)
+	u.User = url.UserPassword(role(t, database, ""), testPassword)
+	for _, mode := range []string{"disable", "prefer"} {
+		u.RawQuery = "sslmode=" + mode
+		expect(t, exitFailure, ": no pg_hba.conf entry for host \"127.0.0.1\", user \""+u.User.Username()+"\", database \""+database.Name+"\", no encryption (SQLSTATE 28000)",
+			[]string{"DATABASE_URL=" + u.String()}, "migrate")
+	}
+}
+
+// The server's detail and hint are reported, too.
+func TestMigrate_detailAndHint(t *testing.T) {
+	t.Parallel()
+	database := pgtest.Empty(t)
+	if _, err := database.Connect(t).Exec(t.Context(), `
+		create function public.refuse() returns event_trigger language plpgsql as $$
+		begin
+		  raise exception 'no changes on Fridays' using detail = 'It is Friday.', hint = 'Ask the administrator.';
+		end $$;
+		create event trigger refuse on ddl_command_start execute function public.refuse()`); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, exitFailure, "no changes on Fridays (SQLSTATE P0001). It is Friday. Ask the administrator.", []string{"DATABASE_URL=" + database.URL}, "migrate")
+}
+
+// While it waits for a lock, migrate says on stderr which session holds it.
+func TestMigrate_saysWhoHoldsTheLock(t *testing.T) {
+	t.Parallel()
+	database := pgtest.New(t)
+	holder := database.Connect(t)
+	tx, err := holder.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "set local application_name = 'pg_dump'; lock table coupond.sale_progress in access share mode"); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, []string{"DATABASE_URL=" + database.URL}, "migrate")
+	want := fmt.Sprintf("waiting for a lock that is held by process %d (application 'pg_dump', user ", holder.PgConn().PID())
+	wait.For(t, "a line on stderr", func() bool { return strings.Contains(p.stderr.String(), want) })
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.wait(t); code != 0 || !strings.Contains(p.stdout.String(), "functions installed") {
+		t.Errorf("exit code %d, %s %s", code, p.stdout.String(), p.stderr.String())
 	}
 }
 
@@ -132,7 +193,7 @@ func TestServe_otherSchemaVersions(t *testing.T) {
 	conn := database.Connect(t)
 	setVersion := func(version int32) {
 		t.Helper()
-		if _, err := conn.Exec(t.Context(), `update public.schema_version set version = $1`, version); err != nil {
+		if _, err := conn.Exec(t.Context(), `update coupond.schema_version set version = $1`, version); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -152,18 +213,19 @@ func TestServe_otherSchemaVersions(t *testing.T) {
 		[]string{"DATABASE_URL=" + database.URL}, "migrate")
 
 	// serve is unhealthy if a newer schema lacks a function that it calls.
-	if _, err := conn.Exec(t.Context(), `drop function public.claim_batch(text[], text[], integer[])`); err != nil {
+	if _, err := conn.Exec(t.Context(), `drop function coupond.claim_batch(text[], text[], integer[])`); err != nil {
 		t.Fatal(err)
 	}
 	waitUnhealthy(t, c, fmt.Sprintf("version %d and lacks functions that this program, made for version %d, calls: run a newer program",
 		db.Version()+1, db.Version()))
 }
 
-// relations returns the number of relations in schema public.
+// relations returns the number of relations in schema coupond.
 func relations(t *testing.T, conn *pgx.Conn) int {
 	t.Helper()
 	var n int
-	if err := conn.QueryRow(t.Context(), `select count(*) from pg_class where relnamespace = 'public'::regnamespace`).Scan(&n); err != nil {
+	if err := conn.QueryRow(t.Context(), `
+		select count(*) from pg_class where relnamespace = (select oid from pg_namespace where nspname = 'coupond')`).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n

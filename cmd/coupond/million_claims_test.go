@@ -36,10 +36,10 @@ func insertBigCoupon(t *testing.T, database *pgtest.Database) {
 	for _, sql := range []string{
 		`set session_replication_role = replica`, // skips a million checks of the foreign key
 		`set synchronous_commit = off`,
-		fmt.Sprintf(`insert into public.coupons (name, amount, remaining_amount) values ('BIG', %d, 200)`, million+200),
-		fmt.Sprintf(`insert into public.claims (coupon_name, claim_number, user_id)
+		fmt.Sprintf(`insert into coupond.coupons (name, amount, remaining_amount) values ('BIG', %d, 200)`, million+200),
+		fmt.Sprintf(`insert into coupond.claims (coupon_name, claim_number, user_id)
 			select 'BIG', n, lpad(n::text, %d, '0') from generate_series(1, %d) n`, longestID, million),
-		`analyze public.claims`,
+		`analyze coupond.claims`,
 	} {
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
 			t.Fatalf("%s: %v", sql, err)
@@ -104,7 +104,7 @@ func TestMillionClaims(t *testing.T) {
 		}
 	}
 	var remaining int
-	err := database.Connect(t).QueryRow(t.Context(), `select remaining_amount from public.coupons where name = 'BIG'`).Scan(&remaining)
+	err := database.Connect(t).QueryRow(t.Context(), `select remaining_amount from coupond.coupons where name = 'BIG'`).Scan(&remaining)
 	if err != nil || remaining != 100 {
 		t.Errorf("%d remain, want 100; %v", remaining, err)
 	}

@@ -262,14 +262,14 @@ func TestObservability_postgresQueries(t *testing.T) {
 	}
 	// One transaction holds the lock of the coupon, and a claim waits for it.
 	holder, claimer := database.Connect(t), database.Connect(t)
-	exec(claimer, "select public.claim_coupon('ann', 'SALE')")
+	exec(claimer, "select coupond.claim_coupon('ann', 'SALE')")
 	exec(claimer, "select pg_catalog.pg_stat_force_next_flush()")
 	exec(claimer, "select 1")
 	exec(holder, "begin isolation level repeatable read")
-	exec(holder, "select from public.coupons for update")
+	exec(holder, "select from coupond.coupons for update")
 	waited := make(chan error, 1)
 	go func() {
-		_, err := claimer.Exec(t.Context(), "select public.claim_coupon('bob', 'SALE')")
+		_, err := claimer.Exec(t.Context(), "select coupond.claim_coupon('bob', 'SALE')")
 		waited <- err
 	}()
 	exec(watcher, "set role pg_monitor")
@@ -319,19 +319,19 @@ func TestObservability_postgresQueries(t *testing.T) {
 		}
 	}
 	waitFor("one HOT update", func() bool {
-		for _, row := range run("table", all["coupon_pg_table"]) {
+		for _, row := range run("table", all["coupond_pg_table"]) {
 			if row["relname"] == "coupons" {
 				return row["updates_total"] == int64(1) && row["hot_updates_total"] == int64(1)
 			}
 		}
 		return false
 	})
-	waitFor("one waiting claim", func() bool { return run("locks", all["coupon_pg_locks"])[0]["waiting"] == int64(1) })
+	waitFor("one waiting claim", func() bool { return run("locks", all["coupond_pg_locks"])[0]["waiting"] == int64(1) })
 	exec(holder, "rollback")
 	if err := <-waited; err != nil {
 		t.Fatal(err)
 	}
-	waitFor("no waiting claim", func() bool { return run("locks", all["coupon_pg_locks"])[0]["waiting"] == int64(0) })
+	waitFor("no waiting claim", func() bool { return run("locks", all["coupond_pg_locks"])[0]["waiting"] == int64(0) })
 	if a := c.must(t, http.MethodGet, "/health", ""); a.status != http.StatusOK {
 		t.Errorf("/health: %d", a.status)
 	}

@@ -87,7 +87,7 @@ func TestShutdown_losesNoRequest(t *testing.T) {
 
 	var stored, remaining int64
 	err := database.Connect(t).QueryRow(t.Context(), `
-		select (select count(*) from public.claims), remaining_amount from public.coupons`).Scan(&stored, &remaining)
+		select (select count(*) from coupond.claims), remaining_amount from coupond.coupons`).Scan(&stored, &remaining)
 	if err != nil || stored != claimed.Load() || remaining != amount-stored {
 		t.Errorf("%d claims were answered with 201, %d are stored, %d of %d remain, %v", claimed.Load(), stored, remaining, amount, err)
 	}
@@ -112,7 +112,7 @@ func blockedClaim(t *testing.T, settings ...string) (p *program, idle, blocked *
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(t.Context(), `select from public.coupons for update`); err != nil {
+	if _, err := tx.Exec(t.Context(), `select from coupond.coupons for update`); err != nil {
 		t.Fatal(err)
 	}
 
@@ -226,7 +226,7 @@ func TestShutdown_secondSignal(t *testing.T) {
 func TestShutdown_failedListener(t *testing.T) {
 	t.Parallel()
 	var config serveConfig
-	if err := load(environment{}, &config); err != nil {
+	if err := load(environment{"DATABASE_URL": "postgres://me@host/db"}, &config); err != nil {
 		t.Fatal(err)
 	}
 	listener, err := listenAt(t.Context(), "127.0.0.1:0")

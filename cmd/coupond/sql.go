@@ -18,7 +18,8 @@ does, to read it or to run it yourself:
   coupond sql >install.sql
   psql --no-psqlrc --file=install.sql postgres://…
 
-Like migrate, the script only adds what is missing and can be run again.`,
+Like migrate, the script only adds what is missing and can be run again. Unlike
+migrate, it stops if it does not get a lock within two seconds.`,
 		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			script, err := db.Script()

@@ -38,7 +38,7 @@ func (b *bounds) upgrades(t *testing.T) {
 		l := startLoad(t, address)
 		conn := database.Connect(t)
 		for range installs {
-			if _, err := db.Apply(t.Context(), conn); err != nil {
+			if _, err := db.Apply(t.Context(), conn, db.Options{}); err != nil {
 				t.Fatal(err)
 			}
 			l.progress(t)
@@ -70,7 +70,7 @@ func (b *bounds) upgrades(t *testing.T) {
 			t.Fatalf("migrate: exit code %d: %s", code, migrate.stderr.String())
 		}
 		var version int32
-		if err := conn.QueryRow(t.Context(), `select public.coupon_schema_version()`).Scan(&version); err != nil || version != db.Version()+1 {
+		if err := conn.QueryRow(t.Context(), `select coupond.coupon_schema_version()`).Scan(&version); err != nil || version != db.Version()+1 {
 			t.Fatalf("schema version %d, %v; want %d", version, err, db.Version()+1)
 		}
 		l.progress(t)
@@ -111,7 +111,7 @@ func nextBinary(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const sql = "alter table public.coupons add column note text;\nalter table public.claims add column channel text not null default 'web';\n"
+	const sql = "alter table coupond.coupons add column note text;\nalter table coupond.claims add column channel text not null default 'web';\n"
 	if err := errors.Join(os.WriteFile(source, []byte(sql), 0o600), os.WriteFile(overlay, replace, 0o600)); err != nil {
 		t.Fatal(err)
 	}

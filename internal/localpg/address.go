@@ -15,9 +15,9 @@ import (
 
 // Address says how to reach a running server.
 type Address struct {
-	dir      string
-	password string
-	state    serverState
+	dir   string
+	login login
+	state serverState
 }
 
 // Dir returns the cluster's home directory as an absolute path.
@@ -37,8 +37,8 @@ func (a *Address) Pid() int { return a.state.Postmaster }
 // it.
 func (a *Address) URL(database string) string {
 	u := a.url(database)
-	u.User = url.UserPassword(superuser, a.password)
-	u.RawQuery = "sslmode=disable"
+	u.User = url.UserPassword(a.login.user, a.login.password)
+	u.RawQuery = noTLS
 	return u.String()
 }
 
@@ -47,7 +47,7 @@ func (a *Address) URL(database string) string {
 func (a *Address) BinDir() string { return a.state.BinDir }
 
 // Psql returns a shell command that opens database in psql. It contains the path of the password
-// file, not the password.
+// file, not the password. psql obeys the environment's variables of libpq (PG…).
 func (a *Address) Psql(database string) string {
 	program := "psql"
 	if _, err := exec.LookPath(program); err != nil {
@@ -57,9 +57,9 @@ func (a *Address) Psql(database string) string {
 		}
 	}
 	u := a.url(database)
-	u.User = url.User(superuser)
+	u.User = url.User(a.login.user)
 	// libpq does not decode a plus as a space, and a plain slash is easier to read.
-	u.RawQuery = "passfile=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(filepath.Join(a.dir, passwordFile)))
+	u.RawQuery = noTLS + "&passfile=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(filepath.Join(a.dir, passwordFile)))
 	return program + " " + quote(u.String())
 }
 
@@ -79,29 +79,38 @@ func (a *Address) url(database string) *url.URL {
 	}
 }
 
+// noTLS also keeps pgx from reading the user's own root certificate, which may not be valid.
+const noTLS = "sslmode=disable&sslrootcert="
+
 const passwordFile = "pgpass"
 
-// writePassword writes password to dir in the format of libpq's password file, for any host, port
-// and database.
-func writePassword(dir, password string) error {
+// login is the cluster's superuser.
+type login struct{ user, password string }
+
+// writeLogin writes l to dir in the format of libpq's password file, for any host, port and
+// database.
+func writeLogin(dir string, l login) error {
 	path := filepath.Join(dir, passwordFile)
-	return writeFile(path, "*:*:*:"+superuser+":"+password+"\n")
+	return writeFile(path, anyDatabase+l.user+":"+l.password+"\n")
 }
 
-func readPassword(dir string) (string, error) {
+const anyDatabase = "*:*:*:"
+
+func readLogin(dir string) (login, error) {
 	path := filepath.Join(dir, passwordFile)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%s is missing, and the cluster cannot be used without the password in it;"+
+		return login{}, fmt.Errorf("%s is missing, and the cluster cannot be used without the password in it;"+
 			" restore the file, or remove %s to start with a new cluster", path, dir)
 	}
 	if err != nil {
-		return "", err
+		return login{}, err
 	}
-	password, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "*:*:*:"+superuser+":")
-	if !ok {
-		return "", fmt.Errorf("%s does not contain a line *:*:*:%s:<password>;"+
-			" restore the file, or remove %s to start with a new cluster", path, superuser, dir)
+	line, isLogin := strings.CutPrefix(strings.TrimSpace(string(text)), anyDatabase)
+	user, password, hasPassword := strings.Cut(line, ":")
+	if !isLogin || !hasPassword {
+		return login{}, fmt.Errorf("%s does not contain a line %s<user>:<password>;"+
+			" restore the file, or remove %s to start with a new cluster", path, anyDatabase, dir)
 	}
-	return password, nil
+	return login{user, password}, nil
 }

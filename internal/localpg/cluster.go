@@ -147,7 +147,7 @@ func resolveLink(link string) (string, error) {
 // initialize creates the cluster: initdb in a directory beside it, then the password file, then the
 // rename that marks the data as complete. noSync skips the fsync of all files, for a server that
 // runs without fsync.
-func (c *cluster) initialize(ctx context.Context, pg installation, noSync bool, lock *dirLock) error {
+func (c *cluster) initialize(ctx context.Context, pg installation, user string, noSync bool, lock *dirLock) error {
 	newData, pwfile := c.data+".new", c.data+".password"
 	if err := os.RemoveAll(newData); err != nil {
 		return err
@@ -172,7 +172,7 @@ func (c *cluster) initialize(ctx context.Context, pg installation, noSync bool, 
 			return err
 		}
 		arguments := []string{
-			"--pgdata=" + newData, "--username=" + superuser, "--pwfile=" + pwfile,
+			"--pgdata=" + newData, "--username=" + user, "--pwfile=" + pwfile,
 			"--encoding=UTF8", "--locale=" + locale, "--auth=scram-sha-256",
 		}
 		if noSync {
@@ -194,7 +194,7 @@ func (c *cluster) initialize(ctx context.Context, pg installation, noSync bool, 
 		return failure
 	}
 
-	if err := writePassword(c.dir, password); err != nil {
+	if err := writeLogin(c.dir, login{user, password}); err != nil {
 		return err
 	}
 	if err := os.Rename(newData, c.data); err != nil {

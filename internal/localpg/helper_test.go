@@ -46,7 +46,34 @@ func TestMain(m *testing.M) {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+	case "query":
+		if err := queryInChild(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 	}
+}
+
+// queryInChild prints what the environment could change in a session.
+func queryInChild() error {
+	ctx := context.Background()
+	server, err := Start(ctx, Options{Dir: os.Getenv(childDir), Settings: map[string]string{"fsync": "off", "TimeZone": "UTC"}})
+	if err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, server.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	var session string
+	if err := conn.QueryRow(ctx, `
+		select concat_ws(' ', current_user, current_database(), current_setting('transaction_read_only'),
+			current_setting('application_name'), current_setting('TimeZone'), current_setting('DateStyle'), current_setting('client_encoding'))`,
+	).Scan(&session); err != nil {
+		return err
+	}
+	fmt.Println(session)
+	return errors.Join(conn.Close(ctx), server.Stop())
 }
 
 func startInChild(then func(*Server) error) error {
@@ -67,12 +94,12 @@ type child struct {
 	watchdog int // process ID, known after ready
 }
 
-func startChild(t *testing.T, mode, dir, bin string) *child {
+func startChild(t *testing.T, mode, dir, bin string, environment ...string) *child {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
 	c := &child{cmd: exec.CommandContext(context.Background(), executable)}
-	c.cmd.Env = append(os.Environ(), childMode+"="+mode, childDir+"="+dir, childBin+"="+bin)
+	c.cmd.Env = append(append(os.Environ(), childMode+"="+mode, childDir+"="+dir, childBin+"="+bin), environment...)
 	c.cmd.Stderr = os.Stderr
 	output, err := c.cmd.StdoutPipe()
 	must(t, err)

@@ -4,7 +4,7 @@
 // A cluster is one directory, Options.Dir:
 //
 //	data        the data directory, or a link to it (see below)
-//	pgpass      the superuser's random password, as a libpq password file with mode 0600
+//	pgpass      the superuser's name and random password, as a libpq password file with mode 0600
 //	server.log  the server's log
 //	lock        locked while any process of the server is running; contains its owner and address
 //
@@ -37,6 +37,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -47,6 +48,8 @@ type Options struct {
 	// Dir is the cluster's home directory. It is created if it is missing; an existing cluster is
 	// started again.
 	Dir string
+	// User is the name of the superuser of a new cluster. "" means postgres.
+	User string
 	// Port is the TCP port on 127.0.0.1. 0 means the port of the previous run, or a free one.
 	Port int
 	// Settings are settings of postgresql.conf, such as {"fsync": "off"}. They are passed on the
@@ -73,8 +76,7 @@ type Server struct {
 // oldestMajor is the oldest supported major version of PostgreSQL.
 const oldestMajor = 15
 
-// superuser is the name of the cluster's superuser.
-const superuser = "postgres"
+const defaultUser = "postgres"
 
 // Start starts the cluster in o.Dir and waits until it answers queries. It creates the cluster if
 // there is none. ctx ends the wait and the installation, but not a running server: that ends with
@@ -82,6 +84,8 @@ const superuser = "postgres"
 //
 // If the cluster is already running, the error is a *RunningError (errors.Is ErrRunning). Other
 // errors say what to do; if the server did not start, they include the last lines of its log.
+//
+// Start calls IgnoreEnvironment.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	server, err := start(ctx, o)
 	if err != nil {
@@ -90,7 +94,22 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return server, nil
 }
 
+// IgnoreEnvironment removes the variables of libpq (PG…) from the environment of this process, so
+// that they have no effect on it and on the programs that it starts. pgx reads them, and a
+// connection string cannot override all of them: PGSERVICE fails without its file.
+func IgnoreEnvironment() {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "PG") {
+			_ = os.Unsetenv(name) // fails only for a name that is not valid
+		}
+	}
+}
+
 func start(ctx context.Context, o Options) (*Server, error) {
+	IgnoreEnvironment()
+	if o.User == "" {
+		o.User = defaultUser
+	}
 	if o.Dir == "" {
 		return nil, errors.New("Options.Dir is empty; set it to a directory for the cluster")
 	}
@@ -128,20 +147,20 @@ func start(ctx context.Context, o Options) (*Server, error) {
 	}
 	if c.major == 0 {
 		logf("creating a PostgreSQL %s cluster in %s", pg.version, c.data)
-		if err := c.initialize(ctx, pg, o.Settings["fsync"] == "off", lock); err != nil {
+		if err := c.initialize(ctx, pg, o.User, o.Settings["fsync"] == "off", lock); err != nil {
 			return nil, err
 		}
 	}
 	if err := c.removeStalePid(ctx); err != nil {
 		return nil, err
 	}
-	password, err := readPassword(dir)
+	login, err := readLogin(dir)
 	if err != nil {
 		return nil, err
 	}
 
 	for i, port := range ports {
-		server, err := c.startServer(ctx, pg, port, password, o.Settings, lock)
+		server, err := c.startServer(ctx, pg, port, login, o.Settings, lock)
 		// Another process may take the port between our check and the server's bind. Only then try
 		// the next one.
 		if err == nil || ctx.Err() != nil || i == len(ports)-1 || portIsFree(port) {
@@ -153,7 +172,7 @@ func start(ctx context.Context, o Options) (*Server, error) {
 
 // startServer starts the server on port and waits until it answers.
 func (c *cluster) startServer(
-	ctx context.Context, pg installation, port int, password string, settings map[string]string, lock *dirLock,
+	ctx context.Context, pg installation, port int, login login, settings map[string]string, lock *dirLock,
 ) (*Server, error) {
 	sockets, err := c.makeSocketDir()
 	if err != nil {
@@ -177,9 +196,9 @@ func (c *cluster) startServer(
 	}
 
 	address := &Address{
-		dir:      c.dir,
-		password: password,
-		state:    serverState{Owner: os.Getpid(), Port: port, Sockets: sockets, BinDir: pg.dir},
+		dir:   c.dir,
+		login: login,
+		state: serverState{Owner: os.Getpid(), Port: port, Sockets: sockets, BinDir: pg.dir},
 	}
 	err = started.waitReady(ctx, address)
 	if err == nil {
@@ -199,11 +218,11 @@ func (c *cluster) startServer(
 // waitReady waits until the server answers a query or ends, or until ctx ends. It connects to the
 // unix socket, which no other server can have; the TCP port may have been taken by another one.
 func (p *process) waitReady(ctx context.Context, a *Address) error {
-	config, err := pgx.ParseConfig(fmt.Sprintf("host=%s port=%d user=%s password=%s dbname=postgres sslmode=disable",
-		a.state.Sockets, a.state.Port, superuser, a.password))
+	config, err := pgx.ParseConfig(a.URL("postgres"))
 	if err != nil {
 		return err
 	}
+	config.Host = a.state.Sockets
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 		conn, err := pgx.ConnectConfig(attempt, config)

@@ -3,11 +3,13 @@ package localpg
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -182,7 +184,7 @@ func TestServer_requiresPassword(t *testing.T) {
 
 	// The psql command works and does not contain the password.
 	command := server.Psql("postgres")
-	if strings.Contains(command, server.password) {
+	if strings.Contains(command, server.login.password) {
 		t.Errorf("the psql command contains the password: %s", command)
 	}
 	_, quoted, _ := strings.Cut(command, " '")
@@ -192,9 +194,9 @@ func TestServer_requiresPassword(t *testing.T) {
 func TestAddress_Psql(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	bin := t.TempDir()
-	a := &Address{dir: "/a b+c&d/it's", state: serverState{Port: 5, BinDir: bin}}
+	a := &Address{dir: "/a b+c&d/it's", login: login{user: "postgres"}, state: serverState{Port: 5, BinDir: bin}}
 
-	const rest = ` 'postgres://postgres@127.0.0.1:5/x%20y?passfile=/a%20b%2Bc%26d/it%27s/pgpass'`
+	const rest = ` 'postgres://postgres@127.0.0.1:5/x%20y?sslmode=disable&sslrootcert=&passfile=/a%20b%2Bc%26d/it%27s/pgpass'`
 	if got, want := a.Psql("x y"), "psql"+rest; got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
@@ -220,6 +222,56 @@ func TestStart_wrongPasswordFile(t *testing.T) {
 	must(t, os.Remove(secret))
 	_, err = Start(t.Context(), Options{Dir: dir})
 	wantError(t, err, secret+" is missing")
+}
+
+// The name of the superuser belongs to the cluster: another Options.User has no effect on it.
+func TestStart_user(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	for _, user := range []string{"coupond", "", "other"} {
+		server := startWith(t, Options{Dir: dir, User: user, Settings: map[string]string{"fsync": "off"}})
+		wantQuery(t, server.URL("postgres"), "select current_user, usesuper from pg_user", "coupond")
+		must(t, server.Stop())
+	}
+}
+
+// libpqEnvironment has a value for each variable of libpq that would keep a program from reaching
+// its own server, or would change its sessions.
+var libpqEnvironment = []string{
+	"PGAPPNAME=other", "PGCHANNELBINDING=require", "PGCLIENTENCODING=LATIN1", "PGCONNECT_TIMEOUT=soon", "PGDATABASE=nowhere",
+	"PGDATESTYLE=German", "PGGSSENCMODE=require", "PGHOST=nowhere.invalid", "PGHOSTADDR=192.0.2.1", "PGMAXPROTOCOLVERSION=2",
+	"PGMINPROTOCOLVERSION=9", "PGOPTIONS=-c default_transaction_read_only=on", "PGPASSFILE=/nowhere", "PGPASSWORD=wrong", "PGPORT=1",
+	"PGREQUIREAUTH=none", "PGREQUIREPEER=another", "PGSERVICE=nowhere", "PGSERVICEFILE=/nowhere", "PGSSLCERT=/nowhere",
+	"PGSSLCERTMODE=require", "PGSSLKEY=/nowhere", "PGSSLMODE=verify-full", "PGSSLNEGOTIATION=direct", "PGSSLROOTCERT=/nowhere",
+	"PGTARGETSESSIONATTRS=standby", "PGTZ=Mars/Phobos", "PGUSER=another",
+}
+
+// Start succeeds whatever the environment says, and afterwards its process ignores the variables of
+// libpq, too.
+func TestStart_ignoresEnvironment(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(home, ".postgresql"), 0o700))
+	must(t, os.WriteFile(filepath.Join(home, ".postgresql", "root.crt"), []byte("not a certificate"), 0o600))
+	child := startChild(t, "query", newCluster(t), "", append(slices.Clone(libpqEnvironment), "HOME="+home)...)
+	output, err := io.ReadAll(child.output)
+	must(t, err)
+	if want := "postgres postgres off  UTC ISO, MDY UTF8\n"; string(output) != want {
+		t.Errorf("the child printed %q, want %q", output, want)
+	}
+}
+
+// A process that a parallel test starts has a copy of the lock until its exec. Remove waits for it.
+func TestRemove_afterFailedStart(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	lock, err := acquireLock(t.Context(), dir)
+	must(t, err)
+	fd, err := syscall.Dup(int(lock.file.Fd()))
+	must(t, err)
+	lock.release()
+	time.AfterFunc(200*time.Millisecond, func() { _ = syscall.Close(fd) })
+	must(t, Remove(t.Context(), dir))
 }
 
 func TestStart_alreadyRunning(t *testing.T) {

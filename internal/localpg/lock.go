@@ -109,10 +109,15 @@ func (l *dirLock) retain() *dirLock {
 	return l
 }
 
+// release removes a reference. The last one ends the owner's claim to the server before the file is
+// closed, because others may have the lock a little longer: the backends of a killed postmaster,
+// and a process that was just started and has a copy of the file until its exec. Without an owner,
+// acquireLock waits for them.
 func (l *dirLock) release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.refs--; l.refs == 0 {
+		_ = l.write(serverState{Port: readState(l.file).Port})
 		_ = l.file.Close()
 	}
 }
@@ -182,9 +187,9 @@ func Running(dir string) (*Address, error) {
 	if err := flock(file, syscall.LOCK_SH); err == nil || now.Postmaster == 0 {
 		return nil, fmt.Errorf("localpg: %s: %w", dir, ErrNotRunning)
 	}
-	password, err := readPassword(dir)
+	login, err := readLogin(dir)
 	if err != nil {
 		return nil, fmt.Errorf("localpg: %w", err)
 	}
-	return &Address{dir: dir, state: now, password: password}, nil
+	return &Address{dir: dir, state: now, login: login}, nil
 }

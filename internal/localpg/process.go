@@ -88,9 +88,6 @@ func (p *process) wait() {
 	p.exitErr = exitErr
 	_ = p.commands.Close()
 	_ = os.RemoveAll(p.sockets) // the watchdog does this, unless it was killed
-	// If the postmaster was killed, its backends hold the lock a little longer. With no owner,
-	// acquireLock waits for them.
-	_ = p.lock.write(serverState{Port: readState(p.lock.file).Port})
 	p.lock.release()
 	close(p.done)
 }

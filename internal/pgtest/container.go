@@ -37,8 +37,8 @@ type container struct {
 
 // Labels by which later processes of the same package find old containers.
 const (
-	packageLabel = "coupon-pgtest.package"
-	processLabel = "coupon-pgtest.process"
+	packageLabel = "coupond-pgtest.package"
+	processLabel = "coupond-pgtest.process"
 )
 
 const postgresPort = "5432/tcp"
@@ -66,7 +66,7 @@ func startContainer(ctx context.Context, image string) (s *instance, what string
 	for _, name := range slices.Sorted(maps.Keys(sharedSettings)) {
 		command = append(command, "-c", name+"="+sharedSettings[name])
 	}
-	c := &container{pool: pool, name: fmt.Sprintf("coupon-pgtest-%s-%d-%s", packageID(), os.Getpid(), newRunID())}
+	c := &container{pool: pool, name: fmt.Sprintf("coupond-pgtest-%s-%d-%s", packageID(), os.Getpid(), newRunID())}
 	if err := c.startRemover(); err != nil {
 		return nil, "", err
 	}

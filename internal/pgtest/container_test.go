@@ -29,7 +29,7 @@ func engine(t *testing.T) *dockertest.Pool {
 	return pool
 }
 
-var containerName = regexp.MustCompile(`coupon-pgtest-[0-9a-f]{8}-\d+-[0-9a-f]{8}`)
+var containerName = regexp.MustCompile(`coupond-pgtest-[0-9a-f]{8}-\d+-[0-9a-f]{8}`)
 
 func TestContainer(t *testing.T) {
 	t.Parallel()

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { Main(m) }
 
 // The end of a test process can only be observed from outside. So the test binary runs itself again
 // with one of the tests of child_test.go, as if it were the tests of another package.
-const childVariable = "PGTEST_CHILD"
+const childVariable = "COUPOND_PGTEST_CHILD"
 
 // testPackage is a package under test: a directory, which identifies it, and an environment.
 type testPackage struct {
@@ -37,7 +37,7 @@ func newPackage(t *testing.T, environment ...string) *testPackage {
 	t.Helper()
 	tmp := newDir(t)
 	t.Cleanup(func() {
-		homes, _ := filepath.Glob(filepath.Join(tmp, "coupon-pgtest-*"))
+		homes, _ := filepath.Glob(filepath.Join(tmp, "coupond-pgtest-*"))
 		for _, home := range homes {
 			if err := localpg.Remove(context.Background(), home); err != nil {
 				t.Error(err)

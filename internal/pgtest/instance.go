@@ -175,7 +175,7 @@ func (s *instance) makeTemplate() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = db.Apply(ctx, conn)
+	_, err = db.Apply(ctx, conn, db.Options{})
 	if err = errors.Join(err, conn.Close(ctx)); err != nil {
 		return "", err
 	}

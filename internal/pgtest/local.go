@@ -56,7 +56,7 @@ func killAndRemove(s *localpg.Server) error {
 
 // homePattern matches the names of the servers' home directories. They contain the package and the
 // process that runs its tests.
-var homePattern = regexp.MustCompile(`^coupon-pgtest-([0-9a-f]{8})-([0-9]+)-`)
+var homePattern = regexp.MustCompile(`^coupond-pgtest-([0-9a-f]{8})-([0-9]+)-`)
 
 // newHomeDir creates the home directory of a new server. It also removes old ones: those that
 // failed tests of this package have kept, and those of killed processes.
@@ -83,7 +83,7 @@ func newHomeDir(ctx context.Context) (string, error) {
 		}
 	}
 
-	dir, err := os.MkdirTemp("", fmt.Sprintf("coupon-pgtest-%s-%d-", packageID(), os.Getpid()))
+	dir, err := os.MkdirTemp("", fmt.Sprintf("coupond-pgtest-%s-%d-", packageID(), os.Getpid()))
 	if err != nil {
 		return "", err
 	}

@@ -44,6 +44,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"scalable-coupon-system/internal/localpg"
 )
 
 // timeout limits each operation on a server. It is long, so that tests do not fail on a slow
@@ -69,8 +71,11 @@ var shared struct {
 	err      error
 }
 
-// Main runs the tests of a package and then cleans up. Call it from TestMain.
+// Main runs the tests of a package and then cleans up. Call it from TestMain. It removes the
+// variables of libpq (PG…) from the environment, so that the tests of all packages and servers do
+// not depend on it; TEST_DATABASE_URL has all that is needed.
 func Main(m *testing.M) {
+	localpg.IgnoreEnvironment()
 	m.Run() // m keeps the exit code
 	if shared.instance != nil {
 		shared.instance.close()

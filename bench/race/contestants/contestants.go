@@ -4,7 +4,7 @@
 //
 //	coupond.go   pgstore, as coupond uses it
 //	postgres.go  an interactive transaction, optimistic retry, SERIALIZABLE with retry, and
-//	             claim_coupon once per request
+//	             claim_coupon once per request, a plain function once per request
 //	redis.go     a Lua script
 //	ceiling.go   no claim at all: the cost of HTTP alone
 //
@@ -55,6 +55,7 @@ func All() []Contestant {
 		{"optimistic", "one statement, UPDATE … WHERE remaining_amount > 0, retried after a conflict", openOptimistic},
 		{"serializable", "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a serialization failure", openSerializable},
 		{"one call per claim", "select claim_coupon($1, $2), once per request", openSingle},
+		{"plain function", "the plainest PL/pgSQL function on tables with a foreign key, once per request", openPlain},
 		{"Redis", "a Lua script, with the server's appendfsync", openRedis},
 		{"ceiling", "HTTP only: every claim is answered as claimed", openCeiling},
 	}

@@ -20,7 +20,7 @@ import (
 //go:embed schema.sql
 var schema string
 
-// connect opens a pool and creates the tables of schema.sql.
+// connect opens a pool and creates the tables and the function of schema.sql.
 func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) {
 	poolConfig, err := pgxpool.ParseConfig(cfg.PostgresURL)
 	if err != nil {
@@ -38,8 +38,7 @@ func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) {
 	return pool, pool.Close, nil
 }
 
-// tables implements everything but Claim for the three contestants that use the tables of
-// schema.sql.
+// tables implements everything but Claim for the contestants that use the tables of schema.sql.
 type tables struct {
 	pool *pgxpool.Pool
 }
@@ -232,6 +231,21 @@ func conflicts(err error) bool {
 	return false
 }
 
+// plain calls the function of schema.sql once for each request. It is what an idle client is
+// compared with: nothing that claims in the database with one commit can do less.
+type plain struct{ tables }
+
+func openPlain(ctx context.Context, cfg Config) (api.Store, func(), error) {
+	pool, stop, err := connect(ctx, cfg)
+	return plain{tables{pool}}, stop, err
+}
+
+func (s plain) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
+	var status pgstore.ClaimStatus
+	err := s.pool.QueryRow(ctx, `select contestant.claim($1, $2)`, user, name).Scan(&status)
+	return status, err
+}
+
 // single calls our own functions once for each request, also for reads. It is what batched claims
 // and shared reads are compared with.
 type single struct {
@@ -256,15 +270,15 @@ func openSingle(ctx context.Context, cfg Config) (api.Store, func(), error) {
 
 func (s single) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
 	var status pgstore.ClaimStatus
-	err := s.pool.QueryRow(ctx, `select public.claim_coupon($1, $2)`, user, name).Scan(&status)
+	err := s.pool.QueryRow(ctx, `select coupond.claim_coupon($1, $2)`, user, name).Scan(&status)
 	return status, err
 }
 
 // singleReadSQL does not need one snapshot for its two calls: claims are never deleted, and the
 // first call says how many of them the second returns.
 const singleReadSQL = `
-select c.amount, c.remaining_amount, array(select public.coupon_claimers($1, 0, c.amount - c.remaining_amount))
-from public.get_coupon($1) as c`
+select c.amount, c.remaining_amount, array(select coupond.coupon_claimers($1, 0, c.amount - c.remaining_amount))
+from coupond.get_coupon($1) as c`
 
 func (s single) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
 	var amount, remaining int
