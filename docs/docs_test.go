@@ -295,3 +295,21 @@ func unquoted(lines []string) []string {
 	}
 	return plain
 }
+
+// The README shows the function as it is, without its comment for psql.
+func TestREADME_showsTheFunction(t *testing.T) {
+	t.Parallel()
+	const path = "db/functions/claim_coupon.sql"
+	function, _, found := strings.Cut(read(t, path), "\n\ncomment on function ")
+	if !found {
+		t.Fatalf("%s has no comment on the function", path)
+	}
+	_, block, found := strings.Cut(read(t, "README.md"), "<!-- "+path+" -->\n```sql\n")
+	if !found {
+		t.Fatalf("README.md has no block %s", path)
+	}
+	shown, _, _ := strings.Cut(block, "\n```\n")
+	if shown != function {
+		t.Errorf("README.md shows\n%s\n%s has\n%s", shown, path, function)
+	}
+}

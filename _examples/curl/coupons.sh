@@ -5,7 +5,7 @@
 #   coupons.sh claim USER NAME
 #   coupons.sh read NAME
 #
-# COUPONS_URL is the URL of the service. Exit status:
+# COUPOND_URL is the URL of the service. Exit status:
 #
 #   0  success; for a claim: the user has the coupon
 #   1  sold out, no such coupon, or the coupon exists
@@ -13,7 +13,7 @@
 #   3  no success within a minute: the outcome is unknown, run it again
 set -eu
 
-url=${COUPONS_URL:-http://127.0.0.1:8080}
+url=${COUPOND_URL:-http://127.0.0.1:8080}
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
 

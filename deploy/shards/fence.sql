@@ -6,7 +6,7 @@
 -- waits for them, at most for statement_timeout. It prints the WAL position that the new server
 -- must have received.
 begin;
-update public.shard set owned = array_remove(owned, :partition);
+update coupond.shard set owned = array_remove(owned, :partition);
 commit;
 do $$
 declare

@@ -8,11 +8,11 @@
 -- PL/Proxy opens one connection per connection string, so all partitions of a shard have the same
 -- string.
 select format(
-  'create server coupons foreign data wrapper plproxy options (%s)',
+  'create server coupond foreign data wrapper plproxy options (%s)',
   string_agg(format('p%s %L', p, s.addresses[1 + p % cardinality(s.addresses)]), ', ' order by p)
 )
 from (select :'shards'::text[]) as s (addresses)
 cross join generate_series(0, :partitions - 1) as p
 \gexec
-grant usage on foreign server coupons to coupon_proxy;
-create user mapping for coupon_proxy server coupons options (user 'coupon_proxy_login', password :'password');
+grant usage on foreign server coupond to coupon_proxy;
+create user mapping for coupon_proxy server coupond options (user 'coupon_proxy_login', password :'password');

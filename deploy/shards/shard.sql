@@ -13,4 +13,4 @@ alter role coupon_proxy_login set tcp_keepalives_idle = 5;
 alter role coupon_proxy_login set tcp_keepalives_interval = 2;
 alter role coupon_proxy_login set tcp_keepalives_count = 3;
 
-insert into public.shard (partitions, owned) values (:partitions, :'owned');
+insert into coupond.shard (partitions, owned) values (:partitions, :'owned');

@@ -103,13 +103,13 @@ func (e *environment) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = conn.Exec(ctx, "create database coupons")
+	_, err = conn.Exec(ctx, "create database coupond")
 	if err = errors.Join(err, conn.Close(ctx)); err != nil {
 		return err
 	}
-	e.ownerURL = e.postgres.URL("coupons")
+	e.ownerURL = e.postgres.URL("coupond")
 	return e.asOwner(ctx, func(conn *pgx.Conn) error {
-		_, err := db.Apply(ctx, conn)
+		_, err := db.Apply(ctx, conn, db.Options{})
 		return err
 	})
 }

@@ -52,7 +52,7 @@ func lockRow(ctx context.Context, e *environment, random *rand.Rand) error {
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `select from public.coupons where name = $1 for update`, *coupon); err != nil {
+		if _, err := tx.Exec(ctx, `select from coupond.coupons where name = $1 for update`, *coupon); err != nil {
 			return err
 		}
 		pause(ctx, between(random, 200*time.Millisecond, 4*time.Second))
@@ -63,7 +63,7 @@ func lockRow(ctx context.Context, e *environment, random *rand.Rand) error {
 func reinstallFunctions(ctx context.Context, e *environment, random *rand.Rand) error {
 	return e.asOwner(ctx, func(conn *pgx.Conn) error {
 		for range 5 + random.IntN(16) {
-			if _, err := db.Apply(context.WithoutCancel(ctx), conn); err != nil {
+			if _, err := db.Apply(context.WithoutCancel(ctx), conn, db.Options{}); err != nil {
 				return err
 			}
 			pause(ctx, between(random, 0, 100*time.Millisecond))
@@ -146,7 +146,7 @@ func injectIntoCalls(kind faultproxy.Fault, least int) func(context.Context, *en
 		var calls atomic.Uint64
 		seed := random.Uint64()
 		e.proxy.Inject(func(sql string) faultproxy.Fault {
-			if !strings.Contains(sql, "public.") { // pings and health checks
+			if !strings.Contains(sql, "coupond.") { // pings and health checks
 				return faultproxy.Pass
 			}
 			if rand.New(rand.NewPCG(seed, calls.Add(1))).IntN(n) == 0 {

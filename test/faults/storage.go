@@ -94,7 +94,7 @@ func (e *environment) storedCoupons(ctx context.Context) (map[string]*storedCoup
 	coupons := map[string]*storedCoupon{}
 	err := e.asOwner(ctx, func(conn *pgx.Conn) error {
 		var s storedCoupon
-		rows, err := conn.Query(ctx, `select name, amount, remaining_amount from public.coupons`)
+		rows, err := conn.Query(ctx, `select name, amount, remaining_amount from coupond.coupons`)
 		if err != nil {
 			return err
 		}
@@ -107,12 +107,12 @@ func (e *environment) storedCoupons(ctx context.Context) (map[string]*storedCoup
 
 		var name, user string
 		var number int32
-		rows, err = conn.Query(ctx, `select coupon_name, claim_number, user_id from public.claims order by coupon_name, claim_number`)
+		rows, err = conn.Query(ctx, `select coupon_name, claim_number, user_id from coupond.claims order by coupon_name, claim_number`)
 		if err != nil {
 			return err
 		}
 		_, err = pgx.ForEachRow(rows, []any{&name, &number, &user}, func() error {
-			c := coupons[name] // it exists, because of the foreign key
+			c := coupons[name] // it exists, because of the trigger of claims
 			c.numbers, c.users = append(c.numbers, number), append(c.users, user)
 			return nil
 		})

@@ -34,16 +34,14 @@ func TestHandbook(t *testing.T) {
 	c, fresh := newCluster(t), newCluster(t)
 	mustRun(t, c.env("postgres", "postgres"), `psql -qc "alter system set autovacuum = off" -c "select pg_reload_conf()"`)
 	for _, each := range []*cluster{c, fresh} {
-		mustRun(t, each.env("postgres", "postgres"), `psql -qc "create database coupons template template0 encoding 'UTF8'"`)
+		mustRun(t, each.env("postgres", "postgres"), `psql -qc "create database coupond template template0 encoding 'UTF8'"`)
 	}
 	r := &runner{
 		t:        t,
-		env:      append(c.env("postgres", "coupons"), "NEW="+fresh.URL("coupons"), "SERVER="+fmt.Sprintf("127.0.0.1:%d", c.Port())),
+		env:      append(c.env("postgres", "coupond"), "NEW="+fresh.URL("coupond"), "SERVER="+fmt.Sprintf("127.0.0.1:%d", c.Port())),
 		sessions: map[string]*session{},
 		admin:    c,
 	}
-	mustRun(t, r.env, "coupond migrate")
-
 	text, err := os.ReadFile("../../docs/dba.md")
 	if err != nil {
 		t.Fatal(err)
@@ -145,8 +143,9 @@ func (r *runner) run(lines []string) (written []string, commands int) {
 	return written, commands
 }
 
-// replacements replace what differs between runs: times, decimals (a rate, a duration), ports, and
-// the column widths that follow from them.
+// replacements replace what differs between runs: times, decimals (a rate, a duration), ports,
+// process ids, the column widths that follow from them; and the line of a function that raised an
+// error.
 var replacements = []struct {
 	pattern *regexp.Regexp
 	by      string
@@ -154,6 +153,8 @@ var replacements = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?(\+00)?`), "<time>"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},
 	{regexp.MustCompile(`\b\d+\.\d+\b`), "<decimal>"},
+	{regexp.MustCompile(`\bprocess \d+\b`), "process <id>"},
+	{regexp.MustCompile(`\bline \d+ at RAISE\b`), "line <number> at RAISE"},
 	{regexp.MustCompile(`-{2,}`), "-"},
 	{regexp.MustCompile(`[ \t]+`), " "},
 	{regexp.MustCompile(`(?m)^ | $`), ""},
@@ -239,7 +240,7 @@ func (s *session) execute(statement string) string {
 	if !strings.HasSuffix(statement, "-- waits") {
 		return s.output()
 	}
-	conn := connect(s.t, s.admin.URL("coupons"))
+	conn := connect(s.t, s.admin.URL("coupond"))
 	wait.For(s.t, "session "+s.name+" to wait for a lock", func() bool {
 		return get[int](s.t, conn, `
 			select count(*)

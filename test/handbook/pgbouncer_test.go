@@ -33,8 +33,8 @@ import (
 func TestPgBouncer(t *testing.T) {
 	c := newCluster(t)
 	admin := c.env("postgres", "postgres")
-	mustRun(t, admin, `psql -qc "create database coupons"`)
-	coupons := c.env("postgres", "coupons")
+	mustRun(t, admin, `psql -qc "create database coupond"`)
+	coupons := c.env("postgres", "coupond")
 	mustRun(t, coupons, "coupond migrate")
 	login := fromHandbook(t, "the login behind PgBouncer")
 	if err := os.WriteFile(filepath.Join(workDir(t), "login.sql"), []byte(login), 0o600); err != nil {
@@ -42,7 +42,7 @@ func TestPgBouncer(t *testing.T) {
 	}
 	mustRun(t, coupons, `psql -qv ON_ERROR_STOP=1 -f login.sql && psql -qc "alter role coupon_login password 'coupon_login'"`)
 	b := startPgBouncer(t, c)
-	owner := connect(t, c.URL("coupons"))
+	owner := connect(t, c.URL("coupond"))
 
 	t.Run("session settings", func(t *testing.T) {
 		conn := connect(t, b.url("?default_query_exec_mode=exec"))
@@ -52,10 +52,15 @@ func TestPgBouncer(t *testing.T) {
 		// What pgstore sets for the default CLAIM_TIMEOUT of 5 s.
 		for name, want := range map[string]string{
 			"search_path": "pg_catalog, pg_temp", "lock_timeout": "750ms", "statement_timeout": "1s", "idle_in_transaction_session_timeout": "5s",
+			"client_encoding": "UTF8", "client_min_messages": "warning", "synchronous_commit": "on",
+			"default_transaction_isolation": "read committed", "default_transaction_read_only": "off",
 		} {
 			if got := get[string](t, conn, "select current_setting('"+name+"')"); got != want {
 				t.Errorf("%s is %s, not %s", name, got, want)
 			}
+		}
+		if problem := get[*string](t, conn, "select coupond.session_problem()"); problem != nil {
+			t.Error(*problem)
 		}
 	})
 
@@ -76,7 +81,7 @@ func TestPgBouncer(t *testing.T) {
 		// on another.
 		t.Run("default mode without statement tracking", func(t *testing.T) {
 			first, second := connect(t, b.url("")), connect(t, b.url("?default_query_exec_mode=exec"))
-			const sql = "select public.coupon_schema_version()"
+			const sql = "select coupond.coupon_schema_version()"
 			get[int](t, first, sql)
 			tx, err := second.Begin(t.Context()) // which occupies the server connection
 			if err != nil {
@@ -101,7 +106,7 @@ func TestPgBouncer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := tx.Exec(t.Context(), "select from public.coupons where name = $1 for update", coupon); err != nil {
+		if _, err := tx.Exec(t.Context(), "select from coupond.coupons where name = $1 for update", coupon); err != nil {
 			t.Fatal(err)
 		}
 		_, err = store.Claim(t.Context(), "ann", coupon)
@@ -125,15 +130,26 @@ func TestPgBouncer(t *testing.T) {
 		mustRun(t, coupons, `psql -qc "alter role coupon_login reset role"`)
 		b.reconnect(t)
 		err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
-		if err == nil || !strings.Contains(err.Error(), "not as coupon_service") {
+		if err == nil || !strings.Contains(err.Error(), "not those of coupon_service") {
 			t.Errorf("Ready with the privileges of the login: %v", err)
 		}
 		mustRun(t, coupons, `psql -qc "alter role coupon_login set role = coupon_service"`)
 		b.reconnect(t)
 	})
 
+	t.Run("login without a setting", func(t *testing.T) {
+		mustRun(t, coupons, `psql -qc "alter role coupon_login set default_transaction_isolation = serializable"`)
+		b.reconnect(t)
+		err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "default_transaction_isolation is serializable") {
+			t.Errorf("Ready with another isolation level: %v", err)
+		}
+		mustRun(t, coupons, `psql -qc "alter role coupon_login set default_transaction_isolation = 'read committed'"`)
+		b.reconnect(t)
+	})
+
 	t.Run("coupond serve", func(t *testing.T) {
-		env := append(c.env("postgres", "coupons"), "DATABASE_URL="+b.url("?default_query_exec_mode=exec"))
+		env := append(c.env("postgres", "coupond"), "DATABASE_URL="+b.url("?default_query_exec_mode=exec"))
 		port := freePort(t)
 		env = append(env, "LISTEN_ADDR=127.0.0.1:"+port)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -270,14 +286,14 @@ type pgBouncer struct {
 // url returns a connection string for the login of docs/dba.md.
 func (b *pgBouncer) url(parameters string) string {
 	return (&url.URL{
-		Scheme: "postgres", User: url.UserPassword("coupon_login", "coupon_login"), Host: "127.0.0.1:" + b.port, Path: "/coupons",
+		Scheme: "postgres", User: url.UserPassword("coupon_login", "coupon_login"), Host: "127.0.0.1:" + b.port, Path: "/coupond",
 	}).String() + parameters
 }
 
 // reconnect makes PgBouncer replace its server connections.
 func (b *pgBouncer) reconnect(t *testing.T) {
 	t.Helper()
-	for _, command := range []string{"reconnect coupons", "wait_close coupons"} {
+	for _, command := range []string{"reconnect coupond", "wait_close coupond"} {
 		if _, err := b.console.Exec(t.Context(), command, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Fatalf("%s: %v", command, err)
 		}

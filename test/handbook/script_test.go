@@ -30,7 +30,7 @@ func TestScript_matchesMigrate(t *testing.T) {
 		}
 		mustRun(t, at("migrated"), "coupond migrate")
 		want := dump(t, at("migrated"))
-		for _, part := range []string{"CREATE FUNCTION public.claim_batch", "COMMENT ON VIEW", "GRANT SELECT ON TABLE public.sale_progress TO coupon_monitor"} {
+		for _, part := range []string{"CREATE FUNCTION coupond.claim_batch", "CREATE TRIGGER claims_inserted", "COMMENT ON VIEW", "GRANT SELECT ON TABLE coupond.sale_progress TO coupon_monitor"} {
 			if !strings.Contains(want, part) {
 				t.Fatalf("%s: the dump lacks %q, so comparing it proves nothing", login, part)
 			}
@@ -51,12 +51,12 @@ func TestScript_matchesMigrate(t *testing.T) {
 		}
 		mustEqual("installed", "after install.sql and coupond migrate")
 
-		// The schema of an older program, without the view and the shards.
-		mustRun(t, at("older"), `coupond migrate && psql -qc "drop view public.sale_progress; drop table public.shard; update public.schema_version set version = 2"`)
+		// A schema in which the functions and the view are older, and rights were given and taken.
+		mustRun(t, at("older"), `coupond migrate && psql -qc "drop view coupond.sale_progress; drop function coupond.claim_batch; grant all on all tables in schema coupond to public; revoke all on all functions in schema coupond from coupon_service"`)
 		mustRun(t, at("older"), install)
 		mustEqual("older", "after install.sql on an older schema")
 
-		mustRun(t, at("older"), `psql -qc "update public.schema_version set version = version + 1; comment on function public.claim_coupon(text, text) is 'newer'"`)
+		mustRun(t, at("older"), `psql -qc "update coupond.schema_version set version = version + 1; comment on function coupond.claim_coupon(text, text) is 'newer'"`)
 		before := dump(t, at("older"))
 		output, err := shell(t, at("older"), install)
 		if err == nil || !strings.Contains(output, "the schema is newer than this script") {

@@ -4,7 +4,7 @@
 //	go run ./test/mutants                all of them (make mutants)
 //	go run ./test/mutants --only lock    those with a matching file name
 //
-// A mutant is a file NN-name.patch in this folder: two header lines, then a unified diff against
+// A mutant is a file NNN-name.patch in this folder: two header lines, then a unified diff against
 // SQL or Go.
 //
 //	Title: The row lock is dropped

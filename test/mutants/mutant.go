@@ -10,7 +10,7 @@ import (
 
 // mutant is one bug to plant.
 type mutant struct {
-	name  string // of its file: 01-row-lock-dropped
+	name  string // of its file: 001-row-lock-dropped
 	title string
 	pkg   string // ./db
 	test  string // TestIsolation, or TestClaimCut/after the commit

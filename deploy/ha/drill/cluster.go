@@ -31,7 +31,7 @@ type member struct {
 func (c *cluster) members(ctx context.Context) ([]member, error) {
 	var errs []error
 	for _, node := range nodes {
-		text, err := c.Exec(ctx, node, "", "patronictl", "-c", "/etc/coupon-ha/patroni.yml", "list", "-f", "json")
+		text, err := c.Exec(ctx, node, "", "patronictl", "-c", "/etc/coupond-ha/patroni.yml", "list", "-f", "json")
 		if err == nil {
 			var list []member
 			if err = json.Unmarshal([]byte(text), &list); err == nil {

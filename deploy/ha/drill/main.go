@@ -49,7 +49,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 	c := &cluster{
 		Deployment: drill.Deployment{
-			Project: "coupon-ha", File: "deploy/ha/docker-compose.yml", Environ: []string{"COUPON_HA_PUBLISH=" + o.address},
+			Project: "coupond-ha", File: "deploy/ha/docker-compose.yml", Environ: []string{"COUPOND_HA_PUBLISH=" + o.address},
 		},
 		out: out,
 	}

@@ -218,8 +218,8 @@ func TestImages(t *testing.T) {
 		}
 	}
 	for _, object := range example {
-		if namespace := object.(metav1.Object).GetNamespace(); namespace != "coupons" {
-			t.Errorf("%T is in namespace %q, want coupons", object, namespace)
+		if namespace := object.(metav1.Object).GetNamespace(); namespace != "coupond" {
+			t.Errorf("%T is in namespace %q, want coupond", object, namespace)
 		}
 	}
 }

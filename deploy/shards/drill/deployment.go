@@ -18,7 +18,7 @@ func shard(i int) string { return "shard" + strconv.Itoa(i) }
 
 // superuser returns the connection string of a server's superuser, for use in the database network.
 func superuser(host string) string {
-	return "host=" + host + " user=postgres dbname=coupons passfile=/run/password/pgpass"
+	return "host=" + host + " user=postgres dbname=coupond passfile=/run/password/pgpass"
 }
 
 // partitions returns the partition of each coupon of the sale. It asks the proxy's server, because
@@ -57,17 +57,17 @@ func (d *deployment) move(ctx context.Context, partition int) error {
 		select o.option_value
 		from pg_foreign_server as s
 		cross join pg_options_to_table(s.srvoptions) as o
-		where s.srvname = 'coupons'
+		where s.srvname = 'coupond'
 		  and o.option_name = 'p%d'`, to))
 	if err != nil {
 		return err
 	}
-	_, err = d.Exec(ctx, "proxy", "postgres", "/etc/coupon-shards/move",
+	_, err = d.Exec(ctx, "proxy", "postgres", "/etc/coupond-shards/move",
 		strconv.Itoa(partition), superuser(shard(from)), superuser(shard(to)), strings.TrimSpace(address), superuser("proxy"))
 	return err
 }
 
 // query runs SQL on the proxy's server as its superuser and returns psql's output.
 func (d *deployment) query(ctx context.Context, sql string) (string, error) {
-	return d.Exec(ctx, "proxy", "postgres", "psql", "-XAt", "--dbname=coupons", "--command="+sql)
+	return d.Exec(ctx, "proxy", "postgres", "psql", "-XAt", "--dbname=coupond", "--command="+sql)
 }

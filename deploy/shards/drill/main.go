@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	d := &deployment{
 		// Another project than in README.md, because the drill removes its containers at the end.
 		Deployment: drill.Deployment{
-			Project: "coupon-shards-drill", File: "deploy/shards/docker-compose.yml", Environ: []string{"COUPON_SHARDS_PUBLISH=" + o.address},
+			Project: "coupond-shards-drill", File: "deploy/shards/docker-compose.yml", Environ: []string{"COUPOND_SHARDS_PUBLISH=" + o.address},
 		},
 	}
 	began := time.Now()
