@@ -84,6 +84,28 @@ var specs = []spec{
 		},
 	},
 	{
+		name:     "one user in two sessions, stock of one, A commits",
+		coupons:  map[string]int{"x": 1},
+		users:    map[string]string{"A": "u", "B": "u"},
+		sessions: []string{"A: begin+x x commit", "B: begin+x commit"},
+		results: []result{
+			{"read committed", `
+				A:begin+x=claimed A:x=already_claimed A:commit B:begin+x=already_claimed B:commit | x:u
+				A:begin+x=claimed A:x=already_claimed B:begin+x... A:commit B:begin+x=already_claimed B:commit | x:u
+				A:begin+x=claimed B:begin+x... A:x=already_claimed A:commit B:begin+x=already_claimed B:commit | x:u
+				B:begin+x=claimed A:begin+x... B:commit A:begin+x=already_claimed A:x=already_claimed A:commit | x:u
+				B:begin+x=claimed B:commit A:begin+x=already_claimed A:x=already_claimed A:commit | x:u
+			`},
+			{"repeatable read, serializable", `
+				A:begin+x=claimed A:x=already_claimed A:commit B:begin+x=already_claimed B:commit | x:u
+				A:begin+x=claimed A:x=already_claimed B:begin+x... A:commit B:begin+x=40001 B:commit=rolled_back | x:u
+				A:begin+x=claimed B:begin+x... A:x=already_claimed A:commit B:begin+x=40001 B:commit=rolled_back | x:u
+				B:begin+x=claimed A:begin+x... B:commit A:begin+x=40001 A:x=25P02 A:commit=rolled_back | x:u
+				B:begin+x=claimed B:commit A:begin+x=already_claimed A:x=already_claimed A:commit | x:u
+			`},
+		},
+	},
+	{
 		name:     "one user in two sessions, A rolls back",
 		coupons:  map[string]int{"x": 2},
 		users:    map[string]string{"A": "u", "B": "u"},

@@ -39,8 +39,8 @@ begin
   for no key update;
   if not found then
     return 'coupon_not_found'; -- deleted by hand
-  elsif v_remaining = 0 then
-    return 'out_of_stock'; -- sold out while this claim waited
+  elsif v_remaining = 0 then -- sold out while this claim waited, perhaps to the same user
+    return case when exists (select from find_claim(p_coupon, p_user)) then 'already_claimed' else 'out_of_stock' end;
   end if;
 
   -- 3. Insert. The claim number is the next unit of stock.
