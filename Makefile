@@ -90,7 +90,7 @@ examples: ## Build, test and run _examples against a service, through its restar
 	.ci/examples
 
 .PHONY: mutants
-mutants: ## Plant each bug of test/mutants and check that its test fails; writes docs/mutants.md
+mutants: ## Plant each bug of test/mutants and check that its test fails
 	@$(GO) run ./test/mutants $(ARGS)
 
 # A number of inputs, not a time: with a time, Go before 1.27 sometimes reports its own deadline as

@@ -63,7 +63,7 @@ func TestApply_waitsOutsideTheLockQueue(t *testing.T) {
 		"idle in transaction, transaction since ", get[string](dump, "select date_trunc('second', xact_start)::text from pg_stat_activity where pid = pg_backend_pid()"))
 
 	// Without a place in the queue, claims are not behind it, and it does not come back at once.
-	client.exec("set lock_timeout = '1s'")
+	client.exec("set lock_timeout = '200ms'") // less than a migration waits
 	for i, begin := 0, time.Now(); time.Since(begin) < 4*time.Second; i++ {
 		if status := client.claim(fmt.Sprint("user ", i), "lamp"); status != claimed {
 			t.Fatalf("a claim: %s", status)

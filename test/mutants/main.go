@@ -19,8 +19,7 @@
 //
 // Each mutant gets a copy of its own of the working tree, uncommitted changes included, so nothing
 // that a test leaves behind (a fail file that rapid replays, for example) reaches another mutant.
-// All share one PostgreSQL server made for the run. The table of results is written to --doc when
-// all mutants ran and all were caught.
+// All share one PostgreSQL server made for the run.
 package main
 
 import (
@@ -54,7 +53,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := pflag.NewFlagSet("mutants", pflag.ContinueOnError)
 	flags.SortFlags = false
 	only := flags.String("only", "", "run only the mutants with a file name that matches this regular `expression`")
-	doc := flags.String("doc", "docs/mutants.md", "write the table of results to this `file`; '' writes none")
+	list := flags.Bool("list", false, "print the list of mutants for docs/mutants.md and run none")
 	workers := flags.Int("workers", 2, "number of mutants that run at the same time")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -68,6 +67,10 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	mutants, err := readMutants("test/mutants", wanted)
 	if err != nil {
+		return err
+	}
+	if *list {
+		_, err := os.Stdout.WriteString(table(mutants))
 		return err
 	}
 
@@ -127,10 +130,7 @@ func run(ctx context.Context, args []string) (err error) {
 	if failed > 0 {
 		return fmt.Errorf("%d of %d mutants were not caught", failed, len(mutants))
 	}
-	if *doc == "" || *only != "" {
-		return nil
-	}
-	return writeTable(*doc, mutants, results)
+	return nil
 }
 
 // printf prints a line to standard output.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -158,5 +159,20 @@ func TestEvaluate(t *testing.T) {
 		if got := evaluate(m, test.output, test.failed); got.problem != test.problem || got.message != test.message {
 			t.Errorf("%s: %q, %q; want %q, %q", name, got.problem, got.message, test.problem, test.message)
 		}
+	}
+}
+
+// docs/mutants.md is the list of the patches: go run ./test/mutants --list >docs/mutants.md
+func TestTable_isCurrent(t *testing.T) {
+	mutants, err := readMutants(".", regexp.MustCompile(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := os.ReadFile("../../docs/mutants.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(document) != table(mutants) {
+		t.Error("docs/mutants.md does not list the patches; run: go run ./test/mutants --list >docs/mutants.md")
 	}
 }
