@@ -174,7 +174,7 @@ func TestSecrets(t *testing.T) {
 // Settings, commands, paths, port and user in the manifests are those of the service and its image.
 func TestNames_matchTheService(t *testing.T) {
 	t.Parallel()
-	config, contract, image := read(t, "cmd/coupond/config.go"), read(t, "openapi.yaml"), read(t, "Dockerfile")
+	config, contract, image := read(t, "cmd/coupond/config.go")+read(t, "cmd/coupond/database.go"), read(t, "openapi.yaml"), read(t, "Dockerfile")
 	for name, template := range templates(t) {
 		container := template.Spec.Containers[0]
 		for _, v := range container.Env {
