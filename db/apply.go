@@ -5,8 +5,8 @@
 //	proxy/       functions with the same signatures for PL/Proxy
 //	tests/       pgTAP tests, which serve as the specification of the functions
 //
-// Apply and the script for psql (Script) install the same: prepare.sql, the migrations, the
-// functions. Everything is in the schema coupond.
+// Apply and the script for psql (Script) install the same: prepare.sql and roles.sql, the
+// migrations, the functions. Everything is in the schema coupond.
 package db
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/jackc/tern/v2/migrate"
 )
 
-//go:embed migrations/*.sql functions/*.sql
+//go:embed migrations/*.sql functions/*.sql roles.sql
 var files embed.FS
 
 //go:embed prepare.sql
@@ -40,8 +40,7 @@ const versionTable = "coupond.schema_version"
 const versionComment = "One row: the number of the newest migration that is installed. " +
 	"If the row is lost, coupond migrate restores it from this comment: version "
 
-// oldestServer is the oldest supported PostgreSQL, as server_version_num. Since 15, PUBLIC cannot
-// create objects in the schema public, which the security of the functions depends on.
+// oldestServer is the oldest supported PostgreSQL, as server_version_num.
 const oldestServer = 150000
 
 // Errors of Apply and ApplyProxy that the caller can fix. Each is wrapped in an error text that
@@ -109,9 +108,10 @@ const applyLock = 2_611_230_107_433_187
 // behind it. Then its transaction is rolled back and repeated when the lock is free, until ctx
 // ends.
 //
-// The login must be a superuser, or own the database and either have CREATEROLE or be a member of
-// coupon_service already. Once the schema exists, all its objects belong to the schema's owner, and
-// the login must be allowed to act as that role. Errors that the caller can fix are those above.
+// The login must be a superuser, or own the database and be a member of coupon_service
+// (deploy/roles.sql) or have CREATEROLE. Once the schema exists, all its objects belong to the
+// schema's owner, and the login must be allowed to act as that role. Errors that the caller can fix
+// are those above.
 //
 // Apply resets the settings and the role of conn's session.
 func Apply(ctx context.Context, conn *pgx.Conn, options Options) (Result, error) {
@@ -130,7 +130,7 @@ func (i *installer) apply(ctx context.Context, files fs.FS) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if err := i.begin(ctx, prepareData{Version: version(files), Program: "program"}); err != nil {
+	if err := i.begin(ctx, files, prepareData{Version: version(files), Program: "program"}); err != nil {
 		return Result{}, err
 	}
 
@@ -154,8 +154,8 @@ func (i *installer) apply(ctx context.Context, files fs.FS) (Result, error) {
 }
 
 // begin does what comes before the first migration: it checks the server, takes the lock, and runs
-// prepare.sql.
-func (i *installer) begin(ctx context.Context, data prepareData) error {
+// prepare.sql and roles.sql in one transaction. A proxy has roles of its own.
+func (i *installer) begin(ctx context.Context, files fs.FS, data prepareData) error {
 	pins, err := pinsScript(i.lockTimeout)
 	if err != nil {
 		return err
@@ -171,7 +171,7 @@ func (i *installer) begin(ctx context.Context, data prepareData) error {
 	if err := i.conn.QueryRow(ctx, "select pg_catalog.pg_backend_pid()").Scan(&i.pid); err != nil {
 		return fmt.Errorf("read the process ID of the session: %w", err)
 	}
-	prepare, err := prepareScript(data)
+	prepare, err := prepareScript(files, data)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,14 @@ type prepareData struct {
 // VersionComment is for the template.
 func (prepareData) VersionComment() string { return versionComment }
 
-func prepareScript(data prepareData) (string, error) { return execute(prepareSQL, data) }
+func prepareScript(files fs.FS, data prepareData) (string, error) {
+	prepare, err := execute(prepareSQL, data)
+	if err != nil || data.Proxy {
+		return prepare, err
+	}
+	roles, err := fs.ReadFile(files, "roles.sql")
+	return prepare + "\n" + string(roles), err
+}
 
 func execute(text string, data any) (string, error) {
 	parsed, err := template.New("").Parse(text)
@@ -379,9 +386,7 @@ func explain(err error) error {
 		return &explained{reason, errors.Join(refusal, err)}
 	case pgErr.Code == pgerrcode.InsufficientPrivilege:
 		return &explained{
-			fmt.Sprintf("%v: %s (SQLSTATE %s). To migrate, it must be a superuser, or own the database and either have CREATEROLE"+
-				" or be granted the role coupon_service by an administrator (create role coupon_service nologin;"+
-				" create role coupon_monitor nologin; grant coupon_service to <login>)", ErrMissingPrivilege, reason, pgErr.Code),
+			fmt.Sprintf("%v: %s (SQLSTATE %s). To migrate, it must be a superuser, own the database or be a member of the role that owns it", ErrMissingPrivilege, reason, pgErr.Code),
 			errors.Join(ErrMissingPrivilege, err),
 		}
 	case reason != pgErr.Message:

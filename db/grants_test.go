@@ -20,6 +20,7 @@ var serviceFunctions = []string{
 	"coupon_schema_version()",
 	"create_coupon(text,bigint)",
 	"get_coupon(text)",
+	"locked_coupons(text[])",
 	"session_problem()",
 }
 
@@ -58,6 +59,13 @@ func TestGrants(t *testing.T) {
 		from pg_proc as p
 		where p.pronamespace = 'coupond'::regnamespace
 		order by p.oid::regprocedure::text collate "C"`), all)
+
+	// So that a call means one function only.
+	equal(t, "functions with a variable number of arguments", list[string](s, `
+		select p.oid::regprocedure::text
+		from pg_proc as p
+		where p.pronamespace = 'coupond'::regnamespace
+		  and (p.provariadic <> 0 or p.pronargdefaults > 0)`), nil)
 
 	// Privileges of every kind, on relations of every kind and on their columns.
 	equal(t, "privileges on relations of roles other than the owner", list[string](s, `
@@ -266,6 +274,7 @@ func TestFunctions_ignoreTheCallersObjectsAndSettings(t *testing.T) {
 	equal(t, "claim_batch", s.claimBatch([]string{"a", "c", "d", "d"}, []string{"hot", "hot", "hot", "none"}),
 		[]string{alreadyClaimed, claimed, outOfStock, couponNotFound})
 	equal(t, "coupon_claimers", list[string](s, "select coupond.coupon_claimers('hot', 0, 10)"), []string{"a", "b", "c"})
+	equal(t, "locked_coupons", list[string](s, "select coupond.locked_coupons(array['hot', 'none'])"), nil)
 	if left := get[int](s, "select remaining_amount from coupond.get_coupon('hot')"); left != 0 {
 		t.Errorf("get_coupon: %d left", left)
 	}
@@ -278,5 +287,70 @@ func TestFunctions_ignoreTheCallersObjectsAndSettings(t *testing.T) {
 				t.Errorf("%s %q: %v", sql, bad, err)
 			}
 		}
+	}
+}
+
+// In a database that was upgraded from PostgreSQL 14, everybody may create objects in the schema
+// public. Neither the installation nor the functions use any of them, whatever the search_path of
+// the database and however well their arguments match.
+func TestFunctions_ignoreObjectsInPublic(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	bob := c.login()
+	database := c.database("")
+	admin := owner(t, database)
+	admin.exec("grant create on schema public to public; alter database " + database.Name + " set search_path = public, coupond, pg_catalog")
+	stranger := &session{c.connectAs(bob, database), t}
+	stranger.exec(`
+		create function public.attack() returns void language plpgsql as $$ begin raise exception using errcode = 'XX999'; end; $$;
+		create function public.check_name(text, text) returns void language sql as 'select public.attack()';
+		create function public.check_name(varchar, text) returns void language sql as 'select public.attack()';
+		create function public.check_names(text, variadic text[]) returns void language sql as 'select public.attack()';
+		create function public.check_shard(text) returns void language sql as 'select public.attack()';
+		create function public.check_shards(text[]) returns void language sql as 'select public.attack()';
+		create function public.check_claims() returns trigger language plpgsql as $$ begin perform public.attack(); return null; end; $$;
+		create function public.find_claim(text, text) returns setof boolean language sql as 'select true';
+		create function public.format(text, text) returns text language sql as 'select public.attack()::text';
+		create function public.format(text, integer) returns text language sql as 'select public.attack()::text';
+		create function public.array_position(integer[], integer) returns integer language sql as 'select 1 from public.attack()';
+		create function public.array_ndims(text[]) returns integer language sql as 'select 1 from public.attack()';
+		create function public.cardinality(text[]) returns integer language sql as 'select 1 from public.attack()';
+		create function public.unnest(text[]) returns setof text language sql as 'select public.attack()::text';
+		create function public.aclexplode(aclitem[], out grantee oid) returns setof oid language sql as 'select null::oid from public.attack()';
+		create function public.never(text, text) returns boolean language sql as 'select false from public.attack()';
+		create operator public.= (leftarg = text, rightarg = text, function = public.never);
+		create operator public.<> (leftarg = name, rightarg = text, function = pg_catalog.namenetext);
+		create type public.claim_status as enum ('attack');
+		create domain public.text as integer;
+		create view public.pg_roles as select 1`)
+	for range 2 {
+		if _, err := db.Apply(bounded(t), admin.Conn, db.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// To match better than the built-in ones, an operator or a cast needs our types.
+	for _, sql := range []string{
+		"create operator public.= (leftarg = coupond.user_id, rightarg = pg_catalog.text, function = public.never)",
+		"create cast (pg_catalog.text as coupond.claim_status) with inout",
+		"create domain public.user_id as coupond.user_id",
+	} {
+		if err := onlyError(stranger.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+
+	s := service(t, database)
+	s.create("hot", 2)
+	equal(t, "claims", slices.Concat([]string{s.claim("a", "hot")}, s.claimCoupons([]string{"a", "b"}, "hot"), s.claimBatch([]string{"a", "c"}, same("hot", 2))),
+		[]string{claimed, alreadyClaimed, claimed, alreadyClaimed, outOfStock})
+	equal(t, "coupon_claimers", list[string](s, "select coupond.coupon_claimers('hot', 0, 10)"), []string{"a", "b"})
+	for _, sql := range []string{"select coupond.claim_coupon('', 'hot')", "select coupond.claim_coupons(array[null], 'hot')"} {
+		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "22023" {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	// By hand, as the owner, with public first in the search_path.
+	if err := onlyError(admin.Exec(bounded(t), "insert into coupond.claims (coupon_name, claim_number, user_id) values ('hot', 3, 'eve')")); sqlstate(t, err) != "23503" {
+		t.Errorf("a claim above the stock: %v", err)
 	}
 }

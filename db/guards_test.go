@@ -64,6 +64,7 @@ func TestGuards(t *testing.T) {
 		refused("p_coupon"+invalid, "select coupond.create_coupon($1, 1)", value)
 		refused("p_coupon"+invalid, "select coupond.get_coupon($1)", value)
 		refused("p_coupon"+invalid, "select coupond.coupon_claimers($1, 0, 1)", value)
+		refused("p_coupons[2]"+invalid, "select coupond.locked_coupons(array['good', $1])", value)
 	}
 
 	for _, c := range []struct{ message, sql string }{
@@ -81,12 +82,15 @@ func TestGuards(t *testing.T) {
 		{"p_coupon" + null, "coupond.create_coupon(null, 1)"},
 		{"p_coupon" + null, "coupond.get_coupon(null)"},
 		{"p_coupon" + null, "coupond.coupon_claimers(null, 0, 1)"},
+		{"p_coupons" + null, "coupond.locked_coupons(null)"},
+		{"p_coupons[2]" + null, "coupond.locked_coupons(array['good', null])"},
 
 		// The index counts from 1, whatever the lower bound of the array.
 		{"p_users[2]" + null, "coupond.claim_coupons('[5:6]={u,null}', 'good')"},
 		{"p_users must be an array of one dimension", "coupond.claim_coupons(array[['u', 'v']], 'good')"},
 		{"p_users must be an array of one dimension", "coupond.claim_batch(array[['u'], ['v']], array['good', 'good'], array[1, 2])"},
 		{"p_coupons must be an array of one dimension", "coupond.claim_batch(array['u', 'v'], array[['good', 'good']], array[1, 2])"},
+		{"p_coupons must be an array of one dimension", "coupond.locked_coupons(array[['good'], ['good']])"},
 		{"p_positions must be an array of one dimension without nulls", "coupond.claim_batch(array['u', 'v'], array['good', 'good'], array[[1, 2]])"},
 		{"p_positions must be an array of one dimension without nulls", "coupond.claim_batch(array['u', 'v'], array['good', 'good'], array[1, null])"},
 		{"p_positions must be an array of one dimension without nulls", "coupond.claim_batch(array['u'], array['good'], null)"},
@@ -159,4 +163,28 @@ func TestIsValidName_whiteSpace(t *testing.T) {
 		  or not coupond.is_valid_name(chr(a) || 'x' || chr(b))`, whiteSpace); n != 0 {
 		t.Errorf("wrong for %d pairs of white space characters", n)
 	}
+}
+
+// By hand, the owner cannot change the amount of a coupon without its remaining_amount.
+func TestGuards_amountByHand(t *testing.T) {
+	t.Parallel()
+	s := owner(t, pgtest.New(t))
+	s.create("lamp", 5)
+	s.create("chair", 5)
+	s.claimCoupons([]string{"ann", "bob"}, "lamp")
+	for _, sql := range []string{
+		"update coupond.coupons set amount = 9 where name = 'lamp'",
+		"update coupond.coupons set amount = 4 where name = 'lamp'",
+		"update coupond.coupons set amount = 9, remaining_amount = 9 where name = 'lamp'",
+		"update coupond.coupons set amount = 9 where name = 'chair'",
+		"update coupond.coupons set amount = 9, name = 'sofa' where name = 'chair'",
+	} {
+		if err := onlyError(s.Exec(bounded(t), sql)); sqlstate(t, err) != "23514" {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	s.exec(`
+		update coupond.coupons set amount = amount + 4, remaining_amount = remaining_amount + 4;
+		update coupond.coupons set amount = amount - 1, remaining_amount = remaining_amount - 1`)
+	equal(t, "users of the coupon", s.claims("lamp"), []string{"ann", "bob"})
 }

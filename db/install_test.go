@@ -238,8 +238,8 @@ func TestInstall_rolesOfTheOwnerOrTheLogin(t *testing.T) {
 	}
 }
 
-// Objects that were added to the schema get the owner of the schema. Those of an extension keep
-// theirs.
+// Objects that roles who may act as the owner have added to the schema get the owner of the schema.
+// Those of an extension keep theirs.
 func TestInstall_objectsOfAnotherOwner(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
@@ -267,11 +267,13 @@ func TestInstall_objectsOfAnotherOwner(t *testing.T) {
 		} {
 			admin.exec("alter " + object + " owner to " + bob)
 		}
+		// That bob may act as alice says that they belong to the schema.
+		admin.exec("grant " + alice + " to " + bob)
 		output, err := install(database, db.Files)
 		if err == nil {
 			t.Errorf("installed: %s", output)
 		}
-		contains(t, output, "belongs to "+bob+", and the schema coupond to "+alice)
+		contains(t, output, "belongs to "+bob+", and the schema coupond to "+alice, "Migrate once as a superuser")
 		asSuperuser := &pgtest.Database{Name: database.Name, URL: c.url("", database.Name)}
 		if output, err := install(asSuperuser, db.Files); err != nil {
 			t.Fatal(output)
@@ -469,19 +471,157 @@ func TestInstall_schemaExists(t *testing.T) {
 	})
 }
 
-// An empty schema of another role is not filled with tables that would then be that role's.
+// A role that may create schemas cannot have this one before a superuser installs, and so own the
+// tables and functions.
 func TestInstall_schemaOfAnotherRole(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"empty": "",
+		"with our version table": `
+			create table coupond.schema_version (version int4 not null, singleton boolean not null default true,
+			  constraint schema_version_pkey primary key (singleton));
+			insert into coupond.schema_version values (0)`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+				c := newCluster(t)
+				login := c.login()
+				database := c.database("")
+				admin := owner(t, database)
+				admin.exec("grant create on database " + database.Name + " to " + login)
+				stranger := &session{c.connectAs(login, database), t}
+				stranger.exec("create schema coupond;" + sql)
+				want := "the schema coupond belongs to " + login + ", which does not own this database"
+				if output, err := install(database, db.Files); err == nil || !strings.Contains(output, want) {
+					t.Errorf("%v: %s", err, output)
+				}
+				if err := db.ApplyProxy(bounded(t), admin.Conn, db.Options{}); !errors.Is(err, db.ErrForeignSchema) && !errors.Is(err, db.ErrNotAProxy) {
+					t.Errorf("ApplyProxy: %v", err)
+				}
+				// The hint solves it.
+				admin.exec("grant " + login + " to current_user")
+				if output, err := install(database, db.Files); err != nil {
+					t.Error(output)
+				}
+				equal(t, "owners", owners(admin), []string{login})
+			})
+		})
+	}
+}
+
+// What another role has created in the schema is refused, whatever it is: a function could be
+// called instead of ours, with the owner's privileges.
+func TestInstall_objectsOfAStranger(t *testing.T) {
+	t.Parallel()
+	const check = "returns void language sql as 'select'"
+	for name, sql := range map[string]string{
+		"an overload":         "create function coupond.check_name(text, varchar) " + check,
+		"a variadic overload": "create function coupond.check_shard(variadic text[]) " + check,
+		"a built-in function": "create function coupond.format(text, text) returns text language sql as 'select $1'",
+		"an operator": `create function coupond.never(text, text) returns boolean language sql as 'select false';
+			create operator coupond.= (leftarg = text, rightarg = text, function = coupond.never)`,
+		"only an operator": "create operator coupond.<> (leftarg = text, rightarg = text, function = pg_catalog.texteq)",
+		"a type":           "create type coupond.text as enum ('a')",
+		"a domain":         "create domain coupond.integer as bigint",
+		"a table":          "create table coupond.next ()",
+		"a view":           "create view coupond.next as select 1",
+		"a collation":      `create collation coupond."C" from "POSIX"`,
+		"a text search":    "create text search configuration coupond.s (copy = pg_catalog.simple)",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+				c := newCluster(t)
+				bob := c.login()
+				database := c.database("")
+				admin := owner(t, database)
+				if output, err := install(database, db.Files); err != nil {
+					t.Fatal(output)
+				}
+				admin.exec("grant usage, create on schema coupond to " + bob)
+				stranger := &session{c.connectAs(bob, database), t}
+				stranger.exec(sql)
+				before := catalog(admin)
+				output, err := install(database, db.Files)
+				if err == nil {
+					t.Errorf("installed: %s", output)
+				}
+				contains(t, output, " belongs to "+bob+", and the schema coupond to ", "it is not ours")
+				equal(t, "the catalog", catalog(admin), before)
+
+				admin.exec("drop owned by " + bob)
+				if output, err := install(database, db.Files); err != nil {
+					t.Error(output)
+				}
+			})
+		})
+	}
+}
+
+// From the first transaction on, whatever default privileges give, no other role may create objects
+// in the schema or use those that are there, even if the installation does not get further.
+func TestInstall_interrupted(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		broken string // a file that fails
+		tables bool
+	}{
+		"in the first migration": {"migrations/001_coupond.sql", false},
+		"in the functions":       {"functions/get_coupon.sql", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+				cluster := newCluster(t)
+				bob := cluster.login()
+				database := cluster.database("")
+				admin := owner(t, database)
+				for _, kind := range []string{"schemas", "tables", "functions", "types"} {
+					admin.exec(fmt.Sprintf("alter default privileges grant all on %s to public, %s", kind, bob))
+				}
+				files := program(t)
+				files[c.broken].Data = append(files[c.broken].Data, "\nselect 1 / 0;"...)
+				if output, err := install(database, files); err == nil || !strings.Contains(output, "division by zero") {
+					t.Fatalf("%v: %s", err, output)
+				}
+				if got := get[bool](admin, "select to_regclass('coupond.claims') is not null"); got != c.tables {
+					t.Fatalf("the tables exist: %v", got)
+				}
+				stranger := cluster.connectAs(bob, database)
+				for _, sql := range []string{
+					"create function coupond.check_name(text, varchar) returns void language sql as ''",
+					"create table coupond.next ()",
+					"select from coupond.schema_version",
+					"select from coupond.claims",
+				} {
+					if err := onlyError(stranger.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
+						t.Errorf("%s: %v", sql, err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// An owner that has taken its own privileges away gets them back.
+func TestInstall_ownerWithoutPrivileges(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
 		c := newCluster(t)
-		login := c.login()
-		database := c.database("")
-		admin := owner(t, database)
-		admin.exec("create schema coupond authorization " + login)
-		output, err := install(database, db.Files)
-		if err == nil || !strings.Contains(output, "the schema coupond is empty and belongs to "+login) {
-			t.Errorf("%v: %s", err, output)
+		alice := c.login()
+		memberOfService(c, alice)
+		database := c.database(alice)
+		if output, err := install(database, db.Files); err != nil {
+			t.Fatal(output)
 		}
+		admin := owner(t, database)
+		before := catalog(admin)
+		admin.exec("revoke all on all tables in schema coupond from current_user; revoke all on schema coupond from current_user")
+		if output, err := install(database, db.Files); err != nil {
+			t.Fatal(output)
+		}
+		equal(t, "the catalog", catalog(admin), before)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"scalable-coupon-system/internal/pgtest"
@@ -82,6 +83,77 @@ func TestClaims_doNotWaitForForeignKeys(t *testing.T) {
 	it.reset()
 }
 
+// locked_coupons returns the coupons that a claim would wait for. It waits for no row lock itself,
+// nor for one that others wait for. It keeps none, not even until its transaction ends: claims
+// would wait for it, and other calls would report it.
+func TestLockedCoupons(t *testing.T) {
+	t.Parallel()
+	it := newIsolationTester(t, pgtest.New(t), "first", "second", "asker", "waiter", "next asker", "claimer")
+	const ask = `select coalesce(string_agg(c, ',' order by c), 'nothing')
+		from coupond.locked_coupons(array['none', 'held', 'sold', 'free', 'own', 'held']) as c`
+	lock := func(mode string) string {
+		return "select count(*) from (select from coupond.coupons where name in ('held', 'sold') for " + mode + ") as c"
+	}
+	for _, c := range []struct {
+		first, second string // what the sessions do in their transactions
+		locked        bool
+	}{
+		{"", "", false},
+		{lock("update"), "", true},
+		{lock("no key update"), "", true},
+		{lock("share"), "", true},
+		{lock("key share"), "", false}, // a foreign key
+		{lock("share"), lock("share"), true},
+		{lock("key share"), lock("no key update"), true},
+		{lock("key share"), lock("key share"), false},
+		{"savepoint s; " + lock("update") + "; release s", "", true},
+		{"savepoint s; " + lock("update") + "; rollback to s", "", false},
+		{"select coupond.claim_coupon('ann', 'held')", "", true},
+		{"select coupond.claim_coupon('ann', 'sold')", "", false},
+		{"select coupond.claim_batch(array['ann', 'ann'], array['held', 'sold'], array[1, 2])", "", true},
+		{"update coupond.coupons set amount = 2, remaining_amount = 2 where name = 'held'", "", true},
+		{"update coupond.coupons set name = 'renamed' where name = 'held'", "", true},
+		{"delete from coupond.coupons where name = 'held'", "", true},
+		{"select coupond.create_coupon('none', 1)", "", false},
+	} {
+		it.control.exec("truncate coupond.claims, coupond.coupons")
+		for _, coupon := range []string{"held", "free", "own", "sold"} {
+			it.control.create(coupon, 1)
+		}
+		it.control.claim("winner", "sold")
+
+		want := []string{"asker:asks=nothing", "waiter:claims=claimed", "next asker:asks=held", "claimer:claims=claimed"}
+		if c.locked {
+			want[0], want[1] = "asker:asks=held", "waiter:claims..."
+		}
+		it.run("first:locks", append([]string{"begin"}, strings.Split(c.first, "; ")...)...)
+		it.run("second:locks", append([]string{"begin"}, strings.Split(c.second, "; ")...)...)
+		it.run("asker:asks", "begin", ask)
+		it.run("waiter:claims", "begin", "select coupond.claim_coupon('eve', 'held')")
+		it.run("next asker:asks", "begin", "select coupond.claim_coupon('joe', 'own')", ask)
+		it.run("claimer:claims", "select coupond.claim_coupon('joe', 'free')")
+		equal(t, fmt.Sprintf("first: %s; second: %s", c.first, c.second), it.trace[2:], want)
+		it.reset()
+	}
+}
+
+// A call gives back only the locks that it has taken itself, not those of its transaction.
+func TestLockedCoupons_keepsTheLocksOfItsTransaction(t *testing.T) {
+	t.Parallel()
+	it := newIsolationTester(t, pgtest.New(t), "caller", "claimer")
+	it.control.create("lamp", 10)
+	for _, mode := range []string{"share", "no key update", "update"} {
+		it.run("caller:locks", "begin", "select name from coupond.coupons for "+mode)
+		it.run("caller:asks", "select coupond.locked_coupons(array['lamp'])")
+		it.run("claimer:claims", "select coupond.claim_coupon('for "+mode+"', 'lamp')")
+		it.run("caller:commits", "commit")
+		equal(t, "for "+mode, it.trace, []string{
+			"caller:locks=lamp", "caller:asks", "claimer:claims...", "caller:commits", "claimer:claims=claimed",
+		})
+		it.reset()
+	}
+}
+
 // A call that rejects every claim writes nothing: it takes no transaction id, so it does not wait
 // for a commit.
 func TestRejections_writeNothing(t *testing.T) {
@@ -121,7 +193,8 @@ func TestRejections_writeNothing(t *testing.T) {
 }
 
 // Many sessions send batches over many coupons, each in a random order, alternating with batches
-// for one coupon. They never deadlock, and claims and stock are exact.
+// for one coupon, and ask which coupons are locked. They never deadlock, and claims and stock are
+// exact.
 func TestClaimBatch_noDeadlock(t *testing.T) {
 	t.Parallel()
 	const (
@@ -167,6 +240,10 @@ func TestClaimBatch_noDeadlock(t *testing.T) {
 				return nil, fmt.Errorf("session %d, round %d: claim_coupons: %w", self, round, err)
 			}
 			count(statuses, same(coupon, 10))
+
+			if err := onlyError(s.Exec(ctx, "select coupond.locked_coupons($1)", wanted)); err != nil {
+				return nil, fmt.Errorf("session %d, round %d: locked_coupons: %w", self, round, err)
+			}
 		}
 		return won, nil
 	})

@@ -91,6 +91,7 @@ func cachePlans(s *session) {
 		s.claimBatch([]string{user + "c", user, user, user}, []string{"old", "old", "old-sold", "old-none"})
 		s.exec("select coupond.get_coupon('old')")
 		s.exec("select coupond.coupon_claimers('old', 2, 10)")
+		s.exec("select coupond.locked_coupons(array['old', 'old-none', 'old'])")
 	}
 	s.exec("rollback")
 	report(s)
@@ -160,6 +161,10 @@ func costlyCalls(moment string) []costlyCall {
 			[]any{hotClaims / 2, page}, strconv.Itoa(page), 1, page,
 		},
 		{"select count(*)::text from coupond.coupon_claimers('many-33333', 0, 10000)", nil, "1", 1, 0},
+		{
+			"select count(*)::text from coupond.locked_coupons(array(select 'many-' || i % 256 from generate_series(1, 512) as i))",
+			nil, "0", 256, 0,
+		},
 		{"select coupond.create_coupon('many-22222', 1)::text", nil, couponExists, 1, 0},
 		{"select coupond.create_coupon($1, 1)::text", []any{"four " + moment}, created, 1, 0},
 	}
@@ -241,6 +246,7 @@ func TestFunctions_planOncePerSession(t *testing.T) {
 		"select coupond.create_coupon(%s, i) from generate_series(1, %d) as i",
 		"select c from generate_series(1, %[2]d) as i, coupond.get_coupon(%[1]s) as c",
 		"select c from generate_series(1, %[2]d) as i, coupond.coupon_claimers('warm', i, i + 10) as c where %[1]s <> ''",
+		"select c from generate_series(1, %[2]d) as i, coupond.locked_coupons(array[%[1]s, 'warm', 'gone']) as c",
 	}
 	check := func(state string, round int) {
 		t.Helper()

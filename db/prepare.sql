@@ -30,13 +30,14 @@ declare
       and p.proname = 'claim_coupons'
       and l.lanname = 'plproxy'
   );
-  v_stranger record;
-  v_repaired text := '';
-{{- if not .Proxy}}
   v_owner constant name := coalesce(
     (select pg_get_userbyid(nspowner) from pg_namespace where oid = v_schema),
     current_user
   );
+  v_stranger record;
+  v_command text;
+  v_repaired text := '';
+{{- if not .Proxy}}
   -- Since PostgreSQL 16, membership in a role does not always allow SET ROLE to it.
   v_may_set_role constant text :=
     case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end;
@@ -83,15 +84,14 @@ begin
 {{- end}}
 
   if v_table is null and not v_is_proxy then
-    select pg_describe_object(o.class, o.id, 0) as name
+    -- Whatever kind of object it is.
+    select pg_describe_object(classid, objid, 0) as name
     into v_stranger
-    from (
-      select 'pg_class'::regclass as class, oid as id from pg_class where relnamespace = v_schema
-      union all
-      select 'pg_proc'::regclass, oid from pg_proc where pronamespace = v_schema
-      union all
-      select 'pg_type'::regclass, oid from pg_type where typnamespace = v_schema
-    ) as o
+    from pg_depend
+    where refclassid = 'pg_namespace'::regclass
+      and refobjid = v_schema
+      and deptype = 'n'
+    order by 1
     limit 1;
 
     if found then
@@ -120,21 +120,7 @@ begin
       using errcode = 'UC004', hint = 'Drop it.';
   end if;
 
-{{- if .Proxy}}
-
-  if v_schema is null then
-    create schema coupond;
-  end if;
-{{- else}}
-
-  -- Whoever may create a schema could otherwise become the owner of the tables.
-  if v_table is null
-    and v_schema is not null
-    and v_owner not in (current_user, (select pg_get_userbyid(datdba) from pg_database where datname = current_database()))
-  then
-    raise exception 'the schema coupond is empty and belongs to %', quote_ident(v_owner)
-      using errcode = 'UC004', hint = 'Install as that role or as the owner of the database, or drop the schema.';
-  end if;
+{{- if not .Proxy}}
 
   -- 2. One owner for all objects, so that the functions, which run as their owner, can use the
   --    tables: the owner of the schema, whichever login installs a new version.
@@ -144,31 +130,87 @@ begin
         hint = format('Log in as %1$s, as a member of that role or as a superuser. To make another role the '
           'owner: alter schema coupond owner to <role>, then migrate as a superuser.', quote_ident(v_owner));
   end if;
+{{- end}}
 
+  -- Whoever may create a schema could otherwise have this one before us, and be the owner of the
+  -- tables and functions. (A superuser may act as every role, so that it must have been meant.)
+  if exists (
+    select
+    from pg_roles as o
+    join pg_roles as me
+      on me.rolname = current_user
+    where o.rolname = v_owner
+      and o.oid <> me.oid
+      and me.rolsuper
+      and not o.rolsuper
+      and o.oid <> (select datdba from pg_database where datname = current_database())
+      and not exists (select from pg_auth_members where roleid = o.oid and member = me.oid)
+  ) then
+    raise exception 'the schema coupond belongs to %, which does not own this database', quote_ident(v_owner)
+      using errcode = 'UC004',
+        hint = format('If it may own the coupons: grant %s to %I. Otherwise, drop the schema.', quote_ident(v_owner), current_user);
+  end if;
+
+  -- From now on nobody else can create objects there. Default privileges may have allowed it.
+  if v_schema is null then
+    create schema coupond;
+  end if;
+  for v_command in
+    select distinct
+      format(
+        'revoke %s on schema coupond from %s cascade', a.privilege_type,
+        case a.grantee when 0 then 'public' else a.grantee::regrole::text end)
+    from pg_namespace as n
+    cross join aclexplode(n.nspacl) as a
+    left join pg_roles as r
+      on r.oid = a.grantee
+    where n.nspname = 'coupond'
+      and a.grantee <> n.nspowner
+      and (a.privilege_type = 'CREATE' or coalesce(r.rolname not in ('coupon_service', 'coupon_monitor', 'coupon_proxy'), true))
+  loop
+    execute v_command;
+  end loop;
+
+  -- What others have created before is not ours, unless they may act as the owner: a function could
+  -- be called instead of ours, with the owner's privileges.
   for v_stranger in
-    select i.type, i.identity, pg_get_userbyid(o.owner) as owner
+    select i.type, i.identity, pg_get_userbyid(o.owner) as owner, pg_has_role(o.owner, v_owner, 'member') as may_be_owner
     from (
-      select 'pg_class'::regclass as class, c.oid as id, c.relowner as owner
+      select 'pg_class'::regclass as class, c.oid as id, c.relnamespace as namespace, c.relowner as owner
       from pg_class as c
-      where c.relnamespace = v_schema
-        and c.relkind in ('r', 'p', 'f', 'v', 'm', 'S')
-      union all
-      select 'pg_proc'::regclass, p.oid, p.proowner
-      from pg_proc as p
-      where p.pronamespace = v_schema
+      where c.relkind in ('r', 'p', 'f', 'v', 'm', 'S')
       union all
       -- Not the types of tables and arrays: their owner changes with that of the table or type.
-      select 'pg_type'::regclass, t.oid, t.typowner
+      select 'pg_type'::regclass, t.oid, t.typnamespace, t.typowner
       from pg_type as t
       left join pg_class as c
         on c.oid = t.typrelid
-      where t.typnamespace = v_schema
-        and t.typtype <> 'm'
+      where t.typtype <> 'm'
         and coalesce(c.relkind, 'c') = 'c'
         and not exists (select from pg_type as e where e.typarray = t.oid)
+      union all
+      select 'pg_proc'::regclass, oid, pronamespace, proowner from pg_proc
+      union all
+      select 'pg_operator'::regclass, oid, oprnamespace, oprowner from pg_operator
+      union all
+      select 'pg_opclass'::regclass, oid, opcnamespace, opcowner from pg_opclass
+      union all
+      select 'pg_opfamily'::regclass, oid, opfnamespace, opfowner from pg_opfamily
+      union all
+      select 'pg_collation'::regclass, oid, collnamespace, collowner from pg_collation
+      union all
+      select 'pg_conversion'::regclass, oid, connamespace, conowner from pg_conversion
+      union all
+      select 'pg_ts_config'::regclass, oid, cfgnamespace, cfgowner from pg_ts_config
+      union all
+      select 'pg_ts_dict'::regclass, oid, dictnamespace, dictowner from pg_ts_dict
     ) as o
     cross join lateral pg_identify_object(o.class, o.id, 0) as i
-    where o.owner <> (select r.oid from pg_roles as r where r.rolname = v_owner)
+    where o.namespace = v_schema
+      and o.owner <> (select r.oid from pg_roles as r where r.rolname = v_owner)
+{{- if .Proxy}}
+      and pg_get_userbyid(o.owner) <> 'coupon_proxy'
+{{- end}}
       -- Neither a member of an extension nor the sequence of a column.
       and not exists (
         select
@@ -177,8 +219,16 @@ begin
           and d.objid = o.id
           and (d.deptype = 'e' or (d.deptype in ('a', 'i') and d.refobjsubid > 0))
       )
-    order by i.identity
+    order by may_be_owner, i.identity
   loop
+    if not v_stranger.may_be_owner then
+      raise exception 'the % % belongs to %, and the schema coupond to %: it is not ours',
+          v_stranger.type, v_stranger.identity, quote_ident(v_stranger.owner), quote_ident(v_owner)
+        using errcode = 'UC004',
+          hint = format('Look at it. Then drop it, or: alter %s %s owner to %I.', v_stranger.type, v_stranger.identity, v_owner);
+    end if;
+{{- if not .Proxy}}
+
     begin
       execute format('alter %s %s owner to %I', v_stranger.type, v_stranger.identity, v_owner);
     exception
@@ -192,7 +242,10 @@ begin
     if v_stranger.owner <> all (v_givers) then
       v_givers := v_givers || v_stranger.owner;
     end if;
+{{- end}}
   end loop;
+{{- if not .Proxy}}
+
   if v_given > 0 then
     v_repaired := format(E'\n%s objects of %s now belong to %I, the owner of the schema coupond',
       v_given, array_to_string(v_givers, ', '), v_owner);
@@ -202,11 +255,16 @@ begin
     perform set_config('role', v_owner, false);
   end if;
 
+  -- Even the owner may have lost a privilege.
+  if not has_schema_privilege('coupond', 'create') or not has_schema_privilege('coupond', 'usage') then
+    execute format('grant all on schema coupond to %I', v_owner);
+  end if;
+  if v_table is not null then
+    execute format('grant all on coupond.schema_version to %I', v_owner);
+  end if;
+
   -- 3. The version table. Its row is data, which TRUNCATE removes and a data-only restore replaces.
   --    Its comment is part of the schema, so that knows which objects are there.
-  if v_schema is null then
-    create schema coupond;
-  end if;
   if v_table is null then
     create table coupond.schema_version (
       version int4 not null,

@@ -34,7 +34,7 @@ func (i *installer) applyProxy(ctx context.Context, files fs.FS) error {
 	if err != nil {
 		return err
 	}
-	if err := i.begin(ctx, prepareData{Version: Version(), Program: "program", Proxy: true}); err != nil {
+	if err := i.begin(ctx, files, prepareData{Version: Version(), Program: "program", Proxy: true}); err != nil {
 		return err
 	}
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgerrcode"
@@ -47,7 +48,7 @@ func TestApplyProxy_signatures(t *testing.T) {
 		[]string{
 			"claim_batch", "claim_coupon", "claim_coupons", "coupon_claimers", "coupon_schema_version",
 			"coupon_shard_commit", "coupon_shard_problem", "coupon_shard_version", "coupon_shards", "create_coupon", "get_coupon",
-			"session_problem",
+			"locked_coupons", "session_problem",
 		})
 	for _, enum := range []string{"claim_status", "create_status"} {
 		labels := "select unnest(enum_range(null::coupond." + enum + "))::text"
@@ -77,23 +78,36 @@ func TestApplyProxy_signatures(t *testing.T) {
 	}
 }
 
+// proxyOf returns sessions of a proxy, as its owner and as the service, and of the owners of its n
+// shards, each of which has one partition.
+func proxyOf(t *testing.T, n int) (proxy, asService *session, shards []*session) {
+	t.Helper()
+	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
+	proxyDatabase := server.ForProxy(t)
+	proxy = owner(t, proxyDatabase)
+	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	var options []string
+	for i := range n {
+		shards = append(shards, owner(t, server.New(t)))
+		config := shards[i].Config()
+		options = append(options, fmt.Sprintf("p%d 'host=%s port=%d dbname=%s'", i, config.Host, config.Port, config.Database))
+		shards[i].exec(fmt.Sprintf("insert into coupond.shard (partitions, owned) values (%d, '{%d}')", n, i))
+	}
+	config := shards[0].Config()
+	proxy.exec("create server coupond foreign data wrapper plproxy options (" + strings.Join(options, ", ") + ")")
+	proxy.exec("grant usage on foreign server coupond to coupon_proxy")
+	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupond options (user '%s', password '%s')", config.User, config.Password))
+	return proxy, service(t, proxyDatabase), shards
+}
+
 // If a shard returns an enum label that the proxy lacks, the call fails. If migrate --proxy of the
 // newer program ran first, the call returns the label, even in sessions that are older than that.
 func TestApplyProxy_newEnumLabel(t *testing.T) {
 	t.Parallel()
-	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
-	proxyDatabase := server.ForProxy(t)
-	proxy := owner(t, proxyDatabase)
-	database := server.New(t)
-	shard := owner(t, database)
-	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	config := shard.Config()
-	proxy.exec(fmt.Sprintf("create server coupond foreign data wrapper plproxy options (p0 'host=%s port=%d dbname=%s')", config.Host, config.Port, config.Database))
-	proxy.exec("grant usage on foreign server coupond to coupon_proxy")
-	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupond options (user '%s', password '%s')", config.User, config.Password))
-	service := service(t, proxyDatabase)
+	proxy, service, shards := proxyOf(t, 1)
+	shard := shards[0]
 	const (
 		single = "select coupond.claim_coupon('u', 'c')::text"
 		batch  = "select status::text from coupond.claim_batch(array['u'], array['c'], array[1])"
@@ -128,6 +142,43 @@ func TestApplyProxy_newEnumLabel(t *testing.T) {
 		if got := get[string](service, sql); got != "not_yet" {
 			t.Errorf("%s, after migrate --proxy: %s", sql, got)
 		}
+	}
+}
+
+// The proxy asks each shard about its own coupons, and waits for none of them.
+func TestApplyProxy_lockedCoupons(t *testing.T) {
+	t.Parallel()
+	_, service, shards := proxyOf(t, 2)
+	coupons := names("coupon %d", 12)
+	for _, coupon := range coupons {
+		service.create(coupon, 5)
+	}
+	locked := func(coupons ...string) []string {
+		t.Helper()
+		return list[string](service, "select c from coupond.locked_coupons($1) as c order by c collate \"C\"", coupons)
+	}
+	equal(t, "coupons locked before", locked(coupons...), nil)
+	equal(t, "coupons locked, of none", locked(), nil)
+
+	var held []string
+	for _, shard := range shards {
+		shard.exec("begin")
+		stored := list[string](shard, "select name from coupond.coupons order by name limit 2 for update")
+		if len(stored) != 2 {
+			t.Fatalf("a shard has only the coupons %v", stored)
+		}
+		held = append(held, stored...)
+	}
+	slices.Sort(held)
+	equal(t, "coupons locked on both shards", locked(slices.Concat(coupons, []string{"none"}, coupons)...), held)
+	for _, shard := range shards {
+		shard.exec("rollback")
+	}
+	equal(t, "coupons locked afterwards", locked(coupons...), nil)
+
+	err := onlyError(service.Exec(bounded(t), "select coupond.locked_coupons(array['lamp', ''])"))
+	if sqlstate(t, err) != pgerrcode.InvalidParameterValue {
+		t.Errorf("an empty name: %v", err)
 	}
 }
 

@@ -68,6 +68,10 @@ func TestApply_duringClaims(t *testing.T) {
 			if err != nil || left < 0 {
 				return nil, fmt.Errorf("get_coupon: %d left: %w", left, err)
 			}
+			locked, err := getErr[int](ctx, s.Conn, "select count(*) from coupond.locked_coupons(array['hot', 'none'])")
+			if err != nil || locked > 1 {
+				return nil, fmt.Errorf("locked_coupons: %d locked: %w", locked, err)
+			}
 			if n := len(users); n > 0 {
 				if _, err := getErr[string](ctx, s.Conn, "select coupond.coupon_claimers('hot', 0, 1)"); err != nil {
 					return nil, fmt.Errorf("coupon_claimers: %w", err)

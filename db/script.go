@@ -38,7 +38,7 @@ func scriptOf(files fs.FS) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	prepare, err := prepareScript(prepareData{Version: version(files), Program: "script"})
+	prepare, err := prepareScript(files, prepareData{Version: version(files), Program: "script"})
 	if err != nil {
 		return "", err
 	}

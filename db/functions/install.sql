@@ -1,5 +1,4 @@
 {{- /* Installed after the migrations on every deploy, in one transaction. A function comes after the ones it calls; privileges come last. */ -}}
-{{ template "roles.sql" . }}
 {{ template "coupon_schema_version.sql" . }}
 {{ template "session_problem.sql" . }}
 {{ template "is_valid_name.sql" . }}
@@ -17,5 +16,6 @@
 {{ template "claim_coupon.sql" . }}
 {{ template "claim_coupons.sql" . }}
 {{ template "claim_batch.sql" . }}
+{{ template "locked_coupons.sql" . }}
 {{ template "sale_progress.sql" . }}
 {{ template "privileges.sql" . }}

@@ -82,6 +82,7 @@ grant execute on function
   coupond.coupon_schema_version(),
   coupond.create_coupon(text, bigint),
   coupond.get_coupon(text),
+  coupond.locked_coupons(text[]),
   coupond.session_problem()
 to coupon_service;
 

@@ -1,7 +1,9 @@
--- The trigger function of coupons: a coupon that has claims is not deleted, renamed or truncated,
--- and its amount is not lowered below its claims. It is the other side of check_claims, which locks
--- the coupon: the statement that fires this trigger has waited for claims in flight, and the query
--- below has a snapshot of its own that sees them, but only under READ COMMITTED.
+-- The trigger function of coupons: a coupon that has claims is not deleted, renamed or truncated, its
+-- amount is not lowered below its claims, and a new amount comes with the remaining_amount that goes
+-- with it. (A claim changes remaining_amount only, and does not fire the trigger.) It is the other
+-- side of check_claims, which locks the coupon: the statement that fires this trigger has waited for
+-- claims in flight, and the query below has a snapshot of its own that sees them, but only under
+-- READ COMMITTED.
 create or replace function coupond.protect_coupons()
 returns trigger
 language plpgsql
@@ -15,7 +17,11 @@ as $$
 declare
   v_number integer;
 begin
-  if tg_op = 'UPDATE' and new.name = old.name and new.amount >= old.amount then
+  if tg_op = 'UPDATE'
+    and new.name = old.name
+    and new.amount >= old.amount
+    and new.amount - new.remaining_amount = old.amount - old.remaining_amount
+  then
     return null;
   end if;
 
@@ -43,7 +49,17 @@ begin
   order by claim_number desc
   limit 1;
 
-  if not found then
+  if tg_op = 'UPDATE'
+    and new.amount - new.remaining_amount <> old.amount - old.remaining_amount
+    and new.amount - new.remaining_amount <> coalesce(v_number, 0)
+  then
+    raise exception using
+      errcode = 'check_violation',
+      message = format('the coupon %L has %s claims', old.name, coalesce(v_number, 0)),
+      detail = format('So its remaining_amount cannot be %s if its amount is %s.', new.remaining_amount, new.amount);
+  end if;
+
+  if v_number is null then
     return null;
   end if;
 
@@ -65,4 +81,5 @@ $$;
 
 comment on function coupond.protect_coupons() is
   'Trigger function of coupons. Raises 23503 (foreign_key_violation) when a coupon that has claims would be deleted or '
-  'renamed, and 23514 (check_violation) when its amount would be below its claims. Needs READ COMMITTED.';
+  'renamed, and 23514 (check_violation) when its amount would be below its claims, or its amount would change and not be '
+  'its remaining_amount plus its claims. Needs READ COMMITTED.';

@@ -99,6 +99,18 @@ as $$
   run on hashtext(p_coupons);
 $$;
 
+create or replace function coupond.locked_coupons(p_coupons text[])
+returns setof text
+language plproxy
+volatile
+security definer
+set search_path = pg_catalog, coupond, pg_temp
+as $$
+  cluster 'coupond';
+  split p_coupons;
+  run on hashtext(p_coupons);
+$$;
+
 -- Which partitions share a shard, so that the service can batch claims by shard. A shard is
 -- identified by its lowest partition. Only numbers are returned, because a connection string may
 -- contain a password. Different connection strings are different connections to PL/Proxy, and so
@@ -192,3 +204,5 @@ comment on function coupond.claim_coupon(text, text) is
 comment on function coupond.claim_batch(text[], text[], integer[]) is
   'Splits the arrays over the shards that own the coupons. Each shard commits its part independently: after '
   'an error, other shards may have committed theirs.';
+comment on function coupond.locked_coupons(text[]) is
+  'Those of p_coupons that have stock and are locked by another transaction, from the shards that own them.';

@@ -9,7 +9,7 @@ declare
 begin
   foreach v_role in array array['coupon_service', 'coupon_proxy'] loop
     -- Another database of this cluster may create the role concurrently; then try again (see
-    -- db/functions/roles.sql).
+    -- db/roles.sql).
     while not exists (select from pg_catalog.pg_roles where rolname = v_role) loop
       begin
         execute format('create role %I nologin', v_role);

@@ -1,7 +1,7 @@
 -- A call for a coupon that another server owns is refused with SQLSTATE SC421, not
 -- coupon_not_found, and stores nothing.
 begin;
-select plan(14);
+select plan(15);
 
 -- One coupon of each partition. Both exist: the rows of a partition that was moved are still
 -- stored.
@@ -31,6 +31,9 @@ select throws_ok(
 select throws_ok(
   $$ select coupond.coupon_claimers(theirs, 0, 10) from name $$,
   'SC421', 'this server does not own the coupon', 'coupon_claimers');
+select throws_ok(
+  $$ select coupond.locked_coupons(array[ours, theirs]) from name $$,
+  'SC421', 'this server does not own the coupon', 'locked_coupons');
 select throws_ok(
   $$ select coupond.claim_coupon('ann', n) from (select 'none-' || n as n from generate_series(1, 100) as n) as u $$,
   'SC421', null, 'a coupon that does not exist');

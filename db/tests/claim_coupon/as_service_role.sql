@@ -1,7 +1,7 @@
 -- The service's role can claim without privileges on the tables.
 begin;
 set local role coupon_service;
-select plan(9);
+select plan(10);
 
 select is(coupond.create_coupon('lamp', 2), 'created', 'the role creates a coupon');
 select is(coupond.claim_coupon('ann', 'lamp'), 'claimed', 'claims a coupon');
@@ -18,6 +18,7 @@ select results_eq(
   $$ select coupond.coupon_claimers('lamp', 0, 10) $$,
   $$ values ('ann'), ('bob') $$,
   'reads the claimers');
+select is_empty($$ select coupond.locked_coupons(array['lamp']) $$, 'asks which coupons are locked');
 select ok(coupond.coupon_schema_version() > 0, 'reads the schema version');
 
 select throws_ok('select from coupond.claims', '42501', 'permission denied for table claims', 'but cannot read the claims');

@@ -1,6 +1,6 @@
 -- A coupon that has claims is not deleted or renamed, and its amount is not below its claims.
 begin;
-select plan(17);
+select plan(22);
 
 select coupond.create_coupon('lamp', 5), coupond.create_coupon('chair', 5), coupond.create_coupon('lamp 2', 5);
 select coupond.claim_coupons(array['ann', 'bob', 'eve'], 'lamp');
@@ -20,9 +20,24 @@ select throws_ok(
 select throws_ok(
   $$ truncate coupond.coupons $$,
   '23503', 'the coupons have claims', 'truncating the coupons');
+select throws_ok(
+  $$ update coupond.coupons set amount = 9 where name = 'lamp' $$,
+  '23514', 'the coupon ''lamp'' has 3 claims', 'raising its amount without its remaining_amount');
+select throws_ok(
+  $$ update coupond.coupons set amount = 9 where name = 'chair' $$,
+  '23514', 'the coupon ''chair'' has 0 claims', 'that of a coupon without claims');
+select throws_ok(
+  $$ update coupond.coupons set amount = 4 where name = 'lamp' $$,
+  '23514', 'the coupon ''lamp'' has 3 claims', 'lowering it without its remaining_amount');
+select throws_ok(
+  $$ update coupond.coupons set amount = 9, remaining_amount = 9 where name = 'lamp' $$,
+  '23514', 'the coupon ''lamp'' has 3 claims', 'as if it had no claims');
 
 select lives_ok($$ update coupond.coupons set amount = 3, remaining_amount = 0 where name = 'lamp' $$, 'lowering its amount to its claims');
 select lives_ok($$ update coupond.coupons set amount = 9, remaining_amount = 6 where name = 'lamp' $$, 'raising its amount');
+select lives_ok(
+  $$ update coupond.coupons set remaining_amount = 9 where name = 'lamp'; update coupond.coupons set amount = 9, remaining_amount = 6 where name = 'lamp' $$,
+  'a wrong remaining_amount is repaired');
 select lives_ok($$ update coupond.coupons set name = 'lamp' where name = 'lamp' $$, 'the same name');
 select lives_ok($$ update coupond.coupons set name = 'sofa', amount = 1, remaining_amount = 1 where name = 'chair' $$, 'a coupon without claims is renamed and lowered');
 select lives_ok($$ delete from coupond.coupons where name = 'sofa' $$, 'and deleted');

@@ -1,4 +1,4 @@
--- The service's role may EXECUTE eight functions and nothing else, the monitor's role may read one
+-- The service's role may EXECUTE nine functions and nothing else, the monitor's role may read one
 -- view, and PUBLIC has no privileges.
 begin;
 select plan(21);
@@ -30,6 +30,7 @@ select results_eq(
       ('coupon_schema_version()'),
       ('create_coupon(p_coupon text, p_amount bigint)'),
       ('get_coupon(p_coupon text)'),
+      ('locked_coupons(p_coupons text[])'),
       ('session_problem()')
   $$,
   'coupon_service may execute these functions, and not the internal ones');
@@ -38,7 +39,7 @@ select functions_are(
   'coupond',
   array[
     'claim_batch', 'claim_coupon', 'claim_coupons', 'coupon_claimers', 'coupon_schema_version', 'create_coupon', 'get_coupon',
-    'session_problem',
+    'locked_coupons', 'session_problem',
     'check_name', 'check_names', 'check_shard', 'check_shards', 'find_claim', 'is_valid_name', 'owns_coupon',
     'check_claims', 'protect_coupons'],
   'other functions do not exist');

@@ -1,7 +1,7 @@
 -- With a million claims stored, every call still probes the indexes for a few rows.
 -- (db/plans_test.go tests sessions that cached their plans before.)
 begin;
-select plan(14);
+select plan(16);
 
 -- The coupons exist, and to check that would take most of the time.
 set local session_replication_role = replica;
@@ -76,6 +76,10 @@ select results_eq(
   $$ select coupond.coupon_claimers('hot', 300000, 300010) $$,
   $$ select 'hot ' || i from generate_series(300001, 300010) as i $$,
   'reading a page of ten claimers:');
+select is(pg_temp.cost(), 'a few rows, by index');
+select is_empty(
+  $$ select coupond.locked_coupons(array['hot', 'cold 7', 'cold 399999', 'sold', 'none', 'hot']) $$,
+  'asking which of five coupons are locked:');
 select is(pg_temp.cost(), 'a few rows, by index');
 
 select * from finish();

@@ -27,6 +27,8 @@ select is_empty(
         'cast "text" value to "claim_status" type',
         'cast "positive_integer" value to "integer" type',
         'cast "coupond.user_id" value to "text" type')
+      -- It does not see the row lock in the CTE.
+      and (p.proname, c.message) <> ('locked_coupons', 'routine is marked as VOLATILE, should be STABLE')
   $$,
   'no findings');
 select is(
@@ -38,8 +40,8 @@ select is(
     where p.pronamespace = 'coupond'::regnamespace
       and l.lanname = 'plpgsql'
   ),
-  12::bigint,
-  'in twelve functions');
+  13::bigint,
+  'in thirteen functions');
 
 select * from finish();
 rollback;

@@ -1,7 +1,9 @@
 -- coupon_service is the role of the service: it may EXECUTE the functions and nothing else.
 -- coupon_monitor may read the view sale_progress and nothing else; it has no members, and an
--- administrator grants it to the monitoring login. Both are created with the functions and not by a
--- migration, because a dump that is restored into another cluster has no roles.
+-- administrator grants it to the monitoring login. An administrator creates both
+-- (deploy/roles.sql), or this does, if it may. It runs on every deploy and is not a migration,
+-- because a dump that is restored into another cluster has no roles. It runs in the transaction of
+-- prepare.sql, so that nothing is left behind if the roles are missing.
 --
 -- A role belongs to the cluster, not to this database: another database of the cluster may be
 -- creating it concurrently. Advisory locks are per database and cannot order the two, so the one
@@ -12,6 +14,9 @@
 do $$
 declare
   v_owner constant name := current_user;
+  v_hint constant text := pg_catalog.format(
+    'An administrator does it once: create role coupon_service nologin; create role coupon_monitor nologin; '
+    'grant coupon_service to %I.', v_owner);
   -- Since PostgreSQL 16, membership in a role does not always allow SET ROLE to it.
   v_may_set_role constant text :=
     case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end;
@@ -32,7 +37,8 @@ begin
     exception
       when insufficient_privilege then
         if current_user = session_user then
-          raise;
+          raise exception 'the login % may not create or grant the roles of coupond: %', session_user, sqlerrm
+            using errcode = 'UC005', hint = v_hint;
         end if;
         perform pg_catalog.set_config('role', 'none', true);
       when duplicate_object or unique_violation or internal_error then
@@ -52,7 +58,8 @@ begin
     exception
       when insufficient_privilege then
         if current_user = session_user then
-          raise;
+          raise exception 'the login % may not create or grant the roles of coupond: %', session_user, sqlerrm
+            using errcode = 'UC005', hint = v_hint;
         end if;
         perform pg_catalog.set_config('role', 'none', true);
       when duplicate_object then
