@@ -2,394 +2,389 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"hash/maphash"
-	"iter"
-	"strconv"
+	"maps"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// batchers sends concurrent claims to PostgreSQL in batches.
+// batcher sends concurrent claims to one server in batches.
 //
-// A coupon is one row, and its lock is held until commit: claims sent one at a time are limited to
-// one per commit. Therefore a coupon always maps to the same batcher, and a batcher has at most one
-// call in flight. Claims that arrive meanwhile are queued and sent together in the next call: one
-// lock, one commit. No timer is needed: an idle service adds no delay, and under load batches grow
-// on their own (ADR 0008). Behind a proxy a batcher belongs to one shard, so that a call waits for
-// that shard only (ADR 0016).
+// A coupon is one row, and its lock is held until commit, so claims sent one at a time are limited
+// to one per commit. Therefore a coupon has at most one call in flight. Claims that arrive
+// meanwhile are queued and sent together in the next call: one lock, one commit. There is no
+// timer: an idle service adds no delay, and under load batches grow on their own (ADR 0008).
 //
-// A claim that finds its batcher idle is sent at once, on its caller's goroutine, which saves two
-// goroutine switches. When a call ends and claims are queued, a goroutine sends them, batch after
-// batch, until the queue is empty.
+// There are two kinds of calls. A shared call has claims of all coupons that are ready, and waits
+// for a lock only briefly. The claims of a coupon that another transaction keeps locked come back
+// from it without an outcome, and are sent again in a solo call, which waits longer, on a
+// connection that shared calls do not need. So a locked coupon delays no other (ADR 0019). A
+// coupon is in one of these states:
 //
-// Ownership: a batcher's fields are guarded by its mutex. A pending claim belongs to the queue
-// until it is taken for a call, then to that call until done is signalled, then to its caller.
-// Until it is taken, its caller may give up, and the claim is not sent. Once taken, its caller
-// waits for the outcome, which arrives when the call has returned, after the commit.
+//	unknown    it has no pending claims and no call in flight; it is not in coupons
+//	ready      it has pending claims; the next shared call takes them
+//	in flight  it is in a shared call
+//	alone      it is in a solo call, or waits for a connection for one (a place in solo)
 //
-// Bounds: a claim that was queued for half of the time-out is not sent. So each batch has the other
-// half left, and the deadline of its oldest claim bounds the call: every caller is answered within
-// the time-out, without a timer per claim.
-type batchers struct {
-	send       func(ctx context.Context, claims []*claim) // sets each claim's status or err
-	queueLimit int                                        // pending claims per batcher, at most
-	timeout    time.Duration                              // longest that a claim waits for its outcome
-	seed       maphash.Seed
-	running    sync.WaitGroup // counts the busy batchers
+//	unknown, ready ──shared call──▶ in flight ──has an outcome──▶ unknown, ready
+//	                                   └─has no outcome─▶ alone ──is not locked──▶ unknown, ready
+//
+// A coupon that was locked not long ago is kept apart: it goes from unknown to alone at once.
+//
+// Ownership: mu guards all fields of the batcher and of its queues. A pending claim belongs to its
+// queue until it is taken for a call, then to that call until done is signalled, then to its
+// caller. A caller may leave while its claim is queued; the claim is then not sent.
+//
+// Bounds: a claim that was queued for half of the time-out is not sent, unless an earlier call may
+// have committed it. So each call has the other half left, and the deadline of its oldest claim
+// bounds the call.
+type batcher struct {
+	sender  sender
+	limit   int             // pending claims, at most
+	timeout time.Duration   // longest that a claim waits for its outcome
+	shares  int             // shared calls in flight, at most
+	solo    chan struct{}   // holds an element per solo call in flight; the batchers of a Store share it
+	calls   *sync.WaitGroup // counts shared and soloing; the batchers of a Store share it
+	reuse   sync.Pool       // of pending claims and their channels
 
-	// partitions maps a coupon's partition to the batchers of the shard that has it. A single server
-	// is one partition.
-	partitions atomic.Pointer[[]group]
-	groupSize  int           // batchers per group
-	mu         sync.Mutex    // guards groups
-	groups     map[int]group // by the shard's number; 0 without a proxy
+	mu            sync.Mutex
+	closed        bool
+	coupons       map[string]*couponQueue
+	ready         []*couponQueue       // in the order in which they became ready
+	apart         map[string]time.Time // until when a coupon is kept out of shared calls
+	pending       int                  // claims in all queues
+	pendingLocked int                  // those of coupons that are locked
+	shared        int                  // shared calls in flight
+	soloing       int                  // coupons that are alone
+}
 
-	// pool reuses pending claims and their channels. An abandoned one is not returned to the pool,
-	// because the queue still refers to it.
-	pool sync.Pool
+// sender makes the calls of a batcher. The claims of a coupon are in the order of their arrival,
+// one after the other.
+type sender interface {
+	// sendShared makes one call for claims of one or several coupons. It sets the status or the err of
+	// each claim, or only failed if the claim must be sent again in a solo call.
+	sendShared(ctx context.Context, claims []*claim)
+	// sendSolo makes one call for claims of one coupon, and sets the status or the err of each. It
+	// returns true if the coupon would have delayed or failed the others in a shared call.
+	sendSolo(ctx context.Context, claims []*claim) (apart bool)
 }
 
 // maxBatch is the largest number of claims in one call. The row lock is held for the whole call, so
 // larger batches delay other instances more than they gain (measured in ADR 0008).
 const maxBatch = 512
 
-// group holds the batchers of one server.
-type group []batcher
+// errBatcherClosed: the batcher does not accept claims any more.
+var errBatcherClosed = errors.New("the batcher is closed")
 
-// batcher sends the claims for the coupons that map to it.
-type batcher struct {
-	set       *batchers
-	mu        sync.Mutex
-	busy      bool // a call is in flight, or about to start
-	closed    bool
-	refusal   error           // why claims are not accepted; nil: they are
-	queue     []*pendingClaim // in order of arrival
-	abandoned int             // claims in the queue that their callers gave up
-}
-
-// pendingClaim is a claim that waits for its outcome.
-type pendingClaim struct {
-	claim
-	taken     bool          // removed from the queue: its caller can no longer withdraw it
-	abandoned bool          // its caller gave up: it is not sent
-	done      chan struct{} // signalled once, when the outcome is set
-}
-
-func newBatchers(groupSize, queueLimit int, timeout time.Duration, send func(context.Context, []*claim)) *batchers {
-	bs := &batchers{
-		send:       send,
-		queueLimit: queueLimit,
-		timeout:    timeout,
-		seed:       maphash.MakeSeed(),
-		groupSize:  groupSize,
-		groups:     make(map[int]group),
+// newBatcher returns a batcher. solo and calls may be those of other batchers as well.
+func newBatcher(s sender, shares, limit int, timeout time.Duration, solo chan struct{}, calls *sync.WaitGroup) *batcher {
+	return &batcher{
+		sender: s, shares: shares, limit: limit, timeout: timeout, solo: solo, calls: calls,
+		coupons: make(map[string]*couponQueue), apart: make(map[string]time.Time),
 	}
-	bs.pool.New = func() any { return &pendingClaim{done: make(chan struct{}, 1)} }
-	bs.setPartitions([]int{0})
-	return bs
 }
 
-// setPartitions gives each shard a group of batchers. shards[p] is the number of the shard that has
-// partition p; there are 2^n partitions. Claims already queued stay where they are, even if their
-// coupon moves to another shard: the proxy routes them correctly.
-func (bs *batchers) setPartitions(shards []int) {
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
-	partitions := make([]group, len(shards))
-	for p, shard := range shards {
-		g, ok := bs.groups[shard]
-		if !ok {
-			g = make(group, bs.groupSize)
-			for i := range g {
-				g[i].set = bs
-			}
-			bs.groups[shard] = g
-		}
-		partitions[p] = g
-	}
-	bs.partitions.Store(&partitions)
-}
-
-// claim sends user's claim for coupon, alone or in a batch, and returns its outcome. If ctx ends
-// before the claim is taken for a call, claim returns the error of contextEnded and the claim is
-// never sent. Afterwards it waits for the outcome, for the time-out at most (if send keeps its
-// deadline), whatever happens to ctx.
-func (bs *batchers) claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
+// claim sends user's claim for coupon and returns its outcome. If ctx ends before the claim is
+// sent, claim returns the error of contextEnded, and the claim is never sent. Afterwards it waits
+// for the outcome, for the time-out at most, whatever happens to ctx.
+func (b *batcher) claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
 	if ctx.Err() != nil {
 		return "", contextEnded(ctx)
 	}
-	p := bs.pool.Get().(*pendingClaim)
-	p.claim = claim{user: user, coupon: coupon, requestID: requestID(ctx), arrived: time.Now()}
-	p.taken = false
-
-	b := bs.batcherOf(coupon)
-	start, err := b.startOrQueue(p)
+	p := b.newPendingClaim(user, coupon, requestID(ctx))
+	own, err := b.add(p)
 	switch {
 	case err != nil:
-	case start:
-		b.runOwn(ctx, p)
-	default:
-		if !b.wait(ctx, p) {
-			return "", contextEnded(ctx)
-		}
+		p.err = err
+	case own && b.runOwn(ctx, p):
+	case !b.wait(ctx, p):
+		p.err = contextEnded(ctx)
 	}
-
-	status := p.status
-	if err == nil {
-		err = p.err
-	}
-	p.claim = claim{}
-	bs.pool.Put(p)
-	return status, err
+	return b.release(p)
 }
 
-// batcherOf returns the batcher that sends the coupon's claims.
-func (bs *batchers) batcherOf(coupon string) *batcher {
-	partitions := *bs.partitions.Load()
-	g := partitions[0]
-	if len(partitions) > 1 {
-		g = partitions[hashText(coupon)&uint32(len(partitions)-1)]
-	}
-	return &g[maphash.String(bs.seed, coupon)%uint64(len(g))]
-}
-
-// startOrQueue marks an idle batcher busy and returns start = true: the caller must then send p
-// with runOwn. If the batcher is busy, it queues p.
-func (b *batcher) startOrQueue(p *pendingClaim) (start bool, err error) {
+// add queues p. If nothing keeps p from being sent now, add starts a shared call with it instead,
+// and returns own = true: the caller must make that call with runOwn.
+func (b *batcher) add(p *pendingClaim) (own bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.closed {
+		return false, errBatcherClosed
+	}
+	q, known := b.coupons[p.coupon]
 	switch {
-	case b.closed:
-		return false, fmt.Errorf("%w: the service is stopping", ErrUnavailable)
-	case b.refusal != nil:
-		return false, b.refusal
-	case !b.busy:
-		b.busy = true
-		b.set.running.Add(1)
+	case b.pending >= b.limit:
+		return false, fmt.Errorf("%w: %d claims are pending", ErrOverloaded, b.pending)
+	case known && q.locked && b.pendingLocked >= b.lockedLimit():
+		return false, errTooManyLocked
+	}
+	if known {
+		b.pushBack(q, p)
+		return false, nil
+	}
+	q = &couponQueue{coupon: p.coupon}
+	b.coupons[p.coupon] = q
+	if b.shared < b.shares && !b.isApart(p.coupon) {
+		p.queue = q
+		b.startShared()
 		return true, nil
 	}
-	if len(b.queue) >= b.set.queueLimit && b.abandoned > 0 {
-		b.dropAbandoned()
-	}
-	if len(b.queue) >= b.set.queueLimit {
-		return false, fmt.Errorf("%w: %d claims are pending", ErrOverloaded, len(b.queue))
-	}
-	b.queue = append(b.queue, p)
+	b.pushBack(q, p)
+	b.schedule(q)
 	return false, nil
 }
 
-// runOwn sends p alone, on its caller's goroutine, then starts the next call.
-func (b *batcher) runOwn(ctx context.Context, p *pendingClaim) {
-	// Deferred, because the HTTP layer recovers from panics: the batcher must not stay busy.
-	defer b.next()
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), p.arrived.Add(b.set.timeout))
+// runOwn sends p in a shared call on its caller's goroutine, which saves two goroutine switches. It
+// returns false if p is to be sent again in a solo call.
+func (b *batcher) runOwn(ctx context.Context, p *pendingClaim) (answered bool) {
+	// Deferred, because the HTTP layer recovers from panics: the coupon must not stay in flight.
+	defer func() {
+		answered = len(b.finish([]*pendingClaim{p})) > 0
+		b.handOver()
+	}()
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), p.arrived.Add(b.timeout))
 	defer cancel()
-	b.set.send(ctx, []*claim{&p.claim})
+	b.sender.sendShared(ctx, []*claim{&p.claim})
+	return
 }
 
-// wait returns true when p has its outcome. It returns false if ctx ends before p is taken for a
-// call; p then stays in the queue and is never sent.
+// wait returns true when p has its outcome. It returns false if ctx ends first and p was removed
+// from its queue.
 func (b *batcher) wait(ctx context.Context, p *pendingClaim) (answered bool) {
 	select {
 	case <-p.done:
 		return true
 	case <-ctx.Done():
 	}
-	if b.abandon(p) {
+	if b.leave(p) {
 		return false
 	}
 	<-p.done
 	return true
 }
 
-// abandon marks p as not to be sent. It returns false if p was already taken for a call.
-func (b *batcher) abandon(p *pendingClaim) bool {
+// leave removes p from its queue. It returns false if p is in a call, or if an earlier call may
+// have committed it.
+func (b *batcher) leave(p *pendingClaim) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if p.taken {
+	if !p.queued || p.failed != nil && p.failed.ambiguous() {
 		return false
 	}
-	p.abandoned = true
-	b.abandoned++
+	b.remove(p)
 	return true
 }
 
-// next starts a goroutine that sends the queued claims, or marks the batcher idle if none is
-// queued.
-func (b *batcher) next() {
+// handOver ends a shared call that ran on its caller's goroutine. If coupons are ready, a new
+// goroutine sends their claims.
+func (b *batcher) handOver() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.queue) == 0 {
-		b.setIdle()
+	if len(b.ready) > 0 {
+		go b.runShared()
 		return
 	}
-	go b.run()
+	b.endShared()
 }
 
-// run sends batch after batch until the queue is empty.
-func (b *batcher) run() {
+// runShared makes shared calls until no coupon is ready.
+func (b *batcher) runShared() {
 	var batch []*pendingClaim
 	var claims []*claim
 	for {
-		if batch = b.take(batch[:0]); len(batch) == 0 {
+		if batch = b.takeShared(batch[:0]); len(batch) == 0 {
 			return
 		}
-		claims = claims[:0]
-		for _, p := range batch {
-			claims = append(claims, &p.claim)
-		}
-
-		ctx, cancel := context.WithDeadline(context.Background(), batch[0].arrived.Add(b.set.timeout))
-		b.set.send(ctx, claims)
+		claims = appendClaims(claims[:0], batch)
+		ctx, cancel := context.WithDeadline(context.Background(), oldestOf(claims).arrived.Add(b.timeout))
+		b.sender.sendShared(ctx, claims)
 		cancel()
-
-		for _, p := range batch {
-			p.done <- struct{}{}
-		}
+		answer(b.finish(batch))
 	}
 }
 
-// take removes up to maxBatch claims from the queue and appends them to batch. Claims that were
-// queued for too long get their error instead. If no claim is left to send, take marks the batcher
-// idle and returns an empty batch.
-func (b *batcher) take(batch []*pendingClaim) []*pendingClaim {
-	latest := time.Now().Add(-b.set.timeout / 2)
-
+// takeShared appends the claims of ready coupons to batch, maxBatch at most. If there is none, it
+// ends the shared call.
+func (b *batcher) takeShared(batch []*pendingClaim) []*pendingClaim {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	removed := 0
-	for _, p := range b.queue {
+	taken := 0
+	for _, q := range b.ready {
 		if len(batch) == maxBatch {
 			break
 		}
-		removed++
-		switch {
-		case p.abandoned:
-			b.abandoned--
-		case p.arrived.Before(latest):
-			p.taken = true
-			p.err = fmt.Errorf("%w: the claim was queued for half of the time-out", ErrOverloaded)
-			p.done <- struct{}{}
-		default:
-			p.taken = true
-			batch = append(batch, p)
+		taken++
+		before := len(batch)
+		if batch = b.take(q, batch); len(batch) == before {
+			delete(b.coupons, q.coupon) // its callers have left, or were answered
 		}
 	}
-	rest := copy(b.queue, b.queue[removed:])
-	clear(b.queue[rest:])
-	b.queue = b.queue[:rest]
-
+	rest := copy(b.ready, b.ready[taken:])
+	clear(b.ready[rest:])
+	b.ready = b.ready[:rest]
 	if len(batch) == 0 {
-		b.setIdle()
+		b.endShared()
 	}
 	return batch
 }
 
-// setIdle marks the batcher idle. The caller holds b.mu.
-func (b *batcher) setIdle() {
-	b.busy = false
-	b.set.running.Done()
-}
-
-// dropAbandoned removes abandoned claims from the queue. The caller holds b.mu.
-func (b *batcher) dropAbandoned() {
-	kept := b.queue[:0]
-	for _, p := range b.queue {
-		if !p.abandoned {
-			kept = append(kept, p)
-		}
-	}
-	clear(b.queue[len(kept):])
-	b.queue, b.abandoned = kept, 0
-}
-
-// all yields the batchers with their names: an index ("0"), behind a proxy preceded by the shard's
-// number ("16/0").
-func (bs *batchers) all() iter.Seq2[string, *batcher] {
-	return func(yield func(string, *batcher) bool) {
-		bs.mu.Lock()
-		defer bs.mu.Unlock()
-		for shard, g := range bs.groups {
-			for i := range g {
-				name := strconv.Itoa(i)
-				if len(*bs.partitions.Load()) > 1 {
-					name = strconv.Itoa(shard) + "/" + name
-				}
-				if !yield(name, &g[i]) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// load returns the number of pending claims and of calls in flight (0 or 1).
-func (b *batcher) load() (pending, inFlight int) {
+// finish ends the call of a batch. Claims that the call left without an outcome go back to the
+// front of their queues. finish returns the others.
+func (b *batcher) finish(batch []*pendingClaim) (answered []*pendingClaim) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.busy {
-		inFlight = 1
-	}
-	return len(b.queue) - b.abandoned, inFlight
-}
-
-// anyBusy reports whether a call is in flight.
-func (bs *batchers) anyBusy() bool {
-	for _, b := range bs.all() {
-		if _, inFlight := b.load(); inFlight > 0 {
-			return true
+	for _, p := range slices.Backward(batch) {
+		if p.toSendAgain() {
+			b.pushFront(p)
 		}
 	}
+	var q *couponQueue
+	answered = batch[:0]
+	for _, p := range batch {
+		if p.queue != q { // claims of a coupon follow each other
+			q = p.queue
+			b.schedule(q)
+		}
+		if !p.queued {
+			answered = append(answered, p)
+		}
+	}
+	return answered
+}
+
+// schedule decides how the claims of a coupon that has no call in flight are sent. The caller holds
+// b.mu.
+func (b *batcher) schedule(q *couponQueue) {
+	switch {
+	case q.first == nil:
+		delete(b.coupons, q.coupon)
+	case b.mustBeAlone(q):
+		b.setAlone(q, true)
+		b.soloing++
+		b.calls.Add(1)
+		go b.runSolo(q)
+	default:
+		b.ready = append(b.ready, q)
+		if b.shared < b.shares {
+			b.startShared()
+			go b.runShared()
+		}
+	}
+}
+
+// mustBeAlone reports whether the next call of a coupon with pending claims is a solo call: its
+// claims come from a shared call, or the coupon was locked not long ago. The caller holds b.mu.
+func (b *batcher) mustBeAlone(q *couponQueue) bool {
+	return q.first != nil && (q.first.failed != nil || b.isApart(q.coupon))
+}
+
+// isApart reports whether a coupon is kept out of shared calls. The caller holds b.mu.
+func (b *batcher) isApart(coupon string) bool {
+	return len(b.apart) > 0 && time.Now().Before(b.apart[coupon])
+}
+
+// keepApart notes how a solo call ended. A coupon that was still locked is kept out of shared calls
+// until a solo call finds it free, and for a fifth of the time-out more, because who locks a coupon
+// again and again would delay the others each time. A solo call of a free coupon costs little, so
+// the first bound is long; it only keeps the map from growing.
+func (b *batcher) keepApart(coupon string, apart bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(b.apart, func(_ string, until time.Time) bool { return now.After(until) })
+	if apart {
+		b.apart[coupon] = now.Add(60 * b.timeout)
+	} else if until, kept := b.apart[coupon]; kept && until.After(now.Add(b.timeout/5)) {
+		b.apart[coupon] = now.Add(b.timeout / 5)
+	}
+}
+
+// runSolo makes solo calls for a coupon until its claims can share a call again.
+func (b *batcher) runSolo(q *couponQueue) {
+	for b.continueSolo(q) {
+		b.waitForSolo(q)
+		if batch := b.takeSolo(q); len(batch) > 0 {
+			claims := appendClaims(nil, batch)
+			ctx, cancel := context.WithDeadline(context.Background(), claims[0].arrived.Add(b.timeout))
+			apart := b.sender.sendSolo(ctx, claims)
+			cancel()
+			b.keepApart(q.coupon, apart)
+			answer(batch)
+		}
+		<-b.solo
+	}
+}
+
+// continueSolo reports whether a coupon needs another solo call. If not, it schedules the coupon.
+func (b *batcher) continueSolo(q *couponQueue) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.mustBeAlone(q) {
+		b.setAlone(q, true) // it may be locked only now
+		return true
+	}
+	b.setAlone(q, false)
+	b.schedule(q)
+	b.soloing--
+	b.calls.Done()
 	return false
 }
 
-// setRefusal answers the pending claims of a shard, and those that arrive later, with err: none of
-// them is sent. With err = nil claims are accepted again. A call in flight is not affected.
-func (bs *batchers) setRefusal(shard int, err error) {
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
-	for i := range bs.groups[shard] {
-		bs.groups[shard][i].setRefusal(err)
-	}
-}
-
-func (b *batcher) setRefusal(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.refusal = err
-	if err == nil {
-		return
-	}
-	for _, p := range b.queue {
-		if !p.abandoned {
-			p.taken = true
-			p.err = err
-			p.done <- struct{}{}
+// waitForSolo waits for a connection for a solo call. Meanwhile it answers claims that were queued
+// for too long.
+func (b *batcher) waitForSolo(q *couponQueue) {
+	for {
+		b.mu.Lock()
+		next := b.expire(q)
+		b.mu.Unlock()
+		select {
+		case b.solo <- struct{}{}:
+			return
+		case <-time.After(next):
 		}
 	}
-	clear(b.queue)
-	b.queue, b.abandoned = b.queue[:0], 0
 }
 
-// refusal returns why nothing is sent to the coupon's server. If the error is errNotCommitting,
-// reads are still sent. nil: everything is sent.
-func (bs *batchers) refusal(coupon string) error {
-	b := bs.batcherOf(coupon)
+// takeSolo takes up to maxBatch claims of a coupon.
+func (b *batcher) takeSolo(q *couponQueue) []*pendingClaim {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.refusal
+	return b.take(q, nil)
 }
 
-// close refuses new claims and returns when all pending claims have their outcome.
-func (bs *batchers) close() {
-	for _, b := range bs.all() {
-		b.close()
-	}
-	bs.running.Wait()
+// startShared and endShared count shared calls. The caller holds b.mu.
+func (b *batcher) startShared() {
+	b.shared++
+	b.calls.Add(1)
 }
 
+func (b *batcher) endShared() {
+	b.shared--
+	b.calls.Done()
+}
+
+// load is what a batcher has to do.
+type load struct {
+	pending int // claims in its queues
+	shared  int // shared calls in flight
+	alone   int // coupons that are in a solo call, or wait for a connection for one
+}
+
+func (b *batcher) load() load {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return load{b.pending, b.shared, b.soloing}
+}
+
+// busy reports whether a call is in flight.
+func (b *batcher) busy() bool {
+	l := b.load()
+	return l.shared+l.alone > 0
+}
+
+// close refuses new claims. Pending claims are sent as before.
 func (b *batcher) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -13,18 +13,29 @@ import (
 func BenchmarkBatcher(b *testing.B) {
 	for _, goroutines := range []int{1, 2, 16, 128, 1024} {
 		b.Run(fmt.Sprintf("goroutines=%d", goroutines), func(b *testing.B) {
-			batchers := newBatchers(1, 4096, time.Minute, func(_ context.Context, claims []*claim) {
-				for _, c := range claims {
-					c.status = Claimed
-				}
-			})
-			b.Cleanup(batchers.close)
+			var calls sync.WaitGroup
+			batcher := newBatcher(instantServer{}, 1, 4096, time.Minute, make(chan struct{}, 1), &calls)
+			b.Cleanup(calls.Wait)
 			benchmarkClaims(b, goroutines, func(user string) error {
-				_, err := batchers.claim(context.Background(), user, "coupon")
+				_, err := batcher.claim(context.Background(), user, "coupon")
 				return err
 			})
 		})
 	}
+}
+
+// instantServer answers each call at once.
+type instantServer struct{}
+
+func (instantServer) sendShared(_ context.Context, claims []*claim) {
+	for _, c := range claims {
+		c.status = Claimed
+	}
+}
+
+func (s instantServer) sendSolo(ctx context.Context, claims []*claim) bool {
+	s.sendShared(ctx, claims)
+	return false
 }
 
 // benchmarkClaims calls claim b.N times, from that number of goroutines at once.

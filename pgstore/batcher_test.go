@@ -14,23 +14,49 @@ import (
 	"time"
 )
 
-// fakeServer is the send function of the batchers under test. It records each call, holds it until
-// the test closes answer, and sets each claim's status to its user, so that an outcome that reaches
-// the wrong caller is detected.
+// fakeServer makes the calls of the batcher under test. It records each call, holds it until the
+// test closes answer, and sets each claim's status to its user, so that an outcome that reaches
+// the wrong caller is detected. Claims of a locked coupon come back unanswered from a shared call,
+// and with ErrUnavailable from a solo call.
 type fakeServer struct {
 	calls chan fakeCall // in the order in which they start
+
+	mu     sync.Mutex
+	locked map[string]bool
 }
 
 type fakeCall struct {
+	solo    bool
 	users   []string
 	timeout time.Duration // from the start of the call to its deadline
 	answer  chan struct{} // closed by the test
 }
 
-func newFakeServer() *fakeServer { return &fakeServer{calls: make(chan fakeCall, 1000)} }
+// errLocked is the failure of a shared call that waited for a lock in vain.
+var errLocked = &failedAttempt{err: errors.New("locked"), notCommitted: true, lockTimeout: true}
 
-func (f *fakeServer) send(ctx context.Context, claims []*claim) {
-	call := fakeCall{answer: make(chan struct{})}
+func newFakeServer() *fakeServer {
+	return &fakeServer{calls: make(chan fakeCall, 10_000), locked: map[string]bool{}}
+}
+
+// lock locks coupons, or unlocks them.
+func (f *fakeServer) lock(locked bool, coupons ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, coupon := range coupons {
+		f.locked[coupon] = locked
+	}
+}
+
+func (f *fakeServer) isLocked(coupon string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.locked[coupon]
+}
+
+// hold records a call and returns when the test answers it.
+func (f *fakeServer) hold(ctx context.Context, solo bool, claims []*claim) {
+	call := fakeCall{solo: solo, answer: make(chan struct{})}
 	for _, c := range claims {
 		call.users = append(call.users, c.user)
 	}
@@ -39,9 +65,30 @@ func (f *fakeServer) send(ctx context.Context, claims []*claim) {
 	}
 	f.calls <- call
 	<-call.answer
+}
+
+func (f *fakeServer) sendShared(ctx context.Context, claims []*claim) {
+	f.hold(ctx, false, claims)
 	for _, c := range claims {
-		c.status = ClaimStatus(c.user)
+		if f.isLocked(c.coupon) {
+			c.failed = errLocked
+		} else {
+			c.status = ClaimStatus(c.user)
+		}
 	}
+}
+
+func (f *fakeServer) sendSolo(ctx context.Context, claims []*claim) (apart bool) {
+	f.hold(ctx, true, claims)
+	locked := f.isLocked(claims[0].coupon)
+	for _, c := range claims {
+		if locked {
+			c.err = fmt.Errorf("%w: locked", ErrUnavailable)
+		} else {
+			c.status = ClaimStatus(c.user)
+		}
+	}
+	return locked
 }
 
 // nextCall returns the next call, which must have started.
@@ -77,16 +124,20 @@ type outcome struct {
 // their outcomes.
 type fakeCallers struct {
 	t        *testing.T // of the synctest bubble
-	batchers *batchers
+	batcher  *batcher
+	close    func()                  // closes the batcher and waits for its calls
 	outcomes map[string]chan outcome // by user
 }
 
-func (c *fakeCallers) claim(ctx context.Context, users ...string) {
+// claim makes claims of the users for a coupon called "coupon".
+func (c *fakeCallers) claim(ctx context.Context, users ...string) { c.claimOf(ctx, "coupon", users...) }
+
+func (c *fakeCallers) claimOf(ctx context.Context, coupon string, users ...string) {
 	for _, user := range users {
 		ch := make(chan outcome, 1)
 		c.outcomes[user] = ch
 		go func() {
-			status, err := c.batchers.claim(ctx, user, "coupon")
+			status, err := c.batcher.claim(ctx, user, coupon)
 			ch <- outcome{status, err}
 		}()
 		synctest.Wait()
@@ -137,14 +188,27 @@ func (c *fakeCallers) wantPending(t *testing.T, users ...string) {
 
 const testTimeout = 5 * time.Second
 
-// withBatcher runs a test in a bubble of fake time, on one batcher.
+// withBatcher runs a test in a bubble of fake time, on a batcher with one shared call at a time and
+// connections for two solo calls.
 func withBatcher(t *testing.T, queueLimit int, test func(c *fakeCallers, f *fakeServer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeServer()
-		c := &fakeCallers{t: t, batchers: newBatchers(1, queueLimit, testTimeout, f.send), outcomes: map[string]chan outcome{}}
+		var calls sync.WaitGroup
+		b := newBatcher(f, 1, queueLimit, testTimeout, make(chan struct{}, 2), &calls)
+		c := &fakeCallers{t: t, batcher: b, outcomes: map[string]chan outcome{}}
+		c.close = func() {
+			b.close()
+			calls.Wait()
+		}
 		test(c, f)
-		c.batchers.close() // deadlocks, and so fails, if a pending claim is lost
+		c.close() // deadlocks, and so fails, if a pending claim is lost
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if len(b.coupons) > 0 || len(b.ready) > 0 || b.pending != 0 || b.pendingLocked != 0 || len(b.solo) > 0 || b.soloing != 0 || b.shared != 0 {
+			t.Errorf("the batcher is not empty: %d coupons, %d of them ready, %d pending claims (%d alone), %d connections of solo calls, %d solo and %d shared calls",
+				len(b.coupons), len(b.ready), b.pending, b.pendingLocked, len(b.solo), b.soloing, b.shared)
+		}
 	})
 }
 
@@ -153,6 +217,32 @@ func wantUsers(t *testing.T, call fakeCall, users ...string) {
 	if !slices.Equal(call.users, users) {
 		t.Errorf("the call has the claims of %q, want %q", call.users, users)
 	}
+}
+
+// occupySolo makes claims of two locked coupons, "a" and "b", and returns their solo calls, which
+// use both connections.
+func (c *fakeCallers) occupySolo(f *fakeServer) (first, second fakeCall) {
+	c.t.Helper()
+	f.lock(true, "a", "b")
+	var solo []fakeCall
+	for _, coupon := range []string{"a", "b"} {
+		c.claimOf(c.t.Context(), coupon, coupon)
+		f.wantCall(c.t, false, coupon)
+		solo = append(solo, f.nextCall(c.t))
+	}
+	return solo[0], solo[1]
+}
+
+// wantCall answers the next call, which must be of that kind and have the claims of these users.
+func (f *fakeServer) wantCall(t *testing.T, solo bool, users ...string) {
+	t.Helper()
+	call := f.nextCall(t)
+	wantUsers(t, call, users...)
+	if call.solo != solo {
+		t.Errorf("the call with the claims of %q is a solo call: %v, want %v", call.users, call.solo, solo)
+	}
+	close(call.answer)
+	synctest.Wait()
 }
 
 func TestBatcher_batchesClaimsQueuedDuringACall(t *testing.T) {
@@ -335,7 +425,7 @@ func TestBatcher_maxBatch(t *testing.T) {
 		c.claim(t.Context(), "first")
 		first := f.nextCall(t)
 		for range 2*maxBatch + 1 {
-			go func() { _, _ = c.batchers.claim(t.Context(), "x", "coupon") }()
+			go func() { _, _ = c.batcher.claim(t.Context(), "x", "coupon") }()
 		}
 		synctest.Wait()
 		close(first.answer)
@@ -350,239 +440,596 @@ func TestBatcher_maxBatch(t *testing.T) {
 	})
 }
 
-func TestBatchers_couponKeepsItsBatcher(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeServer()
-		bs := newBatchers(4, 100, testTimeout, f.send)
-		var callers sync.WaitGroup
-		for i := range 400 {
-			callers.Go(func() {
-				_, _ = bs.claim(t.Context(), fmt.Sprintf("coupon-%d", i%100), fmt.Sprintf("coupon-%d", i%100))
-			})
-		}
-		synctest.Wait()
-		if len(f.calls) != 4 {
-			t.Errorf("%d calls are in flight, want one for each of the 4 batchers", len(f.calls))
-		}
-		var calls []fakeCall
-		for {
-			synctest.Wait()
-			if len(f.calls) == 0 {
-				break
-			}
-			call := <-f.calls
-			calls = append(calls, call)
-			close(call.answer)
-		}
-		callers.Wait()
-
-		// Four calls have one claim each, and four more have all the others. No coupon is in two of the
-		// latter.
-		in := map[string]int{}
-		for _, call := range calls {
-			if len(call.users) == 1 {
-				continue
-			}
-			users := slices.Clone(call.users)
-			slices.Sort(users)
-			for _, coupon := range slices.Compact(users) {
-				in[coupon]++
-			}
-		}
-		for coupon, n := range in {
-			if n > 1 {
-				t.Errorf("the queued claims for %s were sent by %d batchers", coupon, n)
-			}
-		}
-		bs.close()
-	})
-}
-
-// Behind a proxy a call has the claims of one shard, and shards do not wait for each other.
-func TestBatchers_separateShards(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const groupSize, coupons = 2, 200
-		shards := []int{0, 1, 2, 2, 0, 1, 0, 7}
-		f := newFakeServer()
-		bs := newBatchers(groupSize, 100, testTimeout, f.send)
-		bs.setPartitions(shards)
-		var callers sync.WaitGroup
-		for i := range 2 * coupons {
-			callers.Go(func() {
-				coupon := fmt.Sprintf("coupon-%d", i%coupons)
-				_, _ = bs.claim(t.Context(), coupon, coupon)
-			})
-		}
-		synctest.Wait()
-		if len(f.calls) != 4*groupSize {
-			t.Errorf("%d calls are in flight, want %d for each of 4 shards", len(f.calls), groupSize)
-		}
-		for synctest.Wait(); len(f.calls) > 0; synctest.Wait() {
-			call := <-f.calls
-			for _, coupon := range call.users {
-				shard, first := shards[hashText(coupon)&7], shards[hashText(call.users[0])&7]
-				if shard != first {
-					t.Errorf("a call has claims of shard %d and of shard %d", shard, first)
-				}
-			}
-			close(call.answer)
-		}
-		callers.Wait()
-		bs.close()
-	})
-}
-
-// No pending claim is lost when the map of partitions is set or changes.
-func TestBatchers_setPartitionsWithPendingClaims(t *testing.T) {
+// Claims of other coupons share a call, in the order in which the coupons became ready.
+func TestBatcher_couponsShareACall(t *testing.T) {
 	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		c.claim(t.Context(), "ann", "bob")
-		before := c.batchers.batcherOf("coupon")
-		c.batchers.setPartitions([]int{1, 1})
-		if c.batchers.batcherOf("coupon") == before {
-			t.Fatal("the coupon still has the same batcher")
+		c.claimOf(t.Context(), "x", "x1")
+		c.claimOf(t.Context(), "y", "y1")
+		c.claimOf(t.Context(), "x", "x2")
+		c.claimOf(t.Context(), "z", "z1")
+		c.claimOf(t.Context(), "y", "y2")
+		f.wantCall(t, false, "x1")
+		f.wantCall(t, false, "y1", "y2", "z1", "x2")
+		c.wantAnswered(t, "x1", "x2", "y1", "y2", "z1")
+	})
+}
+
+// A coupon that fills a batch does not keep the others out of the next one.
+func TestBatcher_hotCouponLeavesRoom(t *testing.T) {
+	withBatcher(t, 3*maxBatch, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		c.claimOf(t.Context(), "first", "first")
+		for range 2 * maxBatch {
+			go func() { _, _ = c.batcher.claim(t.Context(), "x", "hot") }()
 		}
-		first := f.nextCall(t)
-		c.claim(t.Context(), "cyd") // sent by the new batcher, while the old one has a call in flight
-		second := f.nextCall(t)
-		wantUsers(t, second, "cyd")
+		synctest.Wait()
+		c.claimOf(t.Context(), "other", "other")
+		f.wantCall(t, false, "first")
+		if call := f.nextCall(t); len(call.users) != maxBatch {
+			t.Errorf("the call has %d claims, want %d", len(call.users), maxBatch)
+		} else {
+			close(call.answer)
+		}
+		call := f.nextCall(t)
+		if call.users[0] != "other" || len(call.users) != maxBatch {
+			t.Errorf("the call has %d claims, the first of %s; want %d, the first of the other coupon", len(call.users), call.users[0], maxBatch)
+		}
+		close(call.answer)
+		close(f.nextCall(t).answer)
+		c.wantAnswered(t, "other")
+	})
+}
+
+// The claims of a locked coupon wait in a solo call, and those of the others in none of it.
+func TestBatcher_lockedCouponIsSentAlone(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		f.lock(true, "locked")
+		c.claimOf(t.Context(), "free", "f1")
+		c.claimOf(t.Context(), "locked", "l1", "l2")
+		c.claimOf(t.Context(), "free", "f2")
+		f.wantCall(t, false, "f1")
+		f.wantCall(t, false, "l1", "l2", "f2")
+		c.wantAnswered(t, "f1", "f2")
+		solo := f.nextCall(t)
+		wantUsers(t, solo, "l1", "l2")
+		if !solo.solo {
+			t.Error("the claims of the locked coupon are in a shared call")
+		}
+		if solo.timeout != testTimeout {
+			t.Errorf("the solo call has a time-out of %v, want %v", solo.timeout, testTimeout)
+		}
+
+		// While the solo call waits, the others are sent, and the coupon has no second call.
+		c.claimOf(t.Context(), "locked", "l3")
+		for n := range 3 {
+			user := fmt.Sprint("g", n)
+			c.claimOf(t.Context(), "free", user)
+			f.wantCall(t, false, user)
+			c.wantAnswered(t, user)
+		}
+		f.wantNoCall(t)
+		c.wantPending(t, "l1", "l2", "l3")
+
+		// The lock is gone: the coupon shares calls again.
+		f.lock(false, "locked")
+		close(solo.answer)
+		c.wantAnswered(t, "l1", "l2")
+		f.wantCall(t, false, "l3")
+		c.wantAnswered(t, "l3")
+	})
+}
+
+// A coupon that was locked is kept out of shared calls until a solo call finds it free and for a
+// while more, also if it has no claims meanwhile. Then it shares calls again.
+func TestBatcher_keptApart(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		f.lock(true, "coupon")
+		c.claim(t.Context(), "ann")
+		f.wantCall(t, false, "ann")
+		f.wantCall(t, true, "ann")
+		c.wantError(t, ErrUnavailable, "ann")
+		time.Sleep(10 * testTimeout)
+		c.claim(t.Context(), "bob")
+		f.wantCall(t, true, "bob")
+		c.wantError(t, ErrUnavailable, "bob")
+		f.lock(false, "coupon")
+		time.Sleep(10 * testTimeout)
+		for _, user := range []string{"cyd", "dan"} { // the second one does not extend it
+			c.claim(t.Context(), user)
+			f.wantCall(t, true, user)
+			c.wantAnswered(t, user)
+			time.Sleep(testTimeout / 10)
+		}
+		c.claim(t.Context(), "eve")
+		f.wantCall(t, false, "eve")
+		c.wantAnswered(t, "eve")
+
+		// A coupon that nobody claims any more is forgotten.
+		f.lock(true, "coupon")
+		c.claim(t.Context(), "fay")
+		f.wantCall(t, false, "fay")
+		f.wantCall(t, true, "fay")
+		c.wantError(t, ErrUnavailable, "fay")
+		time.Sleep(60*testTimeout + 1)
+		c.claimOf(t.Context(), "other", "gil")
+		f.wantCall(t, false, "gil")
+		c.batcher.keepApart("other", true)
+		if n := len(c.batcher.apart); n != 1 {
+			t.Errorf("%d coupons are kept apart, want 1", n)
+		}
+		c.claim(t.Context(), "hal")
+		f.wantCall(t, false, "hal")
+		f.wantCall(t, true, "hal")
+		c.wantError(t, ErrUnavailable, "hal")
+	})
+}
+
+// Many coupons become locked at once. Two of them at a time have a connection, in their order, and
+// the free coupons do not wait.
+func TestBatcher_manyLockedCoupons(t *testing.T) {
+	withBatcher(t, 1000, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		const count = 50
+		c.claimOf(t.Context(), "free", "first")
+		var locked []string
+		for n := range count {
+			coupon := fmt.Sprint("locked", n)
+			locked = append(locked, coupon)
+			c.claimOf(t.Context(), coupon, coupon)
+			c.claimOf(t.Context(), fmt.Sprint("free", n), fmt.Sprint("free", n))
+		}
+		f.lock(true, locked...)
+		f.wantCall(t, false, "first")
+		shared := f.nextCall(t)
+		if len(shared.users) != 2*count || shared.solo {
+			t.Fatalf("the call has %d claims, want %d", len(shared.users), 2*count)
+		}
+		close(shared.answer)
+		for n := range count {
+			c.wantAnswered(t, fmt.Sprint("free", n))
+		}
+		solo := []fakeCall{f.nextCall(t), f.nextCall(t)}
+		f.wantNoCall(t)
+		if load := c.batcher.load(); load.alone != count {
+			t.Errorf("%d coupons are alone, want %d", load.alone, count)
+		}
+		for n := range 10 {
+			user := fmt.Sprint("again", n)
+			c.claimOf(t.Context(), "free", user)
+			f.wantCall(t, false, user)
+			c.wantAnswered(t, user)
+		}
+		f.lock(false, locked...)
+		for n := 0; len(solo) > 0; n++ {
+			if !solo[0].solo {
+				t.Error("a shared call has claims of a locked coupon")
+			}
+			close(solo[0].answer)
+			solo = solo[1:]
+			if n < count-2 {
+				solo = append(solo, f.nextCall(t))
+			}
+		}
+		c.wantAnswered(t, locked...)
+	})
+}
+
+// Claims that wait for a connection for their solo call are answered in time.
+func TestBatcher_soloCallsAreBounded(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		first, second := c.occupySolo(f)
+		f.lock(true, "x")
+		c.claimOf(t.Context(), "x", "x1")
+		f.wantCall(t, false, "x1")
+		c.claimOf(t.Context(), "x", "x2")
+		time.Sleep(testTimeout / 2)
+		c.wantPending(t, "x1", "x2")
+		time.Sleep(time.Millisecond)
+		c.wantError(t, ErrUnavailable, "x1") // was sent, and rolled back
+		c.wantError(t, ErrOverloaded, "x2")  // was not sent yet
 		close(first.answer)
-		third := f.nextCall(t)
-		wantUsers(t, third, "bob")
 		close(second.answer)
-		close(third.answer)
+		c.wantError(t, ErrUnavailable, "a", "b")
+		f.wantNoCall(t)
+	})
+}
+
+// The claims of a call that may have been committed are not mixed with others, and their callers
+// cannot leave.
+func TestBatcher_ambiguousClaimsStay(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		ambiguous := &failedAttempt{err: errors.New("cut")}
+		ctx, cancel := context.WithCancel(t.Context())
+		first, second := c.occupySolo(f)
+		f.lock(true, "coupon")
+		c.claim(ctx, "ann")
+		call := f.nextCall(t)
+		c.claim(ctx, "bob", "cyd")
+		c.claim(t.Context(), "dan")
+		errBefore := errLocked
+		errLocked = ambiguous
+		close(call.answer)
+		synctest.Wait()
+		errLocked = errBefore
+		cancel()
+		c.wantPending(t, "ann")
+		c.wantError(t, ErrUnavailable, "bob", "cyd")
+		f.lock(false, "a", "b", "coupon")
+		close(first.answer)
+		f.wantCall(t, true, "ann")
+		f.wantCall(t, false, "dan")
+		close(second.answer)
+		c.wantAnswered(t, "ann", "dan", "a", "b")
+
+	})
+}
+
+// A claim that may have been committed waits for its second attempt until the time-out, and its
+// outcome is unknown then. Claims behind it are answered before.
+func TestBatcher_ambiguousClaimsExpireLast(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		first, second := c.occupySolo(f)
+		f.lock(true, "coupon")
+		c.claim(t.Context(), "ann")
+		call := f.nextCall(t)
+		before := errLocked
+		errLocked = &failedAttempt{err: errors.New("cut")}
+		close(call.answer)
+		synctest.Wait()
+		errLocked = before
+		c.claim(t.Context(), "bob")
+		time.Sleep(testTimeout/2 + time.Millisecond)
+		c.wantPending(t, "ann")
+		c.wantError(t, ErrOverloaded, "bob")
+		time.Sleep(testTimeout / 2)
+		c.wantError(t, ErrOutcomeUnknown, "ann")
+		close(first.answer)
+		close(second.answer)
+		c.wantError(t, ErrUnavailable, "a", "b")
+	})
+}
+
+// A caller can leave at each point before its claim is sent, also from a solo queue.
+func TestBatcher_leave(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		f.lock(true, "coupon")
+		leaving := func() (context.Context, context.CancelFunc) { return context.WithCancel(t.Context()) }
+		c.claim(t.Context(), "ann")
+		call := f.nextCall(t)
+		var leave []context.CancelFunc
+		for _, user := range []string{"b1", "b2", "b3", "b4"} {
+			ctx, cancel := leaving()
+			c.claim(ctx, user)
+			leave = append(leave, cancel)
+		}
+		leave[1]() // from the middle of the queue
+		leave[3]() // from its end
+		c.wantError(t, ErrUnavailable, "b2", "b4")
+		close(call.answer)
+		solo := f.nextCall(t)
+		wantUsers(t, solo, "ann")
+		leave[0]() // from its front, while the coupon is in a solo call
+		c.wantError(t, ErrUnavailable, "b1")
+		close(solo.answer)
+		c.wantError(t, ErrUnavailable, "ann")
+		solo = f.nextCall(t)
+		wantUsers(t, solo, "b3")
+		leave[2]() // too late
+		c.wantPending(t, "b3")
+		f.lock(false, "coupon")
+		ctx, cancel := leaving()
+		c.claim(ctx, "last")
+		cancel() // the queue is empty when the call ends
+		c.wantError(t, ErrUnavailable, "last")
+		close(solo.answer)
+		c.wantAnswered(t, "b3")
+		f.wantNoCall(t)
+	})
+}
+
+// A caller whose claim came back from a shared call, without effect, can leave as well. This is its
+// own goroutine's call.
+func TestBatcher_leaveBeforeTheSoloCall(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		first, second := c.occupySolo(f)
+		f.lock(true, "coupon")
+		ctx, cancel := context.WithCancel(t.Context())
+		c.claim(ctx, "ann")
+		f.wantCall(t, false, "ann")
+		c.wantPending(t, "ann")
+		cancel()
+		c.wantError(t, ErrUnavailable, "ann")
+		close(first.answer)
+		close(second.answer)
+		c.wantError(t, ErrUnavailable, "a", "b")
+		f.wantNoCall(t)
+	})
+}
+
+// The claims of locked coupons, even of the hottest, leave room for those of the others.
+func TestBatcher_lockedCouponsLeaveRoom(t *testing.T) {
+	withBatcher(t, 40, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		f.lock(true, "hot", "second")
+		users := func(prefix string, count int) (users []string) {
+			for n := range count {
+				users = append(users, fmt.Sprint(prefix, n))
+			}
+			return users
+		}
+		c.claimOf(t.Context(), "hot", "first")
+		call := f.nextCall(t)
+		hot := users("hot", 40)
+		c.claimOf(t.Context(), "hot", hot...)
+		c.claimOf(t.Context(), "free", "early")
+		c.wantError(t, ErrOverloaded, "early")
+		close(call.answer)
+		c.wantPending(t, hot[:19]...) // and the first: half of the limit
+		c.wantError(t, ErrOverloaded, hot[19:]...)
+		solo := f.nextCall(t)
+		wantUsers(t, solo, "first")
+
+		// A second locked coupon gets what is left, and the others have their half.
+		c.claimOf(t.Context(), "second", "s0")
+		f.wantCall(t, false, "s0")
+		second := f.nextCall(t)
+		wantUsers(t, second, "s0")
+		c.claimOf(t.Context(), "second", "s1", "s2")
+		c.wantError(t, ErrOverloaded, "s2")
+		c.claimOf(t.Context(), "free", users("f", 21)...)
+		f.wantCall(t, false, "f0")
+		f.wantCall(t, false, users("f", 21)[1:]...)
+		c.wantAnswered(t, users("f", 21)...)
+
+		f.lock(false, "hot", "second")
+		close(solo.answer)
+		f.wantCall(t, false, hot[:19]...)
+		close(second.answer)
+		f.wantCall(t, false, "s1")
+		c.wantAnswered(t, append(hot[:19:19], "first", "s0", "s1")...)
+	})
+}
+
+// The claims of a coupon that is alone for another reason, because a connection was cut, may use
+// the whole queue. If the coupon turns out to be locked, they may not.
+func TestBatcher_cutConnectionRefusesNone(t *testing.T) {
+	withBatcher(t, 4, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		f.lock(true, "hot")
+		c.claimOf(t.Context(), "hot", "first")
+		call := f.nextCall(t)
+		c.claimOf(t.Context(), "hot", "h1", "h2", "h3", "h4")
+		before := errLocked
+		errLocked = &failedAttempt{err: errors.New("cut")}
+		close(call.answer)
+		synctest.Wait()
+		errLocked = before
+		c.wantPending(t, "first", "h1", "h2", "h3", "h4")
+
+		f.wantCall(t, true, "first")
+		c.wantError(t, ErrUnavailable, "first")
+		c.wantError(t, ErrOverloaded, "h3", "h4")
+		solo := f.nextCall(t)
+		wantUsers(t, solo, "h1", "h2")
+		c.claimOf(t.Context(), "hot", "i1", "i2", "i3")
+		c.wantError(t, ErrOverloaded, "i3")
+		f.lock(false, "hot")
+		close(solo.answer)
+		f.wantCall(t, true, "i1", "i2")
+		c.wantAnswered(t, "h1", "h2", "i1", "i2")
+	})
+}
+
+// The claims of a coupon that was locked not long ago leave room as well.
+func TestBatcher_keptApartLeavesRoom(t *testing.T) {
+	withBatcher(t, 4, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		c.batcher.keepApart("coupon", true)
+		c.claim(t.Context(), "ann", "bob", "cyd", "dan")
+		c.wantError(t, ErrOverloaded, "dan")
+		f.wantCall(t, true, "ann")
+		f.wantCall(t, true, "bob", "cyd")
 		c.wantAnswered(t, "ann", "bob", "cyd")
 	})
 }
 
-// setRefusal answers the pending claims of a shard and those that arrive later; none is sent.
-// Claims of other shards, and claims already taken for a call, are not affected.
-func TestBatchers_setRefusal(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		ctx, cancel := context.WithCancel(t.Context())
-		c.claim(t.Context(), "ann", "bob")
-		c.claim(ctx, "cyd")
-		c.claim(t.Context(), "dan")
-		cancel()
-		c.wantError(t, ErrUnavailable, "cyd")
-		refusal := fmt.Errorf("%w: unreachable", ErrUnavailable)
-		c.batchers.setRefusal(1, refusal) // another shard
-		c.wantPending(t, "bob", "dan")
-		c.batchers.setRefusal(0, refusal)
-		c.wantError(t, refusal, "bob", "dan")
-		c.wantPending(t, "ann")
-		c.claim(t.Context(), "eve")
-		c.wantError(t, refusal, "eve")
-		if err := c.batchers.refusal("coupon"); !errors.Is(err, refusal) {
-			t.Errorf("refusal: %v, want %v", err, refusal)
-		}
-
-		// The refusal is lifted before the call has ended.
-		c.batchers.setRefusal(0, nil)
-		c.claim(t.Context(), "fay")
-		close(f.nextCall(t).answer)
-		c.wantAnswered(t, "ann")
-		second := f.nextCall(t)
-		wantUsers(t, second, "fay")
-		c.batchers.setRefusal(0, refusal)
-		close(second.answer)
-		c.wantAnswered(t, "fay")
+// With CLAIM_CONCURRENCY 2, two shared calls have different coupons.
+func TestBatcher_concurrency(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		var calls sync.WaitGroup
+		b := newBatcher(f, 2, 100, testTimeout, make(chan struct{}, 1), &calls)
+		c := &fakeCallers{t: t, batcher: b, outcomes: map[string]chan outcome{}}
+		c.claimOf(t.Context(), "x", "x1", "x2")
+		c.claimOf(t.Context(), "y", "y1", "y2")
+		c.claimOf(t.Context(), "z", "z1")
+		x, y := f.nextCall(t), f.nextCall(t)
+		wantUsers(t, x, "x1")
+		wantUsers(t, y, "y1")
 		f.wantNoCall(t)
-		if err := c.batchers.refusal("coupon"); err == nil {
-			t.Error("refusal: nil, want an error")
-		}
+		close(y.answer)
+		f.wantCall(t, false, "z1", "y2")
+		close(x.answer)
+		f.wantCall(t, false, "x2")
+		c.wantAnswered(t, "x1", "x2", "y1", "y2", "z1")
+		b.close()
+		calls.Wait()
 	})
 }
 
-func TestBatchers_close(t *testing.T) {
+// Close waits for pending claims, also for those that wait for a connection for a solo call.
+func TestBatcher_close(t *testing.T) {
 	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		c.claim(t.Context(), "ann", "bob", "cyd")
+		first, second := c.occupySolo(f)
+		f.lock(true, "x")
+		c.claimOf(t.Context(), "x", "x")
+		f.wantCall(t, false, "x")
+		c.claim(t.Context(), "ann", "bob")
 		var closed atomic.Bool
 		go func() {
-			c.batchers.close()
+			c.close()
 			closed.Store(true)
 		}()
 		synctest.Wait() // close has started: dan is too late
 		c.claim(t.Context(), "dan")
-		c.wantError(t, ErrUnavailable, "dan")
-
-		close(f.nextCall(t).answer)
-		second := f.nextCall(t)
-		if closed.Load() {
-			t.Error("close returned while a call was in flight")
-		}
+		c.wantError(t, errBatcherClosed, "dan")
+		f.lock(false, "a", "b", "x")
+		close(first.answer)
+		f.wantCall(t, false, "ann")
+		f.wantCall(t, true, "x")
 		close(second.answer)
-		c.wantAnswered(t, "ann", "bob", "cyd")
+		if synctest.Wait(); closed.Load() {
+			t.Error("close returned while a claim was pending")
+		}
+		f.wantCall(t, false, "bob")
+		synctest.Wait()
+		c.wantAnswered(t, "a", "b", "x", "ann", "bob")
 		if !closed.Load() {
 			t.Error("close has not returned")
 		}
 	})
 }
 
-func TestBatcher_continuesAfterAPanic(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var calls atomic.Int32
-		release := make(chan struct{})
-		bs := newBatchers(1, 100, testTimeout, func(_ context.Context, claims []*claim) {
-			if calls.Add(1) == 1 {
-				<-release
-				panic("broken")
-			}
-			for _, c := range claims {
-				c.status = Claimed
-			}
-		})
+func TestBatcher_closeWaitsForSoloCalls(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		first, second := c.occupySolo(f)
+		var closed atomic.Bool
 		go func() {
-			defer func() { _ = recover() }() // as the HTTP layer does
-			_, _ = bs.claim(t.Context(), "ann", "coupon")
+			c.close()
+			closed.Store(true)
 		}()
-		synctest.Wait()
-		bob := make(chan outcome, 1)
-		go func() {
-			status, err := bs.claim(t.Context(), "bob", "coupon")
-			bob <- outcome{status, err}
-		}()
-		synctest.Wait()
-		close(release)
-		if o := <-bob; o.status != Claimed || o.err != nil {
-			t.Errorf("the claim queued during a call that panicked: status %q, error %v", o.status, o.err)
+		close(first.answer)
+		if synctest.Wait(); closed.Load() {
+			t.Error("close returned while a solo call was in flight")
 		}
-		bs.close()
+		close(second.answer)
+		c.wantError(t, ErrUnavailable, "a", "b")
+		if !closed.Load() {
+			t.Error("close has not returned")
+		}
 	})
 }
 
-// Each caller gets the outcome of its own claim. A claim is sent at most once, and never after its
-// caller got an error that says it was not sent. A batcher never has two calls in flight.
-func TestBatchers_random(t *testing.T) {
-	const groupSize, callers, rounds = 3, 60, 40
-	var mu sync.Mutex
-	sent := map[string]int{}
-	var inFlight [groupSize]atomic.Int32
-	var bs *batchers
-	send := func(_ context.Context, claims []*claim) {
-		batcher := batcherIndex(bs, claims[0].coupon)
-		if inFlight[batcher].Add(1) > 1 {
-			t.Error("a batcher has two calls in flight")
-		}
-		time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
-		mu.Lock()
+// panickingServer panics in the first call.
+type panickingServer struct {
+	*fakeServer
+	calls atomic.Int32
+}
+
+func (p *panickingServer) sendShared(ctx context.Context, claims []*claim) {
+	first := p.calls.Add(1) == 1
+	p.fakeServer.sendShared(ctx, claims)
+	if first {
 		for _, c := range claims {
-			sent[c.user]++
-			if batcherIndex(bs, c.coupon) != batcher {
-				t.Errorf("a claim for %s was sent by another batcher", c.coupon)
-			}
-			if strings.HasSuffix(c.user, "7") {
-				c.err = fmt.Errorf("%w: for %s", ErrOutcomeUnknown, c.user)
-			} else {
-				c.status = ClaimStatus(c.user)
-			}
+			c.status = ""
 		}
-		mu.Unlock()
-		inFlight[batcher].Add(-1)
+		panic("broken")
 	}
-	bs = newBatchers(groupSize, 16, testTimeout, send)
+}
+
+func TestBatcher_continuesAfterAPanic(t *testing.T) {
+	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
+		t := c.t
+		c.batcher.sender = &panickingServer{fakeServer: f}
+		go func() {
+			defer func() { _ = recover() }() // as the HTTP layer does
+			_, _ = c.batcher.claim(t.Context(), "ann", "coupon")
+		}()
+		synctest.Wait()
+		c.claim(t.Context(), "bob")
+		f.wantCall(t, false, "ann")
+		f.wantCall(t, false, "bob")
+		c.wantAnswered(t, "bob")
+	})
+}
+
+// randomServer answers calls after a random time, and checks what is promised of them.
+type randomServer struct {
+	t      *testing.T
+	mu     sync.Mutex
+	sent   map[string]int  // by user, in calls that had an effect
+	coupon map[string]bool // in flight
+}
+
+// claims begins a call and returns the function that ends it.
+func (r *randomServer) begin(claims []*claim) (end func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	coupons := map[string]bool{}
+	for _, c := range claims {
+		coupons[c.coupon] = true
+	}
+	for coupon := range coupons {
+		if r.coupon[coupon] {
+			r.t.Errorf("%s is in two calls", coupon)
+		}
+		r.coupon[coupon] = true
+	}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for coupon := range coupons {
+			delete(r.coupon, coupon)
+		}
+	}
+}
+
+func (r *randomServer) answer(claims []*claim) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range claims {
+		r.sent[c.user]++
+		if strings.HasSuffix(c.user, "7") {
+			c.err = fmt.Errorf("%w: for %s", ErrOutcomeUnknown, c.user)
+		} else {
+			c.status = ClaimStatus(c.user)
+		}
+	}
+}
+
+func (r *randomServer) sendShared(_ context.Context, claims []*claim) {
+	end := r.begin(claims)
+	defer end()
+	time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+	locked := map[string]bool{}
+	for _, c := range claims {
+		locked[c.coupon] = locked[c.coupon] || rand.IntN(4) == 0
+	}
+	for _, c := range claims {
+		if locked[c.coupon] {
+			c.failed = errLocked
+		} else {
+			r.answer([]*claim{c})
+		}
+	}
+}
+
+func (r *randomServer) sendSolo(_ context.Context, claims []*claim) bool {
+	end := r.begin(claims)
+	defer end()
+	time.Sleep(time.Duration(rand.IntN(600)) * time.Microsecond)
+	r.answer(claims)
+	return rand.IntN(2) == 0
+}
+
+// Each caller gets the outcome of its own claim. A claim has an effect at most once, and none after
+// its caller got an error that says it was not sent. A coupon never has two calls in flight.
+func TestBatcher_random(t *testing.T) {
+	t.Parallel()
+	const callers, rounds = 60, 40
+	r := &randomServer{t: t, sent: map[string]int{}, coupon: map[string]bool{}}
+	var calls sync.WaitGroup
+	b := newBatcher(r, 2, 24, testTimeout/100, make(chan struct{}, 2), &calls)
 
 	var all sync.WaitGroup
 	for i := range callers {
@@ -594,12 +1041,12 @@ func TestBatchers_random(t *testing.T) {
 					cancel()
 					ctx, cancel = context.WithCancel(t.Context())
 				}
-				status, err := bs.claim(ctx, user, fmt.Sprintf("coupon-%d", rand.IntN(5)))
+				status, err := b.claim(ctx, user, fmt.Sprintf("coupon-%d", rand.IntN(5)))
 				cancel()
 
-				mu.Lock()
-				n := sent[user]
-				mu.Unlock()
+				r.mu.Lock()
+				n := r.sent[user]
+				r.mu.Unlock()
 				switch {
 				case err == nil:
 					if n != 1 || status != ClaimStatus(user) {
@@ -618,27 +1065,124 @@ func TestBatchers_random(t *testing.T) {
 	answered := make(chan struct{})
 	go func() {
 		all.Wait()
+		b.close()
+		calls.Wait()
 		close(answered)
 	}()
 	select {
 	case <-answered:
-	case <-time.After(4 * testTimeout):
+	case <-time.After(time.Minute):
 		t.Fatal("a claim is never answered")
 	}
-	bs.close()
-	for user, n := range sent {
+	for user, n := range r.sent {
 		if n != 1 {
 			t.Errorf("%s: sent %d times", user, n)
 		}
 	}
 }
 
-// batcherIndex returns the index of the coupon's batcher in its group.
-func batcherIndex(bs *batchers, coupon string) int {
-	for i := range bs.groups[0] {
-		if bs.batcherOf(coupon) == &bs.groups[0][i] {
-			return i
+// lockingServer is an instance's connection to a database with row locks. A call locks its coupons
+// in order, works for a while and releases the locks.
+type lockingServer struct {
+	locks   map[string]chan struct{} // of the database, by coupon
+	patient time.Duration            // lock_timeout of shared calls
+	claims  atomic.Int64             // that had an effect
+}
+
+func (s *lockingServer) call(claims []*claim, lockTimeout time.Duration) bool {
+	var coupons []string
+	for _, c := range claims {
+		coupons = append(coupons, c.coupon)
+	}
+	slices.Sort(coupons)
+	coupons = slices.Compact(coupons)
+	for n, coupon := range coupons {
+		select {
+		case s.locks[coupon] <- struct{}{}:
+		case <-time.After(lockTimeout):
+			for _, held := range coupons[:n] {
+				<-s.locks[held]
+			}
+			return false
 		}
 	}
-	return -1
+	time.Sleep(time.Millisecond + time.Duration(len(claims))*10*time.Microsecond) // and its commit
+	for _, coupon := range coupons {
+		<-s.locks[coupon]
+	}
+	for _, c := range claims {
+		c.status = Claimed
+	}
+	s.claims.Add(int64(len(claims)))
+	return true
+}
+
+func (s *lockingServer) sendShared(_ context.Context, claims []*claim) {
+	if !s.call(claims, s.patient) {
+		for _, c := range claims {
+			c.failed = errLocked
+		}
+	}
+}
+
+func (s *lockingServer) sendSolo(_ context.Context, claims []*claim) bool {
+	if !s.call(claims, lockTimeout(testTimeout)) {
+		for _, c := range claims {
+			c.err = ErrUnavailable
+		}
+		return true
+	}
+	return false
+}
+
+// Instances that compete for the same coupons share them about equally, do not take them for
+// locked, and make as many claims in all as one instance with all callers.
+func TestBatcher_competingInstances(t *testing.T) {
+	for _, coupons := range []int{1, 50} {
+		t.Run(fmt.Sprintf("coupons=%d", coupons), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				run := func(instances int) (total int64, each []int64) {
+					locks := map[string]chan struct{}{}
+					for n := range coupons {
+						locks[fmt.Sprint("c", n)] = make(chan struct{}, 1)
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+					defer cancel()
+					var calls, callers sync.WaitGroup
+					var servers []*lockingServer
+					for range instances {
+						s := &lockingServer{locks: locks, patient: sharedLockTimeout(testTimeout)}
+						servers = append(servers, s)
+						b := newBatcher(s, 1, 1000, testTimeout, make(chan struct{}, 2), &calls)
+						for caller := range 128 / instances {
+							callers.Go(func() {
+								for n := caller; ctx.Err() == nil; n++ {
+									if _, err := b.claim(t.Context(), "u", fmt.Sprint("c", n%coupons)); err != nil {
+										t.Error(err)
+									}
+								}
+							})
+						}
+					}
+					callers.Wait()
+					calls.Wait()
+					for _, s := range servers {
+						each = append(each, s.claims.Load())
+						total += s.claims.Load()
+					}
+					return total, each
+				}
+				one, _ := run(1)
+				two, each := run(2)
+				t.Logf("one instance: %d claims; two: %d", one, each)
+				if least := slices.Min(each); least < two*4/10 {
+					t.Errorf("two instances made %d claims; want at least 40 %% each", each)
+				}
+				// Their batches are half as large, and the fixed part of a call is 1 of 1.64 ms.
+				if two < one*6/10 {
+					t.Errorf("two instances made %d claims, one made %d; want at least 60 %%", two, one)
+				}
+			})
+		})
+	}
 }

@@ -5,20 +5,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/puddle/v2"
-	"golang.org/x/sync/errgroup"
 )
 
-// The functions are schema-qualified because the search_path of our sessions does not contain their
-// schema.
+// The functions are schema-qualified because the search_path of our sessions does not contain
+// their schema. A solo call raises the lock_timeout of its transaction ($3), which PostgreSQL does
+// before it calls the function.
 const (
-	claimCouponSQL  = `select coupond.claim_coupon($1, $2)`
-	claimCouponsSQL = `select coupond.claim_coupons($1, $2)`
-	claimBatchSQL   = `select "position", status from coupond.claim_batch($1, $2, $3)`
+	claimCouponSQL      = `select coupond.claim_coupon($1, $2)`
+	claimCouponsSQL     = `select coupond.claim_coupons($1, $2)`
+	claimBatchSQL       = `select "position", status from coupond.claim_batch($1, $2, $3)`
+	soloClaimCouponSQL  = claimCouponSQL + setLockTimeout
+	soloClaimCouponsSQL = claimCouponsSQL + setLockTimeout
+	lockedCouponsSQL    = `select coupond.locked_coupons($1)`
+
+	setLockTimeout = ` from pg_catalog.set_config('lock_timeout', $3, true)`
 )
 
 // claim is one user's claim for one coupon. Once answered it has either a status or an err: one
@@ -28,9 +33,28 @@ type claim struct {
 
 	requestID string
 	arrived   time.Time
+	sent      time.Time // for the first time
 
+	failed *failedAttempt // the first attempt, if it failed; nil: there was none, or it was answered
 	status ClaimStatus
 	err    error
+}
+
+func (c *claim) answered() bool { return c.status != "" || c.err != nil }
+
+// toSendAgain reports whether a call that has ended left the claim for a solo call.
+func (c *claim) toSendAgain() bool { return c.failed != nil && !c.answered() }
+
+// expired returns the error of a claim that was queued for too long.
+func (c *claim) expired() error {
+	if c.failed == nil {
+		return fmt.Errorf("%w: the claim was queued for half of the time-out", ErrOverloaded)
+	}
+	kind := ErrUnavailable
+	if c.failed.ambiguous() {
+		kind = ErrOutcomeUnknown
+	}
+	return fmt.Errorf("%w: %w; it was not sent again in time", kind, c.failed.err)
 }
 
 // Claim claims coupon for user and returns the outcome. Both names have 1 to 255
@@ -40,138 +64,164 @@ type claim struct {
 // Afterwards Claim waits for the outcome, at most for ClaimTimeout. Errors: ErrUnavailable,
 // ErrOverloaded, ErrOutcomeUnknown, or an internal error.
 func (s *Store) Claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
-	status, err := s.batchers.claim(ctx, user, coupon)
+	status, err := s.claim(ctx, user, coupon)
 	s.metrics.countClaim(status, err)
 	return status, err
 }
 
-// sendBatch sends the claims in one call, with one commit. When it returns, each claim has its
-// status or its err. ctx bounds all of it, retries included.
-//
-// A failed call says nothing about most of its claims, and one bad coupon must not fail the others.
-// So after a failure the claims are sent again, once, coupon by coupon. A claim is idempotent.
-func (s *Store) sendBatch(ctx context.Context, claims []*claim) {
-	if len(claims) == 0 {
+func (s *Store) claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
+	for {
+		status, err := s.serverOf(coupon).batcher.claim(ctx, user, coupon)
+		switch {
+		case !errors.Is(err, errBatcherClosed):
+			return status, err
+		case s.closing.Load():
+			return "", fmt.Errorf("%w: the service is stopping", ErrUnavailable)
+		}
+		// The map of partitions has changed: the coupon has another server now.
+	}
+}
+
+// sendShared makes one call for the claims, with one commit. A failed call says nothing about most
+// of its claims, and one bad coupon must not fail the others, so it leaves them to solo calls.
+func (s *server) sendShared(ctx context.Context, claims []*claim) {
+	s.begin(claims)
+	defer s.logSlowCall(claims)
+	ctx, cancel := firstAttempt(ctx)
+	defer cancel()
+
+	failed := s.attempt(ctx, callKind{write: true, brief: true}, s.claimCall(claims, false))
+	if failed == nil {
+		return
+	}
+	keepForSolo(claims, failed)
+	if failed.refused { // and would be again
+		for _, c := range claims {
+			c.err = bothFailed(failed, failed)
+		}
+		return
+	}
+	s.logFailed(claims, failed, "a call of claims failed; its coupons are sent alone")
+	if failed.lockTimeout && !sameCoupon(claims) {
+		s.sendUnlocked(ctx, claims)
+	}
+}
+
+// begin notes that claims are sent, if it is for the first time.
+func (s *server) begin(claims []*claim) {
+	if claims[0].failed != nil {
 		return
 	}
 	s.metrics.batchSize.Observe(float64(len(claims)))
-	defer s.logSlowCall(claims, time.Now())
-
-	firstCtx, cancel := firstAttempt(ctx)
-	first := s.attemptWrite(firstCtx, claims[0].coupon, false, func(ctx context.Context, conn *pgx.Conn) error {
-		return callClaimFunction(ctx, conn, claims)
-	})
-	cancel()
-	if first == nil {
-		return
+	now := time.Now()
+	for _, c := range claims {
+		c.sent = now
 	}
-
-	batches := groupByCoupon(claims)
-	s.failures.Warn().Err(first.err).Strs("request_ids", requestIDs(claims)).Int("claims", len(claims)).Int("coupons", len(batches)).
-		Bool("not_committed", first.notCommitted).Msg("a call of claims failed; retrying coupon by coupon")
-
-	var retries errgroup.Group
-	retries.SetLimit(int(s.retryLimit.Load()))
-	for _, batch := range batches {
-		retries.Go(func() error {
-			s.retryCoupon(ctx, batch, first)
-			return nil
-		})
-	}
-	_ = retries.Wait() // outcomes are in the claims
 }
 
-// retryCoupon sends the claims of one coupon again after their first call failed.
-func (s *Store) retryCoupon(ctx context.Context, claims []*claim, first *failedAttempt) {
-	// If the first attempt may have been committed, wait for a server that is restarting, because only
-	// a second answer resolves it. If it was not committed, the client can retry as well.
-	second := s.attemptWrite(ctx, claims[0].coupon, first.ambiguous(), func(ctx context.Context, conn *pgx.Conn) error {
-		return callClaimFunction(ctx, conn, claims)
-	})
-	if second != nil {
-		err := bothFailed(first, second)
-		for _, c := range claims {
+// sendUnlocked is called when a shared call of many coupons has waited for a lock in vain. It sends
+// the claims of the other coupons again, in one call.
+func (s *server) sendUnlocked(ctx context.Context, claims []*claim) {
+	coupons := make([]string, len(claims))
+	for i, c := range claims {
+		coupons[i] = c.coupon
+	}
+	var locked []string
+	if failed := s.attempt(ctx, callKind{write: true, brief: true}, func(ctx context.Context, conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, lockedCouponsSQL, coupons)
+		if err != nil {
+			return err
+		}
+		locked, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	}); failed != nil {
+		return
+	}
+	if len(locked) > 0 {
+		s.sampled.Warn().Strs("coupons", locked[:min(len(locked), maxLoggedIDs)]).Msg("coupons are locked by other transactions: their claims are sent alone")
+	}
+	free := slices.DeleteFunc(slices.Clone(claims), func(c *claim) bool { return slices.Contains(locked, c.coupon) })
+	if len(free) == 0 {
+		return
+	}
+	if failed := s.attempt(ctx, callKind{write: true, brief: true}, s.claimCall(free, false)); failed == nil {
+		judge(free)
+	} else if failed.ambiguous() || free[0].failed.notCommitted {
+		keepForSolo(free, failed)
+	}
+}
+
+// keepForSolo leaves the claims of a failed call without an outcome.
+func keepForSolo(claims []*claim, failed *failedAttempt) {
+	for _, c := range claims {
+		c.status, c.err, c.failed = "", nil, failed
+	}
+}
+
+// sendSolo makes one call for claims of one coupon. If they were not sent before, a failed call is
+// repeated once. It returns true if the lock could not be had, or if PostgreSQL rejected the call.
+func (s *server) sendSolo(ctx context.Context, claims []*claim) (apart bool) {
+	s.begin(claims)
+	defer s.logSlowCall(claims)
+	before := claims[0].failed
+	failed, err := s.execute(ctx, true, before, s.claimCall(claims, true))
+	if failed != before {
+		s.logFailed(claims, failed, "a solo call of claims failed once")
+	}
+	for _, c := range claims {
+		if c.failed = failed; err != nil {
 			c.status, c.err = "", err
 		}
-		return
 	}
-	if first.notCommitted {
-		return
-	}
+	judge(claims)
+	return err != nil && (sqlState(err) == pgerrcode.LockNotAvailable || !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrOutcomeUnknown))
+}
 
-	// The first attempt is ambiguous (ADR 0014). "claimed" and "out_of_stock" are exact all the same:
-	// the first attempt then was, or will be, "already_claimed" or "out_of_stock". "already_claimed"
-	// may be the effect of the first attempt, unless this very call granted the user's claim.
-	// "coupon_not_found" is ambiguous because a first attempt that is still running may find a coupon
-	// that is created meanwhile.
-	granted := make(map[string]bool)
+// judge decides what the answers of a second attempt say about the claims, if the first attempt is
+// ambiguous (ADR 0014).
+//
+// "claimed" and "out_of_stock" are exact all the same: the first attempt then was, or will be,
+// "already_claimed" or "out_of_stock". "already_claimed" may be the effect of the first attempt,
+// unless this very call granted the user's claim. "coupon_not_found" is ambiguous because a first
+// attempt that is still running may find a coupon that is created meanwhile.
+func judge(claims []*claim) {
+	type key struct{ user, coupon string }
+	granted := make(map[key]bool)
 	for _, c := range claims {
-		switch {
+		if c.failed == nil || c.failed.notCommitted {
+			continue
+		}
+		switch k := (key{c.user, c.coupon}); {
 		case c.status == Claimed:
-			granted[c.user] = true
-		case c.status == CouponNotFound, c.status == AlreadyClaimed && !granted[c.user]:
-			c.status, c.err = "", outcomeUnknownAfter(first)
+			granted[k] = true
+		case c.status == CouponNotFound, c.status == AlreadyClaimed && !granted[k]:
+			c.status, c.err = "", outcomeUnknownAfter(c.failed)
 		}
 	}
 }
 
-// callFunc makes one call on a connection.
-type callFunc func(context.Context, *pgx.Conn) error
-
-// attempt makes one call about a coupon on a connection of the pool, unless the coupon's shard is
-// unreachable. It returns nil if the call was answered and its effects are committed. With
-// waitForServer it retries until ctx ends if no connection can be made.
-func (s *Store) attempt(ctx context.Context, coupon string, waitForServer bool, call callFunc) *failedAttempt {
-	if err := s.batchers.refusal(coupon); err != nil && !errors.Is(err, errNotCommitting) {
-		return notSent(err)
-	}
-	conn, err := s.acquire(ctx, waitForServer)
-	if err != nil {
-		return notSent(err)
-	}
-	var executed, ambiguous bool
-	err = func() error {
-		defer conn.Release() // before mayBeProxy needs a connection, and also in a panic
-		sc := beginCall(conn.Conn())
-		err := call(ctx, conn.Conn())
-		executed, ambiguous = sc.executed(), sc.ambiguous
-		return err
-	}()
-	if err != nil {
-		return classify(err, executed, func() bool { return s.mayBeProxy(ctx) })
-	}
-	if ambiguous {
-		return &failedAttempt{err: errNotReplicated}
-	}
-	return nil
-}
-
-// acquire returns a connection of the pool. With waitForServer it retries until ctx ends.
-func (s *Store) acquire(ctx context.Context, waitForServer bool) (*pgxpool.Conn, error) {
-	const maxPause = 250 * time.Millisecond
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, maxPause) {
-		conn, err := s.pool.Acquire(ctx)
-		if err == nil || !waitForServer || errors.Is(err, puddle.ErrClosedPool) {
-			return conn, err
+// claimCall returns the call that makes claims. A solo call waits longer for a lock.
+func (s *server) claimCall(claims []*claim, solo bool) callFunc {
+	return func(ctx context.Context, conn *pgx.Conn) error {
+		timeout := ""
+		if solo {
+			timeout = milliseconds(lockTimeout(s.timeout))
 		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(pause):
-		}
+		return callClaimFunction(ctx, conn, claims, timeout)
 	}
 }
 
-// callClaimFunction calls claim_coupon for one claim, claim_coupons for claims that are all for one
-// coupon, else claim_batch, and sets the status of each claim. After an error no claim has a
-// status: rows arrive before the commit, so only a call that returned without error is committed.
-func callClaimFunction(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
+// callClaimFunction calls claim_coupon for one claim, claim_coupons for claims that are all for
+// one coupon, else claim_batch, and sets the status of each claim. lockTimeout, in milliseconds,
+// is set for the call; "": the session's. After an error no claim has a status: rows arrive before
+// the commit, so only a call that returned without error is committed.
+func callClaimFunction(ctx context.Context, conn *pgx.Conn, claims []*claim, lockTimeout string) error {
 	var err error
 	switch {
 	case len(claims) == 1:
-		err = callClaimCoupon(ctx, conn, claims[0])
+		err = callClaimCoupon(ctx, conn, claims[0], lockTimeout)
 	case sameCoupon(claims):
-		err = callClaimCoupons(ctx, conn, claims)
+		err = callClaimCoupons(ctx, conn, claims, lockTimeout)
 	default:
 		if err = callClaimBatch(ctx, conn, claims); err != nil {
 			err = manyCouponsError{err}
@@ -192,8 +242,12 @@ func callClaimFunction(ctx context.Context, conn *pgx.Conn, claims []*claim) err
 }
 
 // callClaimCoupon sends one claim.
-func callClaimCoupon(ctx context.Context, conn *pgx.Conn, c *claim) error {
-	rows, err := conn.Query(ctx, claimCouponSQL, c.user, c.coupon)
+func callClaimCoupon(ctx context.Context, conn *pgx.Conn, c *claim, lockTimeout string) error {
+	sql, args := claimCouponSQL, []any{c.user, c.coupon}
+	if lockTimeout != "" {
+		sql, args = soloClaimCouponSQL, append(args, lockTimeout)
+	}
+	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return err
 	}
@@ -204,12 +258,16 @@ func callClaimCoupon(ctx context.Context, conn *pgx.Conn, c *claim) error {
 }
 
 // callClaimCoupons sends claims that are all for one coupon.
-func callClaimCoupons(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
+func callClaimCoupons(ctx context.Context, conn *pgx.Conn, claims []*claim, lockTimeout string) error {
 	users := make([]string, len(claims))
 	for i, c := range claims {
 		users[i] = c.user
 	}
-	rows, err := conn.Query(ctx, claimCouponsSQL, users, claims[0].coupon)
+	sql, args := claimCouponsSQL, []any{users, claims[0].coupon}
+	if lockTimeout != "" {
+		sql, args = soloClaimCouponsSQL, append(args, lockTimeout)
+	}
+	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return err
 	}
@@ -244,6 +302,10 @@ func callClaimBatch(ctx context.Context, conn *pgx.Conn, claims []*claim) error 
 		if err := rows.Scan(&position, &label); err != nil {
 			break // rows.Err returns it
 		}
+		if position < 0 || int(position) >= len(claims) {
+			rows.Close()
+			return fmt.Errorf("%w: position %d for %d claims", errInconsistent, position, len(claims))
+		}
 		c := claims[position]
 		c.status, c.err = parseClaimStatus(label)
 	}
@@ -274,20 +336,4 @@ func sameCoupon(claims []*claim) bool {
 		}
 	}
 	return true
-}
-
-// groupByCoupon splits claims by coupon and keeps their order.
-func groupByCoupon(claims []*claim) [][]*claim {
-	var groups [][]*claim
-	index := make(map[string]int)
-	for _, c := range claims {
-		i, ok := index[c.coupon]
-		if !ok {
-			i = len(groups)
-			index[c.coupon] = i
-			groups = append(groups, nil)
-		}
-		groups[i] = append(groups[i], c)
-	}
-	return groups
 }

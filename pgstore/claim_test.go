@@ -154,16 +154,6 @@ func TestSendBatch_manyCoupons(t *testing.T) {
 	s.wantHolders(t, "y", "a", "b")
 }
 
-func TestSendBatch_empty(t *testing.T) {
-	t.Parallel()
-	s := newTestStore(t)
-	sent := s.watchWrites()
-	s.sendBatch(t.Context(), nil)
-	if sent() {
-		t.Error("an empty batch was sent")
-	}
-}
-
 func TestClaim_concurrent(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)

@@ -37,7 +37,7 @@ type serverConn struct {
 	sent          atomic.Bool // something was written since the call began, or since its statement was prepared
 	ambiguous     bool        // the current call was answered, but perhaps the standby does not have its commit
 
-	proxyParams bool // the session has the parameters of setProxyParams
+	kind serverKind // of the server that the session is on
 
 	metrics *metrics
 	began   time.Time // of the current call
@@ -60,12 +60,13 @@ type connecting struct{}
 const serverConnKey = "pgstore.serverConn"
 
 // instrument installs a serverConn below the connection that cfg is about to make. cfg belongs to
-// that connection alone. proxyParams: the session has the parameters of setProxyParams.
-func instrument(cfg *pgx.ConnConfig, m *metrics, proxyParams bool) {
-	sc := &serverConn{metrics: m, proxyParams: proxyParams}
+// that connection alone.
+func instrument(cfg *pgx.ConnConfig, m *metrics) {
+	sc := &serverConn{metrics: m}
 	cfg.Tracer = sc
 	cfg.DialFunc = sc.dial
 	cfg.OnNotice = sc.notice
+	cfg.ValidateConnect = sc.prepareSession(cfg.ConnectTimeout, cfg.ValidateConnect)
 }
 
 // serverConnOf returns the serverConn below conn. TraceConnectEnd has set it.

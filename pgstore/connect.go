@@ -10,9 +10,9 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -83,6 +83,8 @@ func networkProblem(err error) string {
 		return "the certificate of the database is not accepted: " + oneLine(untrusted.Err.Error()) + "; check sslrootcert and the host name"
 	}
 	switch {
+	case errors.Is(err, errStandby):
+		return "the database is a standby (in recovery), which cannot make claims; check the host, or wait until it is promoted"
 	case errors.Is(err, pgconn.ErrReadOnlyConnection), errors.Is(err, pgconn.ErrStandbyConnection):
 		return "the database is read-only or a standby, which target_session_attrs does not allow"
 	case errors.Is(err, pgconn.ErrReadWriteConnection), errors.Is(err, pgconn.ErrPrimaryConnection):
@@ -116,17 +118,88 @@ func oneLine(text string) string {
 	return string(runes)
 }
 
-// raiseSynchronousCommitSQL makes commits of the session wait for the disk, and for the synchronous
-// standbys if there are any. It is not a parameter of the connection, because that would also lower
-// remote_apply.
-const raiseSynchronousCommitSQL = `
-select pg_catalog.set_config('synchronous_commit', 'on', false)
-where pg_catalog.current_setting('synchronous_commit') in ('off', 'local', 'remote_write')`
+// serverKind is whether a session is on a PL/Proxy proxy. Sessions on a proxy have other
+// parameters, and its errors prove less (outcome.go).
+type serverKind int
 
-// raiseSynchronousCommit prepares a session that was just started. It uses the simple protocol,
-// which works with every pooler.
-func raiseSynchronousCommit(ctx context.Context, conn *pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, conn.Config().ConnectTimeout)
-	defer cancel()
-	return conn.PgConn().Exec(ctx, raiseSynchronousCommitSQL).Close()
+const (
+	kindUnknown serverKind = iota // our functions are not installed there
+	kindServer
+	kindProxy
+)
+
+// errStandby: the server is in recovery. It would answer with old state, and it cannot commit.
+var errStandby = errors.New("the database is a standby")
+
+// prepareSQL makes commits of the session wait for the disk, and for the synchronous standbys if
+// there are any. It is not a parameter of the connection, because that would also lower
+// remote_apply. And it returns what must be known of the server.
+//
+// PL/Proxy forwards its session's statement_timeout to the shard as a cancel request. A silent
+// shard does not read it, and the session hangs; a shard that waits for its synchronous standby
+// stops waiting and returns a claim that no standby has (ADR 0013). So on a proxy the shard's own
+// time-outs end long calls, or we close the connection, which the proxy notices by
+// client_connection_check_interval.
+const prepareSQL = `
+select pg_catalog.set_config('synchronous_commit', 'on', false)
+where pg_catalog.current_setting('synchronous_commit') in ('off', 'local', 'remote_write');
+
+select
+  pg_catalog.pg_is_in_recovery(),
+  l.lanname = 'plproxy',
+  case
+    when l.lanname = 'plproxy' then
+      pg_catalog.concat(
+        pg_catalog.set_config('statement_timeout', '0', false),
+        pg_catalog.set_config('client_connection_check_interval', '1000', false)
+      )
+  end
+from (values (pg_catalog.to_regprocedure('coupond.claim_coupon(text, text)'))) as f (claim_coupon)
+left join pg_catalog.pg_proc as p
+  on p.oid = f.claim_coupon
+left join pg_catalog.pg_language as l
+  on l.oid = p.prolang`
+
+// prepareSession returns a function that prepares a session that was just started, after validate,
+// if there is one. If it returns an error, the next host of the connection string is tried.
+func (sc *serverConn) prepareSession(timeout time.Duration, validate pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
+	return func(ctx context.Context, conn *pgconn.PgConn) error {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		if validate != nil {
+			if err := validate(ctx, conn); err != nil {
+				return err
+			}
+		}
+		return sc.prepare(ctx, conn)
+	}
+}
+
+// prepare executes prepareSQL. It uses the simple protocol, which works with every pooler.
+func (sc *serverConn) prepare(ctx context.Context, conn *pgconn.PgConn) error {
+	results, err := conn.Exec(ctx, prepareSQL).ReadAll()
+	if err != nil {
+		return err
+	}
+	if n := len(results); n == 0 || len(results[n-1].Rows) != 1 {
+		return fmt.Errorf("%w: the session could not be prepared", errInconsistent)
+	}
+	row := results[len(results)-1].Rows[0]
+	switch standby, plproxy := string(row[0]) == "t", row[1]; {
+	case standby:
+		return errStandby
+	case plproxy == nil:
+		sc.kind = kindUnknown
+	case string(plproxy) == "t":
+		sc.kind = kindProxy
+	default:
+		sc.kind = kindServer
+	}
+	return nil
+}
+
+// mayBeProxy reports whether an error comes from a proxy, as far as is known. Where our functions
+// are not installed, they cannot be missing on a shard either.
+func (sc *serverConn) mayBeProxy(err error) bool {
+	return sc.kind == kindProxy || sc.kind == kindUnknown && !isNotInstalled(sqlState(err))
 }

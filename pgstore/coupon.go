@@ -10,50 +10,62 @@ import (
 )
 
 const (
-	createCouponSQL = `select coupond.create_coupon($1, $2)`
+	createCouponSQL = `select coupond.create_coupon($1, $2)` + setLockTimeout
 	getCouponSQL    = `select name, amount, remaining_amount from coupond.get_coupon($1)`
 	claimersSQL     = `select coupond.coupon_claimers($1, $2, $3)`
 )
 
-// pageSize is the largest number of user ids that one statement reads (ADR 0011).
-const pageSize = 10_000
+// The claimers of a coupon are read in pages (ADR 0011). The first has firstPage user ids, the
+// others up to pageSize: as many as fit into pageBytes if they are as long as those of the page
+// before.
+const (
+	firstPage = 1_000
+	pageSize  = 10_000
+	pageBytes = 1 << 20
+)
+
+// rowsAfter returns the number of user ids to read after a page.
+func rowsAfter(page []string) int {
+	size := 0
+	for _, user := range page {
+		size += len(user)
+	}
+	return max(firstPage, min(pageBytes*len(page)/max(1, size), pageSize))
+}
 
 // CreateCoupon creates a coupon with a stock of amount, 1 or more. name has 1 to 255 characters of
 // valid UTF-8, is not blank and contains no NUL; the caller checks that.
 //
 // If ctx ends before the call is sent, nothing is sent, and CreateCoupon returns ErrUnavailable.
 // Afterwards it waits for the outcome, at most for ClaimTimeout. A failed call is repeated once.
-// Errors: ErrUnavailable, ErrOutcomeUnknown, or an internal error.
+// Errors: ErrUnavailable, ErrOverloaded, ErrOutcomeUnknown, or an internal error.
 func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (CreateStatus, error) {
 	if ctx.Err() != nil {
 		return "", contextEnded(ctx)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+	deadline := time.Now().Add(s.timeout)
+	if err := s.creating.enter(ctx, name); err != nil {
+		return "", err
+	}
+	defer s.creating.leave(name)
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
 
+	// It waits for the lock of a concurrent creation of the same name.
 	var status CreateStatus
-	create := func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, createCouponSQL, name, int64(amount)).Scan(&status)
-	}
-
-	firstCtx, cancelFirst := firstAttempt(ctx)
-	first := s.attemptWrite(firstCtx, name, false, create)
-	cancelFirst()
+	patience := milliseconds(lockTimeout(s.timeout))
+	first, err := s.serverOf(name).execute(ctx, true, nil, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, createCouponSQL, name, int64(amount), patience).Scan(&status)
+	})
 	if first != nil {
-		s.failures.Warn().Err(first.err).Func(withRequestID(ctx)).Bool("not_committed", first.notCommitted).
-			Msg("creating a coupon failed; retrying")
-		if second := s.attemptWrite(ctx, name, first.ambiguous(), create); second != nil {
-			return "", bothFailed(first, second)
-		}
+		s.sampled.Warn().Err(first.err).Func(withRequestID(ctx)).Bool("not_committed", first.notCommitted).Msg("creating a coupon failed once")
 	}
-
-	switch status {
-	case Created:
-		return status, nil
-	case CouponExists:
-		if first != nil && first.ambiguous() {
-			return "", outcomeUnknownAfter(first) // perhaps the first attempt created it
-		}
+	switch {
+	case err != nil:
+		return "", err
+	case status == CouponExists && first != nil && first.ambiguous():
+		return "", outcomeUnknownAfter(first) // perhaps the first attempt created it
+	case status == Created, status == CouponExists:
 		return status, nil
 	}
 	return "", fmt.Errorf("create status %q: not known to this program", status)
@@ -62,7 +74,8 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 // Coupon reads one consistent state of a coupon. The state contains every claim that was answered
 // before the call. found is false if no coupon has that name. Callers that ask for the same coupon
 // at the same time may get the same *Coupon, so it must not be changed. Coupon returns when ctx
-// ends, and after ClaimTimeout at the latest. Errors: ErrUnavailable, or an internal error.
+// ends, and after ClaimTimeout at the latest. Errors: ErrUnavailable, ErrOverloaded, or an internal
+// error.
 func (s *Store) Coupon(ctx context.Context, name string) (coupon *Coupon, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -74,10 +87,10 @@ func (s *Store) Coupon(ctx context.Context, name string) (coupon *Coupon, found 
 //
 // Its claims are those numbered 1 to amount - remaining_amount as of now. They exist and never
 // change, so they can be read later, page by page, without a snapshot that would keep old versions
-// of the coupon's row alive. If there is only one page, it is read at once.
+// of the coupon's row alive. A coupon that fits into one page is read at once.
 func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 	var coupon *Coupon
-	err := s.readWithRetry(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
+	err := s.executeRead(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		coupon = nil
 		var amount, remaining int
 		rows, err := conn.Query(ctx, getCouponSQL, name)
@@ -96,17 +109,15 @@ func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 		}
 
 		count := amount - remaining
-		if count > pageSize {
+		users, err := queryWhole(ctx, conn, name, count)
+		switch {
+		case err != nil:
+			return err
+		case len(users) < count:
 			coupon = &Coupon{Name: name, Amount: amount, RemainingAmount: remaining, Claimers: s.pages(name, count)}
-			return nil
+		default:
+			coupon = NewCoupon(name, amount, users)
 		}
-		var users []string
-		if count > 0 {
-			if users, err = queryPage(ctx, conn, name, 0, count); err != nil {
-				return err
-			}
-		}
-		coupon = NewCoupon(name, amount, users)
 		return nil
 	})
 	if err != nil {
@@ -133,11 +144,25 @@ func NewCoupon(name string, amount int, claimers []string) *Coupon {
 	}
 }
 
+// queryWhole reads the count claimers of a coupon on a connection, or fewer if they do not fit
+// into one page.
+func queryWhole(ctx context.Context, conn *pgx.Conn, name string, count int) ([]string, error) {
+	if count == 0 || count > pageSize {
+		return nil, nil
+	}
+	users, err := queryPage(ctx, conn, name, 0, min(count, firstPage))
+	if err != nil || count == len(users) || count > rowsAfter(users) {
+		return users, err
+	}
+	rest, err := queryPage(ctx, conn, name, len(users), count)
+	return append(users, rest...), err
+}
+
 // pages returns an iterator over the first count claimers of a coupon. It releases its connection
 // before it yields a page, so a slow reader holds the memory of one page and no connection.
 func (s *Store) pages(name string, count int) func(context.Context) iter.Seq2[[]string, error] {
 	return func(ctx context.Context) iter.Seq2[[]string, error] {
-		return pacedPages(ctx, s.batchers.anyBusy, count, func(after, upto int) ([]string, error) {
+		return pacedPages(ctx, s.serverOf(name).batcher.busy, count, func(after, upto int) ([]string, error) {
 			return s.readPage(ctx, name, after, upto)
 		})
 	}
@@ -148,7 +173,8 @@ func (s *Store) pages(name string, count int) func(context.Context) iter.Seq2[[]
 func pacedPages(ctx context.Context, claimsInFlight func() bool, count int, read func(after, upto int) ([]string, error)) iter.Seq2[[]string, error] {
 	return func(yield func([]string, error) bool) {
 		var took time.Duration
-		for after := 0; after < count; after += pageSize {
+		rows := firstPage
+		for after := 0; after < count; {
 			if after > 0 && claimsInFlight() {
 				select {
 				case <-time.After(took):
@@ -156,8 +182,10 @@ func pacedPages(ctx context.Context, claimsInFlight func() bool, count int, read
 				}
 			}
 			began := time.Now()
-			page, err := read(after, min(after+pageSize, count))
+			upto := min(after+rows, count)
+			page, err := read(after, upto)
 			took = time.Since(began)
+			after, rows = upto, rowsAfter(page)
 			if !yield(page, err) || err != nil {
 				return
 			}
@@ -169,7 +197,7 @@ func pacedPages(ctx context.Context, claimsInFlight func() bool, count int, read
 func (s *Store) readPage(ctx context.Context, name string, after, upto int) (users []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err = s.readWithRetry(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
+	err = s.executeRead(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		users, err = queryPage(ctx, conn, name, after, upto)
 		return err
 	})
@@ -207,24 +235,12 @@ func queryPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int
 	return users, nil
 }
 
-// readWithRetry makes a call that changes nothing, and repeats it once if it fails. It waits for a
-// read slot first.
-func (s *Store) readWithRetry(ctx context.Context, name string, call callFunc) error {
-	select {
-	case s.readSlots <- struct{}{}:
-		defer func() { <-s.readSlots }()
-	case <-ctx.Done():
-		return contextEnded(ctx)
+// executeRead makes a call that changes nothing.
+func (s *Store) executeRead(ctx context.Context, name string, call callFunc) error {
+	if err := s.reading.enter(ctx, ""); err != nil {
+		return err
 	}
-
-	firstCtx, cancel := firstAttempt(ctx)
-	failed := s.attempt(firstCtx, name, false, call)
-	cancel()
-	if failed != nil && !failed.rejected {
-		failed = s.attempt(ctx, name, false, call)
-	}
-	if failed != nil {
-		return readFailed(failed)
-	}
-	return nil
+	defer s.reading.leave("")
+	_, err := s.serverOf(name).execute(ctx, false, nil, call)
+	return err
 }

@@ -80,8 +80,8 @@ func TestCoupon_pages(t *testing.T) {
 		{0, true, nil},
 		{1, true, []int{1}},
 		{pageSize, true, []int{pageSize}},
-		{pageSize + 1, false, []int{pageSize, 1}},
-		{2*pageSize + 5, false, []int{pageSize, pageSize, 5}},
+		{pageSize + 1, false, []int{firstPage, pageSize - firstPage + 1}},
+		{firstPage + 2*pageSize + 5, false, []int{firstPage, pageSize, pageSize, 5}},
 	} {
 		name := fmt.Sprint("with ", test.count)
 		s.fill(t, name, test.count+100, test.count)
@@ -113,6 +113,40 @@ func TestCoupon_pages(t *testing.T) {
 	}
 }
 
+// Pages of long ids are smaller: only the ids of a page and their number are bounded, not the
+// coupon.
+func TestCoupon_pagesOfLongIDs(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	const count = 9_000
+	s.exec(t, `insert into coupond.coupons (name, amount, remaining_amount) values ('long', $1::int, 0)`, count)
+	s.exec(t, `
+insert into coupond.claims (coupon_name, claim_number, user_id)
+select 'long', i, lpad(i::text, 255, 'ü')
+from generate_series(1, $1::int) as i`, count)
+	coupon, _, err := s.Coupon(t.Context(), "long")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, whole := coupon.Whole(); whole {
+		t.Error("the coupon is in memory as a whole")
+	}
+	read := 0
+	for page, err := range coupon.Claimers(t.Context()) {
+		size := 0
+		for _, user := range page {
+			size += len(user)
+		}
+		if err != nil || size > pageBytes {
+			t.Errorf("a page has %d bytes, %v; want at most %d", size, err, pageBytes)
+		}
+		read += len(page)
+	}
+	if read != count {
+		t.Errorf("read %d ids, want %d", read, count)
+	}
+}
+
 // Readers hold no connection between two pages, and can stop at any page.
 func TestCoupon_slowReadersHoldNoConnection(t *testing.T) {
 	t.Parallel()
@@ -125,7 +159,7 @@ func TestCoupon_slowReadersHoldNoConnection(t *testing.T) {
 	var depth func(int)
 	depth = func(n int) { // n more readers, each between two pages
 		for page, err := range coupon.Claimers(t.Context()) {
-			if err != nil || len(page) != pageSize {
+			if err != nil || len(page) != firstPage {
 				t.Errorf("%d ids, %v", len(page), err)
 			}
 			if acquired := s.pool.Stat().AcquiredConns(); acquired != 0 {
@@ -261,13 +295,13 @@ func TestPool_limit(t *testing.T) {
 				if i >= 5 { // Ready uses one connection, and waits for it 1.5 s at most
 					continue
 				}
-				if err := s.Ready(t.Context()); err != nil {
+				if _, err := s.Ready(t.Context()); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
-	wait.For(t, "reads that use all read slots", func() bool { return len(s.readSlots) == cap(s.readSlots) })
+	wait.For(t, "reads that use all read slots", func() bool { return len(s.reading.slots) == cap(s.reading.slots) })
 	for i := range 30 {
 		if status, err := s.Claim(t.Context(), fmt.Sprint(i), "c"); status != Claimed {
 			t.Error(status, err)
@@ -275,8 +309,8 @@ func TestPool_limit(t *testing.T) {
 		if n := s.sessions(t); n > maxConns {
 			t.Errorf("%d sessions, want at most %d", n, maxConns)
 		}
-		if held := int(s.pool.Stat().AcquiredConns()); held > maxConns-1 {
-			t.Errorf("%d connections of the pool are in use, want at most %d", held, maxConns-1)
+		if held := int(s.pool.Stat().AcquiredConns()); held > maxConns-2 {
+			t.Errorf("%d connections of the pool are in use, want at most %d", held, maxConns-2)
 		}
 	}
 	close(stop)
@@ -300,7 +334,7 @@ func TestPool_readsLeaveConnectionsForClaims(t *testing.T) {
 		readers.Go(func() { _, _, _ = s.Coupon(t.Context(), fmt.Sprint("r", i)) })
 	}
 	wait.For(t, "connections acquired for all read slots", func() bool {
-		return int(s.pool.Stat().AcquiredConns()) == cap(s.readSlots)
+		return int(s.pool.Stat().AcquiredConns()) == cap(s.reading.slots)
 	})
 	start := time.Now()
 	status, err := s.Claim(t.Context(), "u", "c")
@@ -316,7 +350,7 @@ func TestPool_readsLeaveConnectionsForClaims(t *testing.T) {
 // flight.
 func TestPacedPages(t *testing.T) {
 	t.Parallel()
-	const pages, each = 5, 10 * time.Millisecond
+	const pages, count, each = 5, firstPage + 4*pageSize, 10 * time.Millisecond
 	for _, c := range []struct {
 		name string
 		busy bool
@@ -329,21 +363,21 @@ func TestPacedPages(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				upto, began := 0, time.Now()
-				for _, err := range pacedPages(t.Context(), func() bool { return c.busy }, pages*pageSize-1, func(from, to int) ([]string, error) {
+				for _, err := range pacedPages(t.Context(), func() bool { return c.busy }, count, func(from, to int) ([]string, error) {
 					if from != upto || to-from > pageSize {
 						t.Errorf("page from %d to %d, want one from %d with at most %d ids", from, to, upto, pageSize)
 					}
 					upto = to
 					time.Sleep(each)
-					return nil, nil
+					return make([]string, to-from), nil
 				}) {
 					if err != nil {
 						t.Error(err)
 					}
 					time.Sleep(time.Hour) // the time of the reader does not count
 				}
-				if took := time.Since(began) - pages*time.Hour; upto != pages*pageSize-1 || took != c.want {
-					t.Errorf("%d claimers in %v; want %d in %v", upto, took, pages*pageSize-1, c.want)
+				if took := time.Since(began) - pages*time.Hour; upto != count || took != c.want {
+					t.Errorf("%d claimers in %v; want %d in %v", upto, took, count, c.want)
 				}
 			})
 		})

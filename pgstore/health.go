@@ -2,8 +2,10 @@ package pgstore
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +33,7 @@ with expected (signature) as (
     ('coupond.claim_batch(text[], text[], integer[])'),
     ('coupond.create_coupon(text, bigint)'),
     ('coupond.get_coupon(text)'),
+    ('coupond.locked_coupons(text[])'),
     ('coupond.coupon_claimers(text, integer, integer)')
 ), installed as (
   select p.oid, p.proname, p.proowner, p.pronamespace, p.prosecdef, p.prorettype, l.lanname
@@ -91,46 +94,128 @@ type notReadyError struct {
 func (e *notReadyError) Error() string { return e.reason }
 func (e *notReadyError) Unwrap() error { return e.cause }
 
-// readiness is the result of the last Ready.
+// readiness is the result of the last check, and the running one.
 type readiness struct {
 	mu      sync.Mutex
-	checked bool
-	reason  string // "": ready
+	checked time.Time // when the last check ended; zero: there was none
+	last    *notReadyError
+	running *readyCheck // nil: none
 
 	schemaVersion atomic.Int32 // of the database, as last seen; 0: not seen yet
 }
 
-// Ready returns nil if claims can be made: the database answers, commits complete, the role is
-// right and the schema is not too old. Otherwise its error is one sentence without secrets: what is
-// wrong and, where it helps, what to do. Ready returns when ctx ends, and after 1.5 s at the
-// latest. It uses a connection of its own, so that it does not wait for claims (with MaxConns 1 it
-// shares theirs).
-func (s *Store) Ready(ctx context.Context) error {
-	bounded, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
+// readyCheck is a check that several callers of Ready wait for.
+type readyCheck struct {
+	ended  chan struct{}
+	result *notReadyError
+}
 
-	notReady := s.checkReady(bounded)
-	// If the caller gave up (a health check with a short time-out), the result says nothing about the
-	// database.
-	if notReady == nil || ctx.Err() == nil {
-		s.recordReadiness(ctx, notReady)
+// recentResult is how long the result of a check is returned to other callers of Ready, so that
+// their number does not matter.
+const recentResult = 100 * time.Millisecond
+
+// Ready returns nil if claims can be made: the database answers, commits complete, the role is
+// right and the schema is not too old. Otherwise its error is one sentence without secrets: what
+// is wrong and, where it helps, what to do. shards is the state of each server behind a proxy,
+// which may not be healthy although err is nil; none if there is no proxy.
+//
+// Ready returns when ctx ends, and after 1.5 s at the latest. Concurrent callers get the result of
+// one check. It uses a connection of its own, so that it does not wait for claims (with MaxConns 1
+// it shares theirs).
+func (s *Store) Ready(ctx context.Context) (shards []Shard, err error) {
+	check := s.currentCheck(ctx)
+	select {
+	case <-check.ended:
+	case <-ctx.Done():
+		return s.proxy.states(), &notReadyError{"the database" + silentReason, context.Cause(ctx)}
 	}
-	if notReady == nil {
-		return nil
+	if check.result != nil {
+		return s.proxy.states(), check.result
+	}
+	return s.proxy.states(), nil
+}
+
+// currentCheck returns a check that has ended not long ago, or the running one, or a new one.
+func (s *Store) currentCheck(ctx context.Context) *readyCheck {
+	r := &s.readiness
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running != nil {
+		return r.running
+	}
+	check := &readyCheck{ended: make(chan struct{})}
+	if time.Since(r.checked) < recentResult {
+		check.result = r.last
+		close(check.ended)
+		return check
+	}
+	id := requestID(ctx)
+	if s.background.start(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		check.result = s.checkReady(ctx)
+		s.recordReadiness(id, check.result)
+		close(check.ended)
+	}) {
+		r.running = check
+	} else {
+		check.result = &notReadyError{reason: "the service is stopping"}
+		close(check.ended)
+	}
+	return check
+}
+
+// checkReady returns why claims cannot be made; nil: they can.
+func (s *Store) checkReady(ctx context.Context) *notReadyError {
+	// Behind a proxy, this server stands for all until the map is known. The shards are not asked.
+	srv := s.serverOf("")
+	single := len(s.proxy.all()) == 0
+	if single {
+		if reason := srv.settled(ctx); reason != "" {
+			return &notReadyError{reason: reason}
+		}
+	}
+	var notReady *notReadyError
+	for range 2 { // the first connection may have been closed while it was idle
+		conn, err := s.healthPool.Acquire(ctx)
+		if err != nil {
+			return &notReadyError{ConnectProblem(err), err}
+		}
+		notReady = s.checkByReading(ctx, conn)
+		if notReady == nil && single {
+			notReady = srv.tryClaim(ctx, conn)
+		}
+		broken := conn.Conn().IsClosed()
+		conn.Release()
+		if notReady == nil || !broken || ctx.Err() != nil || notReady.cause == nil {
+			break
+		}
 	}
 	return notReady
 }
 
-func (s *Store) checkReady(ctx context.Context) *notReadyError {
-	if p := s.probeIfSuspect(); p != nil {
-		return p.wait(ctx)
+// trialSQL creates a coupon and claims it. It is rolled back.
+const trialSQL = `select coupond.create_coupon($1, 1), coupond.claim_coupon($2, $1)`
+
+// tryClaim makes a claim and rolls it back, if a write has failed with an error that other writes
+// may meet too (a full disk, a missing privilege) and no trial has succeeded since.
+func (s *server) tryClaim(ctx context.Context, conn *pgxpool.Conn) *notReadyError {
+	if conn.Conn() == nil || serverConnOf(conn.Conn()).kind == kindProxy || !s.defective.Swap(false) {
+		return nil // nothing can be rolled back on a shard
 	}
-	conn, err := s.healthPool.Acquire(ctx)
-	if err != nil {
-		return &notReadyError{ConnectProblem(err), err}
+	// Long names, so that it does not fit where other claims do not.
+	name := rand.Text()
+	name = strings.Repeat(name, 10)[:255]
+	tx, err := conn.Begin(ctx)
+	if err == nil {
+		_, err = tx.Exec(ctx, trialSQL, name, name)
+		_ = tx.Rollback(ctx) // a connection that fails here is closed
 	}
-	defer conn.Release()
-	return s.checkByReading(ctx, conn)
+	if err == nil || sqlState(err) == notOwner { // a shard without its proxy
+		return nil
+	}
+	s.defective.Store(true)
+	return &notReadyError{"claims cannot be made: " + callProblem(err), err}
 }
 
 // checkByReading returns why claims cannot be made, as far as a read can find out.
@@ -177,24 +262,29 @@ func callProblem(err error) string {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return "the database answers with an error: " + serverReason(pgErr)
 	}
-	return "the database does not answer"
+	return "the database" + silentReason
 }
 
-// recordReadiness stores the result of Ready and logs it if it has changed.
-func (s *Store) recordReadiness(ctx context.Context, notReady *notReadyError) {
-	reason := ""
-	if notReady != nil {
-		reason = notReady.reason
-	}
-	s.readiness.mu.Lock()
-	changed := !s.readiness.checked || s.readiness.reason != reason
-	s.readiness.checked, s.readiness.reason = true, reason
-	s.readiness.mu.Unlock()
+// recordReadiness stores the result of a check and logs it if it has changed. id is that of the
+// request that has started the check.
+func (s *Store) recordReadiness(id string, notReady *notReadyError) {
+	r := &s.readiness
+	r.mu.Lock()
+	changed := r.checked.IsZero() || reasonOf(r.last) != reasonOf(notReady)
+	r.checked, r.last, r.running = time.Now(), notReady, nil
+	r.mu.Unlock()
 	switch {
 	case !changed:
 	case notReady == nil:
-		s.log.Info().Func(withRequestID(ctx)).Msg("the database is ready")
+		s.log.Info().Func(withID(id)).Msg("the database is ready")
 	default:
-		s.log.Warn().Err(notReady.cause).Func(withRequestID(ctx)).Str("reason", reason).Msg("the database is not ready")
+		s.log.Warn().Err(notReady.cause).Func(withID(id)).Str("reason", notReady.reason).Msg("the database is not ready")
 	}
+}
+
+func reasonOf(e *notReadyError) string {
+	if e == nil {
+		return ""
+	}
+	return e.reason
 }

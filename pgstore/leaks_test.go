@@ -90,7 +90,7 @@ func TestStore_leaksNothingAfterFaults(t *testing.T) {
 
 	// pgx closes connections that were given up in the background.
 	wait.For(t, "the server to end the sessions that the pools do not know", func() bool {
-		return s.sessions(t) <= int(s.pool.Stat().TotalConns()+s.healthPool.Stat().TotalConns())
+		return s.sessions(t) <= int(s.pool.Stat().TotalConns()+s.healthPool.Stat().TotalConns()+s.probePool.Stat().TotalConns()+s.Store.proxy.pool.Stat().TotalConns())
 	})
 	wait.For(t, "a session with a prepared statement", func() bool { return s.statements(t) > 0 })
 
@@ -117,7 +117,10 @@ func cutFaults() (all []faultproxy.Fault) {
 // that we send, and that no session has one twice.
 func (s *testStore) statements(t *testing.T) (count int) {
 	t.Helper()
-	ours := []string{claimCouponSQL, claimCouponsSQL, claimBatchSQL, createCouponSQL, getCouponSQL, claimersSQL}
+	ours := []string{
+		claimCouponSQL, claimCouponsSQL, claimBatchSQL, soloClaimCouponSQL, soloClaimCouponsSQL, lockedCouponsSQL,
+		createCouponSQL, getCouponSQL, claimersSQL,
+	}
 	for _, conn := range s.pool.AcquireAllIdle(t.Context()) {
 		// The simple protocol, so that this query prepares no statement.
 		rows, err := conn.Query(context.WithoutCancel(t.Context()), `select statement from pg_catalog.pg_prepared_statements`, pgx.QueryExecModeSimpleProtocol)

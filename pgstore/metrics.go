@@ -80,12 +80,15 @@ func newMetrics() *metrics {
 		m.outcomes[outcome] = new(atomic.Int64)
 	}
 	for sql, function := range map[string]string{
-		claimCouponSQL:  "claim_coupon",
-		claimCouponsSQL: "claim_coupons",
-		claimBatchSQL:   "claim_batch",
-		createCouponSQL: "create_coupon",
-		getCouponSQL:    "get_coupon",
-		claimersSQL:     "coupon_claimers",
+		claimCouponSQL:      "claim_coupon",
+		soloClaimCouponSQL:  "claim_coupon",
+		claimCouponsSQL:     "claim_coupons",
+		soloClaimCouponsSQL: "claim_coupons",
+		claimBatchSQL:       "claim_batch",
+		lockedCouponsSQL:    "locked_coupons",
+		createCouponSQL:     "create_coupon",
+		getCouponSQL:        "get_coupon",
+		claimersSQL:         "coupon_claimers",
 	} {
 		m.calls[sql] = callMetrics{m.duration.WithLabelValues(function), m.failures.WithLabelValues(function)}
 	}
@@ -145,11 +148,13 @@ var (
 	descClaims = prometheus.NewDesc("coupond_claims_total",
 		"Claims by outcome: a claim_status, or the kind of error.", []string{"status"}, nil)
 	descPending = prometheus.NewDesc("coupond_batcher_pending_claims",
-		"Claims queued in a batcher until its call in flight ends.", []string{"batcher"}, nil)
+		"Claims queued until the next call.", []string{"server"}, nil)
 	descInFlight = prometheus.NewDesc("coupond_batcher_calls_in_flight",
-		"Calls of a batcher in flight: 0 or 1.", []string{"batcher"}, nil)
+		"Shared calls in flight: 0 to CLAIM_CONCURRENCY.", []string{"server"}, nil)
+	descAlone = prometheus.NewDesc("coupond_batcher_coupons_alone",
+		"Coupons with claims that are sent alone, because another transaction keeps the coupon locked or because a shared call of them failed.", []string{"server"}, nil)
 	descQueueLimit = prometheus.NewDesc("coupond_batcher_queue_limit",
-		"Largest number of pending claims per batcher (CLAIM_QUEUE); the next claim is answered 503.", nil, nil)
+		"Largest number of pending claims per server (CLAIM_QUEUE); the next claim is answered 503.", nil, nil)
 	descShard = prometheus.NewDesc("coupond_shard_healthy",
 		"Whether a shard behind the proxy answers, completes commits and has the schema, by its last health check: 1 or 0. Missing without a proxy.",
 		[]string{"shard"}, nil)
@@ -160,9 +165,9 @@ var (
 	descDatabaseSchema = prometheus.NewDesc("coupond_database_schema_version",
 		"The schema version of the database, as last seen. Missing until it is seen.", nil, nil)
 	descConnections = prometheus.NewDesc("coupond_pool_connections",
-		"Connections to PostgreSQL for claims, creations and reads, without the one for health checks.", []string{"state"}, nil)
+		"Connections to PostgreSQL for claims, creations and reads, without those for health checks.", []string{"state"}, nil)
 	descConnectionLimit = prometheus.NewDesc("coupond_pool_connections_limit",
-		"Largest number of connections in the pool: DB_MAX_CONNS minus the one for health checks.", nil, nil)
+		"Largest number of connections in the pool: DB_MAX_CONNS minus those for health checks.", nil, nil)
 	descOpened = prometheus.NewDesc("coupond_pool_connections_opened_total",
 		"Connections opened.", nil, nil)
 	descAcquires = prometheus.NewDesc("coupond_pool_acquires_total",
@@ -176,7 +181,7 @@ var (
 // Describe implements prometheus.Collector.
 func (s *Store) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		descClaims, descPending, descInFlight, descQueueLimit, descShard, descReady, descSchema, descDatabaseSchema,
+		descClaims, descPending, descInFlight, descAlone, descQueueLimit, descShard, descReady, descSchema, descDatabaseSchema,
 		descConnections, descConnectionLimit, descOpened, descAcquires, descWaits, descWaitSeconds,
 	} {
 		ch <- desc
@@ -201,13 +206,14 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 		c.Collect(ch)
 	}
 
-	for name, b := range s.batchers.all() {
-		pending, inFlight := b.load()
-		gauge(descPending, float64(pending), name)
-		gauge(descInFlight, float64(inFlight), name)
+	for number, srv := range s.all() {
+		load, name := srv.batcher.load(), strconv.Itoa(number)
+		gauge(descPending, float64(load.pending), name)
+		gauge(descInFlight, float64(load.shared), name)
+		gauge(descAlone, float64(load.alone), name)
 	}
-	gauge(descQueueLimit, float64(s.batchers.queueLimit))
-	for _, shard := range s.Shards() {
+	gauge(descQueueLimit, float64(s.serverOf("").batcher.limit))
+	for _, shard := range s.proxy.states() {
 		healthy := 0.0
 		if shard.Reason == "" {
 			healthy = 1
@@ -216,7 +222,7 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 	}
 
 	s.readiness.mu.Lock()
-	checked, ready := s.readiness.checked, s.readiness.reason == ""
+	checked, ready := !s.readiness.checked.IsZero(), s.readiness.last == nil
 	s.readiness.mu.Unlock()
 	switch {
 	case !checked:

@@ -61,7 +61,7 @@ func TestMetrics_store(t *testing.T) {
 	if got := s.scrape(t); got["coupond_database_ready"] != "" || got["coupond_database_schema_version"] != "" {
 		t.Errorf("before the first Ready, there is a sample for it: %v", got)
 	}
-	if err := s.Ready(t.Context()); err != nil {
+	if _, err := s.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, coupon := range []string{"a", "b"} {
@@ -93,14 +93,15 @@ func TestMetrics_store(t *testing.T) {
 		`coupond_database_call_duration_seconds_count{function="get_coupon"}`:      "1",
 		`coupond_database_call_duration_seconds_count{function="coupon_claimers"}`: "1",
 		`coupond_database_call_failures_total{function="claim_coupon"}`:            "0",
-		`coupond_batcher_pending_claims{batcher="0"}`:                              "0",
-		`coupond_batcher_calls_in_flight{batcher="1"}`:                             "0",
+		`coupond_batcher_pending_claims{server="0"}`:                               "0",
+		`coupond_batcher_calls_in_flight{server="0"}`:                              "0",
+		`coupond_batcher_coupons_alone{server="0"}`:                                "0",
 		`coupond_batcher_queue_limit`:                                              "7",
 		`coupond_database_ready`:                                                   "1",
 		`coupond_schema_version`:                                                   fmt.Sprint(s.schemaVersion),
 		`coupond_database_schema_version`:                                          fmt.Sprint(s.readiness.schemaVersion.Load()),
 		`coupond_pool_connections{state="acquired"}`:                               "0",
-		`coupond_pool_connections_limit`:                                           "4",
+		`coupond_pool_connections_limit`:                                           "3",
 	})
 	if s.readiness.schemaVersion.Load() < s.schemaVersion || s.schemaVersion == 0 {
 		t.Errorf("the schema has version %d, want at least %d and more than 0", s.readiness.schemaVersion.Load(), s.schemaVersion)
@@ -121,24 +122,24 @@ func TestMetrics_busyBatcher(t *testing.T) {
 		})
 	}
 	claim("first")
-	load := s.batchers.groups[0][0].load
-	wait.For(t, "a call in flight", func() bool { _, calls := load(); return calls == 1 })
+	pending := func() int { return s.serverOf("c").batcher.load().pending }
+	wait.For(t, "a call in flight", func() bool { return s.serverOf("c").batcher.busy() })
 	for i := range 3 {
 		claim(fmt.Sprint(i))
 	}
-	wait.For(t, "three pending claims", func() bool { pending, _ := load(); return pending == 3 })
+	wait.For(t, "three pending claims", func() bool { return pending() == 3 })
 	canceled, cancel := context.WithCancel(t.Context())
 	callers.Go(func() {
 		if _, err := s.Claim(canceled, "canceled", "c"); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 	})
-	wait.For(t, "a fourth pending claim", func() bool { pending, _ := load(); return pending == 4 })
+	wait.For(t, "a fourth pending claim", func() bool { return pending() == 4 })
 	cancel()
-	wait.For(t, "its withdrawal", func() bool { pending, _ := load(); return pending == 3 })
+	wait.For(t, "its withdrawal", func() bool { return pending() == 3 })
 	s.wantSamples(t, map[string]string{
-		`coupond_batcher_pending_claims{batcher="0"}`:  "3",
-		`coupond_batcher_calls_in_flight{batcher="0"}`: "1",
+		`coupond_batcher_pending_claims{server="0"}`:  "3",
+		`coupond_batcher_calls_in_flight{server="0"}`: "1",
 	})
 	unlock()
 	callers.Wait()
@@ -219,7 +220,7 @@ func TestLog_slowClaimThatFails(t *testing.T) {
 	if status, err := s.Claim(ctx, "u", "c"); !errors.Is(err, ErrUnavailable) {
 		t.Fatal(status, err)
 	}
-	failed := log.with(t, "a call of claims failed; retrying coupon by coupon")
+	failed := log.with(t, "a call of claims failed; its coupons are sent alone")
 	if len(failed) != 1 || fmt.Sprint(failed[0]["request_ids"]) != "["+id+"]" {
 		t.Errorf("log lines of the failed call: %v", failed)
 	}
@@ -228,8 +229,8 @@ func TestLog_slowClaimThatFails(t *testing.T) {
 		t.Fatalf("log lines of the slow claim: %v", slow)
 	}
 	line := slow[0]
-	// Both attempts ended with a lock_timeout.
-	if least := float64(2 * lockTimeout(s.timeout).Milliseconds()); line["database_ms"].(float64) < least {
+	// Both attempts ended with a lock_timeout, the shared call's and the solo call's.
+	if least := float64((sharedLockTimeout(s.timeout) + lockTimeout(s.timeout)).Milliseconds()); line["database_ms"].(float64) < least {
 		t.Errorf("database_ms is %v, want at least %v", line["database_ms"], least)
 	}
 	if _, ok := line["queue_ms"].(float64); !ok || line["request_id"] != id || line["coupon"] != "c" ||
@@ -254,7 +255,7 @@ func TestLog_slowClaimsAreSampled(t *testing.T) {
 	}
 	const calls = 500
 	for range calls {
-		s.logSlowCall(batch, time.Now())
+		s.serverOf("c").logSlowCall(batch)
 	}
 	seconds := int(time.Since(began).Seconds()) + 1
 	if n := len(log.with(t, slowMessage)); n < 1 || n > 10*(seconds+1) {
@@ -264,7 +265,7 @@ func TestLog_slowClaimsAreSampled(t *testing.T) {
 
 	batch[0].arrived = time.Now()
 	before := len(log.with(t, slowMessage))
-	s.logSlowCall(batch[:1], time.Now())
+	s.serverOf("c").logSlowCall(batch[:1])
 	if n := len(log.with(t, slowMessage)); n != before {
 		t.Error("a claim that was not slow was logged")
 	}
@@ -277,7 +278,7 @@ func TestLog_requestID(t *testing.T) {
 	s := newTestStore(t, func(cfg *Config) { cfg.Log = zerolog.New(log) })
 	id := "request of the health check"
 	ctx := context.WithValue(t.Context(), RequestIDKey{}, &id)
-	if err := s.Ready(ctx); err != nil {
+	if _, err := s.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if ready := log.with(t, "the database is ready"); len(ready) != 1 || ready[0]["request_id"] != id {
@@ -286,7 +287,7 @@ func TestLog_requestID(t *testing.T) {
 	s.injectOnce("create_coupon", faultproxy.CutBeforeCommit)
 	id = "request of the creation"
 	_, _ = s.CreateCoupon(ctx, "c", 1)
-	if failed := log.with(t, "creating a coupon failed; retrying"); len(failed) != 1 || failed[0]["request_id"] != id {
+	if failed := log.with(t, "creating a coupon failed once"); len(failed) != 1 || failed[0]["request_id"] != id {
 		t.Errorf("log lines: %v", failed)
 	}
 }

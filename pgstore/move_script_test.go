@@ -181,10 +181,10 @@ func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 	owned := `select from coupond.shard where ` + partition + ` = any (owned)`
 	published := `select from pg_publication where pubname = 'move_` + partition + `'`
 	copied := `select from coupond.coupons where name = '` + coupon + `'`
-	fenceTimeout := "30s"
+	fenceTimeout, stepTimeout := "30s", "30s"
 	move := func(partition, proxy string) (output string, err error) {
 		cmd := exec.CommandContext(t.Context(), "../deploy/shards/move", partition, s.urls[0], s.urls[1], libpq(t, s.urls[1]), s.proxy, proxy)
-		cmd.Env = append(os.Environ(), "FENCE_TIMEOUT="+fenceTimeout)
+		cmd.Env = append(os.Environ(), "FENCE_TIMEOUT="+fenceTimeout, "STEP_TIMEOUT="+stepTimeout)
 		text, err := cmd.CombinedOutput()
 		return string(text), err
 	}
@@ -230,6 +230,22 @@ func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 	wantUnchanged("a transaction is open on OLD")
 	fenceTimeout = "30s"
 	do(report, `rollback`)
+
+	// The subscription cannot be dropped: it waits for something without a time-out of its own.
+	do(target, `
+		create function public.hang() returns event_trigger language plpgsql as $$ begin perform pg_sleep(3600); end $$;
+		create event trigger hang on ddl_command_start when tag in ('DROP SUBSCRIPTION') execute function public.hang()`)
+	stepTimeout = "3s"
+	wantStopped("DROP SUBSCRIPTION hangs", partition, s.proxy, "could not delete the copy on NEW")
+	if !exists(old, owned) || exists(target, owned) || exists(old, published) {
+		t.Fatal("DROP SUBSCRIPTION hangs: OLD does not keep the partition")
+	}
+	stepTimeout = "30s"
+	// As README.md says.
+	do(target, `drop event trigger hang`)
+	do(target, `drop subscription move_`+partition)
+	do(target, `delete from coupond.coupons where name = '`+coupon+`'`)
+	wantUnchanged("DROP SUBSCRIPTION hangs")
 
 	// A transaction in another database does not matter. The proxies are changed last, and a proxy
 	// that cannot be changed is an error.

@@ -21,6 +21,10 @@ type failedAttempt struct {
 	// rejected: PostgreSQL rejected the call for what it is, and would do so again. That is an
 	// internal error, not an outage.
 	rejected bool
+	// lockTimeout: PostgreSQL gave up waiting for a lock.
+	lockTimeout bool
+	// refused: admit did not let the call be sent.
+	refused bool
 	// defective: PostgreSQL answered with an error that other calls of the same kind may meet too (a
 	// full disk, a missing privilege), so Ready must find out.
 	defective bool
@@ -32,23 +36,24 @@ func (f *failedAttempt) ambiguous() bool { return !f.notCommitted }
 // notSent returns the failedAttempt of a call that was not sent: no connection could be made, or
 // the server is known to be unreachable or not to commit.
 func notSent(err error) *failedAttempt {
-	return &failedAttempt{err: err, notCommitted: true}
+	_, refused := errors.AsType[refusedError](err)
+	return &failedAttempt{err: err, notCommitted: true, refused: refused}
 }
 
 // classify decides what an error of a call proves. executed: the call got beyond preparing its
-// statement. isProxy is asked only if it matters: an error of a proxy does not prove what its
-// shards have committed.
-func classify(err error, executed bool, isProxy func() bool) *failedAttempt {
+// statement. mayBeProxy: an error of a proxy does not prove what its shards have committed.
+func classify(err error, executed, mayBeProxy bool) *failedAttempt {
 	f := &failedAttempt{
 		err:          err,
 		notCommitted: !executed || pgconn.SafeToRetry(err), // SafeToRetry: nothing was written to the connection
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f.notCommitted = f.notCommitted || provesRollback(pgErr) && !isProxy()
+		f.notCommitted = f.notCommitted || provesRollback(pgErr) && !mayBeProxy
 		// A proxy splits a call for many coupons by shard: another shard may have committed its part.
 		if _, manyCoupons := errors.AsType[manyCouponsError](err); pgErr.Code == notOwner {
-			f.notCommitted = f.notCommitted || !manyCoupons || !isProxy()
+			f.notCommitted = f.notCommitted || !manyCoupons || !mayBeProxy
 		}
+		f.lockTimeout = pgErr.Code == pgerrcode.LockNotAvailable
 		f.rejected = rejectsCall(pgErr.Code)
 		f.defective = isStatementError(pgErr) && !isContention(pgErr.Code) && pgErr.Code != notOwner
 	}

@@ -18,9 +18,6 @@ func pgError(severity, code string) error {
 	}
 }
 
-func noProxy() bool   { return false }
-func withProxy() bool { return true }
-
 func TestClassify(t *testing.T) {
 	for _, test := range []struct {
 		name         string
@@ -75,7 +72,7 @@ func TestClassify(t *testing.T) {
 		{"a value of another type", pgx.ScanArgError{Err: errors.New("type")}, false, true, false},
 		{"too few rows", fmt.Errorf("%w: 9 of 10", errInconsistent), false, true, false},
 	} {
-		f := classify(test.err, true, noProxy)
+		f := classify(test.err, true, false)
 		if f.notCommitted != test.notCommitted || f.rejected != test.rejected || f.defective != test.defective {
 			t.Errorf("%s: notCommitted %v, rejected %v, defective %v; want %v, %v, %v", test.name,
 				f.notCommitted, f.rejected, f.defective, test.notCommitted, test.rejected, test.defective)
@@ -83,7 +80,7 @@ func TestClassify(t *testing.T) {
 		if f.err != test.err {
 			t.Errorf("%s: error %v, want %v", test.name, f.err, test.err)
 		}
-		if f := classify(test.err, false, noProxy); !f.notCommitted || f.rejected != test.rejected {
+		if f := classify(test.err, false, false); !f.notCommitted || f.rejected != test.rejected {
 			t.Errorf("%s, not executed: notCommitted %v, rejected %v; want true, %v", test.name, f.notCommitted, f.rejected, test.rejected)
 		}
 	}
@@ -94,10 +91,10 @@ func TestClassify(t *testing.T) {
 // that rejects the call's only coupon because it does not own it.
 func TestClassify_proxy(t *testing.T) {
 	for _, code := range []string{"XX000", "57P01", "57014", "08006", "55P03", "40001", "40P01", "25006", "53300", "53100", "42501"} {
-		if f := classify(pgError("ERROR", code), true, withProxy); f.notCommitted || f.rejected {
+		if f := classify(pgError("ERROR", code), true, true); f.notCommitted || f.rejected {
 			t.Errorf("%s: notCommitted %v, rejected %v; want false, false", code, f.notCommitted, f.rejected)
 		}
-		if f := classify(pgError("ERROR", code), false, withProxy); !f.notCommitted {
+		if f := classify(pgError("ERROR", code), false, true); !f.notCommitted {
 			t.Errorf("%s, not executed: notCommitted false, want true", code)
 		}
 	}
@@ -108,7 +105,7 @@ func TestClassify_proxy(t *testing.T) {
 		if test.manyCoupons {
 			err = manyCouponsError{err}
 		}
-		if f := classify(err, true, func() bool { return test.proxy }); f.notCommitted != test.notCommitted || f.rejected {
+		if f := classify(err, true, test.proxy); f.notCommitted != test.notCommitted || f.rejected {
 			t.Errorf("not the owner, %+v: notCommitted %v, rejected %v", test, f.notCommitted, f.rejected)
 		}
 	}
@@ -206,12 +203,12 @@ func TestAttempt_notSent(t *testing.T) {
 			return errors.Join(err, failed)
 		},
 	} {
-		f := s.attempt(t.Context(), "c", false, call)
+		f := s.serverOf("c").attempt(t.Context(), callKind{write: true}, call)
 		if f == nil || !errors.Is(f.err, failed) || !f.notCommitted {
 			t.Errorf("%s: %+v; want notCommitted", name, f)
 		}
 	}
-	f := s.attempt(t.Context(), "c", false, func(ctx context.Context, conn *pgx.Conn) error {
+	f := s.serverOf("c").attempt(t.Context(), callKind{write: true}, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, claimCouponSQL, "u", "c")
 		return errors.Join(err, failed)
 	})

@@ -19,19 +19,20 @@ const serviceRole = "coupon_service"
 // How ClaimTimeout (T) is divided. A claim may be queued for T/2 (batcher.go), so its two attempts
 // have at least T/2 left, T/4 each:
 //
-//	0.15 T  lock_timeout: longer than the batches of several instances hold a popular coupon, short
-//	        enough that a coupon locked by a foreign transaction delays its batcher for 0.3 T only:
-//	        the batch, then that coupon alone.
-//	0.20 T  statement_timeout: a batch may wait for several such locks, one after the other.
+//	0.10 T  lock_timeout of shared calls: longer than the batches of other instances hold a coupon;
+//	        if it ends, the locked coupons are sent alone (ADR 0019).
+//	0.15 T  lock_timeout of solo calls and creations.
+//	0.20 T  statement_timeout: a batch may wait for several locks, one after the other.
 //	0.25 T  or more: we give up the first attempt, if the server or the network does not answer. The
 //	        server's own time-outs end before that, because their errors prove that nothing was
 //	        committed, and because they keep the connection.
-func lockTimeout(claim time.Duration) time.Duration      { return 3 * claim / 20 }
-func statementTimeout(claim time.Duration) time.Duration { return claim / 5 }
+func sharedLockTimeout(claim time.Duration) time.Duration { return claim / 10 }
+func lockTimeout(claim time.Duration) time.Duration       { return 3 * claim / 20 }
+func statementTimeout(claim time.Duration) time.Duration  { return claim / 5 }
 
 // slowAfter returns the time after which a claim counts as slow: 0.1 T. A full queue takes less
-// when PostgreSQL is healthy. It is less than lock_timeout, so that a claim that waited for a
-// foreign lock and got it counts as slow as well.
+// when PostgreSQL is healthy. It is less than lock_timeout of a solo call, so that a claim that
+// waited for a foreign lock and got it counts as slow as well.
 func slowAfter(claim time.Duration) time.Duration { return claim / 10 }
 
 // firstAttempt bounds the first of two attempts: half of the time that is left until ctx ends.
@@ -44,11 +45,12 @@ func firstAttempt(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // parsePoolConfig returns the configuration of the pool. Its sessions have the role coupon_service
-// and the server-side time-outs, and never send a cancel request.
+// and the server-side time-outs, and never send a cancel request. onProxy is called for each
+// session that turns out to be on a proxy.
 //
 // Statements are prepared once per connection (pgx's default). A transaction pooler must support
 // that (max_prepared_statements), or the connection string must set default_query_exec_mode.
-func parsePoolConfig(cfg Config, m *metrics, kind *serverKind) (*pgxpool.Config, error) {
+func parsePoolConfig(cfg Config, m *metrics, onProxy func()) (*pgxpool.Config, error) {
 	pool, err := ParseURL(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("connection string: %w", err)
@@ -66,7 +68,7 @@ func parsePoolConfig(cfg Config, m *metrics, kind *serverKind) (*pgxpool.Config,
 	// Our calls are schema-qualified. All other names must resolve to PostgreSQL's own objects, never
 	// to temporary ones.
 	params["search_path"] = "pg_catalog, pg_temp"
-	params["lock_timeout"] = milliseconds(lockTimeout(cfg.ClaimTimeout))
+	params["lock_timeout"] = milliseconds(sharedLockTimeout(cfg.ClaimTimeout))
 	params["statement_timeout"] = milliseconds(statementTimeout(cfg.ClaimTimeout))
 	// We never start an explicit transaction. If one is open by mistake, it must not keep a coupon
 	// locked.
@@ -83,19 +85,22 @@ func parsePoolConfig(cfg Config, m *metrics, kind *serverKind) (*pgxpool.Config,
 		conn.ConnectTimeout = connectTimeout
 	}
 	conn.OnPgError = keepConnection
-	pool.AfterConnect = raiseSynchronousCommit
-
 	pool.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error {
-		isProxy := kind.isProxy()
-		if isProxy {
-			setProxyParams(cfg.RuntimeParams)
-		}
-		instrument(cfg, m, isProxy)
+		instrument(cfg, m)
 		return nil
 	}
-	// Replaces the connections that were made before the server was known to be a proxy.
-	pool.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) {
-		return serverConnOf(conn).proxyParams == kind.isProxy(), nil
+	// A session that was started before our functions were installed asks again.
+	pool.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		sc := serverConnOf(conn)
+		if sc.kind == kindUnknown {
+			if err := sc.prepare(ctx, conn.PgConn()); err != nil {
+				return false, err
+			}
+		}
+		if sc.kind == kindProxy {
+			onProxy()
+		}
+		return true, nil
 	}
 	// pgxpool pings a connection that was idle for more than a second before it is used. That keeps
 	// claims off broken connections; the bound keeps a silent server from using up the claim's time.
@@ -106,28 +111,6 @@ func parsePoolConfig(cfg Config, m *metrics, kind *serverKind) (*pgxpool.Config,
 		pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 4 // so that they do not all end at once
 	}
 	return pool, nil
-}
-
-// setProxyParams changes the parameters of a session to those of a session on a proxy.
-//
-// PL/Proxy forwards its session's statement_timeout to the shard as a cancel request. A silent
-// shard does not read it, and the session hangs; a shard that waits for its synchronous standby
-// stops waiting and returns a claim that no standby has (ADR 0013). So the shard's own time-outs
-// end long calls, or we close the connection, which the proxy notices by
-// client_connection_check_interval.
-func setProxyParams(params map[string]string) {
-	params["statement_timeout"] = "0"
-	params["client_connection_check_interval"] = "1000"
-}
-
-// healthCheckPoolConfig returns the configuration of the pool for health checks and probes of
-// shards, based on that of the pool for calls. MaxConns is larger than the number of connections
-// that can be needed: one for the map, maxUnanswered for health checks, and one per shard for its
-// probe.
-func healthCheckPoolConfig(pool *pgxpool.Config) *pgxpool.Config {
-	pool = pool.Copy()
-	pool.MaxConns, pool.MinConns, pool.MinIdleConns = 1<<17, 0, 0
-	return pool
 }
 
 // keepConnection tells pgx whether a connection can be used after an error. It cannot if the server

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -161,6 +162,27 @@ func newClaims(usersAndCoupons ...string) []*claim {
 		claims = append(claims, &claim{user: usersAndCoupons[i], coupon: usersAndCoupons[i+1]})
 	}
 	return claims
+}
+
+// sendBatch sends the claims as the batcher does: in one shared call, and in a solo call for each
+// coupon that this one leaves.
+func (s *Store) sendBatch(ctx context.Context, claims []*claim) {
+	if len(claims) == 0 {
+		return
+	}
+	srv := s.serverOf(claims[0].coupon)
+	srv.sendShared(ctx, claims)
+	left := make(map[string][]*claim)
+	for _, c := range claims {
+		if c.toSendAgain() {
+			left[c.coupon] = append(left[c.coupon], c)
+		}
+	}
+	var solo sync.WaitGroup
+	for _, claims := range left {
+		solo.Go(func() { srv.sendSolo(ctx, claims) })
+	}
+	solo.Wait()
 }
 
 // sendWithin sends the claims as one batch and checks that each has either a status or an error.

@@ -45,7 +45,7 @@ func (s *testStore) loseStandby(t *testing.T) {
 		committed := make(chan struct{})
 		go func() {
 			defer close(committed)
-			_, _ = conn.Exec(t.Context(), probeSQL)
+			_, _ = conn.Exec(t.Context(), probeCommitSQL)
 		}()
 		// cancelWaiting may end the wait of another session: repeat it until this commit returns.
 		for waited := false; ; {
@@ -99,7 +99,7 @@ func TestReady_commitsHang(t *testing.T) {
 	s.wantNoCancelRequest(t)
 
 	s.setStandbyName(t, "")
-	wait.For(t, "Ready", func() bool { return s.Ready(t.Context()) == nil })
+	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
 	if status, err := s.Claim(t.Context(), "after", "c"); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}
@@ -136,7 +136,7 @@ func TestReady_commitsOfAnotherInstanceHang(t *testing.T) {
 	}
 
 	s.setStandbyName(t, "")
-	wait.For(t, "both instances to be ready", func() bool { return s.Ready(t.Context()) == nil && other.Ready(t.Context()) == nil })
+	wait.For(t, "both instances to be ready", func() bool { return isReady(t, s.Store) && isReady(t, other) })
 	wait.For(t, "the first claim to be visible", func() bool { return len(s.holders(t, "c")) > 0 })
 	s.wantHolders(t, "c", "first")
 	if status, err := other.Claim(t.Context(), "second", "c"); status != Claimed {
@@ -156,6 +156,19 @@ func TestReady_lockedCoupon(t *testing.T) {
 	}
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
 		t.Errorf("claim of the other coupon: %q, %v", status, err)
+	}
+	wantReady(t, s.Store)
+}
+
+// A login that may not write to the log by itself cannot be probed: the server counts as healthy.
+func TestProbe_privilegeMissing(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s.create(t, "c", 100)
+	s.exec(t, `revoke execute on function pg_catalog.pg_logical_emit_message(boolean, text, text) from public`)
+	s.serverOf("c").markSuspect()
+	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
+		t.Errorf("%q, %v", status, err)
 	}
 	wantReady(t, s.Store)
 }
@@ -222,7 +235,7 @@ func TestProbe_boundsSessionsLeftBehind(t *testing.T) {
 	s.wantNoCancelRequest(t)
 
 	s.setStandbyName(t, "")
-	wait.For(t, "Ready", func() bool { return s.Ready(t.Context()) == nil })
+	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
 	if status, err := s.Claim(t.Context(), "after", "c1"); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}
@@ -234,7 +247,7 @@ func TestClose_duringAProbe(t *testing.T) {
 	url := startServer(t).New(t).URL
 	s := newTestStoreAt(t, url, connect(t, url))
 	s.loseStandby(t)
-	s.markSuspect("c")
+	s.serverOf("c").markSuspect()
 	wantReady(t, s.Store, commitsHang)
 	closed := make(chan struct{})
 	go func() { s.Close(); close(closed) }()
@@ -278,11 +291,9 @@ func TestProbe_notStartedByReads(t *testing.T) {
 		}
 		cancel()
 	}
-	s.prober.mu.Lock()
-	if s.prober.probe != nil || s.prober.suspect {
+	if !s.serverOf("c").isHealthy() {
 		t.Error("a read has made the server suspect")
 	}
-	s.prober.mu.Unlock()
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func BenchmarkProxy_batch(b *testing.B) {
 			}
 			for range 6 { // PostgreSQL chooses between custom and generic plans after five executions
 				newClaims()
-				if err := callClaimFunction(b.Context(), conn.Conn(), claims); err != nil {
+				if err := callClaimFunction(b.Context(), conn.Conn(), claims, ""); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -65,7 +65,7 @@ func BenchmarkProxy_batch(b *testing.B) {
 				b.StopTimer()
 				newClaims()
 				b.StartTimer()
-				if err := callClaimFunction(b.Context(), conn.Conn(), claims); err != nil {
+				if err := callClaimFunction(b.Context(), conn.Conn(), claims, ""); err != nil {
 					b.Fatal(err)
 				}
 				n += len(claims)
@@ -95,15 +95,15 @@ func BenchmarkProxy_claims(b *testing.B) {
 		}
 	}
 	s.wantShards(b, shards, nil)
-	perShard := *s.batchers.partitions.Load()
+	perShard := *s.servers.Load()
 	shared := slices.Repeat(perShard[:1], len(perShard))
 	var n atomic.Int64
 	for _, batchers := range []string{"shared", "per-shard", "shared", "per-shard"} {
 		b.Run("batchers="+batchers, func(b *testing.B) {
 			if batchers == "shared" {
-				s.batchers.partitions.Store(&shared)
+				s.servers.Store(&shared)
 			} else {
-				s.batchers.partitions.Store(&perShard)
+				s.servers.Store(&perShard)
 			}
 			before, calls := n.Load(), s.calls(b)
 			proxyCPU, shardsCPU := cpu(b, s.front), cpu(b, s.shards...)

@@ -79,6 +79,9 @@ func newShardedStore(t testing.TB, shards int, change ...func(*Config)) *sharded
 	}
 
 	s.testStore = &testStore{Store: openStore(t, s.proxy, change...)}
+	if _, err := s.Ready(t.Context()); err != nil { // the first connection finds the proxy
+		t.Error(err)
+	}
 	return s
 }
 

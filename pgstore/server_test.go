@@ -165,6 +165,7 @@ func TestClaim_synchronousStandby(t *testing.T) {
 		if holders := s.holders(t, "c"); !slices.Contains(holders, test.user) {
 			t.Errorf("%s: holders are %q, want them to include it", test.user, holders)
 		}
+		store.Close() // its probe would wait for the standby as well
 		wait.For(t, "all sessions, the probe's included, to end their wait", func() bool {
 			s.exec(t, cancelWaiting)
 			return s.sessionsWaiting(t) == 0
@@ -186,7 +187,7 @@ func TestClaim_synchronousStandby(t *testing.T) {
 	s.wantNoCancelRequest(t)
 	s.setStandbyName(t, "")
 	wait.For(t, "the claim to be committed", func() bool { return slices.Contains(s.holders(t, "c"), "given up") })
-	wait.For(t, "Ready", func() bool { return s.Ready(t.Context()) == nil })
+	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
 	if status, err := s.Claim(t.Context(), "after", "c"); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}
@@ -309,10 +310,7 @@ func TestClose_leaksNothing(t *testing.T) {
 		t.Error(err)
 	}
 	wait.For(t, "a call in flight and four queued claims", func() bool {
-		b := s.batchers.batcherOf("c")
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return b.busy && len(b.queue) == 4
+		return s.serverOf("c").batcher.load() == load{pending: 4, shared: 1}
 	})
 	time.AfterFunc(100*time.Millisecond, unlock)
 	store.Close()
@@ -331,7 +329,7 @@ func TestClose_leaksNothing(t *testing.T) {
 	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a read after Close: %v", err)
 	}
-	if err := s.Ready(t.Context()); err == nil {
+	if isReady(t, store) {
 		t.Error("ready after Close")
 	}
 	store.Close()

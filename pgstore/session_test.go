@@ -139,7 +139,7 @@ func TestReady_standby(t *testing.T) {
 	s.owner = connect(t, url)
 
 	wait.For(t, "Ready to report it", func() bool {
-		err := s.Ready(t.Context())
+		_, err := s.Ready(t.Context())
 		return err != nil && strings.Contains(err.Error(), "standby")
 	})
 	for _, user := range []string{"u", "v"} {
@@ -150,11 +150,18 @@ func TestReady_standby(t *testing.T) {
 	if _, err := s.CreateCoupon(t.Context(), "d", 1); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a creation: %v; want ErrUnavailable", err)
 	}
+	// Its state may be old, so it is not asked for that either.
+	if status, err := s.Claim(t.Context(), "u", "perhaps created meanwhile"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a claim of an unknown coupon: %q, %v; want ErrUnavailable", status, err)
+	}
+	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a read: %v; want ErrUnavailable", err)
+	}
 	wantReady(t, s.Store, "standby")
 	wait.For(t, "the connections to the standby to be closed", func() bool { return s.pool.Stat().TotalConns() == 0 })
 
 	s.exec(t, `select pg_promote()`)
-	wait.For(t, "Ready", func() bool { return s.Ready(t.Context()) == nil })
+	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
 		t.Errorf("afterwards: %q, %v", status, err)
 	}

@@ -60,7 +60,7 @@ func (s *shardedStore) wantShards(t testing.TB, count int, unhealthy map[int]str
 		return want == (shard.Reason != "") && strings.Contains(shard.Reason, words)
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		all = s.Shards()
+		all = s.Store.proxy.states()
 		if len(all) == count && !slices.ContainsFunc(all, func(shard Shard) bool { return !asWanted(shard) }) {
 			return
 		}
@@ -159,8 +159,8 @@ func TestShards_deadAndSilent(t *testing.T) {
 		`coupond_shard_healthy{shard="2"}`: "0",
 		`coupond_shard_healthy{shard="3"}`: "1",
 	})
-	if pending, calls := s.batchers.batcherOf(coupons[silent][0]).load(); pending+calls != 0 {
-		t.Errorf("silent shard: %d pending claims and %d calls in flight, want none", pending, calls)
+	if b := s.serverOf(coupons[silent][0]).batcher; b.load() != (load{}) {
+		t.Errorf("silent shard: %+v, want no pending claims and no calls", b.load())
 	}
 
 	resume()
@@ -343,7 +343,7 @@ func TestShards_commitsHang(t *testing.T) {
 	wait.For(t, "a claim that waits for the standby", func() bool { return shard.sessionsWaiting(t) > 0 })
 	shard.exec(t, cancelWaiting)
 	time.Sleep(3 * s.timeout)
-	waiting, found := shard.sessionsWaiting(t), s.Shards()
+	waiting, found := shard.sessionsWaiting(t), s.Store.proxy.states()
 	var active int
 	if err := admin.QueryRow(t.Context(),
 		`select count(*) from pg_stat_activity where application_name = 'coupond' and state = 'active'`).Scan(&active); err != nil {
@@ -422,8 +422,8 @@ func TestShards_mapChanges(t *testing.T) {
 		}
 	}
 	s.wantShards(t, 1, nil)
-	if err := s.batchers.refusal("coupon"); err != nil {
-		t.Error(err)
+	if reason := s.serverOf("coupon").refusalReason(); reason != "" {
+		t.Error(reason)
 	}
 }
 
@@ -487,6 +487,9 @@ func TestProxy_olderProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Store = openStore(t, s.proxy, func(cfg *Config) { cfg.ClaimQueue, cfg.Log = 4096, zerolog.New(log) })
+	if _, err := s.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
 	const message = "the map of shards cannot be read from the proxy"
 	wait.For(t, "the log message", func() bool { return len(log.with(t, message)) > 0 })
 
@@ -510,7 +513,7 @@ func TestProxy_olderProxy(t *testing.T) {
 			}
 		}
 	}
-	if shards := s.Shards(); shards != nil {
+	if shards := s.Store.proxy.states(); shards != nil {
 		t.Errorf("shards are %v, want none", shards)
 	}
 	if n := len(log.with(t, message)); n != 1 {

@@ -96,19 +96,6 @@ func (r *sharedReads[V]) run(key string, current *sharedRead[V]) {
 	}
 }
 
-// encoding caches the encoded form of a Coupon for the callers that share it.
-type encoding struct {
-	once sync.Once
-	body []byte
-}
-
-// EncodeOnce returns encode(c). It calls encode once and returns the same bytes, which must not be
-// changed, to all callers that share the coupon. It is meant for coupons that are Whole.
-func (c *Coupon) EncodeOnce(encode func(*Coupon) []byte) []byte {
-	c.encoded.once.Do(func() { c.encoded.body = encode(c) })
-	return c.encoded.body
-}
-
 // Whole returns all user ids in claim order if they are in memory, which is the case for at most
 // one page of them. They must not be changed. Each reader of a larger coupon reads them with
 // Claimers.

@@ -249,28 +249,6 @@ func TestSharedReads_seeEarlierWrites(t *testing.T) {
 	})
 }
 
-func TestCoupon_EncodeOnce(t *testing.T) {
-	c := NewCoupon("c", 3, []string{"a", "b"})
-	var encodings atomic.Int32
-	encode := func(c *Coupon) []byte {
-		encodings.Add(1)
-		claimers, _ := c.Whole()
-		return fmt.Append(nil, claimers)
-	}
-	var readers sync.WaitGroup
-	for range 8 {
-		readers.Go(func() {
-			if body := c.EncodeOnce(encode); string(body) != "[a b]" {
-				t.Errorf("%q", body)
-			}
-		})
-	}
-	readers.Wait()
-	if encodings.Load() != 1 {
-		t.Errorf("encoded %d times, want 1", encodings.Load())
-	}
-}
-
 func TestCoupon_Whole(t *testing.T) {
 	for _, claimers := range [][]string{nil, {"a"}, {"a", "b", "c"}} {
 		c := NewCoupon("c", 3, claimers)

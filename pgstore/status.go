@@ -71,5 +71,4 @@ type Coupon struct {
 
 	whole    bool     // claimers has all of them
 	claimers []string // only if whole
-	encoded  encoding // shared by all callers that share this Coupon
 }

@@ -3,20 +3,20 @@
 // contains no coupon logic.
 //
 //	status.go      outcomes, errors, Coupon
-//	store.go       Config, Open, Close
-//	batcher.go     batches of concurrent claims
-//	claim.go       the calls that claim, and their retry
+//	store.go       Config, Open, Close; the server of a coupon
+//	server.go      one PostgreSQL: its state, what may be sent to it, two attempts
+//	probe.go       how a server that is not healthy becomes healthy again
+//	batcher.go     batches of concurrent claims; queue.go: the claims that wait for one
+//	claim.go       the calls that claim
 //	coupon.go      creating and reading coupons
 //	sharedread.go  one read for several callers
+//	limiter.go     bounds for creations and reads
 //	pool.go        configuration of the pool and its sessions, time-outs
-//	connstring.go  the connection string, and all that is wrong with it
+//	connstring.go  the connection string, and all that is wrong with it; connsplit.go: its parts
 //	connect.go     a new session: its settings, and why it cannot be started
 //	conn.go        one connection: never sends a cancel request, notes warnings
 //	outcome.go     what a failed call proves
-//	probe.go       whether the server completes commits; nothing is written while it does not
-//	proxy.go       whether the server is a PL/Proxy proxy
-//	shards.go      the shards behind a proxy, and their states
-//	hashtext.go    the partition of a coupon
+//	proxy.go       the shards behind a PL/Proxy proxy; hashtext.go: the partition of a coupon
 //	health.go      whether claims can be made, and why not
 //	metrics.go     Prometheus metrics
 //	log.go         request ids and slow claims in the log
@@ -26,6 +26,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,16 +40,18 @@ import (
 type Config struct {
 	// URL is the connection string, password included: a URL or keyword=value pairs.
 	URL string
-	// MaxConns is the largest number of connections, 1 or more. From 2 on, one of them is reserved for
-	// Ready. Behind a proxy there are additional ones: one that reads its map, up to 8 for health
-	// checks of shards, and one for each shard that is probed.
+	// MaxConns is the largest number of connections, 1 or more. From 2 on, one of them is reserved
+	// for Ready, and from 4 on another one for probes; from 8 on, no kind of call can keep another
+	// from its connections. Behind a proxy there are additional ones: one that reads its map, up to 8
+	// for health checks of shards, and one for each shard that is probed.
 	MaxConns int32
-	// ClaimConcurrency is the number of calls of claims in flight, 1 or more; behind a proxy, per
-	// shard.
+	// ClaimConcurrency is the number of shared calls of claims in flight, 1 or more; behind a proxy,
+	// per shard.
 	ClaimConcurrency int
-	// ClaimQueue is the largest number of pending claims per batcher, 1 or more.
+	// ClaimQueue is the largest number of pending claims per server, 1 or more. It is also the largest
+	// number of reads, and of creations, that wait for a connection.
 	ClaimQueue int
-	// ClaimTimeout is the longest that a claim, a creation or a read waits for its outcome, 10 ms or
+	// ClaimTimeout is the longest that a claim, a creation or a read waits for its outcome, 20 ms or
 	// more. The time-outs of the server are derived from it.
 	ClaimTimeout time.Duration
 	// SchemaVersion is the oldest schema version that the service can work with.
@@ -59,34 +64,32 @@ type Config struct {
 // may be called concurrently.
 type Store struct {
 	log           zerolog.Logger
-	failures      zerolog.Logger // of calls, sampled
-	slow          zerolog.Logger // slow claims, sampled
+	sampled       zerolog.Logger // for what may happen on each call
 	metrics       *metrics
 	timeout       time.Duration // Config.ClaimTimeout
 	schemaVersion int32
 
 	pool       *pgxpool.Pool // for claims, creations and reads
-	healthPool *pgxpool.Pool // for Ready and probes, which must not wait for claims
+	healthPool *pgxpool.Pool // for Ready, which must not wait for claims
+	probePool  *pgxpool.Pool // for the probe of a single server, which claims wait for
 
-	// Reads may use half of the pool, rounded up, and retries of claims another half, so that neither
-	// keeps the next batch from a connection.
-	readSlots  chan struct{} // holds one element per running read
-	retryLimit atomic.Int32  // connections that one batcher may use for retries
+	// servers are those that store coupons, by partition. A single server has the only partition.
+	servers    atomic.Pointer[[]*server]
+	newServer  func(probe) *server
+	proxy      *proxy
+	background *background    // probes and health checks
+	calls      sync.WaitGroup // of all batchers
 
-	batchers  *batchers
 	reads     sharedReads[*Coupon]
+	reading   *limiter
+	creating  *limiter
 	readiness readiness
-	kind      serverKind
-	prober    prober
-	shards    shardSet
-
-	closing context.Context
-	close   context.CancelFunc
+	closing   atomic.Bool
 }
 
 // minClaimTimeout keeps the server's time-outs, which are fractions of ClaimTimeout, at 1 ms or
 // more: PostgreSQL counts them in milliseconds, and 0 means none.
-const minClaimTimeout = 10 * time.Millisecond
+const minClaimTimeout = 20 * time.Millisecond
 
 // Open creates a Store. It validates cfg but does not wait for the database: connections are made
 // when they are needed, and Ready reports whether they can be made. Its errors never contain the
@@ -95,50 +98,117 @@ func Open(cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	m := newMetrics()
 	s := &Store{
 		log:           cfg.Log,
-		failures:      cfg.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Second}),
-		slow:          cfg.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Second}),
-		metrics:       m,
+		sampled:       cfg.Log.Sample(&zerolog.BurstSampler{Burst: 10, Period: time.Second}),
+		metrics:       newMetrics(),
 		timeout:       cfg.ClaimTimeout,
 		schemaVersion: cfg.SchemaVersion,
+		background:    newBackground(),
 	}
-	poolConfig, err := parsePoolConfig(cfg, m, &s.kind)
-	if err != nil {
+	if err := s.openPools(cfg); err != nil {
+		s.closePools()
 		return nil, err
 	}
-	s.closing, s.close = context.WithCancel(context.Background())
-	s.prober.closing, s.prober.close = context.WithCancel(context.Background())
-	s.batchers = newBatchers(cfg.ClaimConcurrency, cfg.ClaimQueue, cfg.ClaimTimeout, s.sendBatch)
 	s.reads.read = s.readCoupon
 	s.reads.timeout = cfg.ClaimTimeout
 
-	poolConfig.MaxConns = max(1, cfg.MaxConns-1)
-	half := (int(poolConfig.MaxConns) + 1) / 2
-	s.readSlots = make(chan struct{}, half)
-	s.retryLimit.Store(retryLimit(half, cfg.ClaimConcurrency))
+	// Each kind of call may use a part of the pool, so that no kind keeps the others from a
+	// connection: reads 3/8, solo calls and creations a quarter each. The rest is for shared calls.
+	conns := int(s.pool.Config().MaxConns)
+	s.reading = newLimiter(max(1, conns*3/8), cfg.ClaimQueue, cfg.ClaimTimeout)
+	s.creating = newLimiter(max(1, conns/4), cfg.ClaimQueue, cfg.ClaimTimeout)
+	solo := make(chan struct{}, max(1, conns/4))
 
-	// The context is the parent of the connections made in advance, not of the pool.
-	if s.pool, err = pgxpool.NewWithConfig(context.Background(), poolConfig); err != nil {
-		return nil, fmt.Errorf("connection pool: %w", err)
-	}
-	s.healthPool = s.pool
-	if cfg.MaxConns > 1 {
-		healthConfig := poolConfig.Copy()
-		healthConfig.MaxConns, healthConfig.MinConns, healthConfig.MinIdleConns = 1, 0, 0
-		if s.healthPool, err = pgxpool.NewWithConfig(context.Background(), healthConfig); err != nil {
-			s.pool.Close()
-			return nil, fmt.Errorf("connection for health checks: %w", err)
+	s.newServer = func(p probe) *server {
+		p.background = s.background
+		srv := &server{
+			timeout: cfg.ClaimTimeout,
+			pool:    s.pool,
+			probe:   p,
+			metrics: s.metrics,
+			log:     s.log,
+			sampled: s.sampled,
+			state:   healthy,
+			changed: make(chan struct{}),
 		}
+		srv.batcher = newBatcher(srv, cfg.ClaimConcurrency, cfg.ClaimQueue, cfg.ClaimTimeout, solo, &s.calls)
+		return srv
 	}
-	s.shards.poolConfig = healthCheckPoolConfig(poolConfig)
-	s.shards.goroutines.Go(s.watchShards)
+	s.setServers([]*server{s.newServer(probe{
+		subject: "the database", pool: s.probePool, read: probeReadSQL, commit: probeCommitSQL, problem: singleProblem,
+	})})
 	return s, nil
 }
 
-// retryLimit divides conns connections among batchers and returns the share of one, at least 1.
-func retryLimit(conns, batchers int) int32 { return int32(max(1, conns/batchers)) }
+// openPools creates the pools. Of MaxConns, one connection is for Ready and one for probes, if
+// there are enough.
+func (s *Store) openPools(cfg Config) error {
+	config, err := parsePoolConfig(cfg, s.metrics, func() { s.proxy.start() })
+	if err != nil {
+		return err
+	}
+	if s.proxy, err = newProxy(s, config); err != nil {
+		return err
+	}
+	one := config.Copy()
+	one.MaxConns, one.MinConns, one.MinIdleConns = 1, 0, 0
+	config.MaxConns = max(1, cfg.MaxConns-2)
+	if cfg.MaxConns < 4 {
+		config.MaxConns = max(1, cfg.MaxConns-1)
+	}
+	// The context is the parent of the connections made in advance, not of the pool.
+	if s.pool, err = pgxpool.NewWithConfig(context.Background(), config); err != nil {
+		return fmt.Errorf("connection pool: %w", err)
+	}
+	s.healthPool = s.pool
+	if cfg.MaxConns > 1 {
+		if s.healthPool, err = pgxpool.NewWithConfig(context.Background(), one); err != nil {
+			return fmt.Errorf("connection for health checks: %w", err)
+		}
+	}
+	s.probePool = s.healthPool
+	if cfg.MaxConns >= 4 {
+		if s.probePool, err = pgxpool.NewWithConfig(context.Background(), one); err != nil {
+			return fmt.Errorf("connection for probes: %w", err)
+		}
+	}
+	return nil
+}
+
+// setServers replaces the servers. The old ones, if any, refuse new claims and finish what they
+// have.
+func (s *Store) setServers(servers []*server) {
+	old := s.servers.Swap(&servers)
+	if old == nil {
+		return
+	}
+	for _, srv := range *old {
+		srv.batcher.close()
+		srv.retired.Store(true)
+	}
+}
+
+// serverOf returns the server that stores a coupon.
+func (s *Store) serverOf(coupon string) *server {
+	servers := *s.servers.Load()
+	if len(servers) == 1 {
+		return servers[0]
+	}
+	return servers[hashText(coupon)&uint32(len(servers)-1)]
+}
+
+// all yields the servers by their numbers: that of the shard, or 0 without a proxy.
+func (s *Store) all() iter.Seq2[int, *server] {
+	return func(yield func(int, *server) bool) {
+		servers := *s.servers.Load()
+		for i, srv := range servers {
+			if slices.Index(servers, srv) == i && !yield(i, srv) { // a shard's number is its lowest partition
+				return
+			}
+		}
+	}
+}
 
 // validate returns an error that names every invalid field.
 func (cfg Config) validate() error {
@@ -164,12 +234,58 @@ func (cfg Config) validate() error {
 // Close waits until all pending claims have their outcome, then closes the connections. Calls that
 // start later return ErrUnavailable.
 func (s *Store) Close() {
-	s.shards.mu.Lock() // no shard probe starts after this: startShardProbe checks s.closing under the mutex
-	s.close()
-	s.shards.mu.Unlock()
-	s.shards.goroutines.Wait()
-	s.batchers.close()
-	s.prober.close() // last: until then a running probe keeps claims off a server that does not commit
-	s.pool.Close()
-	s.healthPool.Close()
+	s.proxy.mu.Lock() // no new servers after this
+	s.closing.Store(true)
+	for _, srv := range *s.servers.Load() {
+		srv.batcher.close()
+	}
+	s.proxy.mu.Unlock()
+	s.calls.Wait()
+	s.background.stop() // not before: a running probe keeps claims off a server that does not commit
+	s.closePools()
+}
+
+// closePools closes the pools that were opened.
+func (s *Store) closePools() {
+	if s.proxy != nil {
+		s.proxy.pool.Close()
+	}
+	for _, pool := range []*pgxpool.Pool{s.pool, s.healthPool, s.probePool} {
+		if pool != nil {
+			pool.Close()
+		}
+	}
+}
+
+// background runs goroutines until it is stopped.
+type background struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu      sync.Mutex // start and stop exclude each other, as WaitGroup demands
+	running sync.WaitGroup
+}
+
+func newBackground() *background {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &background{ctx: ctx, cancel: cancel}
+}
+
+// start runs f. Its ctx ends with stop. After stop it returns false.
+func (b *background) start(f func(ctx context.Context)) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ctx.Err() != nil {
+		return false
+	}
+	b.running.Go(func() { f(b.ctx) })
+	return true
+}
+
+// stop waits until all goroutines have ended.
+func (b *background) stop() {
+	b.mu.Lock()
+	b.cancel()
+	b.mu.Unlock()
+	b.running.Wait()
 }

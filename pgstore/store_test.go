@@ -68,14 +68,14 @@ func TestOpen_hidesThePassword(t *testing.T) {
 func TestParsePoolConfig(t *testing.T) {
 	cfg := testConfig("postgres://u@localhost/db?lock_timeout=1&statement_timeout=1&role=postgres&search_path=public" +
 		"&client_encoding=LATIN1&client_min_messages=error&default_transaction_isolation=serializable&default_transaction_read_only=on")
-	pool, err := parsePoolConfig(cfg, newMetrics(), new(serverKind))
+	pool, err := parsePoolConfig(cfg, newMetrics(), func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for param, want := range map[string]string{
 		"role":                                "coupon_service",
 		"search_path":                         "pg_catalog, pg_temp",
-		"lock_timeout":                        "750",
+		"lock_timeout":                        "500",
 		"statement_timeout":                   "1000",
 		"idle_in_transaction_session_timeout": "5000",
 		"client_encoding":                     "UTF8",
@@ -100,7 +100,7 @@ func TestParsePoolConfig(t *testing.T) {
 
 	cfg = testConfig("postgres://u@localhost/db?application_name=mine&connect_timeout=1")
 	cfg.ClaimTimeout = time.Minute
-	if pool, err = parsePoolConfig(cfg, newMetrics(), new(serverKind)); err != nil {
+	if pool, err = parsePoolConfig(cfg, newMetrics(), func() {}); err != nil {
 		t.Fatal(err)
 	}
 	if got := pool.ConnConfig.RuntimeParams["application_name"]; got != "mine" {
@@ -114,9 +114,9 @@ func TestParsePoolConfig(t *testing.T) {
 // The server's time-outs end before ours, and ours leave time for a retry.
 func TestTimeouts_order(t *testing.T) {
 	for _, claim := range []time.Duration{minClaimTimeout, time.Second, 5 * time.Second, time.Minute} {
-		lock, statement := lockTimeout(claim), statementTimeout(claim)
-		if lock < time.Millisecond || lock >= statement || statement >= claim/4 {
-			t.Errorf("ClaimTimeout %v: lock_timeout %v, statement_timeout %v", claim, lock, statement)
+		shared, lock, statement := sharedLockTimeout(claim), lockTimeout(claim), statementTimeout(claim)
+		if shared < time.Millisecond || shared >= lock || lock >= statement || statement >= claim/4 {
+			t.Errorf("ClaimTimeout %v: lock_timeout %v and %v, statement_timeout %v", claim, shared, lock, statement)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func TestPgBouncer(t *testing.T) {
 		}
 		// What pgstore sets for the default CLAIM_TIMEOUT of 5 s.
 		for name, want := range map[string]string{
-			"search_path": "pg_catalog, pg_temp", "lock_timeout": "750ms", "statement_timeout": "1s", "idle_in_transaction_session_timeout": "5s",
+			"search_path": "pg_catalog, pg_temp", "lock_timeout": "500ms", "statement_timeout": "1s", "idle_in_transaction_session_timeout": "5s",
 			"client_encoding": "UTF8", "client_min_messages": "warning", "synchronous_commit": "on",
 			"default_transaction_isolation": "read committed", "default_transaction_read_only": "off",
 		} {
@@ -122,14 +122,14 @@ func TestPgBouncer(t *testing.T) {
 		mustRun(t, coupons, `psql -qc "alter role coupon_login reset lock_timeout" -c "alter role coupon_login reset statement_timeout"`)
 		b.reconnect(t)
 		claimLocked(t, "locked without", pgstore.ErrOutcomeUnknown)
-		mustRun(t, coupons, `psql -qc "alter role coupon_login set lock_timeout = '750ms'" -c "alter role coupon_login set statement_timeout = '1s'"`)
+		mustRun(t, coupons, `psql -qc "alter role coupon_login set lock_timeout = '500ms'" -c "alter role coupon_login set statement_timeout = '1s'"`)
 		b.reconnect(t)
 	})
 
 	t.Run("login without the role coupon_service", func(t *testing.T) {
 		mustRun(t, coupons, `psql -qc "alter role coupon_login reset role"`)
 		b.reconnect(t)
-		err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
+		_, err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "not those of coupon_service") {
 			t.Errorf("Ready with the privileges of the login: %v", err)
 		}
@@ -140,7 +140,7 @@ func TestPgBouncer(t *testing.T) {
 	t.Run("login without a setting", func(t *testing.T) {
 		mustRun(t, coupons, `psql -qc "alter role coupon_login set default_transaction_isolation = serializable"`)
 		b.reconnect(t)
-		err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
+		_, err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "default_transaction_isolation is serializable") {
 			t.Errorf("Ready with another isolation level: %v", err)
 		}
@@ -211,7 +211,7 @@ func sale(t *testing.T, owner *pgx.Conn, coupon, address string) {
 	const users, stock = 2000, 500
 	stores := []*pgstore.Store{open(t, address), open(t, address)}
 	for _, store := range stores {
-		if err := store.Ready(t.Context()); err != nil {
+		if _, err := store.Ready(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

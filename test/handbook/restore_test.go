@@ -107,7 +107,7 @@ func continueSale(t *testing.T, c *cluster, login, database string) {
 	checkClaims(t, owner, "lamp", restored)
 
 	store := open(t, c.url(login, database))
-	if err := store.Ready(t.Context()); err != nil {
+	if _, err := store.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if status, err := store.Claim(t.Context(), "before 7", "lamp"); err != nil || status != pgstore.AlreadyClaimed {

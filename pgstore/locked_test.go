@@ -1,0 +1,198 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"scalable-coupon-system/internal/wait"
+)
+
+// claimOthers makes claims of coupons from several goroutines until stop is called, each for a
+// user of its own. Every claim must succeed.
+func (s *testStore) claimOthers(t *testing.T, coupons []string) (made *atomic.Int64, stop func()) {
+	made = new(atomic.Int64)
+	stopped := make(chan struct{})
+	var clients sync.WaitGroup
+	for client := range 8 {
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stopped:
+					return
+				default:
+				}
+				coupon := coupons[rand.IntN(len(coupons))]
+				if status, err := s.Claim(t.Context(), fmt.Sprintf("u%d-%d", client, n), coupon); status != Claimed {
+					t.Errorf("%s, which is not locked: %q, %v", coupon, status, err)
+				}
+				made.Add(1)
+			}
+		})
+	}
+	return made, sync.OnceFunc(func() {
+		close(stopped)
+		clients.Wait()
+	})
+}
+
+// createMany creates coupons with the prefix and returns their names.
+func (s *testStore) createMany(t *testing.T, prefix string, count int) (names []string) {
+	t.Helper()
+	s.exec(t, `select coupond.create_coupon($1 || n, 1000000) from generate_series(0, $2 - 1) as n`, prefix, count)
+	for n := range count {
+		names = append(names, fmt.Sprint(prefix, n))
+	}
+	return names
+}
+
+// lockAll locks coupons in one transaction, until unlock is called.
+func (s *testStore) lockAll(t *testing.T, coupons []string) (unlock func()) {
+	t.Helper()
+	conn := connect(t, s.url)
+	for _, sql := range []string{`begin`, `select from coupond.coupons where name = any ($1) for update`} {
+		var args []any
+		if sql != `begin` {
+			args = []any{coupons}
+		}
+		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() { _ = conn.Close(context.Background()) }
+}
+
+// Coupons that another transaction keeps locked for longer than ClaimTimeout, more of them than
+// there are connections, get ErrUnavailable or ErrOverloaded. Claims of the others do not fail and
+// do not wait for them. When the locks are gone, all coupons can be claimed.
+func TestClaim_lockedCoupons(t *testing.T) {
+	t.Parallel()
+	for _, locked := range []int{1, 4, 50} {
+		t.Run(fmt.Sprint(locked), func(t *testing.T) {
+			t.Parallel()
+			s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout, cfg.ClaimQueue = 4*time.Second, 1000 })
+			free, stuck := s.createMany(t, "free", 50), s.createMany(t, "locked", locked)
+			unlock := s.lockAll(t, stuck)
+			start := time.Now()
+			var waiting sync.WaitGroup
+			for _, coupon := range stuck {
+				for user := range 3 {
+					waiting.Go(func() {
+						status, err := s.Claim(t.Context(), fmt.Sprint("w", user), coupon)
+						if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrOverloaded) {
+							t.Errorf("%s, which is locked: %q, %v", coupon, status, err)
+						}
+					})
+				}
+			}
+			made, stop := s.claimOthers(t, free)
+			wait.For(t, "the locked coupons to be sent alone", func() bool { return s.serverOf("").batcher.load().alone > 0 })
+			// Claims go on while a solo call waits for its lock.
+			before := made.Load()
+			wait.For(t, "claims beside the solo calls", func() bool { return made.Load() > before+200 })
+			if s.serverOf("").batcher.load().alone == 0 && time.Since(start) < lockTimeout(s.timeout) {
+				t.Error("the solo calls ended before the other claims were made")
+			}
+			waiting.Wait()
+			stop()
+			if took := time.Since(start); took < lockTimeout(s.timeout) {
+				t.Errorf("the claims of locked coupons were answered after %v, before a solo call gives up", took)
+			}
+			unlock()
+			for _, coupon := range stuck {
+				if status, err := s.Claim(t.Context(), "after", coupon); status != Claimed {
+					t.Errorf("%s, after the lock was released: %q, %v", coupon, status, err)
+				}
+				s.wantHolders(t, coupon, "after")
+			}
+			wantReady(t, s.Store)
+		})
+	}
+}
+
+// A coupon is locked and released again and again. Nothing is lost, and the other coupons go on.
+func TestClaim_lockedAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	free := s.createMany(t, "free", 10)
+	s.create(t, "locked", 1_000_000)
+	made, stop := s.claimOthers(t, free)
+	for round := range 5 {
+		unlock := s.lockAll(t, []string{"locked"})
+		claimed := make(chan error, 1)
+		go func() {
+			status, err := s.Claim(t.Context(), fmt.Sprint("w", round), "locked")
+			if err == nil && status != Claimed {
+				err = errors.New(string(status))
+			}
+			claimed <- err
+		}()
+		before := made.Load()
+		wait.For(t, "claims of other coupons", func() bool { return made.Load() > before+20 })
+		unlock()
+		if err := <-claimed; err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+	}
+	stop()
+	s.wantHolders(t, "locked", "w0", "w1", "w2", "w3", "w4")
+}
+
+// Shared calls lock in one order, and solo calls hold no other lock, so instances cannot deadlock.
+// A DBA's transaction that locks coupons in another order waits for them for less than
+// deadlock_timeout.
+func TestClaim_noDeadlocks(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
+	other := openStore(t, s.url, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
+	coupons := s.createMany(t, "c", 20)
+	stopped := make(chan struct{})
+	var clients sync.WaitGroup
+	for client := range 16 {
+		store := s.Store
+		if client%2 == 1 {
+			store = other
+		}
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stopped:
+					return
+				default:
+				}
+				if status, err := store.Claim(t.Context(), fmt.Sprintf("u%d-%d", client, n), coupons[rand.IntN(len(coupons))]); status != Claimed {
+					t.Errorf("%q, %v", status, err)
+				}
+			}
+		})
+	}
+	// A transaction that takes locks one by one, in random order.
+	conn := connect(t, s.url)
+	for range 30 {
+		names := slices.Clone(coupons)
+		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+		if _, err := conn.Exec(t.Context(), `begin`); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names[:5] {
+			if _, err := conn.Exec(t.Context(), `select from coupond.coupons where name = $1 for update`, name); err != nil {
+				t.Error(err)
+			}
+		}
+		if _, err := conn.Exec(t.Context(), `commit`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stopped)
+	clients.Wait()
+	var deadlocks int
+	if err := s.owner.QueryRow(t.Context(), `select deadlocks from pg_stat_database where datname = current_database()`).Scan(&deadlocks); err != nil || deadlocks != 0 {
+		t.Errorf("%d deadlocks, %v", deadlocks, err)
+	}
+}

@@ -1,0 +1,306 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/puddle/v2"
+	"github.com/rs/zerolog"
+)
+
+// server is one PostgreSQL server that stores coupons: the only one, or a shard behind a proxy.
+//
+// A server that has lost its synchronous standbys, or that waits for its disk, still answers
+// reads, but its commits hang. PostgreSQL does not notice that a client has given up a commit that
+// waits for a standby: the session stays. So nothing is sent to a server that is known not to
+// answer, and no write to one that is not known to commit:
+//
+//	healthy        all calls are sent
+//	suspect        a write was not answered; reads are sent, writes wait for the probe
+//	notCommitting  the probe is answered, but its commit hangs; reads are sent, writes are refused
+//	unreachable    the probe is not answered; all calls are refused
+//
+//	healthy ──a write is not answered──▶ suspect ──the probe commits──▶ healthy
+//	                                      ├─its commit hangs─▶ notCommitting ──it commits──▶ healthy
+//	                                      └─no answer─▶ unreachable ──an answer──▶ suspect
+//	healthy ──a health check of a shard is not answered (proxy.go)──▶ unreachable
+//
+// A probe runs whenever the server is not healthy (probe.go). There is one at a time, so the
+// sessions left behind on the server are those of the writes in flight when it became suspect.
+// Other signs make a server suspect as well: a solo call or a creation that waits for a lock in
+// vain, because a claim whose commit hangs may hold it; a commit that did not wait for its standby;
+// a connection that cannot be had in time although the pool is not full.
+//
+// admit is the only place that refuses a call before it is sent. execute makes the second attempt,
+// and outcome.go decides what the failure of the first one proves. (After a lock time-out, which
+// proves that nothing was done, a shared call is repeated without the locked coupons: claim.go.)
+type server struct {
+	timeout time.Duration // Config.ClaimTimeout
+	pool    *pgxpool.Pool // for calls; the shards behind a proxy have the same pool
+	batcher *batcher
+	probe   probe
+	metrics *metrics
+	log     zerolog.Logger
+	sampled zerolog.Logger // for what may happen on each call
+
+	retired   atomic.Bool // the map of the proxy has changed: another server has its coupons
+	defective atomic.Bool // a write failed with an error that other writes may meet too (health.go)
+
+	mu      sync.Mutex
+	state   state
+	reason  string        // why the server is not healthy, or may not be; "": it is
+	changed chan struct{} // closed when state changes
+	logged  bool          // the log says that the server is not healthy
+}
+
+// state is what is known of a server.
+type state string
+
+const (
+	healthy       state = "healthy"
+	suspect       state = "suspect"
+	notCommitting state = "not committing"
+	unreachable   state = "unreachable"
+)
+
+// refusedError is why admit refused a call.
+type refusedError struct{ reason string }
+
+func (e refusedError) Error() string { return "not sent: " + e.reason }
+
+// callFunc makes one call on a connection.
+type callFunc func(context.Context, *pgx.Conn) error
+
+// callKind is what attempt must know about a call.
+type callKind struct {
+	write   bool // it commits something, or takes locks, whose release waits for a commit as well
+	brief   bool // it waits for a lock only briefly, so that the end of this wait means nothing
+	patient bool // try to connect until ctx ends, instead of failing at once
+}
+
+// execute makes a call, and once more if that fails. If an attempt was made before, failed is its
+// failure, and execute makes the second one only. It returns the failure of the first attempt, nil
+// if there is none, and an error if there is no answer. An answer after an ambiguous first attempt
+// may be that attempt's effect.
+func (s *server) execute(ctx context.Context, write bool, failed *failedAttempt, call callFunc) (first *failedAttempt, err error) {
+	if failed == nil {
+		firstCtx, cancel := firstAttempt(ctx)
+		failed = s.attempt(firstCtx, callKind{write: write}, call)
+		cancel()
+		if failed == nil {
+			return nil, nil
+		}
+	}
+	if !write && failed.rejected {
+		return failed, readFailed(failed)
+	}
+	// If the first attempt may have been committed, wait for a server that is restarting, because only
+	// a second answer resolves it. If it was not committed, the client can retry as well.
+	second := s.attempt(ctx, callKind{write: write, patient: write && failed.ambiguous()}, call)
+	switch {
+	case second == nil:
+		return failed, nil
+	case write:
+		return failed, bothFailed(failed, second)
+	}
+	return failed, readFailed(second)
+}
+
+// attempt makes a call once. It returns nil if the call was answered and its effects are committed.
+func (s *server) attempt(ctx context.Context, kind callKind, call callFunc) *failedAttempt {
+	conn, err := s.connection(ctx, kind)
+	if err != nil {
+		return notSent(err)
+	}
+	defer conn.Release()
+	sc := beginCall(conn.Conn())
+	err = call(ctx, conn.Conn())
+	if err != nil && kind.write && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		s.markSuspect() // before another call uses the connection's place in the pool
+	}
+	if err == nil && sc.ambiguous {
+		err = errNotReplicated
+	}
+	if err == nil {
+		return nil
+	}
+	failed := classify(err, sc.executed(), sc.mayBeProxy(err))
+	switch {
+	case !kind.write:
+	// While the commit of another instance's claim hangs, the coupon stays locked.
+	case failed.lockTimeout && !kind.brief, errors.Is(err, errNotReplicated):
+		s.markSuspect()
+	case failed.defective:
+		s.defective.Store(true)
+	}
+	return failed
+}
+
+// connection returns a connection for a call that may be sent now.
+func (s *server) connection(ctx context.Context, kind callKind) (*pgxpool.Conn, error) {
+	for {
+		if err := s.admit(ctx, kind.write); err != nil {
+			return nil, err
+		}
+		conn, err := s.acquire(ctx, kind.patient)
+		if err != nil {
+			if stat := s.pool.Stat(); errors.Is(err, context.DeadlineExceeded) && stat.AcquiredConns() < stat.MaxConns() {
+				s.markSuspect() // neither an idle connection nor a new one was answered
+			}
+			return nil, err
+		}
+		// The state may have changed while the call waited for its connection, which may even come from a
+		// call that was given up.
+		switch deadline, ok := ctx.Deadline(); {
+		case ok && time.Until(deadline) < s.timeNeeded(kind):
+			conn.Release()
+			return nil, fmt.Errorf("%w: the call got its connection too late", ErrOverloaded)
+		case s.admits(kind.write):
+			return conn, nil
+		}
+		conn.Release()
+	}
+}
+
+// timeNeeded returns the time without which a call is not sent: enough for the server's own
+// time-outs to end a write, because their errors prove that nothing was committed. A patient call
+// is sent as long as it can be answered, because its outcome is unknown anyway.
+func (s *server) timeNeeded(kind callKind) time.Duration {
+	if kind.write && !kind.patient {
+		return statementTimeout(s.timeout)
+	}
+	return s.timeout / 100
+}
+
+// admit returns nil if a call may be sent now. While the server is suspect it waits, at most until
+// ctx ends.
+func (s *server) admit(ctx context.Context, write bool) error {
+	for {
+		state, reason, changed := s.current()
+		if state.admits(write) {
+			return nil
+		}
+		if state != suspect {
+			return refusedError{reason}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return refusedError{reason}
+		}
+	}
+}
+
+// admits reports whether a call may be sent now.
+func (s *server) admits(write bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state.admits(write)
+}
+
+func (st state) admits(write bool) bool {
+	return st == healthy || !write && st != unreachable
+}
+
+// acquire returns a connection of the pool. With patient it retries until ctx ends.
+func (s *server) acquire(ctx context.Context, patient bool) (*pgxpool.Conn, error) {
+	const maxPause = 250 * time.Millisecond
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, maxPause) {
+		conn, err := s.pool.Acquire(ctx)
+		if err == nil || !patient || errors.Is(err, puddle.ErrClosedPool) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// markSuspect notes that a write was not answered in time, or that there is another sign that
+// commits hang.
+func (s *server) markSuspect() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == healthy {
+		s.setState(suspect, s.probe.subject+silentReason)
+		s.startProbe()
+	}
+}
+
+// markUnreachable notes that a health check was not answered.
+func (s *server) markUnreachable(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == healthy {
+		s.setState(unreachable, reason)
+		s.startProbe()
+	}
+}
+
+// isHealthy reports whether nothing is known to be wrong.
+func (s *server) isHealthy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == healthy
+}
+
+// refusalReason returns why calls are refused; "": they are not.
+func (s *server) refusalReason() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == notCommitting || s.state == unreachable {
+		return s.reason
+	}
+	return ""
+}
+
+// setState changes the state. reason is a sentence that says what is wrong; for suspect, what may
+// be. The caller holds s.mu.
+func (s *server) setState(to state, reason string) {
+	from := s.state
+	s.reason = reason
+	if from == to {
+		return
+	}
+	s.state = to
+	close(s.changed)
+	s.changed = make(chan struct{})
+	switch {
+	case to == notCommitting, to == unreachable:
+		s.log.Warn().Str("state", string(to)).Str("reason", reason).Msg("the server is not healthy: calls are refused")
+		s.logged = true
+	case to == healthy && s.logged:
+		s.log.Info().Msg("the server is healthy again")
+		s.logged = false
+	}
+}
+
+// settled waits as long as the server is suspect, at most until ctx ends, and returns why it is not
+// healthy; "": it is.
+func (s *server) settled(ctx context.Context) (reason string) {
+	for {
+		state, reason, changed := s.current()
+		if state != suspect || ctx.Err() != nil {
+			return reason
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// current returns the state and its reason, and a channel that is closed when the state changes.
+func (s *server) current() (st state, reason string, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state, s.reason, s.changed
+}
