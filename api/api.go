@@ -12,6 +12,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strings"
@@ -37,16 +38,10 @@ type Store interface {
 	// Coupon reads one consistent state of a coupon; found is false if no coupon has this name.
 	// Concurrent callers may get the same *Coupon.
 	Coupon(ctx context.Context, name string) (coupon *pgstore.Coupon, found bool, err error)
-	// Ready returns nil if claims can be made. Otherwise, also when ctx ends first, the error's text
-	// is one sentence that is safe to publish.
-	Ready(ctx context.Context) error
-}
-
-// Sharded is a Store with coupons on one or several servers.
-type Sharded interface {
-	// Shards returns the last known state of each server; none if there is only one server. It does
-	// not query the database.
-	Shards() []pgstore.Shard
+	// Ready returns no error if claims can be made. Otherwise, also when ctx ends first, the error's
+	// text is one sentence that is safe to publish. shards is the last known state of each server
+	// behind a proxy; none if there is no proxy.
+	Ready(ctx context.Context) (shards []pgstore.Shard, err error)
 }
 
 // Options is what New needs besides the Store.
@@ -56,16 +51,22 @@ type Options struct {
 	// Registry holds what GET /metrics shows; New adds the request metrics. If it is nil, only those
 	// are shown.
 	Registry *prometheus.Registry
+	// MaxInFlight is the most memory, in bytes, that request bodies and responses in flight take
+	// together. Requests that need more are answered with CodeOverloaded. The default, for 0, is
+	// 256 MiB. Claims and small coupons need none of it.
+	MaxInFlight int64
 }
 
 // Handler serves the whole API. Create it with New.
 type Handler struct {
 	store    Store
-	shards   func() []pgstore.Shard
 	log      zerolog.Logger
 	mux      *chi.Mux
 	registry *prometheus.Registry
 	requests *requestMetrics
+	budget   budget
+	scrapes  budget // of GET /metrics, so that slow readers of coupons cannot hide the metrics
+	bodies   sharedBodies
 	draining atomic.Bool
 
 	bodyTimeout  time.Duration
@@ -85,11 +86,9 @@ func New(store Store, o Options) *Handler {
 		bodyTimeout:  bodyTimeout,
 		stallTimeout: stallTimeout,
 	}
-	if sharded, ok := store.(Sharded); ok {
-		h.shards = sharded.Shards
-	} else {
-		h.shards = func() []pgstore.Shard { return nil }
-	}
+	h.budget.limit = cmp.Or(o.MaxInFlight, defaultMaxInFlight)
+	h.scrapes.limit = h.budget.limit / 16
+	h.bodies.budget = &h.budget
 	h.mux.Use(h.withExchange)
 	h.mux.NotFound(h.noRoute)
 	h.mux.MethodNotAllowed(h.noRoute)

@@ -14,12 +14,16 @@ import (
 )
 
 const (
-	maxBody     = 64 << 10         // bytes; a body of exactly this size is accepted
 	bodyTimeout = 10 * time.Second // from the end of the header to the end of the body
 
-	// maxPooledBuffer is the largest buffer, in bytes, that returns to the pool. A claim has some 60
-	// bytes, and at most 6 KiB if every character is a \u escape.
-	maxPooledBuffer = 8 << 10
+	// maxBody is the largest body, in bytes. It has room for largestClaim and some white space.
+	maxBody = 8 << 10
+
+	// largestClaim is the size of the largest valid claim without white space: each character is an
+	// escape, and those of the values are outside of the basic multilingual plane.
+	largestClaim = 2*maxNameLength*len(`\ud83c\udf9f`) +
+		len("user_id"+"coupon_name")*len(`\u0075`) + len(`{"":"","":""}`)
+	_ = uint(maxBody - largestClaim) // does not compile if maxBody is too small
 )
 
 // bodyReader reads and decodes a body. Its buffers are reused, see bodyReaders.
@@ -39,8 +43,17 @@ func (x *exchange) readObject(schema *objectSchema) (values, error) {
 	if x.request.ContentLength > maxBody {
 		return values{}, errBodyTooLarge
 	}
+	size := int(x.request.ContentLength)
+	if size < 0 { // chunked
+		size = maxBody
+	}
+	if err := x.h.budget.take(size); err != nil {
+		return values{}, err
+	}
+	defer x.h.budget.give(size)
 	r := bodyReaders.Get().(*bodyReader)
 	defer r.release()
+	r.body.Grow(size + bytes.MinRead) // at once: growing step by step takes twice as much
 	if err := r.read(x); err != nil {
 		return values{}, err
 	}
@@ -48,9 +61,6 @@ func (x *exchange) readObject(schema *objectSchema) (values, error) {
 }
 
 func (r *bodyReader) release() {
-	if r.body.Cap() > maxPooledBuffer {
-		return
-	}
 	r.body.Reset()
 	r.limit.R = nil
 	bodyReaders.Put(r)
@@ -84,19 +94,16 @@ func (x *exchange) setReadDeadline() {
 	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(x.started.Add(x.h.bodyTimeout))
 }
 
-// isJSON reports whether the values of a Content-Type header allow JSON: there is none, or it is
-// application/json. Parameters are ignored: RFC 8259 defines none, not even charset.
+// isJSON reports whether the values of a Content-Type header are the one of JSON. Parameters are
+// ignored: RFC 8259 defines none, not even charset. A body without a Content-Type is rejected,
+// because browsers let a page of any site send one, but ask the service before they send JSON.
 func isJSON(contentType []string) bool {
-	switch len(contentType) {
-	case 0:
-		return true
-	case 1:
-		if contentType[0] == valueJSON[0] || contentType[0] == "" {
-			return true
-		}
-		mediaType, _, err := mime.ParseMediaType(contentType[0])
-		return mediaType == valueJSON[0] && (err == nil || errors.Is(err, mime.ErrInvalidMediaParameter))
-	default: // ambiguous
+	if len(contentType) != 1 {
 		return false
 	}
+	if contentType[0] == valueJSON[0] {
+		return true
+	}
+	mediaType, _, err := mime.ParseMediaType(contentType[0])
+	return mediaType == valueJSON[0] && (err == nil || errors.Is(err, mime.ErrInvalidMediaParameter))
 }

@@ -39,6 +39,7 @@ type responseCase struct {
 const (
 	sale      = `{"name":"summer sale","amount":5}`
 	adaClaims = `{"user_id":"ada","coupon_name":"summer sale"}`
+	typeJSON  = "application/json"
 	textPlain = "text/plain"
 )
 
@@ -60,7 +61,7 @@ func holds(amount int32, users ...string) func(*service) {
 
 var (
 	errFault = errors.New("boom")
-	tooLarge = `"` + strings.Repeat("x", 64<<10) + `"`
+	tooLarge = `"` + strings.Repeat("x", 8<<10) + `"`
 )
 
 var responseCases = []responseCase{
@@ -122,6 +123,12 @@ var responseCases = []responseCase{
 	{operation: "docsFile", status: 404, example: "path", request: "GET /docs/nothing"},
 	{operation: "openapi", status: 200, example: "application/yaml"},
 	{operation: "metrics", status: 200, example: "text/plain; version=0.0.4; charset=utf-8", given: func(s *service) { s.do("GET", "/health/live", "") }},
+	{operation: "metrics", status: 503, example: "overloaded", given: func(s *service) {
+		s.handler.SetMaxScrapes(0)
+		for _, path := range []string{"/health", "/health/live", "/docs", "/nothing"} { // a few kilobytes of metrics
+			s.do("GET", path, "")
+		}
+	}},
 	{operation: "metrics", status: 500, example: "fault", given: func(s *service) { s.registry.MustRegister(brokenCollector{}) }},
 
 	{status: 404, example: "path", request: "GET /api/coupon"},
@@ -370,11 +377,41 @@ func TestLocation_leadsToCoupon(t *testing.T) {
 	for _, name := range keptNames {
 		created := s.create(name, 5)
 		created.want(t, 201, "")
-		location := created.header.Get("Location")
+		location := resolve(t, "/api/coupons", created.header.Get("Location"))
 		if read := s.do("GET", location, "").coupon(t).Name; read != name {
 			t.Errorf("coupon %q has the Location %s, which reads %q", name, location, read)
 		}
 	}
+}
+
+// Location is relative, so that it also holds behind a path prefix: a proxy removes the prefix from
+// the path of the request, and knows nothing of the Location.
+func TestLocation_behindPrefix(t *testing.T) {
+	s := serve(t)
+	location := s.create("summer sale", 5).header.Get("Location")
+	for base, want := range map[string]string{
+		"/api/coupons":                 "/api/coupons/summer%20sale",
+		"/shop/api/coupons":            "/shop/api/coupons/summer%20sale",
+		"/shop/eu/api/coupons?trace=1": "/shop/eu/api/coupons/summer%20sale",
+	} {
+		if got := resolve(t, base, location); got != want {
+			t.Errorf("Location %s of %s leads to %s, want %s", location, base, got, want)
+		}
+	}
+}
+
+// resolve resolves a reference relative to a path, as clients do (RFC 3986).
+func resolve(t *testing.T, path, reference string) string {
+	t.Helper()
+	base, err := url.Parse("http://test" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := base.Parse(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return target.RequestURI()
 }
 
 // Location encodes names that clients could take for a relative path segment or for the end of the
@@ -382,12 +419,14 @@ func TestLocation_leadsToCoupon(t *testing.T) {
 func TestLocation_encoded(t *testing.T) {
 	s := serve(t)
 	for name, want := range map[string]string{
-		"summer sale": "/api/coupons/summer%20sale",
-		"a/b?c#d%2F":  "/api/coupons/a%2Fb%3Fc%23d%252F",
-		".":           "/api/coupons/%2E",
-		"..":          "/api/coupons/%2E%2E",
-		"...":         "/api/coupons/...",
-		"é\n":         "/api/coupons/%C3%A9%0A",
+		"summer sale": "coupons/summer%20sale",
+		"a/b?c#d%2F":  "coupons/a%2Fb%3Fc%23d%252F",
+		"a:b":         "coupons/a:b",
+		"//host/a":    "coupons/%2F%2Fhost%2Fa",
+		".":           "coupons/%2E",
+		"..":          "coupons/%2E%2E",
+		"...":         "coupons/...",
+		"é\n":         "coupons/%C3%A9%0A",
 	} {
 		if got := s.create(name, 1).header.Get("Location"); got != want {
 			t.Errorf("coupon %q: Location %s, want %s", name, got, want)

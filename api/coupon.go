@@ -34,7 +34,7 @@ func (h *Handler) createCoupon(x *exchange) {
 		return
 	}
 	if status == pgstore.Created {
-		x.Header().Set("Location", couponPath(name))
+		x.Header().Set("Location", couponLocation(name))
 		x.sendCreated()
 		return
 	}
@@ -68,40 +68,39 @@ func (h *Handler) coupon(x *exchange) {
 		x.sendHeader(http.StatusOK)
 		return
 	}
-	if _, whole := c.Whole(); whole {
-		// Requests that share this read also share its encoding.
-		x.send(http.StatusOK, c.EncodeOnce(encodeCoupon))
+	if _, whole := c.Whole(); !whole {
+		x.streamCoupon(ctx, c)
 		return
 	}
-	x.streamCoupon(ctx, c)
+	defer h.bodies.release(c)
+	body, err := h.bodies.hold(c)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.send(http.StatusOK, body)
 }
 
-// encodeCoupon encodes a coupon with all claimers in memory.
-func encodeCoupon(c *pgstore.Coupon) []byte {
-	users, _ := c.Whole()
-	size := 128 + len(c.Name)
-	for _, user := range users {
-		size += len(user) + len(`"",`)
-	}
-	body := appendCouponHead(make([]byte, 0, size), c)
-	for i, user := range users {
-		body = appendUser(body, i, user)
-	}
-	return append(body, couponTail...)
-}
-
-// streamCoupon sends a coupon in chunks while it reads the pages of its claimers, in constant
-// memory. Nothing is sent before the first page was read. An error after the first chunk can only
-// abort the response.
+// streamCoupon sends a coupon in chunks while it reads the pages of its claimers. It holds one page
+// and one chunk, which the budget counts. Nothing is sent before the first page was read. An error
+// after the first chunk can only abort the response.
 func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) {
 	buffer := chunkBuffers.Get().(*[]byte)
 	body := appendCouponHead((*buffer)[:0], c)
+	held := 0 // bytes of the budget
 	defer func() {
+		x.h.budget.give(held)
 		*buffer = body[:0]
 		chunkBuffers.Put(buffer)
 	}()
 	claimers := 0
 	for page, err := range c.Claimers(ctx) {
+		if err == nil {
+			size := cap(*buffer) + pageSize(page)
+			if err = x.h.budget.resize(held, size); err == nil {
+				held = size
+			}
+		}
 		if err != nil {
 			x.failCoupon(err)
 			return
@@ -120,12 +119,14 @@ func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) {
 		return
 	}
 	x.sendChunk(append(body, couponTail...))
+	x.endLarge()
 }
 
 // sendChunk sends a part of a coupon, after the header if that was not sent yet. It needs no flush:
 // a chunk is larger than net/http's buffers.
 func (x *exchange) sendChunk(part []byte) {
 	if x.status == 0 {
+		x.beginLarge()
 		x.sendHeader(http.StatusOK)
 	}
 	x.sendPart(part)
@@ -141,6 +142,24 @@ func (x *exchange) failCoupon(err error) {
 }
 
 // The body of a coupon is its head, its users separated by commas, and couponTail.
+
+// encodeCoupon appends a coupon with all claimers in memory to body.
+func encodeCoupon(body []byte, c *pgstore.Coupon, users []string) []byte {
+	body = appendCouponHead(body, c)
+	for i, user := range users {
+		body = appendUser(body, i, user)
+	}
+	return append(body, couponTail...)
+}
+
+// couponSize returns the size of what encodeCoupon appends, or slightly more.
+func couponSize(c *pgstore.Coupon, users []string) int {
+	size := len(`{"name":,"amount":2147483647,"remaining_amount":2147483647,"claimed_by":[`) + quotedSize(c.Name) + len(couponTail)
+	for _, user := range users {
+		size += quotedSize(user) + len(`,`)
+	}
+	return size
+}
 
 func appendCouponHead(body []byte, c *pgstore.Coupon) []byte {
 	body = append(body, `{"name":`...)

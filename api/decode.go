@@ -28,7 +28,7 @@ const (
 	maxAmount  = 1<<31 - 1 // PostgreSQL's integer
 	amountRule = "must be a whole number from 1 to 2147483647, written in digits only"
 
-	// maxDepth limits the nesting of a value. Nested values are rejected anyway, but a body of 64 KiB
+	// maxDepth limits the nesting of a value. Nested values are rejected anyway, but a body
 	// with thousands of levels would take the decoder a hundred times longer.
 	maxDepth = 100
 )

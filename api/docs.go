@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/swaggest/swgui/v5/static"
@@ -38,38 +39,53 @@ const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img
 //go:embed docs
 var docsFS embed.FS
 
-// docsFile is an embedded file of the docs page.
+// docsFile is a file of the docs page, in memory. All readers share it.
 type docsFile struct {
 	contentType string
-	fs          embed.FS
-	path        string // ends in .gz if it is compressed
+	plain       []byte
+	compressed  []byte // nil if the file is not stored compressed
 }
 
-var docsIndex = docsFile{"text/html; charset=utf-8", docsFS, "docs/index.html"}
-
-// docsFiles has the files at /docs/{file}.
-var docsFiles = map[string]docsFile{
-	"docs.css":             {"text/css; charset=utf-8", docsFS, "docs/docs.css"},
-	"docs.js":              {"text/javascript; charset=utf-8", docsFS, "docs/docs.js"},
-	"favicon-32x32.png":    {"image/png", static.FS, "favicon-32x32.png"},
-	"swagger-ui.css":       {"text/css; charset=utf-8", static.FS, "swagger-ui.css.gz"},
-	"swagger-ui-bundle.js": {"text/javascript; charset=utf-8", static.FS, "swagger-ui-bundle.js.gz"},
-}
+// docsFiles returns the files at /docs/{file} by name, and the page itself as pathDocs.
+var docsFiles = sync.OnceValues(func() (map[string]docsFile, error) {
+	files := make(map[string]docsFile)
+	for _, source := range []struct {
+		name, contentType string
+		fs                embed.FS
+		path              string // ends in .gz if it is compressed
+	}{
+		{pathDocs, "text/html; charset=utf-8", docsFS, "docs/index.html"},
+		{"docs.css", "text/css; charset=utf-8", docsFS, "docs/docs.css"},
+		{"docs.js", "text/javascript; charset=utf-8", docsFS, "docs/docs.js"},
+		{"favicon-32x32.png", "image/png", static.FS, "favicon-32x32.png"},
+		{"swagger-ui.css", "text/css; charset=utf-8", static.FS, "swagger-ui.css.gz"},
+		{"swagger-ui-bundle.js", "text/javascript; charset=utf-8", static.FS, "swagger-ui-bundle.js.gz"},
+	} {
+		content, err := source.fs.ReadFile(source.path)
+		if err != nil {
+			return nil, fmt.Errorf("read a file of the docs page: %w", err)
+		}
+		file := docsFile{contentType: source.contentType, plain: content}
+		if strings.HasSuffix(source.path, ".gz") {
+			file.compressed = content
+			if file.plain, err = gunzip(content); err != nil {
+				return nil, fmt.Errorf("decompress %s: %w", source.path, err)
+			}
+		}
+		files[source.name] = file
+	}
+	return files, nil
+})
 
 // docs handles GET /docs, the page with Swagger UI.
 func (h *Handler) docs(x *exchange) {
 	x.Header().Set("Content-Security-Policy", docsPolicy)
-	x.sendDocsFile(docsIndex)
+	x.sendDocsFile(pathDocs)
 }
 
 // docsFile handles GET /docs/{file}, the files that the page loads.
 func (h *Handler) docsFile(x *exchange) {
-	file, found := docsFiles[chi.URLParam(x.request, "file")]
-	if !found {
-		x.sendCode(CodeNotFound)
-		return
-	}
-	x.sendDocsFile(file)
+	x.sendDocsFile(chi.URLParam(x.request, "file"))
 }
 
 // openAPI handles GET /openapi.yaml.
@@ -77,19 +93,23 @@ func (h *Handler) openAPI(x *exchange) {
 	x.sendAs("application/yaml", OpenAPI)
 }
 
-func (x *exchange) sendDocsFile(file docsFile) {
-	body, err := file.fs.ReadFile(file.path)
+func (x *exchange) sendDocsFile(name string) {
+	files, err := docsFiles()
 	if err != nil {
-		x.fail(fmt.Errorf("read a file of the docs page: %w", err))
+		x.fail(err)
 		return
 	}
-	if strings.HasSuffix(file.path, ".gz") {
+	file, found := files[name]
+	if !found {
+		x.sendCode(CodeNotFound)
+		return
+	}
+	body := file.plain
+	if file.compressed != nil {
 		x.Header().Set("Vary", "Accept-Encoding")
 		if acceptsGzip(x.request) {
 			x.Header().Set("Content-Encoding", "gzip")
-		} else if body, err = gunzip(body); err != nil {
-			x.fail(fmt.Errorf("decompress %s: %w", file.path, err))
-			return
+			body = file.compressed
 		}
 	}
 	x.sendAs(file.contentType, body)

@@ -195,7 +195,7 @@ func TestNewServer_errorLog(t *testing.T) {
 // These limits are documented in openapi.yaml.
 func TestNewServer_limits(t *testing.T) {
 	s := api.NewServer(http.NotFoundHandler(), zerolog.Nop())
-	if s.ReadHeaderTimeout != 5*time.Second || s.IdleTimeout != 2*time.Minute || s.MaxHeaderBytes != 32<<10 ||
+	if s.ReadHeaderTimeout != 5*time.Second || s.IdleTimeout != 2*time.Minute || s.MaxHeaderBytes != 16<<10 ||
 		s.WriteTimeout != 30*time.Second || s.ReadTimeout != 0 || !s.DisableGeneralOptionsHandler {
 		t.Errorf("%+v", s)
 	}

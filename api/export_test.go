@@ -5,3 +5,12 @@ import "time"
 // SetTimeouts replaces a Handler's limits for the arrival of a body and for a client that does not
 // read the response.
 func (h *Handler) SetTimeouts(body, stall time.Duration) { h.bodyTimeout, h.stallTimeout = body, stall }
+
+// SetMaxInFlight replaces Options.MaxInFlight, except for GET /metrics.
+func (h *Handler) SetMaxInFlight(bytes int64) { h.budget.limit = bytes }
+
+// SetMaxScrapes replaces the budget of GET /metrics.
+func (h *Handler) SetMaxScrapes(bytes int64) { h.scrapes.limit = bytes }
+
+// InFlight returns how many bytes request bodies and responses take.
+func (h *Handler) InFlight() int64 { return h.budget.used.Load() + h.scrapes.used.Load() }

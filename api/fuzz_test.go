@@ -67,7 +67,9 @@ func (f *fuzzTarget) do(request *http.Request) (status int, header http.Header, 
 
 func (f *fuzzTarget) post(path string, body []byte) (status int, header http.Header) {
 	f.t.Helper()
-	status, header, _ = f.do(httptest.NewRequestWithContext(f.t.Context(), http.MethodPost, path, bytes.NewReader(body)))
+	request := httptest.NewRequestWithContext(f.t.Context(), http.MethodPost, path, bytes.NewReader(body))
+	request.Header.Set("Content-Type", typeJSON)
+	status, header, _ = f.do(request)
 	return status, header
 }
 
@@ -125,7 +127,7 @@ func FuzzCreateBody(f *testing.F) {
 		if err := json.Unmarshal(body, &sent); err != nil {
 			t.Fatalf("%q is accepted, but encoding/json returns %v", body, err)
 		}
-		got := s.read(header.Get("Location"))
+		got := s.read(resolve(t, "/api/coupons", header.Get("Location")))
 		if got.Name != sent.Name || got.Amount != sent.Amount || len(got.ClaimedBy) != 0 || !isName(got.Name) {
 			t.Fatalf("%q is read as %+v", body, got)
 		}
@@ -163,7 +165,7 @@ func FuzzClaimBody(f *testing.F) {
 				t.Fatalf("%q: status %d, want %d", body, status, want)
 			}
 		}
-		if got := s.read(header.Get("Location")); !slices.Equal(got.ClaimedBy, []string{sent.User}) || !isName(sent.User) {
+		if got := s.read(resolve(t, "/api/coupons", header.Get("Location"))); !slices.Equal(got.ClaimedBy, []string{sent.User}) || !isName(sent.User) {
 			t.Fatalf("%q is read as %+v", body, got)
 		}
 	})
@@ -250,7 +252,7 @@ func FuzzHeaders(f *testing.F) {
 		length                 int64
 	}{
 		{"application/json", "4bf92f3577b34da6", 44}, {"application/json; charset=utf-8", "", 44}, {"APPLICATION/JSON", "a b", -1}, {"", "a\nb", 0},
-		{"text/plain", strings.Repeat("x", 129), 65537}, {"application/json;;;", "\x00", 1 << 40}, {"application/json; a=\"", "é", 10}, {";", "a", 65536},
+		{"text/plain", strings.Repeat("x", 129), 8193}, {"application/json;;;", "\x00", 1 << 40}, {"application/json; a=\"", "é", 10}, {";", "a", 8192},
 	} {
 		f.Add(seed.contentType, seed.requestID, seed.length)
 	}

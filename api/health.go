@@ -31,9 +31,9 @@ func (h *Handler) health(x *exchange) {
 	}
 	ctx, cancel := context.WithTimeout(x.context(), readyTimeout)
 	defer cancel()
-	err := h.store.Ready(ctx)
+	shards, err := h.store.Ready(ctx)
 	if err == nil {
-		x.send(http.StatusOK, healthyBody(h.shards()))
+		x.send(http.StatusOK, healthyBody(shards))
 		return
 	}
 	x.abortIfClientClosed(err)

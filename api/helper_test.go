@@ -57,9 +57,9 @@ func (s *stub) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, 
 	return s.Store.Coupon(ctx, name)
 }
 
-func (s *stub) Ready(ctx context.Context) error {
+func (s *stub) Ready(ctx context.Context) ([]pgstore.Shard, error) {
 	if s.ready != nil {
-		return s.ready(ctx)
+		return nil, s.ready(ctx)
 	}
 	return s.Store.Ready(ctx)
 }
@@ -122,7 +122,8 @@ type result struct {
 	closes bool // it has Connection: close
 }
 
-// do sends a request and reads the response; header has pairs of name and value.
+// do sends a request and reads the response; header has pairs of name and value. A body is JSON
+// unless header says otherwise.
 func (s *service) do(method, path, body string, header ...string) result {
 	s.tb.Helper()
 	got, err := s.try(method, path, body, header...)
@@ -144,6 +145,9 @@ func (s *service) try(method, path, body string, header ...string) (result, erro
 	}
 	for i := 0; i < len(header); i += 2 {
 		request.Header.Add(header[i], header[i+1])
+	}
+	if body != "" && request.Header["Content-Type"] == nil {
+		request.Header.Set("Content-Type", typeJSON)
 	}
 	response, err := s.client.Do(request)
 	if err != nil {

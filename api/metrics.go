@@ -106,6 +106,11 @@ func (h *Handler) metrics(x *exchange) {
 			return
 		}
 	}
+	if err := h.scrapes.take(text.Cap()); err != nil {
+		x.fail(err)
+		return
+	}
+	defer h.scrapes.give(text.Cap())
 	x.Header()["Content-Type"] = valueMetrics
 	x.send(http.StatusOK, text.Bytes())
 }

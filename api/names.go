@@ -59,9 +59,10 @@ func pathName(r *http.Request) (string, error) {
 	return name, checkName("the name in the path", name)
 }
 
-// couponPath returns the path at which a coupon is read.
-func couponPath(name string) string {
-	const root = "/api/coupons/"
+// couponLocation returns where a coupon is read, relative to /api/coupons. So it also holds behind
+// a path prefix, which this service does not know.
+func couponLocation(name string) string {
+	const root = "coupons/"
 	switch name {
 	case ".", "..":
 		// Clients resolve an unencoded "." or ".." as a relative path segment.

@@ -44,7 +44,7 @@ var errorResponses = map[Code]errorResponse{
 	CodeMethodNotAllowed:     {http.StatusMethodNotAllowed, "method not allowed; see the Allow header"},
 	CodeAlreadyClaimed:       {http.StatusConflict, "this user has already claimed this coupon"},
 	CodeCouponExists:         {http.StatusConflict, "a coupon with this name already exists"},
-	CodeBodyTooLarge:         {http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB (65536 bytes)"},
+	CodeBodyTooLarge:         {http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d KiB (%d bytes)", maxBody>>10, maxBody)},
 	CodeUnsupportedMediaType: {http.StatusUnsupportedMediaType, "the Content-Type must be application/json"},
 	CodeInternal:             {http.StatusInternalServerError, "internal error; the service's log has the cause under this request id"},
 	CodeUnavailable:          {http.StatusServiceUnavailable, "the database is unreachable or blocked; nothing was done, try again"},
@@ -102,7 +102,7 @@ func codeOf(err error) Code {
 	case errors.Is(err, pgstore.ErrOutcomeUnknown):
 		// Before the other two: if an error wraps several, the least certain one decides.
 		return CodeOutcomeUnknown
-	case errors.Is(err, pgstore.ErrOverloaded):
+	case errors.Is(err, pgstore.ErrOverloaded), errors.Is(err, errOverBudget):
 		return CodeOverloaded
 	case errors.Is(err, pgstore.ErrUnavailable):
 		return CodeUnavailable
@@ -165,6 +165,20 @@ func appendString(body []byte, s string) []byte {
 	return body
 }
 
+// quotedSize returns the size of what appendString appends for a name, or slightly more.
+func quotedSize(s string) int {
+	size := len(s) + len(`""`)
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ':
+			size += len(`\u0001`) - 1
+		case c == '"' || c == '\\':
+			size += len(`\"`) - 1
+		}
+	}
+	return size
+}
+
 // send sends a complete response. All but large coupons go through it. For HEAD it sends only the
 // header, with the Content-Length of the body.
 func (x *exchange) send(status int, body []byte) {
@@ -173,10 +187,34 @@ func (x *exchange) send(status int, body []byte) {
 		length = []string{strconv.Itoa(len(body))}
 	}
 	x.Header()["Content-Length"] = length
+	large := len(body) > netHTTPBuffer
+	if large {
+		x.beginLarge()
+	}
 	x.sendHeader(status)
 	for part := range slices.Chunk(body, chunkSize) {
 		x.sendPart(part)
 	}
+	if large {
+		x.endLarge()
+	}
+}
+
+// beginLarge prepares for a response that net/http cannot buffer. Until endLarge, closing its
+// connection resets it, whatever closes it: abort, net/http after an error, a shutdown that takes
+// too long, or the kernel when the process is killed.
+//
+// Otherwise a client of HTTP/1.0, such as nginx by default, takes a part of a coupon for all of it:
+// without a Content-Length the end of the connection is the end of the response.
+func (x *exchange) beginLarge() { x.setLinger(0) }
+
+// endLarge ends a response that was sent completely.
+func (x *exchange) endLarge() {
+	err := http.NewResponseController(x.ResponseWriter).Flush()
+	if err != nil && !errors.Is(err, http.ErrNotSupported) { // not supported: a test without a connection
+		x.abort(fmt.Errorf("write the response: %w", err))
+	}
+	x.setLinger(-1) // the default: close in the background
 }
 
 // sendPart sends a part of the body. If that fails, it aborts the exchange.

@@ -77,11 +77,12 @@ func TestChecked(t *testing.T) {
 		response      fixedResponse
 		violation     bool
 		withoutCopies bool // of the request's body
+		untyped       bool // the request has no Content-Type
 	}{
 		{name: "claimed", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{201, header(), ""}},
 		{name: "sold out", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{400, header(), errorBody("OUT_OF_STOCK")}},
 		{name: "outcome unknown", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{503, header("Retry-After", "1"), errorBody("OUTCOME_UNKNOWN")}},
-		{name: "created", method: "POST", path: "/api/coupons", body: `{"name":"sale","amount":1}`, response: fixedResponse{201, header("Location", "/api/coupons/sale"), ""}},
+		{name: "created", method: "POST", path: "/api/coupons", body: `{"name":"sale","amount":1}`, response: fixedResponse{201, header("Location", "coupons/sale"), ""}},
 		{name: "found", method: "GET", path: "/api/coupons/sale", response: fixedResponse{200, header("Cache-Control", "no-store"), goodCoupon}},
 		{name: "coupon named claim", method: "GET", path: "/api/coupons/claim", response: fixedResponse{200, header("Cache-Control", "no-store"), goodCoupon}},
 		{name: "slash in the name", method: "GET", path: "/api/coupons/a%2Fb", response: fixedResponse{200, header("Cache-Control", "no-store"), goodCoupon}},
@@ -119,6 +120,7 @@ func TestChecked(t *testing.T) {
 		{violation: true, name: "head with a body", method: "HEAD", path: "/health", response: fixedResponse{200, header("Cache-Control", "no-store"), `{"status":"healthy"}`}},
 		{violation: true, name: "head without headers", method: "HEAD", path: "/health", response: fixedResponse{200, header(), ""}},
 		{violation: true, name: "unknown field accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":"ada","coupon_name":"sale","x":1}`, response: fixedResponse{201, header(), ""}},
+		{violation: true, name: "no Content-Type accepted", method: "POST", path: "/api/coupons/claim", body: goodClaim, untyped: true, response: fixedResponse{201, header(), ""}},
 		{violation: true, name: "256 characters accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":"` + strings.Repeat("é", 256) + `","coupon_name":"sale"}`, response: fixedResponse{201, header(), ""}},
 		{violation: true, name: "NUL accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":"a\u0000b","coupon_name":"sale"}`, response: fixedResponse{201, header(), ""}},
 		{violation: true, name: "white space accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":" \u3000\u0085","coupon_name":"sale"}`, response: fixedResponse{201, header(), ""}},
@@ -129,6 +131,9 @@ func TestChecked(t *testing.T) {
 			request, err := http.NewRequestWithContext(t.Context(), c.method, "http://test"+c.path, strings.NewReader(c.body))
 			if err != nil {
 				t.Fatal(err)
+			}
+			if c.body != "" && !c.untyped {
+				request.Header.Set("Content-Type", "application/json")
 			}
 			if c.withoutCopies {
 				request.GetBody = nil
@@ -240,11 +245,11 @@ func TestStore(t *testing.T) {
 	if _, _, err := s.Coupon(ctx, "sale"); !errors.Is(err, pgstore.ErrUnavailable) {
 		t.Error(err)
 	}
-	if err := s.Ready(ctx); !errors.Is(err, pgstore.ErrUnavailable) {
+	if _, err := s.Ready(ctx); !errors.Is(err, pgstore.ErrUnavailable) {
 		t.Error(err)
 	}
 	s.SetError(nil)
-	if err := s.Ready(ctx); err != nil {
+	if _, err := s.Ready(ctx); err != nil {
 		t.Error(err)
 	}
 	if got := s.Calls() - calls; got != 3 {

@@ -173,14 +173,11 @@ func fromNetHTTP(response *http.Response, body []byte) bool {
 }
 
 // forValidation returns a copy of the request in a form that the document describes: with this
-// method (GET for HEAD), and JSON as the Content-Type of a body without one.
+// method (GET for HEAD).
 func forValidation(request *http.Request, method string, sent io.ReadCloser) *http.Request {
 	r := request.Clone(request.Context())
 	r.Method = method
 	r.Body = sent
-	if sent != nil && r.Header.Get("Content-Type") == "" {
-		r.Header.Set("Content-Type", typeJSON)
-	}
 	return r
 }
 

@@ -32,15 +32,15 @@ const PageSize = 10_000
 // NewStore returns an empty Store.
 func NewStore() *Store { return &Store{coupons: make(map[string]*coupon)} }
 
-// SetError makes every method do nothing and return err, until SetError(nil). Calls and Shards are
-// not affected.
+// SetError makes every method do nothing and return err, until SetError(nil). Calls is not
+// affected.
 func (s *Store) SetError(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.err = err
 }
 
-// SetShards sets what Shards returns.
+// SetShards sets the shards that Ready returns.
 func (s *Store) SetShards(shards ...pgstore.Shard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,15 +122,8 @@ func pages(ctx context.Context, claimers []string) iter.Seq2[[]string, error] {
 }
 
 // Ready implements api.Store.
-func (s *Store) Ready(context.Context) error {
+func (s *Store) Ready(context.Context) ([]pgstore.Shard, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err
-}
-
-// Shards implements api.Sharded.
-func (s *Store) Shards() []pgstore.Shard {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.shards
+	return s.shards, s.err
 }

@@ -7,6 +7,9 @@ package browsertest
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -56,7 +59,7 @@ func TestDocsPage(t *testing.T) {
 
 			// With the examples unchanged: they have the same coupon and the same user.
 			b.expand("createCoupon")
-			if text := b.execute("createCoupon", 201); !strings.Contains(text, "/api/coupons/summer%20sale") {
+			if text := b.execute("createCoupon", 201); !strings.Contains(text, "location: coupons/summer%20sale") {
 				t.Errorf("the response to the creation shows no Location: %s", text)
 			}
 			b.screenshot(window.name + "-create")
@@ -82,9 +85,47 @@ func TestDocsPage(t *testing.T) {
 			b.screenshot(window.name + "-get")
 			b.checkWidth("the response")
 			b.wantNoErrors()
-			b.checkRequests(service)
+			b.checkRequests(service, "")
 		})
 	}
+}
+
+// The page also works behind a path prefix that a proxy removes: it loads its files, sends the
+// requests of "Try it out" and reads the coupon below the prefix.
+func TestDocsPage_behindPrefix(t *testing.T) {
+	const prefix = "/shop/eu"
+	service, err := url.Parse(start(t, build(t), pgtest.New(t).URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httptest.NewServer(http.StripPrefix(prefix, &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(service) },
+	}))
+	t.Cleanup(proxy.Close)
+	b := openBrowser(t, 1280, 900)
+	b.do(chromedp.Navigate(proxy.URL + prefix + "/docs"))
+	b.waitFor(`document.querySelectorAll(".opblock").length > 0`)
+
+	b.expand("createCoupon")
+	created := b.execute("createCoupon", 201)
+	const location = "coupons/summer%20sale"
+	if !strings.Contains(created, location) {
+		t.Errorf("the response to the creation has no Location %s: %s", location, created)
+	}
+	b.expand("claimCoupon")
+	b.execute("claimCoupon", 201)
+	b.expand("getCoupon")
+	if text := b.execute("getCoupon", 200); !strings.Contains(text, `"ada"`) {
+		t.Errorf("the coupon is shown without its claim: %s", text)
+	}
+	// What a program in a browser does with the Location.
+	eval[chromedp.Void](b, fmt.Sprintf(`void fetch(new URL(%q, location.origin + %q)).then(r => r.text()).then(t => window.read = t)`, location, prefix+"/api/coupons"))
+	b.waitFor(`window.read !== undefined`)
+	if read := eval[string](b, `window.read`); !strings.Contains(read, `"claimed_by":["ada"]`) {
+		t.Errorf("the Location leads to %s", read)
+	}
+	b.wantNoErrors()
+	b.checkRequests(proxy.URL, prefix)
 }
 
 // build builds coupond.
@@ -373,8 +414,9 @@ func (b *browser) wantError(text string) {
 	}
 }
 
-// checkRequests checks that the page sent requests to the service, and to no other address.
-func (b *browser) checkRequests(service string) {
+// checkRequests checks that the page sent requests to the service below this prefix of the path,
+// and to no other address.
+func (b *browser) checkRequests(service, prefix string) {
 	b.t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -386,10 +428,10 @@ func (b *browser) checkRequests(service string) {
 		}
 		switch {
 		case address.Scheme == "data": // images in the style sheet
-		case address.Scheme+"://"+address.Host != service:
+		case address.Scheme+"://"+address.Host != service || !strings.HasPrefix(address.Path, prefix+"/"):
 			b.t.Errorf("the page sent a request to %s", request)
 		default:
-			paths[address.Path] = true
+			paths[strings.TrimPrefix(address.Path, prefix)] = true
 		}
 	}
 	for _, path := range []string{"/docs", "/docs/swagger-ui-bundle.js", "/openapi.yaml", "/api/coupons", "/api/coupons/claim", "/api/coupons/summer sale"} {

@@ -1,0 +1,121 @@
+package api_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"scalable-coupon-system/pgstore"
+)
+
+// A response that is cut off ends in a reset, whatever cuts it off. A client of HTTP/1.0 has no
+// other way to see that it is not complete.
+func TestReset_cutResponse(t *testing.T) {
+	t.Parallel()
+	users := userPage(10_000)
+	failed := errors.New("boom")
+	blocked := func(context.Context) iter.Seq2[[]string, error] {
+		return func(yield func([]string, error) bool) {
+			yield(users, nil)
+			<-t.Context().Done()
+		}
+	}
+	for name, c := range map[string]struct {
+		pages func(context.Context) iter.Seq2[[]string, error]
+		cut   func(*service) // after the first part was read
+	}{
+		"an error":          {pages: repeat(users, 1, failed)},
+		"a page is missing": {pages: repeat(users, 1, nil)},
+		"a panic":           {pages: func(context.Context) iter.Seq2[[]string, error] { return panics(users) }},
+		"an aborted iteration": {
+			pages: func(context.Context) iter.Seq2[[]string, error] { return aborts(users) },
+		},
+		// As after SHUTDOWN_TIMEOUT. The kernel does the same when the process is killed.
+		"closed by the server": {pages: blocked, cut: func(s *service) { _ = s.server.Close() }},
+	} {
+		for _, version := range []string{"HTTP/1.0", "HTTP/1.1"} {
+			t.Run(name+", "+version, func(t *testing.T) {
+				s := serve(t)
+				s.store.coupon = pagedCoupon(20_000, c.pages)
+				conn := s.dial()
+				conn.sendLines("GET /api/coupons/big "+version, "Host: x", "", "")
+				if _, err := conn.R.Peek(1_000); err != nil {
+					t.Fatal(err)
+				}
+				if c.cut != nil {
+					c.cut(s)
+				}
+				if n, err := io.Copy(io.Discard, conn.R); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("%d bytes, then %v; want a reset", n, err)
+				}
+			})
+		}
+	}
+}
+
+// A response with a Content-Length is reset as well: it is cut off if its client stops reading.
+func TestReset_stalledReader(t *testing.T) {
+	t.Parallel()
+	for name, coupon := range map[string]func(context.Context, string) (*pgstore.Coupon, bool, error){
+		"whole": func(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
+			return pgstore.NewCoupon(name, 1_000, wideUsers(1_000)), true, nil
+		},
+		"in pages": pagedCoupon(1_000_000, repeat(userPage(10_000), 100, nil)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, func(s *service) { s.handler.SetTimeouts(time.Minute, 300*time.Millisecond) })
+			s.store.coupon = coupon
+			conn := s.stall("/api/coupons/big")
+			if line := s.log.take(t, 1)[0]; line["aborted"] != true {
+				t.Errorf("logged %v", line)
+			}
+			if n, err := io.Copy(io.Discard, conn.R); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%d bytes, then %v; want a reset", n, err)
+			}
+		})
+	}
+}
+
+// A complete response ends without a reset, in HTTP/1.0 at the regular end of the connection.
+func TestReset_completeResponse(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	const claims = 30_000
+	s.store.coupon = pagedCoupon(claims, repeat(userPage(claims), 1, nil))
+	conn := s.dial()
+	conn.sendLines("GET /api/coupons/big HTTP/1.0", "", "")
+	response, err := http.ReadResponse(conn.R, nil) // nil means GET
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.ContentLength != -1 || len(response.TransferEncoding) > 0 {
+		t.Fatalf("%d bytes, %v; %v", len(body), err, response)
+	}
+	if got := (result{status: response.StatusCode, body: string(body)}).coupon(t); len(got.ClaimedBy) != claims {
+		t.Errorf("read %d users", len(got.ClaimedBy))
+	}
+
+	// A connection of HTTP/1.1 serves the next request.
+	conn = s.dial()
+	for range 2 {
+		conn.sendLines("GET /api/coupons/big HTTP/1.1", "Host: x", "", "")
+		if got := conn.response("GET", "/api/coupons/big"); len(got.coupon(t).ClaimedBy) != claims || got.closes {
+			t.Errorf("%d bytes, close %v", len(got.body), got.closes)
+		}
+	}
+	conn.sendLines("GET /health HTTP/1.1", "Host: x", "Connection: close", "", "")
+	if got := conn.response("GET", "/health"); got.status != 200 || !strings.Contains(got.body, "healthy") {
+		t.Errorf("status %d: %s", got.status, got.body)
+	}
+	if _, err := conn.R.ReadByte(); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection ends with %v, want a regular end", err)
+	}
+}
