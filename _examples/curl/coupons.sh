@@ -14,6 +14,7 @@
 set -eu
 
 url=${COUPOND_URL:-http://127.0.0.1:8080}
+while [ "$url" != "${url%/}" ]; do url=${url%/}; done
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
 
@@ -24,10 +25,13 @@ trap 'rm -f "$body"' EXIT
 # after every broken connection and every 5xx. It waits for Retry-After, or 1, 2, 4, … seconds.
 # These delays are not random: that is fine for a script, but if thousands of clients retry at the
 # same time, use the client in ../go.
+#
+# curl follows no redirect: a redirected POST would become a GET, and GET /api/coupons/claim reads the
+# coupon "claim". Without --path-as-is, it would remove the names . and .. from the path.
 send() {
     method=$1 path=$2
     shift 2
-    curl --silent --show-error --request "$method" "$url$path" \
+    curl --silent --show-error --no-location --path-as-is --request "$method" "$url$path" \
         --max-time 10 --retry 20 --retry-max-time 60 --retry-all-errors \
         --output "$body" --write-out '%{http_code}' \
         ${1:+--header 'Content-Type: application/json' --data-raw "$1"}
@@ -37,6 +41,7 @@ send() {
 code() { jq --raw-output '.code? // empty' "$body" 2>/dev/null || true; }
 
 fail() {
+    case $1 in 3*) echo "$1: redirected; set COUPOND_URL to the URL that it redirects to" >&2 && exit 2 ;; esac
     echo "$1: $(jq --raw-output '"\(.error) (\(.code), request id \(.request_id))"' "$body" 2>/dev/null || echo 'not a response of the service')" >&2
     case $1 in 5* | 429) exit 3 ;; *) exit 2 ;; esac
 }
@@ -63,7 +68,10 @@ case "${1-} $#" in
     esac
     ;;
 'read 2')
-    status=$(send GET "/api/coupons/$(jq --null-input --raw-output --arg name "$2" '$name | @uri')") || exit 3
+    # Other programs on the way may remove . and .. as well, unless they are encoded.
+    name=$(jq --null-input --raw-output --arg name "$2" \
+        '$name | if . == "." then "%2E" elif . == ".." then "%2E%2E" else @uri end')
+    status=$(send GET "/api/coupons/$name") || exit 3
     case "$status $(code)" in
     '200 ') cat "$body" ;;
     '404 COUPON_NOT_FOUND') echo 'no such coupon' && exit 1 ;;

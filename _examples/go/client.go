@@ -55,12 +55,14 @@ func New(base string) *Client {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64 // the default of 2 closes the others after each claim
 	return &Client{
-		base: strings.TrimSuffix(base, "/"),
+		base: strings.TrimRight(base, "/"),
 		http: &http.Client{
 			Transport: transport,
 			// For one attempt. The service responds within its CLAIM_TIMEOUT of 5 s; a shorter timeout here
 			// would abandon claims that are about to succeed.
 			Timeout: 10 * time.Second,
+			// A redirected POST would become a GET, and GET /api/coupons/claim reads the coupon "claim".
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		Timeout:  time.Minute,
 		MinDelay: 100 * time.Millisecond,
@@ -212,6 +214,9 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte) (*re
 		return nil, err // do not use an incomplete response
 	}
 	r := &response{status: got.StatusCode, body: text, requestID: got.Header.Get("X-Request-ID")}
+	if r.status >= http.StatusMultipleChoices && r.status < http.StatusBadRequest {
+		r.message = "redirected to " + got.Header.Get("Location") + "; use the URL that it redirects to"
+	}
 	if r.status >= http.StatusBadRequest {
 		var errorBody struct {
 			Error string `json:"error"`

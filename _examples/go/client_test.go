@@ -8,7 +8,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -229,5 +234,76 @@ func TestClient_reusesConnection(t *testing.T) {
 	client.MinDelay = time.Millisecond
 	if outcome, err := client.Claim(t.Context(), "ada", "sale"); outcome != Claimed || err != nil || connections.Load() != 1 {
 		t.Errorf("%q, %v, with %d connections", outcome, err, connections.Load())
+	}
+}
+
+// recorder is a server that records requests and redirects each of them, as a gateway does that
+// adds a slash or insists on https.
+func recorder(t *testing.T, status int) (url string, requests func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var lines []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		lines = append(lines, strings.TrimSpace(r.Method+" "+r.RequestURI+" "+r.Header.Get("Content-Type")))
+		mu.Unlock()
+		if strings.HasPrefix(r.RequestURI, "/moved") {
+			http.Error(w, `{"error":"no coupon has this name","code":"COUPON_NOT_FOUND","request_id":"id"}`, http.StatusNotFound)
+			return
+		}
+		http.Redirect(w, r, "/moved"+r.RequestURI, status)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(lines)
+	}
+}
+
+// A redirect is an error that names its target, never an answer about a coupon.
+func TestClient_followsNoRedirect(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		url, requests := recorder(t, status)
+		client := New(url + "//")
+		_, claimErr := client.Claim(t.Context(), "ada", "sale")
+		_, createErr := client.Create(t.Context(), "sale", 5)
+		_, _, readErr := client.Read(t.Context(), "..")
+		for _, err := range []error{claimErr, createErr, readErr} {
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprint(status)) || !strings.Contains(err.Error(), "redirected to /moved/api/coupons") {
+				t.Errorf("%d: %v", status, err)
+			}
+		}
+		want := []string{"POST /api/coupons/claim application/json", "POST /api/coupons application/json", "GET /api/coupons/%2E%2E"}
+		if got := requests(); !slices.Equal(got, want) {
+			t.Errorf("%d: requests %q, want %q", status, got, want)
+		}
+	}
+}
+
+// The same for the example with curl, also if the user's own configuration of curl follows
+// redirects.
+func TestCurl_followsNoRedirect(t *testing.T) {
+	home := t.TempDir()
+	if err := os.WriteFile(filepath.Join(home, ".curlrc"), []byte("location\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		url, requests := recorder(t, status)
+		for _, arguments := range [][]string{{"claim", "ada", "sale"}, {"create", "sale", "5"}, {"read", "."}, {"read", ".."}, {"read", "a/.."}} {
+			cmd := exec.CommandContext(t.Context(), "../curl/coupons.sh", arguments...)
+			cmd.Env = append(os.Environ(), "COUPOND_URL="+url+"//", "HOME="+home)
+			output, err := cmd.CombinedOutput()
+			if cmd.ProcessState.ExitCode() != 2 || !strings.HasPrefix(string(output), fmt.Sprint(status, ": redirected")) {
+				t.Errorf("%s: %v, %s", arguments, err, output)
+			}
+		}
+		want := []string{
+			"POST /api/coupons/claim application/json", "POST /api/coupons application/json",
+			"GET /api/coupons/%2E", "GET /api/coupons/%2E%2E", "GET /api/coupons/a%2F..",
+		}
+		if got := requests(); !slices.Equal(got, want) {
+			t.Errorf("%d: requests %q, want %q", status, got, want)
+		}
 	}
 }

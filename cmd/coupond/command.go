@@ -33,7 +33,7 @@ const environmentNote = "environment"
 
 // newRootCommand builds the command line. Commands read their configuration from vars, never from
 // the process's environment.
-func newRootCommand(vars environment, stdout, stderr io.Writer) *cobra.Command {
+func newRootCommand(vars environment, stdout io.Writer, stderr *output) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "coupond",
 		Short: "A coupon service for flash sales",

@@ -23,7 +23,7 @@ func stdoutOf(t *testing.T, args ...string) string {
 // columns.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	root := newRootCommand(nil, io.Discard, io.Discard)
+	root := newRootCommand(nil, io.Discard, nil)
 	commands := []string{""}
 	for _, command := range root.Commands() {
 		commands = append(commands, command.Name())

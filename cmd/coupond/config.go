@@ -34,14 +34,22 @@ type listenConfig struct {
 	Addr string `env:"LISTEN_ADDR" envDefault:":8080" form:"address" help:"address to listen on"`
 }
 
+// devListenConfig is listenConfig for dev, which has no authentication and is for one machine.
+type devListenConfig struct {
+	Addr string `env:"LISTEN_ADDR" envDefault:"127.0.0.1:8080" form:"address" help:"address to listen on"`
+}
+
 // serviceConfig sets the limits of the service.
 type serviceConfig struct {
 	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" help:"connections to PostgreSQL, at most" max:"1000" min:"1"`
 	// ADR 0008 has the measurements behind the default.
 	ClaimConcurrency int           `env:"CLAIM_CONCURRENCY" envDefault:"1"    help:"batches of claims in flight at once (behind a proxy: for each shard); at most DB_MAX_CONNS" max:"1000"    min:"1"`
 	ClaimQueue       int           `env:"CLAIM_QUEUE"       envDefault:"4096" help:"pending claims of a batcher, at most; the next one is answered 503"                         max:"1000000" min:"1"`
-	ClaimTimeout     time.Duration `env:"CLAIM_TIMEOUT"     envDefault:"5s"   help:"time limit for answering a claim"                                                           max:"10m"     min:"10ms"`
+	ClaimTimeout     time.Duration `env:"CLAIM_TIMEOUT"     envDefault:"5s"   help:"time limit for answering a claim"                                                           max:"10m"     min:"20ms"`
 	ShutdownTimeout  time.Duration `env:"SHUTDOWN_TIMEOUT"  envDefault:"30s"  help:"time limit for answering open requests during a shutdown"                                   max:"1h"      min:"10ms"`
+	// The default is more than the 60 s of HAProxy's examples, nginx and AWS, and still frees the
+	// connection of a client that has left within minutes. The maximum is more than Envoy's hour.
+	IdleTimeout time.Duration `env:"IDLE_TIMEOUT" envDefault:"2m" help:"time until an idle connection is closed; must be longer than the load balancer's" max:"24h" min:"1s"`
 }
 
 // conflict returns a problem with values that are valid on their own, or "". A value that could not

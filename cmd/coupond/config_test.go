@@ -25,7 +25,7 @@ func TestConfig_defaults(t *testing.T) {
 		Listen:   listenConfig{Addr: ":8080"},
 		Service: serviceConfig{
 			MaxConns: 16, ClaimConcurrency: 1, ClaimQueue: 4096,
-			ClaimTimeout: 5 * time.Second, ShutdownTimeout: 30 * time.Second,
+			ClaimTimeout: 5 * time.Second, ShutdownTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		},
 		Log: logConfig{Level: "info"},
 	}
@@ -48,7 +48,7 @@ func TestConfig_readsEveryVariable(t *testing.T) {
 	var got serveConfig
 	if err := load(environment{
 		"DATABASE_URL": "host=db user=me", "DATABASE_PASSWORD_FILE": secret, "LISTEN_ADDR": "[::1]:0", "DB_MAX_CONNS": "7",
-		"CLAIM_CONCURRENCY": "3", "CLAIM_QUEUE": "9", "CLAIM_TIMEOUT": "1m", "SHUTDOWN_TIMEOUT": "1h", "LOG_LEVEL": "error",
+		"CLAIM_CONCURRENCY": "3", "CLAIM_QUEUE": "9", "CLAIM_TIMEOUT": "1m", "SHUTDOWN_TIMEOUT": "1h", "IDLE_TIMEOUT": "2h", "LOG_LEVEL": "error",
 		"LOG_FORMAT": "console",
 	}, &got); err != nil {
 		t.Fatal(err)
@@ -58,6 +58,7 @@ func TestConfig_readsEveryVariable(t *testing.T) {
 		Listen:   listenConfig{Addr: "[::1]:0"},
 		Service: serviceConfig{
 			MaxConns: 7, ClaimConcurrency: 3, ClaimQueue: 9, ClaimTimeout: time.Minute, ShutdownTimeout: time.Hour,
+			IdleTimeout: 2 * time.Hour,
 		},
 		Log: logConfig{Level: "error", Format: "console"},
 	}
@@ -87,13 +88,15 @@ func TestConfig_rejectsInvalidValues(t *testing.T) {
 		{"CLAIM_CONCURRENCY", "many", "a whole number from 1 to 1000"},
 		{"CLAIM_CONCURRENCY", "17", "at most DB_MAX_CONNS, which is 16"},
 		{"CLAIM_QUEUE", "0", "a whole number from 1 to 1000000"},
-		{"CLAIM_TIMEOUT", "-1s", duration + "10m"},
-		{"CLAIM_TIMEOUT", "0s", duration + "10m"},
-		{"CLAIM_TIMEOUT", "5", duration + "10m"},
-		{"CLAIM_TIMEOUT", "9ms", duration + "10m"},
-		{"CLAIM_TIMEOUT", "11m", duration + "10m"},
+		{"CLAIM_TIMEOUT", "-1s", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
+		{"CLAIM_TIMEOUT", "0s", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
+		{"CLAIM_TIMEOUT", "5", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
+		{"CLAIM_TIMEOUT", "9ms", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
+		{"CLAIM_TIMEOUT", "11m", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
 		{"SHUTDOWN_TIMEOUT", "never", duration + "1h"},
 		{"SHUTDOWN_TIMEOUT", "-30s", duration + "1h"},
+		{"IDLE_TIMEOUT", "999ms", "a duration such as 500ms, 5s or 1m, from 1s to 24h"},
+		{"IDLE_TIMEOUT", "25h", "a duration such as 500ms, 5s or 1m, from 1s to 24h"},
 		{"LOG_LEVEL", "loud", "one of debug, info, warn, error"},
 		{"LOG_LEVEL", "INFO", "one of debug, info, warn, error"},
 		{"LOG_FORMAT", "xml", "one of json, console"},
@@ -120,7 +123,7 @@ func TestConfig_rejectsInvalidValues(t *testing.T) {
 func TestConfig_reportsAllInvalidValues(t *testing.T) {
 	wrong := environment{
 		"DATABASE_URL": "postgres://me:" + testPassword + "@host:port/db", "DATABASE_PASSWORD_FILE": "/no/such/file", "LISTEN_ADDR": "nowhere",
-		"DB_MAX_CONNS": "0", "CLAIM_CONCURRENCY": "x", "CLAIM_QUEUE": "-1", "CLAIM_TIMEOUT": "soon", "SHUTDOWN_TIMEOUT": "-1s",
+		"DB_MAX_CONNS": "0", "CLAIM_CONCURRENCY": "x", "CLAIM_QUEUE": "-1", "CLAIM_TIMEOUT": "soon", "SHUTDOWN_TIMEOUT": "-1s", "IDLE_TIMEOUT": "0s",
 		"LOG_LEVEL": "loud", "LOG_FORMAT": strings.Repeat("x", 1000),
 	}
 	err := load(wrong, &serveConfig{})
@@ -128,7 +131,7 @@ func TestConfig_reportsAllInvalidValues(t *testing.T) {
 		t.Fatal("no error")
 	}
 	lines := strings.Split(err.Error(), "\n")
-	if len(lines) != 1+len(wrong) || lines[0] != "10 invalid settings:" {
+	if len(lines) != 1+len(wrong) || lines[0] != "11 invalid settings:" {
 		t.Errorf("got %d lines, want a heading and one line for each of %d settings:\n%v", len(lines), len(wrong), err)
 	}
 	for name := range wrong {
@@ -213,11 +216,13 @@ func TestConfig_showsDatabaseWithoutPassword(t *testing.T) {
 			t.Errorf("%s is shown as %s, want %s", connString, got, want)
 		}
 		var log bytes.Buffer
-		logger, err := newLogger(&log, &config.Log)
+		out := newOutput(&log)
+		logger, err := newLogger(out, &config.Log)
 		if err != nil {
 			t.Fatal(err)
 		}
 		logStart(logger, config.Database.address(), &config)
+		out.close()
 		if !strings.Contains(log.String(), want) || strings.Contains(log.String(), testPassword) {
 			t.Errorf("%s: log line %s", connString, log.String())
 		}
@@ -227,7 +232,7 @@ func TestConfig_showsDatabaseWithoutPassword(t *testing.T) {
 // The struct tags are valid, each command reads the expected variables, and its --help describes
 // them.
 func TestConfig_tags(t *testing.T) {
-	service := []string{"LISTEN_ADDR", "DB_MAX_CONNS", "CLAIM_CONCURRENCY", "CLAIM_QUEUE", "CLAIM_TIMEOUT", "SHUTDOWN_TIMEOUT", "LOG_LEVEL", "LOG_FORMAT"}
+	service := []string{"LISTEN_ADDR", "DB_MAX_CONNS", "CLAIM_CONCURRENCY", "CLAIM_QUEUE", "CLAIM_TIMEOUT", "SHUTDOWN_TIMEOUT", "IDLE_TIMEOUT", "LOG_LEVEL", "LOG_FORMAT"}
 	database := []string{"DATABASE_URL", "DATABASE_PASSWORD_FILE"}
 	for _, c := range []struct {
 		command string

@@ -77,6 +77,13 @@ func TestOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkDown(t, c, claimTimeout)
+	// After a shorter outage, the claims that were in flight would all be made by their second
+	// attempt.
+	wait.For(t, "a claim that notices the outage", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(counts) > 1
+	})
 	startPG()
 	waitHealthy(t, c)
 	before := claimed()
@@ -91,9 +98,6 @@ func TestOutage(t *testing.T) {
 		default:
 			t.Errorf("%d requests were answered %s", n, o)
 		}
-	}
-	if counts["503 UNAVAILABLE"] == 0 {
-		t.Error("no claim noticed the outage, so this run tested nothing")
 	}
 	has := map[string]bool{}
 	for _, user := range c.get(t, "SALE").ClaimedBy {

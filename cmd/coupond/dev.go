@@ -24,12 +24,12 @@ const devDatabase = "coupond"
 
 // devConfig is the configuration of `coupond dev`.
 type devConfig struct {
-	Listen  listenConfig
+	Listen  devListenConfig
 	Service serviceConfig
 	Log     logConfig
 }
 
-func newDevCommand(vars environment, stdout, stderr io.Writer) *cobra.Command {
+func newDevCommand(vars environment, stdout io.Writer, stderr *output) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use:   "dev",
@@ -41,7 +41,9 @@ commands to try next.
 The data stay in the directory of --dir for the next start. While dev runs, the
 script psql in that directory opens psql on the database. Ctrl-C shuts the
 service down as it does for serve, then stops PostgreSQL. DATABASE_URL and the
-variables of libpq (PG…) are not used.`,
+variables of libpq (PG…) are not used.
+
+dev listens on this machine only; LISTEN_ADDR=:8080 lets other machines in.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&devConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -52,7 +54,8 @@ variables of libpq (PG…) are not used.`,
 	return cmd
 }
 
-func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Writer) (err error) {
+func dev(ctx context.Context, vars environment, dir string, stdout io.Writer, stderr *output) (err error) {
+	surviveBrokenPipes()
 	var config devConfig
 	if err := load(vars, &config); err != nil {
 		return err
@@ -101,7 +104,7 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 	if err := createDatabase(ctx, server); err != nil {
 		return err
 	}
-	if err := migrate(ctx, server.URL(devDatabase), devDatabase, stderr, stderr); err != nil {
+	if err := migrate(ctx, devURL(server, devDatabase), devDatabase, stderr, stderr); err != nil {
 		return err
 	}
 
@@ -112,17 +115,26 @@ func dev(ctx context.Context, vars environment, dir string, stdout, stderr io.Wr
 	defer func() { err = errors.Join(err, os.Remove(psql)) }()
 
 	logStart(log, fmt.Sprintf("127.0.0.1:%d", server.Port()), &config)
+	steps := newOutput(stdout) // the service is useful even if nothing reads stdout
+	defer steps.close()
 	s := service{
 		config:   config.Service,
-		database: server.URL(devDatabase),
+		database: devURL(server, devDatabase),
 		listener: listener,
 		log:      log,
+		output:   stderr,
 		ready: func() {
-			// The service is useful even if stdout is closed.
-			_, _ = io.WriteString(stdout, firstSteps(baseURL(listener.Addr()), dir, shellWord(psql)))
+			_, _ = io.WriteString(steps, firstSteps(baseURL(listener.Addr()), dir, shellWord(psql)))
 		},
 	}
 	return s.run(ctx)
+}
+
+// devURL returns the connection string of a database. Its clients give the password to no other
+// server: when this one has ended, another user may listen on the port and ask for the password in
+// clear or as MD5.
+func devURL(server *localpg.Server, database string) string {
+	return server.URL(database) + "&require_auth=scram-sha-256"
 }
 
 // earlierDatabase is the name of dev's database in earlier versions.
@@ -130,7 +142,7 @@ const earlierDatabase = "coupons"
 
 // createDatabase creates the database on server, unless it exists.
 func createDatabase(ctx context.Context, server *localpg.Server) (err error) {
-	conn, err := connect(ctx, server.URL("postgres"))
+	conn, err := connect(ctx, devURL(server, "postgres"))
 	if err != nil {
 		return fmt.Errorf("cannot connect to the private PostgreSQL: %w", err)
 	}
@@ -162,24 +174,26 @@ func baseURL(address net.Addr) string {
 	return "http://" + address.String()
 }
 
-// firstSteps returns the commands that a user may want to try first.
+// firstSteps returns the commands that a user may want to try first. They are those of the README's
+// session, so that it can be continued.
 func firstSteps(url, dir, psql string) string {
+	host := strings.Replace(strings.TrimPrefix(url, "http://"), "127.0.0.1:", "localhost:", 1)
 	return fmt.Sprintf(`
-coupond serves %[1]s; its data are in %[2]s. Ctrl-C stops it.
+coupond serves %[1]s; its data are in %[3]s. Ctrl-C stops it.
 
 Create a coupon, claim it, read it:
 
-  curl -i %[1]s/api/coupons -H 'Content-Type: application/json' -d '{"name": "SALE", "amount": 5}'
-  curl -i %[1]s/api/coupons/claim -H 'Content-Type: application/json' -d '{"user_id": "ann", "coupon_name": "SALE"}'
-  curl -i %[1]s/api/coupons/SALE
+  curl -si %[2]s/api/coupons -H 'Content-Type: application/json' -d '{"name": "early bird", "amount": 2}'
+  curl -sw '%%{http_code}\n' %[2]s/api/coupons/claim -H 'Content-Type: application/json' -d '{"user_id": "ada", "coupon_name": "early bird"}'
+  curl -s %[2]s/api/coupons/early%%20bird
 
 The same in psql:
 
-  %[3]s
-  select claim_coupon('bob', 'SALE');
-  select claim_number, user_id, claimed_at from claims;
+  %[4]s
+  select claim_coupon('ada', 'early bird');
+  select coupon_name, claim_number, user_id from claims;
 
-`, url, dir, psql)
+`, url, host, dir, psql)
 }
 
 // writePsql writes a script to path that opens psql on the database and passes its arguments on to
@@ -194,11 +208,16 @@ done
 PATH=%s:$PATH
 exec %s "$@"
 `, shellQuote(server.BinDir()), server.Psql(devDatabase))
-	// An old file may have another mode, so it is removed instead of overwritten.
+	// An old file may have another mode, or be a link, so it is removed instead of overwritten.
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.WriteFile(path, []byte(script), 0o700)
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(script)
+	return errors.Join(err, file.Close())
 }
 
 // shellWord returns a path as a word of a shell command, in quotes only if it needs them.
@@ -220,7 +239,8 @@ func lockDev(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	file, err := os.OpenFile(filepath.Join(dir, "dev"), os.O_RDWR|os.O_CREATE, 0o600)
+	// Root may be using a directory of another user, who has put a link there.
+	file, err := os.OpenFile(filepath.Join(dir, "dev"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -41,7 +40,7 @@ func sh(t *testing.T, line string) string {
 // statements as input.
 func suggested(t *testing.T, p *program) (curl []string, psql string) {
 	t.Helper()
-	const last = "select claim_number, user_id, claimed_at from claims;"
+	const last = "select coupon_name, claim_number, user_id from claims;"
 	wait.For(t, "the suggested commands", func() bool { return strings.Contains(p.stdout.String(), last) })
 	var input []string
 	for line := range strings.Lines(p.stdout.String()) {
@@ -69,12 +68,12 @@ func TestDev(t *testing.T) {
 	if len(curl) != 3 {
 		t.Fatalf("%d curl commands, want 3: %s", len(curl), p.stdout.String())
 	}
-	for i, want := range []string{"HTTP/1.1 201 Created\r\n", "HTTP/1.1 201 Created\r\n", `{"name":"SALE","amount":5,"remaining_amount":4,"claimed_by":["ann"]}`} {
+	for i, want := range []string{"HTTP/1.1 201 Created\r\n", "201\n", `{"name":"early bird","amount":2,"remaining_amount":1,"claimed_by":["ada"]}`} {
 		if got := sh(t, curl[i]); !strings.Contains(got, want) {
 			t.Errorf("%s\ngot %s\nwant %s", curl[i], got, want)
 		}
 	}
-	if got := sh(t, psql); !regexp.MustCompile(`(?s)^claimed\n1\|ann\|.*\n2\|bob\|.*\n$`).MatchString(got) {
+	if got := sh(t, psql); got != "already_claimed\nearly bird|1|ada\n" {
 		t.Errorf("%s\ngot %s", psql, got)
 	}
 
@@ -87,7 +86,7 @@ func TestDev(t *testing.T) {
 
 	// The script that `make psql` runs.
 	script := filepath.Join(dir, "psql")
-	if got := sh(t, shellQuote(script)+` -Atc 'select count(*) from claims'`); got != "2\n" {
+	if got := sh(t, shellQuote(script)+` -Atc 'select count(*) from claims'`); got != "1\n" {
 		t.Errorf("%s prints %q", script, got)
 	}
 	if mode := fileMode(t, script); mode != 0o700 {
@@ -105,11 +104,35 @@ func TestDev(t *testing.T) {
 	}
 
 	p = startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
-	if s := newClient(t, p.url, 1).get(t, "SALE"); s.RemainingAmount != 3 || strings.Join(s.ClaimedBy, " ") != "ann bob" {
+	if s := newClient(t, p.url, 1).get(t, "early bird"); s.RemainingAmount != 1 || strings.Join(s.ClaimedBy, " ") != "ada" {
 		t.Errorf("coupon after the restart: %+v", s)
 	}
 	if strings.Contains(p.stderr.String(), "creating a PostgreSQL") {
 		t.Error("the restart created a new cluster")
+	}
+}
+
+// The suggested commands are in the README's session.
+func TestFirstSteps_areTheReadmes(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := strings.ReplaceAll(string(readme), "\\\n    ", "")
+	commands := 0
+	for line := range strings.Lines(firstSteps("http://127.0.0.1:8080", ".coupond", ".coupond/psql")) {
+		command := strings.TrimSuffix(strings.TrimSpace(line), ";")
+		if !strings.HasPrefix(line, "  ") || command == ".coupond/psql" {
+			continue
+		}
+		commands++
+		if !strings.Contains(session, command) {
+			t.Errorf("not in README.md: %s", command)
+		}
+	}
+	if commands != 5 {
+		t.Errorf("%d commands", commands)
 	}
 }
 
@@ -144,6 +167,59 @@ func TestDev_ignoresLibpqEnvironment(t *testing.T) {
 		if got := sh(t, words+" "+script); got != want {
 			t.Errorf("%s: psql prints %q, want %q", environment, got, want)
 		}
+	}
+}
+
+// dev gives the password to no server that asks for it in clear: once PostgreSQL has ended, another
+// user may listen on its port.
+func TestDev_asksForSCRAM(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
+	p := startProcess(t, devEnviron, "dev", "--dir", dir).ready(t)
+	conn := connectTo(t, runningPG(t, dir).URL(devDatabase))
+	hba := filepath.Join(dir, "data", "pg_hba.conf")
+	if err := os.WriteFile(hba, []byte("host all all 127.0.0.1/32 password\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{
+		"select pg_reload_conf()",
+		"select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'coupond'",
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	connectTo(t, runningPG(t, dir).URL(devDatabase)) // a client that does not mind
+	c := newClient(t, p.url, 1)
+	wait.For(t, "the service to be unhealthy", func() bool { return c.must(t, "GET", "/health", "").status == 503 })
+	if a, err := c.claim("ann", "SALE"); err != nil || a.code != "UNAVAILABLE" {
+		t.Errorf("claim: %+v %v", a, err)
+	}
+}
+
+// By default, dev listens on this machine only.
+func TestDev_listensOnLoopback(t *testing.T) {
+	t.Parallel()
+	var config devConfig
+	if err := load(environment{}, &config); err != nil {
+		t.Fatal(err)
+	}
+	if config.Listen.Addr != "127.0.0.1:8080" {
+		t.Errorf("listens on %s", config.Listen.Addr)
+	}
+}
+
+// Root may run dev in a directory of another user. It follows no link there.
+func TestDev_followsNoLink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	target := writeFile(t, "content")
+	if err := os.Symlink(target, filepath.Join(dir, "dev")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, exitFailure, "too many levels of symbolic links", devEnviron, "dev", "--dir", dir)
+	if content, err := os.ReadFile(target); err != nil || string(content) != "content" {
+		t.Errorf("the target of the link has %q, %v", content, err)
 	}
 }
 

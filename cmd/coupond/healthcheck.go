@@ -59,7 +59,10 @@ func healthcheck(ctx context.Context, vars environment, stdout io.Writer) error 
 		return err
 	}
 	// Not the default client, which may use an HTTP proxy from the process's environment.
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // coupond never redirects
+	}
 	response, err := client.Do(request)
 	if err != nil {
 		return fmt.Errorf("unhealthy: %s: %w", url, shortError(ctx, err))

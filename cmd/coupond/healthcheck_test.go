@@ -37,6 +37,13 @@ func TestHealthcheck(t *testing.T) {
 				http.Error(w, "no such page\n\nGoodbye.", http.StatusNotFound)
 			}, 1, "404 Not Found: no such page\n",
 		},
+		"another program redirects": {
+			func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/health" {
+					http.Redirect(w, r, "/login", http.StatusFound)
+				}
+			}, 1, "302 Found: ",
+		},
 		"connection aborted": {
 			func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 1, "EOF\n",
 		},

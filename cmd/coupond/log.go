@@ -15,25 +15,33 @@ func init() {
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
 }
 
-// newLogger returns a logger that writes to w. config has been checked by load; if its format is
-// not set, newLogger sets it to the one that fits w.
-func newLogger(w io.Writer, config *logConfig) (zerolog.Logger, error) {
+// newLogger returns a logger that writes to out, also when out has dropped lines. config has been
+// checked by load; if its format is not set, newLogger sets it to the one that fits out.
+func newLogger(out *output, config *logConfig) (zerolog.Logger, error) {
 	level, err := zerolog.ParseLevel(config.Level)
 	if err != nil {
 		return zerolog.Logger{}, err
 	}
-	terminal := isTerminal(w)
+	terminal := isTerminal(out.dest)
 	if config.Format == "" {
 		config.Format = "json"
 		if terminal {
 			config.Format = "console"
 		}
 	}
+	w := io.Writer(out)
 	if config.Format == "console" {
-		w = zerolog.ConsoleWriter{Out: w, NoColor: !terminal, TimeFormat: time.TimeOnly}
+		w = zerolog.ConsoleWriter{Out: out, NoColor: !terminal, TimeFormat: time.TimeOnly}
 	}
-	return zerolog.New(w).Level(level).With().Timestamp().Logger(), nil
+	log := zerolog.New(w).Level(level).With().Timestamp().Logger()
+	out.onDrop(func(lines int64) {
+		log.Warn().Int64("lines", lines).Msg(droppedMessage)
+	})
+	return log, nil
 }
+
+// droppedMessage is logged after lines were dropped.
+const droppedMessage = "lines of this log were dropped, because they were not read or could not be written"
 
 func isTerminal(w io.Writer) bool {
 	file, ok := w.(*os.File)

@@ -19,13 +19,15 @@ func TestNewLogger(t *testing.T) {
 		{logConfig{Level: "error", Format: "console"}, false, 0},
 	} {
 		var text bytes.Buffer
+		out := newOutput(&text)
 		config := c.config
-		log, err := newLogger(&text, &config)
+		log, err := newLogger(out, &config)
 		if err != nil {
 			t.Fatal(err)
 		}
 		log.Info().Str("key", "value").Msg("hello")
 		log.Debug().Msg("details")
+		out.close()
 		if lines := strings.Count(text.String(), "\n"); lines != c.lines {
 			t.Errorf("%+v: %d lines, want %d:\n%s", c.config, lines, c.lines, text.String())
 		}

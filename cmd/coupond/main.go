@@ -20,8 +20,13 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first signal starts a graceful shutdown and restores the default handling of signals, so
-	// that a second one ends the process at once.
+	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
+		// Caught until the end: when a terminal is closed, SIGHUP may come twice, from the kernel and
+		// from the shell.
+		ctx, _ = signal.NotifyContext(ctx, syscall.SIGHUP)
+	}
+	// The first signal starts a graceful shutdown and restores the default handling of SIGINT and
+	// SIGTERM, so that a second one ends the process at once.
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
@@ -36,13 +41,15 @@ const (
 // down gracefully when ctx is done. environ is a list of NAME=value. Results go to stdout, the log
 // and errors go to stderr.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, stderr)
+	errs := newOutput(stderr)
+	defer errs.close()
+	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, errs)
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
-	_, _ = fmt.Fprintf(stderr, "coupond: %s\n", err) // if stderr is closed, the error cannot be reported
+	_, _ = fmt.Fprintf(errs, "coupond: %s\n", err)
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}

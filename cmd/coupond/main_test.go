@@ -63,20 +63,39 @@ func start(t *testing.T, environ []string, args ...string) *program {
 // startProcess runs the test binary as coupond, in a process of its own, until the test ends.
 func startProcess(t *testing.T, environ []string, args ...string) *program {
 	t.Helper()
+	return startCommand(t, environ, thisBinary(t, args...))
+}
+
+// thisBinary returns the command that runs the test binary as coupond.
+func thisBinary(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
 	binary, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	cmd := exec.Command(binary, args...)
 	// Under -cover, a test binary without GOCOVERDIR writes a warning to stderr.
-	return startBinary(t, binary, append(slices.Clone(environ), runMainEnv+"=1", "GOCOVERDIR="+t.TempDir()), args...)
+	cmd.Env = []string{runMainEnv + "=1", "GOCOVERDIR=" + t.TempDir()}
+	return cmd
 }
 
 func startBinary(t *testing.T, binary string, environ []string, args ...string) *program {
 	t.Helper()
+	return startCommand(t, environ, exec.Command(binary, args...))
+}
+
+// startCommand runs cmd until the test ends, with environ in addition to its environment. Its
+// output goes to the program, unless cmd has another place for it.
+func startCommand(t *testing.T, environ []string, cmd *exec.Cmd) *program {
+	t.Helper()
 	p := &program{exited: make(chan struct{})}
-	cmd := exec.Command(binary, args...)
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environ...)
-	cmd.Stdout, cmd.Stderr = &p.stdout, &p.stderr
+	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, cmd.Env, environ)
+	if cmd.Stdout == nil {
+		cmd.Stdout = &p.stdout
+	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = &p.stderr
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +164,16 @@ func (p *program) ready(t *testing.T) *program {
 	return p
 }
 
+// dial opens a connection to the service.
+func (p *program) dial(t *testing.T) *rawhttp.Conn {
+	t.Helper()
+	address, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rawhttp.Dial(t, address)
+}
+
 // logged waits for a log line with this message and returns its fields.
 func (p *program) logged(t *testing.T, message string) map[string]any {
 	t.Helper()
@@ -174,12 +203,23 @@ func (p *program) logged(t *testing.T, message string) map[string]any {
 type syncBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
+	err  error // if not nil, Write fails with it
 }
 
 func (b *syncBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.err != nil {
+		return 0, b.err
+	}
 	return b.text.Write(p)
+}
+
+// fail lets Write fail with err, or succeed again if err is nil.
+func (b *syncBuffer) fail(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
 }
 
 func (b *syncBuffer) String() string {

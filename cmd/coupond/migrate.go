@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +35,8 @@ migrations may run at the same time, and the service may run meanwhile. If a
 statement does not get a lock within two seconds, migrate prints which session
 holds it, lets the service's calls pass, and tries again.
 
-The login must be a superuser, or own the database and have CREATEROLE. All
+The login must be a superuser, or own the database and be a member of the role
+coupon_service, which an administrator creates once (deploy/roles.sql). All
 objects belong to the owner of the schema coupond; the login of a later
 migration must be allowed to act as that role.
 
@@ -45,6 +45,7 @@ of several servers (see deploy/shards). The login must be a superuser.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&migrateConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			surviveBrokenPipes()
 			var config migrateConfig
 			if err := load(vars, &config); err != nil {
 				return err
@@ -103,7 +104,7 @@ func migrate(ctx context.Context, connString, address string, stdout, stderr io.
 // logTo returns options that write Apply's log to w.
 func logTo(w io.Writer, address string) db.Options {
 	return db.Options{Log: func(line string) {
-		_, _ = fmt.Fprintf(w, "%s: %s\n", address, line) // the migration is useful even if stderr is closed
+		_, _ = fmt.Fprintf(w, "%s: %s\n", address, line) // the migration is useful even if nothing reads stderr
 	}}
 }
 
@@ -122,49 +123,17 @@ func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// connectError returns why a connection failed, in one line: each reason that a server gave, or
-// else the error at each address that was tried.
+// connectError returns why a connection failed, in one line. If no server gave a reason, it adds
+// the error at each address that was tried.
 func connectError(err error) error {
-	if reasons := serverReasons(err); len(reasons) > 0 {
-		return errors.New(strings.Join(reasons, "; "))
+	problem := pgstore.ConnectProblem(err)
+	if _, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return errors.New(problem)
 	}
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner // without the user and the database, which the caller adds
 	}
-	return errors.New(oneLine(err.Error()))
-}
-
-// serverReasons returns the different reasons of the servers that were tried. Pgx tries each
-// address with and without TLS.
-func serverReasons(err error) []string {
-	if joined, ok := errors.AsType[joinedError](err); ok {
-		var all []string
-		for _, each := range joined.Unwrap() {
-			for _, reason := range serverReasons(each) {
-				if !slices.Contains(all, reason) {
-					all = append(all, reason)
-				}
-			}
-		}
-		return all
-	}
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return nil
-	}
-	reason := fmt.Sprintf("%s (SQLSTATE %s)", pgErr.Message, pgErr.Code)
-	for _, more := range []string{pgErr.Detail, pgErr.Hint} {
-		if more != "" {
-			reason = strings.TrimSuffix(reason, ".") + ". " + more
-		}
-	}
-	return []string{oneLine(reason)}
-}
-
-// joinedError is what errors.Join returns.
-type joinedError interface {
-	error
-	Unwrap() []error
+	return fmt.Errorf("%s (%s)", problem, oneLine(err.Error()))
 }
 
 func oneLine(text string) string { return strings.Join(strings.Split(text, "\n"), "; ") }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"io"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -18,7 +17,7 @@ type serveConfig struct {
 	Log      logConfig
 }
 
-func newServeCommand(vars environment, stderr io.Writer) *cobra.Command {
+func newServeCommand(vars environment, stderr *output) *cobra.Command {
 	return &cobra.Command{
 		Use:   "serve",
 		Short: "Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL",
@@ -28,9 +27,13 @@ The service waits for PostgreSQL and for a schema that is new enough. Until
 then, GET /health returns 503 and the reason. The service never changes the
 schema: run coupond migrate, before or while it runs.
 
-SIGTERM or SIGINT starts a graceful shutdown: /health returns 503, no new
-connection is accepted, every request is answered, and the connections to
-PostgreSQL are closed. A second signal ends the process at once.`,
+SIGTERM, SIGINT or SIGHUP starts a graceful shutdown: /health returns 503, no
+new connection is accepted, every request is answered, and the connections to
+PostgreSQL are closed. A second SIGTERM or SIGINT ends the process at once.
+Under nohup, SIGHUP is ignored.
+
+The log goes to stderr. It never blocks the service: lines that are not read, or
+cannot be written, are dropped and counted.`,
 		Args:        noArguments,
 		Annotations: map[string]string{environmentNote: describe(&serveConfig{})},
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,7 +42,8 @@ PostgreSQL are closed. A second signal ends the process at once.`,
 	}
 }
 
-func serve(ctx context.Context, vars environment, stderr io.Writer) error {
+func serve(ctx context.Context, vars environment, stderr *output) error {
+	surviveBrokenPipes()
 	var config serveConfig
 	if err := load(vars, &config); err != nil {
 		return err
@@ -56,8 +60,9 @@ func serve(ctx context.Context, vars environment, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	limitMemory(log)
 	logStart(log, config.Database.address(), &config)
-	s := service{config: config.Service, database: database, listener: listener, log: log}
+	s := service{config: config.Service, database: database, listener: listener, log: log, output: stderr}
 	return s.run(ctx)
 }
 
@@ -70,6 +75,7 @@ func logStart(log zerolog.Logger, database string, config any) {
 		Str("commit", b.commit).
 		Int32("schema_version", db.Version()).
 		Str("database", database).
+		Str("memory_limit", formatLimit(memoryLimit())).
 		Dict("config", effective(config)).
 		Msg("starting")
 }

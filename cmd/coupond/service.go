@@ -26,7 +26,8 @@ type service struct {
 	database string // connection string, with the password
 	listener *drain.Listener
 	log      zerolog.Logger
-	ready    func() // if not nil, called once when claims can be made
+	output   *output // of log
+	ready    func()  // if not nil, called once when claims can be made
 }
 
 // listenAt listens on address. Its error names the address.
@@ -57,10 +58,13 @@ func (s *service) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(usageError{err}, s.listener.Close())
 	}
-	handler := api.New(store, api.Options{Log: s.log, Registry: newRegistry(store)})
+	handler := api.New(store, api.Options{
+		Log: s.log, Registry: newRegistry(store, s.output), MaxInFlight: maxInFlight(memoryLimit()),
+	})
 	server := api.NewServer(handler, s.log)
+	server.IdleTimeout = s.config.IdleTimeout
 	server.ConnState = s.listener.ConnState
-	maxConns := drain.MaxConns(s.config.MaxConns)
+	maxConns := maxConnections(memoryLimit(), s.config.MaxConns)
 	s.listener.Limit(maxConns)
 
 	started := time.Now()
@@ -133,7 +137,7 @@ func claimCounts(store *pgstore.Store) *zerolog.Event {
 
 // newRegistry returns a registry with all metrics except those of HTTP requests, which package api
 // adds.
-func newRegistry(store *pgstore.Store) *prometheus.Registry {
+func newRegistry(store *pgstore.Store, logOutput *output) *prometheus.Registry {
 	b := readBuild()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "coupond_build_info",
@@ -141,8 +145,12 @@ func newRegistry(store *pgstore.Store) *prometheus.Registry {
 		ConstLabels: prometheus.Labels{"version": b.version, "commit": b.commit, "go_version": runtime.Version()},
 	})
 	info.Set(1)
+	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "coupond_log_lines_dropped_total",
+		Help: "Lines of the log that were dropped, because they were not read or could not be written.",
+	}, logOutput.droppedLines)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store, info,
+	registry.MustRegister(store, info, dropped,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return registry
 }
@@ -156,7 +164,10 @@ const readyInterval = 200 * time.Millisecond
 // reportReady waits until claims can be made, logs that and calls s.ready. Until then the store
 // logs what is missing.
 func (s *service) reportReady(ctx context.Context, store *pgstore.Store) {
-	for store.Ready(ctx) != nil {
+	for {
+		if _, err := store.Ready(ctx); err == nil {
+			break
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -53,7 +53,7 @@ func TestShutdown_losesNoRequest(t *testing.T) {
 				for c, closes := rawhttp.New(conn), false; !closes; n++ {
 					body := claimBody(fmt.Sprintf("user %d.%d", i, n), "SALE")
 					sent := time.Now()
-					_, err := fmt.Fprintf(c, "POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+					_, err := fmt.Fprintf(c, "POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 					if err == nil {
 						closes, err = c.Response(http.StatusCreated)
 					}
@@ -116,13 +116,9 @@ func blockedClaim(t *testing.T, settings ...string) (p *program, idle, blocked *
 		t.Fatal(err)
 	}
 
-	address, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(p.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	idle, blocked = rawhttp.Dial(t, address), rawhttp.Dial(t, address)
+	idle, blocked = p.dial(t), p.dial(t)
 	body := claimBody("ann", "SALE")
-	blocked.Send(t, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+	blocked.Send(t, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
 	watcher := database.Connect(t)
 	wait.For(t, "the claim to wait for the lock", func() bool {
 		var waiting bool
@@ -234,11 +230,13 @@ func TestShutdown_failedListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	var text syncBuffer
-	log, err := newLogger(&text, &config.Log)
+	out := newOutput(&text)
+	defer out.close()
+	log, err := newLogger(out, &config.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := service{config: config.Service, database: "postgres://127.0.0.1:1/db", listener: listener, log: log}
+	s := service{config: config.Service, database: "postgres://127.0.0.1:1/db", listener: listener, log: log, output: out}
 	ended := make(chan error)
 	go func() { ended <- s.run(t.Context()) }()
 	wait.For(t, "the service to listen", func() bool { return strings.Contains(text.String(), "listening") })

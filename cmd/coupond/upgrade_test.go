@@ -164,7 +164,7 @@ func (l *claimLoad) claim(t *testing.T, i int) {
 		c, lastAnswer := rawhttp.New(conn), time.Now()
 		for closes := false; !closes && !l.stopped.Load(); {
 			body := claimBody(fmt.Sprint("user ", lastUser.Add(1)), saleCoupon)
-			_, err := io.WriteString(c, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+			_, err := io.WriteString(c, fmt.Sprintf("POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
 			late := time.Since(lastAnswer) > drain.IdleGrace/2
 			if err == nil {
 				closes, err = c.Response(http.StatusCreated)

@@ -1,4 +1,5 @@
-// Package drain provides a listener that loses no request on shutdown.
+// Package drain provides a listener for a graceful shutdown: every request on a connection that was
+// made before the shutdown began is answered.
 package drain
 
 import (
@@ -20,6 +21,9 @@ const (
 	// the request may be on its way when the shutdown begins. A busy client sends it within a round
 	// trip.
 	IdleGrace = 250 * time.Millisecond
+	// startGrace is how long a draining listener waits for the header of a request whose first byte
+	// has been read. net/http would wait for its idle timeout until it has four bytes.
+	startGrace = 5 * time.Second
 	// maxQueued is the most connections that the kernel's accept queue holds: Linux's default for
 	// net.core.somaxconn.
 	maxQueued = 4096
@@ -35,19 +39,27 @@ var past = time.Unix(1, 0)
 // that has been read but not yet passed to the handler, so busy keep-alive clients see connections
 // end instead of getting answers.
 //
-// A connection is either idle, which means that no byte of its next request has been read, or
-// active:
+// A connection is in one of three phases:
 //
-//	accepted ──▶ idle ──first byte read──▶ active ──response sent──▶ idle (or still active, if the
-//	                                                                 next request was read ahead)
+//	accepted ──▶ idle ──first byte read──▶ started ──header read──▶ active
+//	             ▲                         ▲                        │
+//	             └─────────────────────────┴─────response sent──────┘
+//
+// After a response the connection is started, not idle, if a part of the next request has been read
+// ahead.
 //
 // A draining listener ends only idle connections, and only by letting their read deadline expire.
-// So either net/http has read the first byte of a request, which is then answered, or it never
-// reads it.
+// So either net/http has read the first byte of a request, which is then answered if its header
+// arrives within startGrace, or it never reads it.
+//
+// It cannot save each connection that is made during the drain. A client's kernel considers a
+// connection complete before Accept returns it, and closing the listener resets those that were
+// completed since the last look at the accept queue. Only whatever sends the clients can prevent
+// this: a load balancer that takes the instance out before it is stopped.
 type Listener struct {
 	*net.TCPListener
 
-	idleGrace time.Duration
+	idleGrace, startGrace time.Duration
 
 	slots chan struct{} // holds one element per open connection; nil if their number is not limited
 
@@ -68,7 +80,7 @@ func Listen(ctx context.Context, address string) (*Listener, error) {
 		return nil, err
 	}
 	tcp := l.(*net.TCPListener)
-	return &Listener{TCPListener: tcp, idleGrace: IdleGrace, conns: map[*conn]struct{}{}}, nil
+	return &Listener{TCPListener: tcp, idleGrace: IdleGrace, startGrace: startGrace, conns: map[*conn]struct{}{}}, nil
 }
 
 // Limit sets the number of connections that may be open at once. Call it before the first Accept.
@@ -110,7 +122,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	l.mu.Lock()
 	l.conns[c] = struct{}{}
 	l.mu.Unlock()
-	c.setIdle()
+	c.updateReadDeadline() // the drain may have begun
 	return c, nil
 }
 
@@ -121,7 +133,7 @@ func (l *Listener) releaseSlot() {
 }
 
 // acceptQueued accepts a connection from the kernel's queue while the listener drains; closing the
-// listener would reset the connections in it.
+// listener resets the connections in it.
 //
 // It ends when the queue is empty, not after a fixed time, which could be too short on a busy
 // machine and too long while clients keep connecting. It also ends after maxQueued connections,
@@ -156,15 +168,15 @@ func (l *Listener) hasQueued() bool {
 }
 
 // ConnState is the hook for http.Server.ConnState. It reports when a response has been sent, and
-// when the next request has started. Read alone cannot report the latter: a pipelined request may
-// have been read together with the one before it.
+// when the header of a request has been read. Read alone cannot report the latter: a pipelined
+// request may have been read together with the one before it.
 func (l *Listener) ConnState(nc net.Conn, state http.ConnState) {
 	c, ok := nc.(*conn)
 	switch {
 	case ok && state == http.StateIdle:
-		c.setIdle()
+		c.enter(idle)
 	case ok && state == http.StateActive:
-		c.setActive()
+		c.enter(active)
 	}
 }
 
@@ -190,7 +202,7 @@ func (l *Listener) Drain(ctx context.Context, served <-chan struct{}) (unanswere
 	case <-closed:
 	case <-ctx.Done():
 		for _, c := range l.connections() {
-			if !c.isIdle() {
+			if c.currentPhase() != idle {
 				unanswered++
 			}
 		}
@@ -209,88 +221,126 @@ func (l *Listener) connections() []*conn {
 	return list
 }
 
-// conn is a connection that tracks whether it is idle.
+// phase is the phase of a connection; see Listener.
+type phase int
+
+const (
+	idle    phase = iota // no byte of the next request has been read
+	started              // a part of its header has been read
+	active               // its header has been read
+)
+
+// conn is a connection that tracks its phase.
 type conn struct {
 	*net.TCPConn
 
 	listener  *Listener
 	accepted  time.Time
 	closeOnce sync.Once
+	buffer    int         // size of net/http's read buffer, which the first Read is given; used by Read only
+	header    headerLines // used by Read only
 
 	mu           sync.Mutex
-	idle         bool      // no byte of the next request has been read
-	readAhead    bool      // the first byte of the next request was read before this one was answered
+	phase        phase
+	startedAt    time.Time // when the phase became started
 	httpDeadline time.Time // the read deadline that net/http has set
 }
 
-// setIdle marks the connection as idle, unless the next request has been read ahead.
-func (c *conn) setIdle() {
-	c.mu.Lock()
-	c.idle = !c.readAhead
-	c.readAhead = false
-	c.mu.Unlock()
-	c.updateReadDeadline()
-}
-
-// setActive marks the connection as active, and lifts the deadline of a drain.
-func (c *conn) setActive() {
+func (c *conn) currentPhase() phase {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.idle {
-		return
-	}
-	c.idle = false
+	return c.phase
+}
+
+func (c *conn) enter(p phase) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.setPhase(p)
+}
+
+// setPhase changes the phase, and the read deadline if the listener drains. c.mu is held.
+func (c *conn) setPhase(p phase) {
+	c.phase = p
 	if c.listener.idleDeadline.Load() != nil {
-		_ = c.applyReadDeadline() // see updateReadDeadline
+		_ = c.applyReadDeadline() // if the connection is broken, the next Read returns the error
 	}
 }
 
-func (c *conn) isIdle() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.idle
-}
-
-// updateReadDeadline sets the read deadline to that of net/http, or to an earlier one if the
-// connection is idle and the listener drains.
 func (c *conn) updateReadDeadline() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.applyReadDeadline() // if the connection is broken, the next Read returns the error
+	_ = c.applyReadDeadline()
 }
 
-// applyReadDeadline is updateReadDeadline for callers that hold c.mu.
+// applyReadDeadline sets the read deadline to that of net/http, or to an earlier one while the
+// listener drains. c.mu is held.
 func (c *conn) applyReadDeadline() error {
 	deadline := c.httpDeadline
-	if idleDeadline := c.listener.idleDeadline.Load(); idleDeadline != nil && c.idle {
-		until := *idleDeadline
-		// A connection that leaves the accept queue late gets the whole grace as well: its request
-		// may have been sent long ago, and could not be read until now.
-		if own := c.accepted.Add(c.listener.idleGrace); own.After(until) {
-			until = own
-		}
-		if deadline.IsZero() || until.Before(deadline) {
-			deadline = until
-		}
+	if until := c.drainDeadline(); !until.IsZero() && (deadline.IsZero() || until.Before(deadline)) {
+		deadline = until
 	}
 	return c.TCPConn.SetReadDeadline(deadline)
 }
 
-// Read reads from the connection, and marks it as active when it gets the first bytes of a request.
+// drainDeadline returns when the drain ends the connection if nothing arrives: zero if there is no
+// drain, or if the header has been read. c.mu is held.
+func (c *conn) drainDeadline() time.Time {
+	idleDeadline := c.listener.idleDeadline.Load()
+	if idleDeadline == nil || c.phase == active {
+		return time.Time{}
+	}
+	// A connection that leaves the accept queue late gets the whole grace as well: its request may
+	// have been sent long ago, and could not be read until now.
+	own := c.accepted.Add(c.listener.idleGrace)
+	if c.phase == started {
+		own = c.startedAt.Add(c.listener.startGrace)
+	}
+	if own.After(*idleDeadline) {
+		return own
+	}
+	return *idleDeadline
+}
+
+// Read reads from the connection, and notices the start of a request: net/http gets its first
+// bytes, or has them in its buffer already and asks for more, with less than the whole buffer to
+// fill.
 //
 // While a handler runs, net/http reads a single byte to notice when the client disconnects
-// (connReader.backgroundRead in net/http/server.go). That byte starts the next request, so the
-// connection must not become idle when the current request is answered.
+// (connReader.backgroundRead in net/http/server.go). That byte starts the next request. It cannot
+// be recognized when it is read: the last byte of a trailer may be read alone as well.
 func (c *conn) Read(p []byte) (int, error) {
+	if c.buffer == 0 {
+		c.buffer = len(p)
+	}
+	if len(p) < c.buffer {
+		c.start()
+	}
+	if c.header.tooLarge() {
+		return 0, errHeaderLines // net/http answers 400 and closes the connection
+	}
 	n, err := c.TCPConn.Read(p)
 	if n == 0 {
 		return n, err
 	}
-	c.mu.Lock()
-	c.readAhead = !c.idle && len(p) == 1
-	c.mu.Unlock()
-	c.setActive()
+	inHeader := c.start()
+	c.header.add(p[:n], inHeader)
+	if c.header.tooLarge() {
+		return 0, errHeaderLines
+	}
 	return n, err
+}
+
+// start marks an idle connection as started, and reports whether the header of the request was not
+// read yet.
+func (c *conn) start() (inHeader bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == idle {
+		c.startedAt = time.Now()
+		c.header.begin()
+		c.setPhase(started)
+	}
+	return c.phase == started
 }
 
 // SetReadDeadline sets net/http's deadline for reading.

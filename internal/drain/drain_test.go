@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"scalable-coupon-system/internal/rawhttp"
 	"scalable-coupon-system/internal/wait"
 )
@@ -224,7 +226,7 @@ func TestListener_waitsForAStartedRequest(t *testing.T) {
 	}
 	wait.For(t, "the first bytes to be read", func() bool {
 		conns := l.connections()
-		return len(conns) == 2 && !slices.ContainsFunc(conns, (*conn).isIdle)
+		return len(conns) == 2 && !slices.ContainsFunc(conns, func(c *conn) bool { return c.currentPhase() == idle })
 	})
 
 	drained := make(chan int)
@@ -238,6 +240,36 @@ func TestListener_waitsForAStartedRequest(t *testing.T) {
 	for name, c := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
 		if closes, err := c.Response(http.StatusOK); err != nil || !closes {
 			t.Errorf("%s connection: closes %v, %v", name, closes, err)
+		}
+	}
+	if unanswered := <-drained; unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
+	}
+}
+
+// Once the header of a request has been read, its body may take longer than startGrace.
+func TestListener_waitsForASlowBody(t *testing.T) {
+	t.Parallel()
+	l := newTestListener(t, 50*time.Millisecond, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		}
+	})
+	l.startGrace = 50 * time.Millisecond
+	l.serve()
+	fresh, used := l.freshAndUsed(t)
+	const header = len(wholeRequest) - 2
+	for _, c := range []*rawhttp.Conn{fresh, used} {
+		c.Send(t, wholeRequest[:header])
+	}
+	wait.For(t, "both requests to reach the handler", func() bool { return l.handled.Load() == 3 })
+	drained := make(chan int)
+	go func() { drained <- l.Drain(t.Context(), l.served) }()
+	time.Sleep(4 * l.startGrace)
+	for name, c := range map[string]*rawhttp.Conn{"fresh": fresh, "used": used} {
+		c.Send(t, wholeRequest[header:])
+		if _, err := c.Response(http.StatusOK); err != nil {
+			t.Errorf("%s connection: %v", name, err)
 		}
 	}
 	if unanswered := <-drained; unanswered != 0 {
@@ -291,7 +323,7 @@ func TestListener_waitsForARequestReadAhead(t *testing.T) {
 	c.Send(t, wholeRequest[:1])
 	wait.For(t, "the first byte to be read ahead", func() bool {
 		conns := l.connections()
-		return len(conns) == 1 && conns[0].hasReadAhead()
+		return len(conns) == 1 && !hasUnread(t, conns[0].TCPConn)
 	})
 	release <- struct{}{}
 	if closes, err := c.Response(http.StatusOK); err != nil || closes {
@@ -311,10 +343,102 @@ func TestListener_waitsForARequestReadAhead(t *testing.T) {
 	}
 }
 
-func (c *conn) hasReadAhead() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.readAhead
+// hasUnread reports whether the kernel has received bytes on a connection that were not read yet.
+func hasUnread(t *testing.T, tcp *net.TCPConn) bool {
+	t.Helper()
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	err = raw.Control(func(fd uintptr) {
+		n, _, _ = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT) // -1: nothing
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n > 0
+}
+
+// A part of a request that was read together with the one before it has started the request.
+func TestListener_waitsForAPipelinedPart(t *testing.T) {
+	t.Parallel()
+	l := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	})
+	l.serve()
+	conns := map[int]*rawhttp.Conn{}
+	for _, part := range []int{1, 3, 10} { // net/http waits for four bytes, then for the header
+		c := rawhttp.Dial(t, l.Addr())
+		c.Send(t, wholeRequest+wholeRequest[:part])
+		if closes, err := c.Response(http.StatusOK); err != nil || closes {
+			t.Fatalf("first response: closes %v, %v", closes, err)
+		}
+		conns[part] = c
+	}
+	drained := make(chan int)
+	go func() { drained <- l.Drain(t.Context(), l.served) }()
+	time.Sleep(4 * l.idleGrace)
+	for part, c := range conns {
+		if _, err := io.WriteString(c, wholeRequest[part:]); err != nil {
+			t.Errorf("after %d bytes: %v", part, err)
+		}
+		if closes, err := c.Response(http.StatusOK); err != nil || !closes {
+			t.Errorf("response after %d bytes: closes %v, %v", part, closes, err)
+		}
+	}
+	if unanswered := <-drained; unanswered != 0 {
+		t.Errorf("%d requests unanswered", unanswered)
+	}
+}
+
+// The last byte of a trailer, read alone because net/http's buffer has room for one byte only, does
+// not start another request: the connection is idle afterwards, and does not hold up the drain.
+func TestListener_trailerReadByteByByte(t *testing.T) {
+	t.Parallel()
+	l := newTestListener(t, 50*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	})
+	l.serve()
+	const buffer = 4096 // of net/http, for a connection
+	trailer := "T: " + strings.Repeat("x", buffer-len("T: \r\n\r\n")) + "\r\n\r\n"
+	c := rawhttp.Dial(t, l.Addr())
+	c.Send(t, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+	wait.For(t, "the request to reach the handler", func() bool { return l.handled.Load() == 1 })
+	tcp := l.connections()[0].TCPConn
+	for _, part := range []string{"0\r\n", trailer[:buffer-1], trailer[buffer-1:]} {
+		c.Send(t, part)
+		wait.For(t, "the part to be read", func() bool { return !hasUnread(t, tcp) })
+	}
+	if closes, err := c.Response(http.StatusOK); err != nil || closes {
+		t.Fatalf("response: closes %v, %v", closes, err)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if unanswered := l.Drain(ctx, l.served); unanswered != 0 || ctx.Err() != nil {
+		t.Errorf("%d requests unanswered, %v", unanswered, ctx.Err())
+	}
+}
+
+// A client that has sent the first byte of a request, or an empty line after one, and then nothing
+// holds up the drain for startGrace, not for net/http's idle timeout.
+func TestListener_endsAStartedRequest(t *testing.T) {
+	t.Parallel()
+	l := newTestListener(t, 50*time.Millisecond, func(http.ResponseWriter, *http.Request) {})
+	l.startGrace = 200 * time.Millisecond
+	l.serve()
+	fresh, used := l.freshAndUsed(t)
+	fresh.Send(t, "G")
+	used.Send(t, "\r\n")
+	wait.For(t, "the bytes to be read", func() bool {
+		return !slices.ContainsFunc(l.connections(), func(c *conn) bool { return c.currentPhase() != started })
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if unanswered := l.Drain(ctx, l.served); unanswered != 0 || ctx.Err() != nil {
+		t.Errorf("%d requests unanswered, %v", unanswered, ctx.Err())
+	}
 }
 
 // A connection is not idle while it has a pipelined request that was read together with the one

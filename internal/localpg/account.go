@@ -2,6 +2,7 @@ package localpg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -117,12 +118,18 @@ func (a *account) chown(paths ...string) error {
 	return nil
 }
 
-// chownAll makes the account the owner of dir and everything in it.
+// chownAll makes the account the owner of dir, a directory of the current user, and of everything
+// in it. dir itself comes last, so that no other user can enter it meanwhile and replace a
+// directory in it by a link to another one.
 func (a *account) chownAll(dir string) error {
-	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return err
+	}
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil || path == dir {
 			return err
 		}
 		return a.chown(path)
 	})
+	return errors.Join(err, a.chown(dir))
 }

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -48,6 +49,9 @@ func (a *Address) BinDir() string { return a.state.BinDir }
 
 // Psql returns a shell command that opens database in psql. It contains the path of the password
 // file, not the password. psql obeys the environment's variables of libpq (PG…).
+//
+// psql connects to the unix socket, and only if the server runs as the user that it should: once
+// this server has ended, another user could listen on its port and ask for the password.
 func (a *Address) Psql(database string) string {
 	program := "psql"
 	if _, err := exec.LookPath(program); err != nil {
@@ -57,9 +61,19 @@ func (a *Address) Psql(database string) string {
 		}
 	}
 	u := a.url(database)
-	u.User = url.User(a.login.user)
+	u.User, u.Host = url.User(a.login.user), ""
 	// libpq does not decode a plus as a space, and a plain slash is easier to read.
-	u.RawQuery = noTLS + "&passfile=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(filepath.Join(a.dir, passwordFile)))
+	value := func(text string) string {
+		return strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(text))
+	}
+	u.RawQuery = noTLS + "&host=" + value(a.state.Sockets) + "&port=" + strconv.Itoa(a.state.Port) +
+		"&passfile=" + value(filepath.Join(a.dir, passwordFile))
+	if owner, ok := ownerOf(filepath.Join(a.dir, "data")); ok {
+		// libpq knows users by name only, so the server's user must have one.
+		if account, err := user.LookupId(strconv.FormatUint(uint64(owner), 10)); err == nil {
+			u.RawQuery += "&requirepeer=" + value(account.Username)
+		}
+	}
 	return program + " " + quote(u.String())
 }
 

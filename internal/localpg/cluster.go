@@ -179,7 +179,7 @@ func (c *cluster) initialize(ctx context.Context, pg installation, user string, 
 			arguments = append(arguments, "--no-sync")
 		}
 		initdb := c.account.command(ctx, filepath.Join(pg.dir, "initdb"), arguments...)
-		initdb.ExtraFiles = []*os.File{lock.file} // if this process is killed, the next Start waits for initdb to end
+		initdb.ExtraFiles = []*os.File{lock.running} // if this process is killed, the next Start waits for initdb to end
 		var output bytes.Buffer
 		initdb.Stdout, initdb.Stderr = &output, &output
 		if failure = initdb.Run(); failure == nil {
@@ -284,9 +284,13 @@ func remove(ctx context.Context, dir string) error {
 		return err
 	}
 	defer lock.release()
-	lock.removeStaleSocketDir()
 
 	path := filepath.Join(dir, "data")
+	account, err := serverAccount(path)
+	if err != nil {
+		return err
+	}
+	lock.removeStaleSocketDir(ctx, account)
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSymlink {
 		if data, err := resolveLink(path); err == nil {
 			home := data
@@ -303,22 +307,22 @@ func remove(ctx context.Context, dir string) error {
 
 // killAndLock kills the server of another process, or a detached one, and acquires the lock on dir.
 func killAndLock(ctx context.Context, dir string) (*dirLock, error) {
-	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
+	l, err := openLock(dir)
 	if err != nil {
 		return nil, err
 	}
-	now := readState(file)
-	if err := killPostmaster(ctx, filepath.Join(dir, "data"), now.Postmaster); err != nil {
-		_ = file.Close()
+	l.previous = readState(l.file)
+	if err := killPostmaster(ctx, filepath.Join(dir, "data"), l.previous.Postmaster); err != nil {
+		l.close()
 		return nil, err
 	}
 	for {
-		if err := flock(file, syscall.LOCK_EX); err == nil {
-			return &dirLock{file: file, previous: now, refs: 1}, nil
+		if err := l.try(); err == nil {
+			return l, nil
 		}
 		select {
 		case <-ctx.Done():
-			_ = file.Close()
+			l.close()
 			return nil, context.Cause(ctx)
 		case <-time.After(pollInterval):
 		}

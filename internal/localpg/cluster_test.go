@@ -54,7 +54,7 @@ func TestStart_afterKillDuringInitdb(t *testing.T) {
 		return err == nil
 	})
 	c.kill()
-	lock, err := os.Open(filepath.Join(dir, lockFile))
+	lock, err := os.Open(filepath.Join(dir, runningFile))
 	must(t, err)
 	defer func() { _ = lock.Close() }()
 	if err := flock(lock, syscall.LOCK_SH); !errors.Is(err, syscall.EWOULDBLOCK) {

@@ -52,7 +52,15 @@ var searchDirs = []func(context.Context) []string{
 	glob("/usr/local/opt/postgresql@*/bin"),      // Homebrew on Intel
 	glob("/usr/local/opt/postgresql/bin"),        //
 	glob("/Applications/Postgres.app/*/*/*/bin"), // Contents/Versions/17/bin
-	func(ctx context.Context) []string { return glob(filepath.Join(downloadDir, "*", "bin"))(ctx) },
+	downloaded,
+}
+
+// downloaded returns the directories of downloaded installations.
+func downloaded(ctx context.Context) []string {
+	if checkDownloadDir() != nil {
+		return nil
+	}
+	return glob(filepath.Join(downloadDir, "*", "bin"))(ctx)
 }
 
 func glob(pattern string) func(context.Context) []string {

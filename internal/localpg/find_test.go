@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
+	"errors"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -23,7 +24,7 @@ func lookIn(t *testing.T, patterns ...string) {
 	savedDirs, savedDownloadDir := searchDirs, downloadDir
 	t.Cleanup(func() { searchDirs, downloadDir = savedDirs, savedDownloadDir })
 	downloadDir = filepath.Join(newDir(t), "downloads")
-	searchDirs = []func(context.Context) []string{glob(filepath.Join(downloadDir, "*", "bin"))}
+	searchDirs = []func(context.Context) []string{downloaded}
 	for _, pattern := range slices.Backward(patterns) {
 		searchDirs = slices.Insert(searchDirs, 0, glob(pattern))
 	}
@@ -164,7 +165,7 @@ func TestFinder_download(t *testing.T) {
 	must(t, err)
 	lookIn(t)
 	t.Setenv("LOCALPG_TEST_BIN", machine.dir)
-	t.Setenv("PATH", pathWithout(t, "apt-get"))
+	t.Setenv("PATH", pathWithoutAptGet(t))
 	downloads := mavenRepository(t)
 	f, log := newFinder(t, 0)
 
@@ -193,7 +194,7 @@ func TestFinder_download(t *testing.T) {
 
 func TestFinder_install_error(t *testing.T) {
 	lookIn(t)
-	t.Setenv("PATH", pathWithout(t, "apt-get"))
+	t.Setenv("PATH", pathWithoutAptGet(t))
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
 	saved := downloadURL
@@ -207,6 +208,51 @@ func TestFinder_install_error(t *testing.T) {
 	if strings.Contains(err.Error(), "apt-get update") {
 		t.Errorf("the error mentions apt-get update, but there is no apt-get: %v", err)
 	}
+}
+
+// Without HOME there is no private directory for a download. Programs in a directory of another
+// user, or that another user can write to, are not run.
+func TestFinder_privateDownloadDir(t *testing.T) {
+	lookIn(t)
+	t.Setenv("PATH", pathWithoutAptGet(t))
+	t.Setenv("HOME", "")
+	t.Setenv("XDG_CACHE_HOME", "")
+	want := ""
+	if os.Geteuid() == 0 {
+		want = "/var/cache/coupond/postgresql"
+	}
+	if got := userCacheDir(); got != want {
+		t.Errorf("userCacheDir without HOME: %q, want %q", got, want)
+	}
+
+	ran := filepath.Join(newDir(t), "ran")
+	for _, c := range []struct {
+		mode  fs.FileMode
+		owner int
+	}{{0o777, os.Geteuid()}, {0o775, os.Geteuid()}, {0o755, 4242}} {
+		if c.owner != os.Geteuid() && os.Geteuid() != 0 {
+			continue // only root can give a directory away
+		}
+		downloadDir = filepath.Join(versions(t), "downloads")
+		bin := filepath.Join(downloadDir, "17.0.0", "bin")
+		must(t, os.MkdirAll(bin, 0o755))
+		script(t, bin, "initdb", "touch "+ran)
+		script(t, bin, "postgres", "touch "+ran+"; echo 'postgres (PostgreSQL) 17.0'")
+		must(t, os.Chmod(downloadDir, c.mode))
+		must(t, os.Chown(downloadDir, c.owner, -1))
+		f, _ := newFinder(t, 0)
+		f.account = nil
+		_, err := findInstallation(t.Context(), f)
+		wantError(t, err, "another user may have put programs into it; remove it", downloadDir)
+		if _, err := os.Stat(ran); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("mode %o, owner %d: the programs were run", c.mode, c.owner)
+		}
+	}
+
+	downloadDir = ""
+	f, _ := newFinder(t, 0)
+	_, err := findInstallation(t.Context(), f)
+	wantError(t, err, "PostgreSQL 15 or newer is not installed", "set HOME, or install the PostgreSQL server")
 }
 
 func TestFinder_installPackage(t *testing.T) {
@@ -295,8 +341,8 @@ esac`,
 	}
 }
 
-// pathWithout returns a PATH with all programs of the current PATH except name.
-func pathWithout(t *testing.T, name string) string {
+// pathWithoutAptGet returns a PATH with all programs of the current PATH except apt-get.
+func pathWithoutAptGet(t *testing.T) string {
 	t.Helper()
 	dir := newDir(t)
 	for _, from := range filepath.SplitList(os.Getenv("PATH")) {
@@ -305,7 +351,7 @@ func pathWithout(t *testing.T, name string) string {
 			continue
 		}
 		for _, entry := range entries {
-			if entry.Name() != name && entry.Type()&fs.ModeDir == 0 {
+			if entry.Name() != "apt-get" && entry.Type()&fs.ModeDir == 0 {
 				// This fails for a name that exists already: the first one on PATH wins.
 				_ = os.Symlink(filepath.Join(from, entry.Name()), filepath.Join(dir, entry.Name()))
 			}
@@ -319,7 +365,7 @@ func TestFinder_install_concurrent(t *testing.T) {
 	must(t, err)
 	lookIn(t)
 	t.Setenv("LOCALPG_TEST_BIN", machine.dir)
-	t.Setenv("PATH", pathWithout(t, "apt-get"))
+	t.Setenv("PATH", pathWithoutAptGet(t))
 	downloads := mavenRepository(t)
 
 	errs := make(chan error)

@@ -233,7 +233,7 @@ func wantError(t *testing.T, err error, parts ...string) {
 // of the lock until its exec.
 func wantGone(t *testing.T, dir string) {
 	t.Helper()
-	file, err := os.Open(filepath.Join(dir, lockFile))
+	file, err := os.Open(filepath.Join(dir, runningFile))
 	must(t, err)
 	defer func() { _ = file.Close() }()
 	wait.For(t, "the processes of the server to end", func() bool {

@@ -31,7 +31,14 @@ var downloadURL = ""
 // distribution's server package, otherwise a download. Processes that do this at the same time,
 // such as those of go test ./..., wait for the first one and use its result.
 func (f finder) install(ctx context.Context) (installation, error) {
+	if downloadDir == "" {
+		return installation{}, fmt.Errorf("PostgreSQL %d or newer is not installed, and without HOME there is no private directory"+
+			" for a download; set HOME, or %s", oldestMajor, installByHand)
+	}
 	if err := os.MkdirAll(downloadDir, 0o755); err != nil {
+		return installation{}, err
+	}
+	if err := checkDownloadDir(); err != nil {
 		return installation{}, err
 	}
 	file, err := os.OpenFile(filepath.Join(downloadDir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
@@ -67,10 +74,11 @@ func (f finder) install(ctx context.Context) (installation, error) {
 			failures = append(failures, err)
 		}
 	}
-	return installation{}, fmt.Errorf("PostgreSQL %d or newer is not installed, and installing it failed;"+
-		" install the PostgreSQL server (Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql@17): %w",
-		oldestMajor, errors.Join(failures...))
+	return installation{}, fmt.Errorf("PostgreSQL %d or newer is not installed, and installing it failed; %s: %w",
+		oldestMajor, installByHand, errors.Join(failures...))
 }
+
+const installByHand = "install the PostgreSQL server (Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql@17)"
 
 // createClusterConf is a configuration file that Debian's postgresql-common reads when a server
 // package is installed. Tests replace it.
@@ -148,20 +156,36 @@ func aptGet(ctx context.Context, command string, packages ...string) error {
 	return nil
 }
 
-// downloadDir contains a directory for each downloaded version. Tests replace it.
+// downloadDir contains a directory for each downloaded version; "" means that there is no place
+// for one. Tests replace it.
 var downloadDir = userCacheDir()
 
-// userCacheDir returns our directory in the user's cache. Root uses /var/cache, because the
-// server's account cannot enter root's home directory.
+// userCacheDir returns our directory in the user's cache, or "" without HOME: the temporary
+// directory would not do, because any user can put programs there. Root uses /var/cache, because
+// the server's account cannot enter root's home directory.
 func userCacheDir() string {
 	if os.Geteuid() == 0 {
 		return "/var/cache/coupond/postgresql"
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		cache = os.TempDir()
+		return ""
 	}
 	return filepath.Join(cache, "coupond", "postgresql")
+}
+
+// checkDownloadDir returns an error if another user could have put programs into downloadDir.
+func checkDownloadDir() error {
+	info, err := os.Stat(downloadDir)
+	if err != nil {
+		return err
+	}
+	owner, _ := ownerOf(downloadDir)
+	if (owner != 0 && int(owner) != os.Geteuid()) || info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s has mode %#o and belongs to %s, so another user may have put programs into it; remove it",
+			downloadDir, info.Mode().Perm(), userName(owner))
+	}
+	return nil
 }
 
 // download lets embedded-postgres download its binaries (10 to 30 MB) and check their SHA-256.

@@ -6,7 +6,8 @@
 //	data        the data directory, or a link to it (see below)
 //	pgpass      the superuser's name and random password, as a libpq password file with mode 0600
 //	server.log  the server's log
-//	lock        locked while any process of the server is running; contains its owner and address
+//	lock        locked by the process that started the server; contains its ID and the address
+//	running     locked while any process of the server is running
 //
 // The server listens on 127.0.0.1 and on a unix socket, and requires the password on both: other
 // users of the machine can connect, but not log in. The socket is in a private directory below
@@ -132,7 +133,6 @@ func start(ctx context.Context, o Options) (*Server, error) {
 	}
 	defer lock.release() // the running server has its own reference
 
-	lock.removeStaleSocketDir()
 	ports, err := candidatePorts(o.Port, lock.previous.Port)
 	if err != nil {
 		return nil, err
@@ -141,6 +141,7 @@ func start(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	lock.removeStaleSocketDir(ctx, c.account)
 	pg, err := findInstallation(ctx, finder{account: c.account, want: c.major, binDir: o.BinDir, data: c.data, logf: logf})
 	if err != nil {
 		return nil, err

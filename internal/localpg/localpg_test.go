@@ -188,15 +188,20 @@ func TestServer_requiresPassword(t *testing.T) {
 		t.Errorf("the psql command contains the password: %s", command)
 	}
 	_, quoted, _ := strings.Cut(command, " '")
-	wantQuery(t, strings.TrimSuffix(quoted, "'"), "select 1", "1")
+	connString, peer, _ := strings.Cut(strings.TrimSuffix(quoted, "'"), "&requirepeer=") // pgx does not know the last one
+	wantQuery(t, connString, "select 1", "1")
+	owner, _ := ownerOf(filepath.Join(server.Dir(), "data"))
+	if want := userName(owner); peer != want {
+		t.Errorf("psql requires a server of %q, want %q", peer, want)
+	}
 }
 
 func TestAddress_Psql(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	bin := t.TempDir()
-	a := &Address{dir: "/a b+c&d/it's", login: login{user: "postgres"}, state: serverState{Port: 5, BinDir: bin}}
+	a := &Address{dir: "/a b+c&d/it's", login: login{user: "postgres"}, state: serverState{Port: 5, Sockets: "/tmp/localpg-1", BinDir: bin}}
 
-	const rest = ` 'postgres://postgres@127.0.0.1:5/x%20y?sslmode=disable&sslrootcert=&passfile=/a%20b%2Bc%26d/it%27s/pgpass'`
+	const rest = ` 'postgres://postgres@/x%20y?sslmode=disable&sslrootcert=&host=/tmp/localpg-1&port=5&passfile=/a%20b%2Bc%26d/it%27s/pgpass'`
 	if got, want := a.Psql("x y"), "psql"+rest; got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
@@ -267,7 +272,7 @@ func TestRemove_afterFailedStart(t *testing.T) {
 	dir := newDir(t)
 	lock, err := acquireLock(t.Context(), dir)
 	must(t, err)
-	fd, err := syscall.Dup(int(lock.file.Fd()))
+	fd, err := syscall.Dup(int(lock.running.Fd()))
 	must(t, err)
 	lock.release()
 	time.AfterFunc(200*time.Millisecond, func() { _ = syscall.Close(fd) })

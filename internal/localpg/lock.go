@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
@@ -33,17 +33,23 @@ func (e *RunningError) Error() string {
 // Is makes errors.Is(err, ErrRunning) true.
 func (e *RunningError) Is(target error) bool { return target == ErrRunning }
 
-const lockFile = "lock"
+const (
+	lockFile    = "lock"
+	runningFile = "running"
+)
 
 // dirLock is the lock on a cluster's Dir. Only its holder changes the cluster.
 //
-// It is a flock(2) on an open file that initdb, the watchdog and all processes of the server
-// inherit. The kernel releases it when the last of them has ended. So the holder knows that no
-// process uses the data, which a process ID in a file cannot show: the ID may belong to another
-// process by now.
+// It is a flock(2) on two open files. initdb, the watchdog and all processes of the server inherit
+// the second one, running, so that the kernel releases it when the last of them has ended. So the
+// holder knows that no process uses the data, which a process ID in a file cannot show: the ID may
+// belong to another process by now. The first one, lock, has the state of the server and is not
+// inherited: if root starts the server, the server's account must not be able to write what root
+// reads.
 type dirLock struct {
 	file     *os.File
-	previous serverState // the file's content when the lock was acquired: the server's previous run
+	running  *os.File
+	previous serverState // the content of file when the lock was acquired: the server's previous run
 
 	mu   sync.Mutex
 	refs int // release closes the file when this is 0
@@ -61,43 +67,77 @@ type serverState struct {
 // acquireLock acquires the lock on dir. If the owner of the running server has ended, it waits
 // until the server has ended, too.
 func acquireLock(ctx context.Context, dir string) (*dirLock, error) {
-	path := filepath.Join(dir, lockFile)
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	l, err := openLock(dir)
 	if err != nil {
 		return nil, err
 	}
 	for {
-		err := flock(file, syscall.LOCK_EX)
-		previous := readState(file)
+		err := l.try()
+		l.previous = readState(l.file)
 		switch {
 		case err == nil:
-			l := &dirLock{file: file, previous: previous, refs: 1}
-			if err := l.write(serverState{Owner: os.Getpid(), Port: previous.Port}); err != nil {
+			if err := l.write(serverState{Owner: os.Getpid(), Port: l.previous.Port}); err != nil {
 				l.release()
 				return nil, err
 			}
 			return l, nil
 		case !errors.Is(err, syscall.EWOULDBLOCK):
-			_ = file.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		case isAlive(previous.Owner):
-			_ = file.Close()
-			return nil, &RunningError{Dir: dir, Pid: previous.Owner}
+			l.close()
+			return nil, fmt.Errorf("lock %s: %w", l.file.Name(), err)
+		case isAlive(l.previous.Owner):
+			l.close()
+			return nil, &RunningError{Dir: dir, Pid: l.previous.Owner}
 		}
 		select {
 		case <-ctx.Done():
-			_ = file.Close()
+			l.close()
 			return nil, fmt.Errorf("the previous server in %s is still shutting down: %w", dir, context.Cause(ctx))
 		case <-time.After(pollInterval):
 		}
 	}
 }
 
+// openLock opens the files of the lock on dir.
+func openLock(dir string) (*dirLock, error) {
+	file, err := openFile(filepath.Join(dir, lockFile), os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	running, err := openFile(filepath.Join(dir, runningFile), os.O_RDWR)
+	if err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	return &dirLock{file: file, running: running, refs: 1}, nil
+}
+
+// openFile opens or creates a private file. It follows no link: root may be using a directory of
+// another user.
+func openFile(path string, flag int) (*os.File, error) {
+	return os.OpenFile(path, flag|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+}
+
+// try acquires the lock or returns EWOULDBLOCK.
+func (l *dirLock) try() error {
+	if err := flock(l.file, syscall.LOCK_EX); err != nil {
+		return err
+	}
+	return flock(l.running, syscall.LOCK_EX)
+}
+
+func (l *dirLock) close() {
+	_ = l.file.Close()
+	_ = l.running.Close()
+}
+
+var socketDir = regexp.MustCompile("^" + regexp.QuoteMeta(socketPrefix) + "[0-9]+$")
+
 // removeStaleSocketDir removes the socket directory of the previous run. It is left over if the
-// watchdog was killed together with the process that started it.
-func (l *dirLock) removeStaleSocketDir() {
-	if strings.HasPrefix(l.previous.Sockets, socketPrefix) {
-		_ = os.RemoveAll(l.previous.Sockets)
+// watchdog was killed together with the process that started it. It is removed with the rights of
+// its owner.
+func (l *dirLock) removeStaleSocketDir(ctx context.Context, owner *account) {
+	if socketDir.MatchString(l.previous.Sockets) {
+		_ = owner.command(ctx, "/bin/sh", "-c", `rm -rf -- "$0"`, l.previous.Sockets).Run()
 	}
 }
 
@@ -109,16 +149,16 @@ func (l *dirLock) retain() *dirLock {
 	return l
 }
 
-// release removes a reference. The last one ends the owner's claim to the server before the file is
-// closed, because others may have the lock a little longer: the backends of a killed postmaster,
-// and a process that was just started and has a copy of the file until its exec. Without an owner,
-// acquireLock waits for them.
+// release removes a reference. The last one ends the owner's claim to the server before the files
+// are closed, because others may have the lock a little longer: the backends of a killed
+// postmaster, and a process that was just started and has a copy of the files until its exec.
+// Without an owner, acquireLock waits for them.
 func (l *dirLock) release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.refs--; l.refs == 0 {
 		_ = l.write(serverState{Port: readState(l.file).Port})
-		_ = l.file.Close()
+		l.close()
 	}
 }
 
@@ -174,17 +214,22 @@ func Running(dir string) (*Address, error) {
 	if err != nil {
 		return nil, fmt.Errorf("localpg: %w", err)
 	}
-	file, err := os.Open(filepath.Join(dir, lockFile))
+	running, err := os.Open(filepath.Join(dir, runningFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("localpg: %s: %w", dir, ErrNotRunning)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("localpg: %w", err)
 	}
+	defer func() { _ = running.Close() }()
+	file, err := os.Open(filepath.Join(dir, lockFile))
+	if err != nil {
+		return nil, fmt.Errorf("localpg: %w", err)
+	}
 	defer func() { _ = file.Close() }()
 
 	now := readState(file)
-	if err := flock(file, syscall.LOCK_SH); err == nil || now.Postmaster == 0 {
+	if err := flock(running, syscall.LOCK_SH); err == nil || now.Postmaster == 0 {
 		return nil, fmt.Errorf("localpg: %s: %w", dir, ErrNotRunning)
 	}
 	login, err := readLogin(dir)

@@ -69,7 +69,7 @@ func (c *cluster) startProcess(sockets, postgres string, arguments []string, loc
 	p.cmd = c.account.command(context.Background(), "/bin/sh",
 		append([]string{"-c", watchdog, "localpg", sockets, postgres}, arguments...)...)
 	p.cmd.Stdout, p.cmd.Stderr = logFile, logFile
-	p.cmd.ExtraFiles = []*os.File{reader, lock.file} // fd 3 and 4
+	p.cmd.ExtraFiles = []*os.File{reader, lock.running} // fd 3 and 4
 	if err := p.cmd.Start(); err != nil {
 		lock.release()
 		_ = writer.Close()
@@ -181,7 +181,7 @@ func (c *cluster) openLog() (*os.File, int64, error) {
 			return nil, 0, err
 		}
 	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	file, err := openFile(path, os.O_APPEND|os.O_WRONLY)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -5,7 +5,7 @@
 #
 # fd 3 is the read end of a pipe. Its only writer is the process that started the watchdog. Each
 # line is a command: "keep", or the name of a signal for the server.
-# fd 4 is the lock on the cluster. The server inherits it.
+# fd 4 is the file running, which is locked. The server inherits it.
 sockets=$1
 shift
 

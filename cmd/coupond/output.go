@@ -1,0 +1,130 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxOutput is how much text an output holds for a reader that does not keep up, in bytes. At one
+	// line for each of 10,000 requests a second it is about a second.
+	maxOutput = 2 << 20
+	// flushTimeout limits how long the end of the program waits for such a reader.
+	flushTimeout = time.Second
+)
+
+// output writes to stdout or stderr. A reader that is slow, suspended or gone never blocks the
+// caller of Write: text that cannot be written is dropped, and its lines are counted.
+//
+// Write adds to a buffer, which a goroutine writes. If the reader is slow, the buffer fills up and
+// new text is dropped. If writing fails, because the reader is gone or the disk is full, what it
+// could not write is dropped; the next text is tried all the same.
+type output struct {
+	dest io.Writer
+	done chan struct{} // closed when the goroutine has ended
+
+	mu      sync.Mutex
+	changed sync.Cond // pending or closed
+	pending []byte    // not yet written
+	closed  bool
+	dropped int64       // lines dropped since the start
+	said    int64       // those of them that were reported
+	report  func(int64) // reports a number of dropped lines in the log; nil if there is no log
+}
+
+func newOutput(dest io.Writer) *output {
+	o := &output{dest: dest, done: make(chan struct{})}
+	o.changed.L = &o.mu
+	go o.run()
+	return o
+}
+
+// Write never fails and never blocks. Text is kept or dropped as a whole.
+func (o *output) Write(text []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.pending)+len(text) > maxOutput {
+		o.dropped += lines(text)
+	} else {
+		o.pending = append(o.pending, text...)
+		o.changed.Signal()
+	}
+	return len(text), nil
+}
+
+// close writes what is pending, within flushTimeout.
+func (o *output) close() {
+	o.mu.Lock()
+	o.closed = true
+	o.changed.Signal()
+	o.mu.Unlock()
+	select {
+	case <-o.done:
+	case <-time.After(flushTimeout):
+	}
+}
+
+// run writes what is pending until the output is closed.
+func (o *output) run() {
+	defer close(o.done)
+	var text []byte
+	for torn := false; ; {
+		o.mu.Lock()
+		for len(o.pending) == 0 && !o.closed {
+			o.changed.Wait()
+		}
+		text, o.pending = o.pending, text[:0]
+		o.mu.Unlock()
+		if len(text) == 0 {
+			return
+		}
+		if torn { // the previous write ended in the middle of a line
+			text = append([]byte("\n"), text...)
+		}
+		n, err := o.dest.Write(text)
+		if n > 0 {
+			torn = text[n-1] != '\n'
+		}
+		o.count(lines(text[n:]), err == nil)
+	}
+}
+
+// count adds dropped lines, after a write that succeeded or not. Once writing succeeds and there is
+// room for one more line, it reports them.
+func (o *output) count(dropped int64, written bool) {
+	o.mu.Lock()
+	o.dropped += dropped
+	unsaid, report := o.dropped-o.said, o.report
+	if unsaid == 0 || report == nil || !written || len(o.pending) > maxOutput/2 {
+		o.mu.Unlock()
+		return
+	}
+	o.said = o.dropped
+	o.mu.Unlock()
+	report(unsaid) // calls Write
+}
+
+// onDrop sets the function that reports dropped lines.
+func (o *output) onDrop(report func(lines int64)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.report = report
+}
+
+// droppedLines returns the number of lines dropped since the start.
+func (o *output) droppedLines() float64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return float64(o.dropped)
+}
+
+func lines(text []byte) int64 { return int64(bytes.Count(text, []byte("\n"))) }
+
+// surviveBrokenPipes turns a write to stdout or stderr whose reader is gone into an error. Without
+// it, Go ends the program (SIGPIPE). Child processes keep the default, unlike with signal.Ignore.
+func surviveBrokenPipes() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
