@@ -5,12 +5,14 @@
 -- the ownership before may still be running. Each holds a virtual transaction ID, and the script
 -- waits for them, at most for statement_timeout. It prints the WAL position that the new server
 -- must have received.
+set synchronous_commit = on;
 begin;
 update coupond.shard set owned = array_remove(owned, :partition);
 commit;
 do $$
 declare
   v_old text[];
+  v_prepared text[];
 begin
   -- Sessions in other databases do not call our functions, and neither do autovacuum workers and
   -- walsenders, which may run for hours. Sessions that begin later see the commit.
@@ -33,6 +35,30 @@ begin
   ) loop
     perform pg_catalog.pg_sleep(0.01);
   end loop;
+
+  -- One of them may have been prepared (PREPARE TRANSACTION): it has no virtual transaction ID any
+  -- more and can still commit its claims.
+  select array_agg(p.gid)
+  into v_prepared
+  from pg_catalog.pg_prepared_xacts as p
+  where p.database = pg_catalog.current_database()
+    and exists (
+      select
+      from pg_catalog.pg_locks as x
+      join pg_catalog.pg_locks as l on l.virtualtransaction = x.virtualtransaction
+      where x.transactionid = p.transaction
+        and l.relation in ('coupond.coupons'::regclass, 'coupond.claims'::regclass)
+    );
+
+  while exists (
+    select
+    from pg_catalog.pg_prepared_xacts as p
+    where p.gid = any (v_prepared)
+  ) loop
+    perform pg_catalog.pg_sleep(0.01);
+  end loop;
 end;
 $$;
-select pg_catalog.pg_current_wal_lsn();
+-- The commits of those transactions are inserted into the WAL, but with synchronous_commit = off
+-- they may not be written or flushed. This record is behind them, and its commit flushes all of it.
+select pg_catalog.pg_logical_emit_message(true, 'coupond', '');

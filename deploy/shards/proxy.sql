@@ -1,12 +1,18 @@
 -- Run once on each proxy after coupond migrate --proxy. Sets the shard of each partition, and the
 -- role that the proxy uses there.
---   psql "$PROXY" -v password="$PASSWORD" -v partitions=64 -v shards='{"host=shard0 …","host=shard1 …"}' -f proxy.sql
+--   psql "$PROXY" -v partitions=64 -v shards='{"host=shard0 …","host=shard1 …"}' \
+--     -c '\set password `cat proxy.password`' -f proxy.sql
 --
 -- Partition p is on shard p modulo the number of shards: with four shards, shard 0 has 0, 4, 8 and
 -- so on. The argument owned of shard.sql must match.
 --
 -- PL/Proxy opens one connection per connection string, so all partitions of a shard have the same
 -- string.
+-- No statement of this session goes to the server's log, because one contains the password.
+set log_statement = none;
+set log_min_error_statement = panic;
+set log_min_duration_statement = -1;
+
 select format(
   'create server coupond foreign data wrapper plproxy options (%s)',
   string_agg(format('p%s %L', p, s.addresses[1 + p % cardinality(s.addresses)]), ', ' order by p)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -41,6 +42,9 @@ func TestHandbook(t *testing.T) {
 		env:      append(c.env("postgres", "coupond"), "NEW="+fresh.URL("coupond"), "SERVER="+fmt.Sprintf("127.0.0.1:%d", c.Port())),
 		sessions: map[string]*session{},
 		admin:    c,
+	}
+	if err := os.CopyFS(filepath.Join(workDir(t), "deploy"), os.DirFS("../../deploy")); err != nil {
+		t.Fatal(err)
 	}
 	text, err := os.ReadFile("../../docs/dba.md")
 	if err != nil {
