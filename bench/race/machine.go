@@ -28,14 +28,16 @@ const (
 // race.
 type machine struct {
 	dir         string
-	concurrency int // CLAIM_CONCURRENCY of coupond
+	concurrency int               // CLAIM_CONCURRENCY of coupond
+	programs    map[string]string // paths of coupond programs, by contestant
 	postgres    *localpg.Server
 	conn        *pgx.Conn       // to database, as its owner
 	sites       map[string]site // of databases on other servers, by name
 }
 
-// newMachine starts PostgreSQL in a new temporary folder and creates the database of the race.
-func newMachine(ctx context.Context, concurrency int) (*machine, error) {
+// newMachine starts PostgreSQL in a new temporary folder and creates the database of the race, and
+// one for each program.
+func newMachine(ctx context.Context, concurrency int, programs map[string]string) (*machine, error) {
 	dir, err := os.MkdirTemp("", "race-")
 	if err != nil {
 		return nil, err
@@ -43,7 +45,7 @@ func newMachine(ctx context.Context, concurrency int) (*machine, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	m := &machine{dir: dir, concurrency: concurrency, sites: make(map[string]site)}
+	m := &machine{dir: dir, concurrency: concurrency, programs: programs, sites: make(map[string]site)}
 	m.postgres, err = localpg.Start(ctx, localpg.Options{
 		Dir: filepath.Join(dir, "postgres"),
 		Log: os.Stderr,
@@ -56,6 +58,10 @@ func newMachine(ctx context.Context, concurrency int) (*machine, error) {
 		return nil, err
 	}
 	if m.conn, err = m.createDatabase(ctx, database); err != nil {
+		m.close()
+		return nil, err
+	}
+	if err := m.installPrograms(ctx); err != nil {
 		m.close()
 		return nil, err
 	}
@@ -170,47 +176,17 @@ func (m *machine) cpuUsage(s *service) cpuUsage {
 	at := m.siteOf(s)
 	u := cpuUsage{
 		generator: cpuTime(os.Getpid()),
-		service:   cpuTime(s.cmd.Process.Pid),
 		database:  serverCPU(at.database),
 		proxies:   serverCPU(at.proxies),
 		standbys:  serverCPU(at.standbys),
+	}
+	for _, one := range s.instances {
+		u.service += cpuTime(one.cmd.Process.Pid)
 	}
 	if s.redis != nil {
 		u.database = cpuTime(s.redis.Pid())
 	}
 	return u
-}
-
-// resetPeakMemory resets the peak memory of a process to its present memory, and returns that in
-// MiB. Without /proc it returns 0.
-func resetPeakMemory(pid int) float64 {
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
-		return 0
-	}
-	return peakMemory(pid)
-}
-
-// peakMemory returns the most memory, in MiB, that a process has had since resetPeakMemory. Without
-// /proc it returns 0.
-func peakMemory(pid int) float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	return parsePeakMemory(string(status))
-}
-
-// parsePeakMemory reads the peak memory, in MiB, in the content of /proc/*/status.
-func parsePeakMemory(status string) float64 {
-	for line := range strings.Lines(status) {
-		if value, found := strings.CutPrefix(line, "VmHWM:"); found {
-			kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
-			if err == nil {
-				return float64(kib) / 1024
-			}
-		}
-	}
-	return 0
 }
 
 // describe returns what the results say of the machine: its CPUs, versions and the commit.

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"regexp"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -51,13 +52,14 @@ func start() error {
 
 // race is what all runs of one race share.
 type race struct {
-	machine    *machine
-	duration   time.Duration // of one run
-	seed       uint64
-	coupons    int // in workloads with many coupons
-	users      []string
-	nextCoupon atomic.Int64
-	oldSession *pgx.Conn // of workload "old plans": it planned its calls when the tables were empty
+	machine     *machine
+	duration    time.Duration // of one run
+	connections int           // of a run, unless its workload says otherwise
+	seed        uint64
+	coupons     int // in workloads with many coupons
+	users       []string
+	nextCoupon  atomic.Int64
+	oldSession  *pgx.Conn // of workload "old plans": it planned its calls when the tables were empty
 }
 
 func run(ctx context.Context, args []string) error {
@@ -68,7 +70,10 @@ func run(ctx context.Context, args []string) error {
 	duration := flags.Duration("duration", 3*time.Second, "`duration` of each run of a workload")
 	only := flags.String("workloads", "", "run only workloads that match this regular `expression`")
 	matching := flags.String("contestants", "", "run only contestants that match this regular `expression`")
+	connections := flags.Int("connections", 128, "`number` of connections that claim, unless the workload says otherwise")
 	concurrency := flags.Int("claim-concurrency", 1, "CLAIM_CONCURRENCY of coupond")
+	programs := flags.StringArray("coupond", nil,
+		"also race the coupond program at a path, for example one of an older commit: `name=path`; may be repeated")
 	out := flags.String("out", "bench/results", "`folder` for results.json and the charts; empty: write none")
 	seed := flags.Uint64("seed", 1, "seed of the order of the users")
 	if err := flags.Parse(args); err != nil {
@@ -81,17 +86,23 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	names, err := selectContestants(ctx, *matching)
+	binaries, err := parsePrograms(*programs)
+	if err != nil {
+		return err
+	}
+	names, err := selectContestants(ctx, *matching, *programs)
 	if err != nil {
 		return err
 	}
 
-	m, err := newMachine(ctx, *concurrency)
+	m, err := newMachine(ctx, *concurrency, binaries)
 	if err != nil {
 		return err
 	}
 	defer m.close()
-	r := &race{machine: m, duration: *duration, seed: *seed, coupons: manyCoupons, users: load.Users(claimers)}
+	r := &race{
+		machine: m, duration: *duration, connections: *connections, seed: *seed, coupons: manyCoupons, users: load.Users(claimers),
+	}
 	results := newResults(m.describe(ctx), *rounds, *duration)
 
 	for _, w := range selected {
@@ -171,14 +182,19 @@ func selectWorkloads(quick bool, only string) ([]workload, error) {
 	}), nil
 }
 
-// selectContestants returns the names of the contestants that match. Redis counts as two, one for
-// each appendfsync; without Redis on this machine it prints a warning and returns the others.
-func selectContestants(ctx context.Context, only string) ([]string, error) {
+// selectContestants returns the names of the programs (see parsePrograms) and of the contestants
+// that match. Redis counts as two, one for each appendfsync; without Redis on this machine it
+// prints a warning and returns the others.
+func selectContestants(ctx context.Context, only string, programs []string) ([]string, error) {
 	expression, err := regexp.Compile(only)
 	if err != nil {
 		return nil, err
 	}
 	var names []string
+	for _, program := range programs {
+		name, _, _ := strings.Cut(program, "=")
+		names = append(names, programPrefix+name)
+	}
 	for _, c := range contestants.All() {
 		switch {
 		case c.Name != "Redis":

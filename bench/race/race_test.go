@@ -44,7 +44,7 @@ func TestMedian_withSpread(t *testing.T) {
 	}
 }
 
-func TestParseProc(t *testing.T) {
+func TestParseCPUTime(t *testing.T) {
 	const numbers = " S 1 2 3 4 5 6 7 8 9 10 100 20 3 1 20 0"
 	for stat, want := range map[string]time.Duration{
 		"42 (postgres)" + numbers:    1240 * time.Millisecond,
@@ -56,33 +56,6 @@ func TestParseProc(t *testing.T) {
 		if got := parseCPUTime(stat); got != want {
 			t.Errorf("CPU time in %q: %v, want %v", stat, got, want)
 		}
-	}
-	for status, want := range map[string]float64{
-		"Name:\trace\nVmPeak:\t  9999 kB\nVmHWM:\t    2560 kB\nVmRSS:\t 1024 kB\n": 2.5,
-		"VmHWM:\t many kB\n": 0,
-		"Name:\tkthreadd\n":  0,
-	} {
-		if got := parsePeakMemory(status); got != want {
-			t.Errorf("peak in %q: %v, want %v", status, got, want)
-		}
-	}
-}
-
-func TestPeakMemory_ofThisProcess(t *testing.T) {
-	if _, err := os.Stat("/proc/self/clear_refs"); err != nil {
-		t.Skip("no /proc here")
-	}
-	const size = 64 << 20
-	before := resetPeakMemory(os.Getpid())
-	if before <= 0 {
-		t.Fatal("no peak memory in /proc/self/status")
-	}
-	grown := bytes.Repeat([]byte{1}, size)
-	if added := peakMemory(os.Getpid()) - before; added < 48 || added > 256 {
-		t.Errorf("allocated %d MiB, measured %.1f MiB", size>>20, added)
-	}
-	if grown[size-1] != 1 {
-		t.Error("the memory was not written") // this check also keeps it reachable
 	}
 }
 
@@ -119,13 +92,16 @@ func TestSelect_workloadsAndContestants(t *testing.T) {
 			want = append(want, redisEverysec, redisPrefix+"always")
 		}
 	}
-	if got, err := selectContestants(t.Context(), ""); err != nil || !slices.Equal(got, want) {
+	if got, err := selectContestants(t.Context(), "", nil); err != nil || !slices.Equal(got, want) {
 		t.Errorf("all: %v, %v, want %v", got, err, want)
 	}
-	if got, err := selectContestants(t.Context(), "^coupond$|active"); err != nil || !slices.Equal(got, []string{contestants.Coupond, interactive}) {
+	if got, err := selectContestants(t.Context(), "^coupond$|active", nil); err != nil || !slices.Equal(got, []string{contestants.Coupond, interactive}) {
 		t.Errorf("two: %v, %v", got, err)
 	}
-	if _, err := selectContestants(t.Context(), "("); err == nil {
+	if got, err := selectContestants(t.Context(), "d old$|^plain", []string{"old=/tmp/coupond", "new=/tmp/other"}); err != nil || !slices.Equal(got, []string{"coupond old", plain}) {
+		t.Errorf("a program: %v, %v", got, err)
+	}
+	if _, err := selectContestants(t.Context(), "(", nil); err == nil {
 		t.Error("no error for an invalid expression")
 	}
 }
@@ -140,11 +116,14 @@ func TestWorkload_entries(t *testing.T) {
 	}
 	withVariant := workload{database: "full", contestants: []string{contestants.Coupond, single}, run: hot, variants: []variant{{name: "other", database: "bare"}}}
 	for _, c := range []struct{ got, want string }{
-		{show(workload{}, contestants.Coupond, interactive), "coupond: coupond on race; interactive: interactive on race"},
-		{show(workload{contestants: []string{single}}, contestants.Coupond, single), "one call per claim: one call per claim on race"},
+		{show(workload{}, contestants.Coupond, interactive), "coupond: coupond on ; interactive: interactive on "},
+		{show(workload{contestants: []string{single}}, contestants.Coupond, single), "one call per claim: one call per claim on "},
 		{show(withVariant, contestants.Coupond, interactive), "coupond: coupond on full; other: coupond on bare"},
 		{show(withVariant, single), "one call per claim: one call per claim on full"},
 		{show(withVariant), ""},
+		{show(workload{contestants: []string{contestants.Coupond}}, "coupond old", interactive), "coupond old: coupond old on "},
+		{show(withVariant, "coupond old", contestants.Coupond), "coupond old: coupond old on full; coupond: coupond on full; " +
+			"other, coupond old: coupond old on bare; other: coupond on bare"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%q, want %q", c.got, c.want)
@@ -160,7 +139,7 @@ func TestTargets_referToExistingEntries(t *testing.T) {
 	all := newResults(nil, 1, time.Second)
 	for _, w := range workloads() {
 		for _, e := range w.entries([]string{contestants.Coupond, interactive, single, plain, ceiling, redisEverysec}) {
-			all.add(w.name, e.name, figures{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ""})
+			all.add(w.name, e.name, figures{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ""})
 		}
 	}
 	for _, target := range targets() {
@@ -209,6 +188,21 @@ func TestResults_printTable(t *testing.T) {
 		"coupond 22000 9 % 1.00 × 1.00 2.50 9.00 20 20",
 		"interactive 1000 0 % 22.00 × 8.00 50.00 90.00 200 400",
 	}
+	if got := words(out.String()); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// Two programs are compared with each other when coupond does not run.
+func TestResults_printTable_programs(t *testing.T) {
+	r, w := newResults(nil, 1, time.Second), workload{name: hotCoupon, description: "one coupon"}
+	r.add(w.name, "coupond new", figures{Rate: 3_000})
+	r.add(w.name, "coupond old", figures{Rate: 2_000})
+	var out strings.Builder
+	if err := r.printTable(&out, w); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"hot coupon: one coupon", "claims/s ± coupond new is", "coupond new 3000 0 % 1.00 ×", "coupond old 2000 0 % 1.50 ×"}
 	if got := words(out.String()); !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -391,7 +385,11 @@ func TestRace_check_severalCoupons(t *testing.T) {
 }
 
 func TestRun_invalidFlags(t *testing.T) {
-	for _, args := range [][]string{{"--workloads", "("}, {"--contestants", "("}} {
+	for _, args := range [][]string{
+		{"--workloads", "("}, {"--contestants", "("},
+		{"--coupond", "/tmp/coupond"}, {"--coupond", "old="}, {"--coupond", "old=/does/not/exist"}, {"--coupond", "Not=/bin/sh"},
+		{"--coupond", "old=/bin/sh", "--coupond", "old=/bin/cat"},
+	} {
 		if err := run(context.Background(), args); err == nil {
 			t.Errorf("%v: no error", args)
 		}

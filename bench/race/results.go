@@ -87,6 +87,10 @@ var columns = []metric{
 	{"standby CPU µs", "%.0f", func(f figures) float64 { return f.StandbyCPU }},
 	{"load CPU µs", "%.0f", func(f figures) float64 { return f.LoadCPU }},
 	{"p50 at 200/s ms", "%.2f", func(f figures) float64 { return f.LowRateP50 }},
+	{"none locked claims/s", "%.0f", func(f figures) float64 { return f.FreeRate }},
+	{"none locked p50 ms", "%.2f", func(f figures) float64 { return f.FreeP50 }},
+	{"p50 × none locked", "%.2f", lockedRatio},
+	{"claims/s × none locked", "%.3f", lockedRate},
 	{"commits per claim", "%.3f", func(f figures) float64 { return f.Commits }},
 	{"reads/s", "%.0f", readRate},
 	{"× psql's COPY", "%.2f", func(f figures) float64 { return f.CopyRatio }},
@@ -105,17 +109,33 @@ func (p *printer) printf(format string, args ...any) {
 	}
 }
 
-// printTable writes the table of a workload: medians over the rounds, and the claims/s of coupond
-// as a multiple of each entry's.
+// reference returns the entry of a workload that the others are compared with: coupond, or the
+// first one if coupond did not run.
+func (r *results) reference(workload string) string {
+	runs := r.Runs[workload]
+	if len(runs[contestants.Coupond]) > 0 {
+		return contestants.Coupond
+	}
+	for _, name := range r.order {
+		if len(runs[name]) > 0 {
+			return name
+		}
+	}
+	return ""
+}
+
+// printTable writes the table of a workload: medians over the rounds, and the claims/s of the
+// reference as a multiple of each entry's.
 func (r *results) printTable(w io.Writer, of workload) error {
 	runs := r.Runs[of.name]
 	if len(runs) == 0 {
 		return nil
 	}
-	coupond, _ := median(runs[contestants.Coupond], rate)
+	reference := r.reference(of.name)
+	compared, _ := median(runs[reference], rate)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	p := &printer{w: table}
-	p.printf("\n%s: %s\n\tclaims/s\t±\tcoupond is\t", of.name, of.description)
+	p.printf("\n%s: %s\n\tclaims/s\t±\t%s is\t", of.name, of.description, reference)
 	shown := slices.DeleteFunc(slices.Clone(columns), func(c metric) bool {
 		for _, entryRuns := range runs {
 			if middle, _ := median(entryRuns, c.value); middle != 0 {
@@ -133,7 +153,7 @@ func (r *results) printTable(w io.Writer, of workload) error {
 			continue
 		}
 		middle, spread := median(runs[name], rate)
-		p.printf("%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, coupond/middle)
+		p.printf("%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, compared/middle)
 		for _, c := range shown {
 			if value, _ := median(runs[name], c.value); value != 0 {
 				p.printf(c.format, value)

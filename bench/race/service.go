@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/rs/zerolog"
 
@@ -74,25 +76,24 @@ func serve(ctx context.Context, name string) error {
 type entry struct {
 	name       string // in tables and results
 	contestant string // a name of selectContestants
-	database   string
+	database   string // "": the contestant's own
+	instances  int    // processes that share the load; 0: one
 	run        runner
 }
 
 // service is the running service of an entry.
 type service struct {
 	entry
-	client load.Service
-	cmd    *exec.Cmd
-	stdin  io.Closer
-	redis  *contestants.RedisServer // nil unless the contestant uses Redis
+	client    load.Service // of the first instance
+	instances []*instance
+	redis     *contestants.RedisServer // nil unless the contestant uses Redis
 }
 
 // startService starts the service of an entry, and its Redis if it uses one.
 func (m *machine) startService(ctx context.Context, e entry) (*service, error) {
+	e.database = cmp.Or(e.database, m.databaseOf(e.contestant))
 	s := &service{entry: e}
-	contestant := e.contestant
-	if fsync, usesRedis := strings.CutPrefix(contestant, redisPrefix); usesRedis {
-		contestant = "Redis"
+	if fsync, usesRedis := strings.CutPrefix(e.contestant, redisPrefix); usesRedis {
 		dir, err := os.MkdirTemp(m.dir, "redis-")
 		if err != nil {
 			return nil, err
@@ -101,43 +102,83 @@ func (m *machine) startService(ctx context.Context, e entry) (*service, error) {
 			return nil, err
 		}
 	}
+	for range max(1, e.instances) {
+		one, err := m.startInstance(ctx, s)
+		if err != nil {
+			s.stop()
+			return nil, fmt.Errorf("the service of %s did not start: %w", e.name, err)
+		}
+		s.instances = append(s.instances, one)
+	}
+	s.client = load.Service{Address: s.instances[0].address, Timeout: serviceTimeout}
+	return s, nil
+}
+
+func (s *service) stop() {
+	for _, one := range s.instances {
+		one.stop()
+	}
+	if s.redis != nil {
+		s.redis.Stop()
+	}
+}
+
+// instance is a process of a service.
+type instance struct {
+	address string
+	cmd     *exec.Cmd
+	stdin   io.Closer // its end stops the service of a contestant; nil: a program, which a signal stops
+}
+
+// startInstance starts a process of a service: of this program, or of one of --coupond.
+func (m *machine) startInstance(ctx context.Context, s *service) (*instance, error) {
+	if path, isProgram := m.programs[s.contestant]; isProgram {
+		return m.startProgram(ctx, path, m.siteOf(s).url)
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	s.cmd = exec.CommandContext(ctx, self, serveFlag, contestant)
-	s.cmd.Stderr = os.Stderr
-	s.cmd.Env = append(os.Environ(),
+	contestant := s.contestant
+	if s.redis != nil {
+		contestant = "Redis"
+	}
+	cmd := exec.CommandContext(ctx, self, serveFlag, contestant)
+	cmd.Stderr = os.Stderr
+	cmd.Env = append(os.Environ(),
 		"RACE_POSTGRES="+m.siteOf(s).url,
 		"RACE_MAX_CONNS="+strconv.Itoa(maxConns),
 		"RACE_CLAIM_CONCURRENCY="+strconv.Itoa(m.concurrency),
 	)
 	if s.redis != nil {
-		s.cmd.Env = append(s.cmd.Env, "RACE_REDIS="+s.redis.Address)
+		cmd.Env = append(cmd.Env, "RACE_REDIS="+s.redis.Address)
 	}
-	if s.stdin, err = s.cmd.StdinPipe(); err != nil {
-		return nil, err
-	}
-	out, err := s.cmd.StdoutPipe()
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	if err := s.cmd.Start(); err != nil {
+	out, err := cmd.StdoutPipe()
+	if err != nil {
 		return nil, err
 	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	one := &instance{cmd: cmd, stdin: stdin}
 	address, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		s.stop()
-		return nil, fmt.Errorf("the service of %s did not start; its error is above", e.name)
+		one.stop()
+		return nil, errors.New("its error is above")
 	}
-	s.client = load.Service{Address: strings.TrimSpace(address), Timeout: serviceTimeout}
-	return s, nil
+	one.address = strings.TrimSpace(address)
+	return one, nil
 }
 
-func (s *service) stop() {
-	_ = s.stdin.Close()
-	_ = s.cmd.Wait() // the service has printed its own error
-	if s.redis != nil {
-		s.redis.Stop()
+func (i *instance) stop() {
+	if i.stdin != nil {
+		_ = i.stdin.Close()
+	} else {
+		_ = i.cmd.Process.Signal(syscall.SIGTERM) // it may have exited already
 	}
+	_ = i.cmd.Wait() // the service has printed its own error
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/internal/procmem"
 )
 
 // The workloads of this file run on many stored claims. Each has its own databases, so that rows of
@@ -111,12 +112,12 @@ func readMillion(ctx context.Context, r *race, s *service) (figures, error) {
 		}
 		return time.Since(began), err
 	}
-	before := resetPeakMemory(s.cmd.Process.Pid)
+	peak := s.peakMemory()
 	alone, err := get()
 	if err != nil {
 		return figures{}, err
 	}
-	more := peakMemory(s.cmd.Process.Pid) - before
+	more := peak()
 	copied, err := r.copyMillion(ctx, s)
 	if err != nil {
 		return figures{}, err
@@ -135,6 +136,21 @@ func readMillion(ctx context.Context, r *race, s *service) (figures, error) {
 	stop.Store(true)
 	f.CopyRatio, f.AddedMemory = alone.Seconds()/copied.Seconds(), more
 	return f, errors.Join(err, <-reading)
+}
+
+// peakMemory returns a function that returns by how many MiB the memory of the service has grown at
+// most since this call. On systems without /proc that is 0.
+func (s *service) peakMemory() (added func() float64) {
+	pid := s.instances[0].cmd.Process.Pid
+	_ = procmem.ResetPeak(pid) // where it fails, Peak fails too
+	before, err := procmem.Peak(pid)
+	return func() float64 {
+		after, errAfter := procmem.Peak(pid)
+		if err != nil || errAfter != nil {
+			return 0
+		}
+		return float64(after-before) / (1 << 20)
+	}
 }
 
 // copyMillion returns how long psql's COPY takes to write the users of the coupon of 1,000,000

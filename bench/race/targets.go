@@ -44,6 +44,11 @@ func targets() []target {
 		{soldOut, "claims/s, relative to the ceiling", true, 0.6, times, ratio(rate, soldOut, contestants.Coupond, soldOut, ceiling)},
 		{manyEvenly, "claims/s, relative to interactive", true, 4, times, ratio(rate, manyEvenly, contestants.Coupond, manyEvenly, interactive)},
 		{manyEvenly, "claims/s, relative to the hot coupon", true, 0.85, times, ratio(rate, manyEvenly, contestants.Coupond, hotCoupon, contestants.Coupond)},
+		{oneLocked, "p50, relative to none locked", false, 1.2, times, value(lockedRatio, oneLocked, contestants.Coupond)},
+		{fourLocked, "p50, relative to none locked", false, 1.3, times, value(lockedRatio, fourLocked, contestants.Coupond)},
+		{oneLocked, "claims/s, relative to none locked", true, 0.8, times, value(lockedRate, oneLocked, contestants.Coupond)},
+		{fourLocked, "claims/s, relative to none locked", true, 0.8, times, value(lockedRate, fourLocked, contestants.Coupond)},
+		{twoInstances, "claims/s, relative to one instance", true, 0.9, times, ratio(rate, twoInstances, inTwo, twoInstances, contestants.Coupond)},
 		{onSlowDisk, "claims/s, relative to interactive", true, 45, times, ratio(rate, onSlowDisk, contestants.Coupond, onSlowDisk, interactive)},
 		{idleClient, "p50, relative to one call per claim", false, 1.15, times, ratio(p50, idleClient, contestants.Coupond, idleClient, single)},
 		{idleClient, "p50, relative to the plain function", false, 1, times, ratio(p50, idleClient, contestants.Coupond, idleClient, plain)},
@@ -59,7 +64,25 @@ func targets() []target {
 	}
 }
 
-func bothCPU(f figures) float64  { return f.ServiceCPU + f.DatabaseCPU }
+func bothCPU(f figures) float64 { return f.ServiceCPU + f.DatabaseCPU }
+
+// lockedRatio is how many times as long the median claim took as with no coupon locked.
+func lockedRatio(f figures) float64 {
+	if f.FreeP50 == 0 {
+		return 0
+	}
+	return f.P50 / f.FreeP50
+}
+
+// lockedRate shows what the median may hide: when all clients wait at once, most answers are those
+// between two such waits.
+func lockedRate(f figures) float64 {
+	if f.FreeRate == 0 {
+		return 0
+	}
+	return f.Rate / f.FreeRate
+}
+
 func readRate(f figures) float64 { return f.ReadRate }
 
 // value measures the median of a figure of one entry.

@@ -42,50 +42,62 @@ type workload struct {
 // variant is an entry of coupond under other conditions. An empty field is the same as the
 // workload's.
 type variant struct {
-	name     string
-	database string
-	run      runner
+	name      string
+	database  string
+	instances int
+	run       runner
 }
 
-// entries returns the entries of the contestants in names, and the variants if coupond is one of
-// them.
+// entries returns the entries of the contestants in names, and the variants for each of them that
+// is coupond.
 func (w workload) entries(names []string) []entry {
 	var entries []entry
 	for _, name := range names {
-		if w.contestants == nil || slices.Contains(w.contestants, name) {
-			entries = append(entries, entry{name: name, contestant: name, database: cmp.Or(w.database, database), run: w.run})
+		as := name
+		if isCoupond(name) {
+			as = contestants.Coupond
+		}
+		if w.contestants == nil || slices.Contains(w.contestants, as) {
+			entries = append(entries, entry{name: name, contestant: name, database: w.database, run: w.run})
 		}
 	}
-	if !slices.Contains(names, contestants.Coupond) {
-		return entries
-	}
-	for _, v := range w.variants {
-		other := entry{name: v.name, contestant: contestants.Coupond, database: cmp.Or(v.database, w.database, database), run: w.run}
-		if v.run != nil {
-			other.run = v.run
+	for _, name := range names {
+		if !isCoupond(name) {
+			continue
 		}
-		entries = append(entries, other)
+		for _, v := range w.variants {
+			other := entry{name: v.name, contestant: name, database: cmp.Or(v.database, w.database), instances: v.instances, run: w.run}
+			if name != contestants.Coupond {
+				other.name += ", " + name
+			}
+			if v.run != nil {
+				other.run = v.run
+			}
+			entries = append(entries, other)
+		}
 	}
 	return entries
 }
 
 // figures are the results of one run of a workload by one entry.
 type figures struct {
-	Rate        float64 `json:"rate"`                       // claims answered per second
-	P50         float64 `json:"p50_ms"`                     // latency of claims
-	P99         float64 `json:"p99_ms"`                     //
-	P999        float64 `json:"p999_ms"`                    //
-	ServiceCPU  float64 `json:"service_cpu_us"`             // of the service, for each request
-	DatabaseCPU float64 `json:"database_cpu_us"`            // of PostgreSQL or Redis, for each request
-	ProxyCPU    float64 `json:"proxy_cpu_us,omitempty"`     // of the proxies, for each request
-	StandbyCPU  float64 `json:"standby_cpu_us,omitempty"`   // of the standbys, for each request
-	LoadCPU     float64 `json:"load_cpu_us,omitempty"`      // of the load generator, for each request
-	LowRateP50  float64 `json:"low_rate_p50_ms,omitempty"`  // latency of claims at lowRate
-	Commits     float64 `json:"commits,omitempty"`          // writing transactions, for each claim
-	ReadRate    float64 `json:"read_rate,omitempty"`        // GETs answered per second, concurrent with the claims
-	CopyRatio   float64 `json:"times_psql_copy,omitempty"`  // time of a GET divided by the time of psql's COPY
-	AddedMemory float64 `json:"added_memory_mib,omitempty"` // peak memory of the service during that GET, less the memory before
-	Unexpected  string  `json:"unexpected,omitempty"`       // answers that the workload does not expect
+	Rate        float64 `json:"rate"`                         // claims answered per second
+	P50         float64 `json:"p50_ms"`                       // latency of claims
+	P99         float64 `json:"p99_ms"`                       //
+	P999        float64 `json:"p999_ms"`                      //
+	ServiceCPU  float64 `json:"service_cpu_us"`               // of the service, for each request
+	DatabaseCPU float64 `json:"database_cpu_us"`              // of PostgreSQL or Redis, for each request
+	ProxyCPU    float64 `json:"proxy_cpu_us,omitempty"`       // of the proxies, for each request
+	StandbyCPU  float64 `json:"standby_cpu_us,omitempty"`     // of the standbys, for each request
+	LoadCPU     float64 `json:"load_cpu_us,omitempty"`        // of the load generator, for each request
+	LowRateP50  float64 `json:"low_rate_p50_ms,omitempty"`    // latency of claims at lowRate
+	FreeRate    float64 `json:"none_locked_rate,omitempty"`   // Rate when no coupon is locked
+	FreeP50     float64 `json:"none_locked_p50_ms,omitempty"` // P50 when no coupon is locked
+	Commits     float64 `json:"commits,omitempty"`            // writing transactions, for each claim
+	ReadRate    float64 `json:"read_rate,omitempty"`          // GETs answered per second, concurrent with the claims
+	CopyRatio   float64 `json:"times_psql_copy,omitempty"`    // time of a GET divided by the time of psql's COPY
+	AddedMemory float64 `json:"added_memory_mib,omitempty"`   // peak memory of the service during that GET, less the memory before
+	Unexpected  string  `json:"unexpected,omitempty"`         // answers that the workload does not expect
 }
 
 // Names of contestants that a workload or a target refers to.
@@ -102,6 +114,8 @@ const (
 	hotCoupon      = "hot coupon"
 	soldOut        = "sell-out"
 	manyEvenly     = "1,000 coupons"
+	oneLocked      = "one coupon locked"
+	fourLocked     = "four coupons locked"
 	onSlowDisk     = "slow disk"
 	idleClient     = "one idle client"
 	manyClients    = "2,000 connections"
@@ -114,6 +128,7 @@ const (
 
 // Names of the workloads that use several servers.
 const (
+	twoInstances = "two instances"
 	throughProxy = "shards"
 	withStandby  = "standby"
 )
@@ -125,6 +140,7 @@ const (
 	emptyTables  = "empty tables"
 	freshSession = "a fresh session"
 	noReads      = "no reads"
+	inTwo        = "with 2 instances"
 )
 
 func workloads() []workload {
@@ -136,6 +152,10 @@ func workloads() []workload {
 		{name: "Zipf", description: "1,000 coupons, exponent 1.1", run: func(ctx context.Context, r *race, s *service) (figures, error) {
 			return r.many(ctx, s, load.Zipf(manyRequests, r.coupons, 1.1, r.seed))
 		}},
+		{name: oneLocked, description: "of 51, by a forgotten transaction; claims on the others", run: besideLocked(1),
+			charted: metric{"p50 relative to none locked", "%.2f", lockedRatio}, contestants: withRowLocks()},
+		{name: fourLocked, description: "of 51, by a forgotten transaction; claims on the others", run: besideLocked(4),
+			charted: metric{"p50 relative to none locked", "%.2f", lockedRatio}, contestants: withRowLocks()},
 		{name: "repeats", description: "all users have the coupon already", run: repeats},
 		{name: onSlowDisk, description: "a commit takes 2 ms longer", run: hotOnSlowDisk,
 			contestants: []string{contestants.Coupond, interactive, "optimistic", "serializable", single, plain}},
@@ -143,7 +163,9 @@ func workloads() []workload {
 			charted:     metric{"p50 in ms", "%.2f", func(f figures) float64 { return f.P50 }},
 			contestants: []string{contestants.Coupond, single, plain, interactive}},
 		{name: manyClients, description: "one coupon, all win", contestants: onlyCoupond, run: hotWith2000Connections,
-			variants: []variant{{name: with128, run: hot}}},
+			variants: []variant{{name: with128, run: hotWith128Connections}}},
+		{name: twoInstances, description: "one coupon, all win; the clients are split between two instances", contestants: onlyCoupond, run: hot,
+			variants: []variant{{name: inTwo, instances: 2}}},
 		{name: openSnapshot, description: "a dump holds its snapshot during 150,000 claims", contestants: onlyCoupond, run: hotUnderSnapshot,
 			variants: []variant{{name: withoutDump, run: hot150000}}},
 		{name: readsInSale, description: "while 16 connections read a coupon of 1,000 claims", run: hotWithReads,
@@ -168,7 +190,6 @@ func workloads() []workload {
 }
 
 const (
-	connections  = 128
 	manyCoupons  = 1000
 	manyRequests = 1 << 20
 	plenty       = 2_000_000_000
@@ -178,9 +199,9 @@ const (
 // The load ends after p.Requests, or after limit. Answers that are not in expected are reported in
 // figures.Unexpected.
 func (r *race) run(ctx context.Context, s *service, p load.Plan, limit time.Duration, expected ...load.Answer) (figures, load.Report, error) {
-	p.Address, p.Timeout, p.Seed = s.client.Address, serviceTimeout, r.seed
+	p.Timeout, p.Seed = serviceTimeout, r.seed
 	if p.Connections == 0 {
-		p.Connections = connections
+		p.Connections = r.connections
 	}
 	commits, err := r.commits(ctx, s)
 	if err != nil {
@@ -189,11 +210,10 @@ func (r *race) run(ctx context.Context, s *service, p load.Plan, limit time.Dura
 	before := r.machine.cpuUsage(s)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	run, err := load.Start(limited, p)
+	report, err := s.send(limited, p)
 	if err != nil {
 		return figures{}, load.Report{}, err
 	}
-	report := run.Wait()
 	n := float64(report.Claims.Answered() + report.Reads.Answered())
 	if n == 0 {
 		return figures{}, report, errors.New("no request was answered: " + strings.Join(report.Errors, "; "))
@@ -225,6 +245,34 @@ func (r *race) run(ctx context.Context, s *service, p load.Plan, limit time.Dura
 		}
 	}
 	return f, report, nil
+}
+
+// send sends the load of p, in equal parts to each instance. The parts have different requests.
+func (s *service) send(ctx context.Context, p load.Plan) (load.Report, error) {
+	n := len(s.instances)
+	var runs []*load.Run
+	for i, one := range s.instances {
+		part := p
+		part.Address = one.address
+		part.Connections = max(1, p.Connections/n)
+		part.Requests = p.Requests / n
+		part.Rate = p.Rate / float64(n)
+		part.Request = func(k int) load.Request { return p.Request(k*n + i) }
+		run, err := load.Start(ctx, part)
+		if err != nil {
+			return load.Report{}, err
+		}
+		runs = append(runs, run)
+	}
+	var all load.Report
+	var longest time.Duration
+	for _, run := range runs {
+		report := run.Wait()
+		longest = max(longest, report.Elapsed)
+		all.Add(report)
+	}
+	all.Elapsed = longest // they ran at the same time
+	return all, nil
 }
 
 // commits returns machine.commits, or 0 if the service does not commit on the race's own server.
@@ -366,6 +414,10 @@ func hotOnSlowDisk(ctx context.Context, r *race, s *service) (figures, error) {
 
 func hotWith1Connection(ctx context.Context, r *race, s *service) (figures, error) {
 	return r.hot(ctx, s, load.Plan{Connections: 1})
+}
+
+func hotWith128Connections(ctx context.Context, r *race, s *service) (figures, error) {
+	return r.hot(ctx, s, load.Plan{Connections: 128})
 }
 
 func hotWith2000Connections(ctx context.Context, r *race, s *service) (figures, error) {

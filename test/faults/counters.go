@@ -21,6 +21,8 @@ type counters struct {
 	sales       int
 	faults      map[string]int
 	longest     time.Duration // that a client waited for an answer
+	largest     int64         // memory of an instance, in bytes
+	comparisons []comparison
 }
 
 func newCounters() *counters {
@@ -52,6 +54,18 @@ func (c *counters) fault(f *fault) {
 	c.faults[f.name]++
 }
 
+func (c *counters) memory(bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.largest = max(c.largest, bytes)
+}
+
+func (c *counters) compared(one comparison) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.comparisons = append(c.comparisons, one)
+}
+
 // figures are the counters at one moment.
 type figures struct {
 	answers                                               []load.Count // the most frequent first
@@ -60,6 +74,8 @@ type figures struct {
 	sales, faults                                         int
 	byFault                                               map[string]int
 	longest                                               time.Duration
+	largest                                               int64
+	comparisons                                           []comparison
 }
 
 func (c *counters) figures() figures {
@@ -68,6 +84,7 @@ func (c *counters) figures() figures {
 	f := figures{
 		dialFailed: c.dialFailed, late: c.late, unexplained: c.unexplained, histories: c.histories, inHistories: c.operations,
 		sales: c.sales, byFault: make(map[string]int, len(c.faults)), longest: c.longest,
+		largest: c.largest, comparisons: slices.Clone(c.comparisons),
 	}
 	for a, n := range c.answers {
 		f.answers = append(f.answers, load.Count{Answer: a, Times: n})

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 
 	"scalable-coupon-system/bench/load"
@@ -14,10 +15,10 @@ import (
 type layer int
 
 const (
-	noLayer layer = iota - 1
-	postgresLayer
-	networkLayer // between the service and PostgreSQL
+	postgresLayer layer = iota
+	networkLayer        // between the service and PostgreSQL
 	serviceLayer
+	clientLayer // load, or a lock, that must not slow down other clients
 )
 
 // fault is one kind of fault.
@@ -35,6 +36,11 @@ type fault struct {
 	// inject injects the fault and has undone it when it returns. Its error is a failure of the test
 	// itself, or a violation that no answer shows.
 	inject func(ctx context.Context, e *environment, random *rand.Rand) error
+	// press is set instead of inject for the faults of clientLayer. It returns when the fault has its
+	// full effect. undo, called after ctx has ended, ends it. Such a fault comes alone, and meanwhile
+	// the claims of other clients may take at most slowdown times as long as before.
+	press    func(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error)
+	slowdown float64
 }
 
 // What faults allow.
@@ -140,6 +146,7 @@ func allFaults() []*fault {
 			inject: restartInstances,
 		},
 	}
+	faults = append(faults, clientFaults()...)
 	for _, cut := range []struct {
 		name, action string
 		kind         faultproxy.Fault
@@ -163,11 +170,11 @@ func allFaults() []*fault {
 	return faults
 }
 
-// availableFaults returns the faults that can be injected on this machine, and describes the
-// others.
-func availableFaults(e *environment) (faults []*fault, leftOut []string) {
-	faults = allFaults()
-	if e.walDisk == nil {
+// availableFaults returns the faults that match only and can be injected on this machine, and
+// describes those that match and cannot.
+func availableFaults(e *environment, only *regexp.Regexp) (faults []*fault, leftOut []string) {
+	faults = slices.DeleteFunc(allFaults(), func(f *fault) bool { return !only.MatchString(f.name) })
+	if e.walDisk == nil && only.MatchString(walDiskFull) {
 		leftOut = append(leftOut, walDiskFull+" ("+e.noWALDisk+")")
 		faults = slices.DeleteFunc(faults, func(f *fault) bool { return f.name == walDiskFull })
 	}

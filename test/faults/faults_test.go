@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -263,6 +265,9 @@ func TestSchedule_next(t *testing.T) {
 			if len(n.faults) > 1 && n.faults[0].layer == n.faults[1].layer {
 				t.Errorf("two faults of one layer: %s", names(n.faults))
 			}
+			if len(n.faults) > 1 && slices.ContainsFunc(n.faults, func(f *fault) bool { return f.press != nil }) {
+				t.Errorf("a fault during which others are measured does not come alone: %s", names(n.faults))
+			}
 		}
 		return all
 	}
@@ -279,6 +284,9 @@ func TestSchedule_next(t *testing.T) {
 		}
 		if f.action == "" || f.reason == "" {
 			t.Errorf("%s has no action or no reason", f.name)
+		}
+		if alone := f.press != nil; alone != (f.layer == clientLayer) || alone != (f.inject == nil) || alone != (f.slowdown > 1) {
+			t.Errorf("%s: layer %d, inject set: %v, press set: %v, slowdown %v", f.name, f.layer, f.inject != nil, alone, f.slowdown)
 		}
 	}
 }
@@ -317,9 +325,63 @@ func TestFaultTest_addAnswer(t *testing.T) {
 	}
 }
 
+// A fault of other clients is a violation if claims took longer than it allows, also if there was
+// no answer at all.
+func TestFaultTest_compare(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		before, during float64
+		want           int
+	}{
+		{1000, 1000, 0}, {1000, 201, 0}, {1000, 199, 1}, {1000, 0, 1}, {1000, 5000, 0},
+	} {
+		r := newFaultTest(options{}, &bytes.Buffer{})
+		r.env = &environment{}
+		r.compare(comparison{&fault{name: "a storm", slowdown: 5}, test.before, test.during})
+		if got := r.violations.slow.count(); got != test.want {
+			t.Errorf("%+v: %d violations", test, got)
+		}
+		if report := r.report(); !strings.Contains(report, "| a storm | 1000 |") {
+			t.Errorf("the comparison is not in the report: %s", report)
+		}
+	}
+}
+
+// An instance that uses more than a container has, or that has exited, does not go unnoticed.
+func TestFaultTest_checkMemory(t *testing.T) {
+	t.Parallel()
+	r := newFaultTest(options{}, &bytes.Buffer{})
+	r.env = &environment{instances: []*instance{{address: "127.0.0.1:1"}}}
+	if err := r.checkMemory("a fault"); err == nil {
+		t.Error("no error for an instance that does not run")
+	}
+	r.env.instances[0].cmd = &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}
+	if err := r.checkMemory("a fault"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat("/proc/self/status"); err == nil && (r.count.figures().largest < 1<<20 || r.violations.memory.count() > 0) {
+		t.Errorf("this process: %d bytes, %v", r.count.figures().largest, examples(r.violations))
+	}
+}
+
+// A checker can get more users while it is used.
+func TestStorageChecker_grow(t *testing.T) {
+	t.Parallel()
+	c := newStorageChecker("c", 9, 0)
+	c.grow(2)
+	c.addClaim(1, load.Claimed)
+	c.grow(1)
+	c.grow(5)
+	if len(c.userAnswers) != 5 || c.userAnswers[1] != gotClaimed {
+		t.Errorf("answers: %v", c.userAnswers)
+	}
+}
+
 func TestRun_wrongCommandLine(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--duration", "0s"}, {"--progress", "0s"}, {"--report", ""}, {"--bogus"}, {"word"}} {
+	for _, args := range [][]string{
+		{"--duration", "0s"}, {"--progress", "0s"}, {"--report", ""}, {"--bogus"}, {"word"}, {"--faults", "("}, {"--faults", "no such fault"},
+	} {
 		var stderr bytes.Buffer
 		if code := run(t.Context(), args, &bytes.Buffer{}, &stderr); code != exitUsage || stderr.Len() == 0 {
 			t.Errorf("%v: exit code %d, %q", args, code, stderr.String())

@@ -45,7 +45,7 @@ func (i *instance) start() error {
 	// Without a context that ends: it runs until stop or kill.
 	cmd := exec.CommandContext(context.Background(), i.binary, "serve")
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+i.database, "LISTEN_ADDR="+i.address, "CLAIM_TIMEOUT="+claimTimeout.String(),
-		"LOG_LEVEL=warn", "LOG_FORMAT=json")
+		"LOG_LEVEL=warn", "LOG_FORMAT=json", "GOMEMLIMIT="+goMemoryLimit)
 	cmd.Stdout, cmd.Stderr = log, log
 	// An interrupt from the terminal must reach this program only.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -2,7 +2,7 @@
 // every answer against a model and against the stored state.
 //
 //	make faults DURATION=10m SEED=7
-//	go run ./test/faults --duration 45s --seed 1
+//	go run ./test/faults --duration 45s --seed 1 --faults "storm|locked"
 //
 // # What it checks
 //
@@ -19,6 +19,10 @@
 // answers that it may cause; any other answer is a violation. At the end all answers are compared
 // with the tables.
 //
+// Some faults are other clients, or a lock on coupons of other clients (crowds.go). Clients that
+// have nothing to do with them claim before and during such a fault, and must not be slowed down
+// much (press.go). No instance may use more memory than a container of 512 MiB has (memory.go).
+//
 // It writes a report. The exit status is 0 without violations, 1 with violations or if the test
 // could not be completed, and 2 for a wrong command line. A failed run keeps its logs and its
 // database, and prints where they are.
@@ -32,6 +36,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"syscall"
 	"time"
 
@@ -58,6 +64,7 @@ type options struct {
 	seed     uint64
 	report   string
 	progress time.Duration
+	only     *regexp.Regexp // names of the faults to inject
 }
 
 func parseOptions(args []string, stderr io.Writer) (options, error) {
@@ -69,6 +76,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	flags.Uint64Var(&o.seed, "seed", 0, "seed of the faults and the requests; 0 takes one from the clock")
 	flags.StringVar(&o.report, "report", "faults/report.md", "write the report to this `file`")
 	flags.DurationVar(&o.progress, "progress", 5*time.Second, "how often to print a line of progress")
+	only := flags.String("faults", "", "inject only faults whose names match this regular `expression`")
 	if err := flags.Parse(args); err != nil {
 		if !errors.Is(err, pflag.ErrHelp) {
 			_, _ = fmt.Fprintln(stderr, "faults:", err)
@@ -76,13 +84,18 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 		return o, err
 	}
 	var err error
+	o.only, err = regexp.Compile(*only)
 	switch {
+	case err != nil:
+		err = fmt.Errorf("--faults %q: %w", *only, err)
 	case flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q: only flags are allowed", flags.Arg(0))
 	case o.duration < time.Second:
 		err = fmt.Errorf("--duration %s: at least 1s", o.duration)
 	case o.progress <= 0:
 		err = fmt.Errorf("--progress %s: must be positive", o.progress)
+	case !slices.ContainsFunc(allFaults(), func(f *fault) bool { return o.only.MatchString(f.name) }):
+		err = fmt.Errorf("--faults %q: no fault matches", *only)
 	case o.report == "":
 		err = errors.New("--report is empty: name a file")
 	}

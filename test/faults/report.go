@@ -37,6 +37,7 @@ func (t *faultTest) report() string {
 	line("| sales with thousands of users, answers checked against each other | %d |", f.sales)
 	line("| coupons compared with the tables at the end, and their claims | %s, %s |", thousands(t.checked), thousands(t.claims))
 	line("| longest wait for an answer (CLAIM_TIMEOUT is %s) | %s |", claimTimeout, f.longest.Round(time.Millisecond))
+	line("| most memory of an instance, with its send buffers (the limit is %d MiB) | %d MiB |", memoryLimit>>20, f.largest>>20)
 	line("")
 	line("| violation | found |\n|---|---:|")
 	for _, v := range t.violations.all() {
@@ -73,6 +74,13 @@ func (t *faultTest) report() string {
 			allowed = "none"
 		}
 		line("| %s | %d | %s | %s | %s |", kind.name, f.byFault[kind.name], kind.action, allowed, kind.reason)
+	}
+	if len(f.comparisons) > 0 {
+		line("\n## Claims of other clients\n\n%d clients claim coupons of their own, one claim after another, before and during the faults of other clients.\n", bystanders)
+		line("| fault | claims a second before | during | a claim took | at most |\n|---|---:|---:|---:|---:|")
+		for _, c := range f.comparisons {
+			line("| %s | %.0f | %.0f | %.1f × | %.0f × |", c.fault.name, c.before, c.during, c.slowdown(), c.fault.slowdown)
+		}
 	}
 	for _, what := range t.leftOut {
 		line("\nNOT TESTED: %s", what)

@@ -84,7 +84,7 @@ const overtime = 5 * time.Minute
 // answers with the tables.
 func (t *faultTest) run(ctx context.Context) {
 	t.began = time.Now()
-	faults, leftOut := availableFaults(t.env)
+	faults, leftOut := availableFaults(t.env, t.options.only)
 	t.leftOut = leftOut
 	for _, what := range leftOut {
 		t.printf("NOT TESTED: %s", what)

@@ -18,6 +18,8 @@ const (
 	smallCouponStream
 	smallClientStream
 	saleClientStream
+	bystanderStream
+	pressStream
 )
 
 func (t *faultTest) random(stream uint64, number int) *rand.Rand {
@@ -32,7 +34,7 @@ type injection struct {
 }
 
 // schedule draws injections without an end. Each kind of fault comes once before any comes again,
-// in random order. Every third injection has two faults.
+// in random order. Every third injection has two faults, but those of clientLayer come alone.
 type schedule struct {
 	faults    []*fault
 	random    *rand.Rand
@@ -43,9 +45,10 @@ type schedule struct {
 func (s *schedule) next() injection {
 	s.drawn++
 	n := injection{delay: between(s.random, 1500*time.Millisecond, 3500*time.Millisecond)}
-	n.faults = append(n.faults, s.draw(noLayer))
-	if s.drawn%3 == 0 {
-		if second := s.draw(n.faults[0].layer); second != nil {
+	first := s.draw(func(*fault) bool { return true })
+	n.faults = append(n.faults, first)
+	if s.drawn%3 == 0 && first.press == nil {
+		if second := s.draw(func(f *fault) bool { return f.press == nil && f.layer != first.layer }); second != nil {
 			n.faults = append(n.faults, second)
 		}
 	}
@@ -55,8 +58,8 @@ func (s *schedule) next() injection {
 	return n
 }
 
-// draw returns the next fault of a layer other than except, or nil if none is left in this round.
-func (s *schedule) draw(except layer) *fault {
+// draw returns the next fault that fits, or nil if none is left in this round.
+func (s *schedule) draw(fits func(*fault) bool) *fault {
 	if len(s.remaining) == 0 {
 		s.remaining = append(s.remaining, s.faults...)
 		s.random.Shuffle(len(s.remaining), func(i, j int) {
@@ -64,7 +67,7 @@ func (s *schedule) draw(except layer) *fault {
 		})
 	}
 	for i, f := range s.remaining {
-		if f.layer != except {
+		if fits(f) {
 			s.remaining = append(s.remaining[:i:i], s.remaining[i+1:]...)
 			return f
 		}
@@ -96,6 +99,9 @@ func (t *faultTest) inject(ctx, injecting context.Context, n injection) error {
 		t.count.fault(f)
 	}
 	t.printf("%s  fault: %s", t.clock(), names(n.faults))
+	if f := n.faults[0]; f.press != nil {
+		return t.pressAndCompare(ctx, injecting, f, rand.New(rand.NewPCG(n.seeds[0], 0)))
+	}
 	window := t.outages.start(n.faults)
 	defer t.outages.finish(window)
 	var all errgroup.Group
@@ -111,5 +117,8 @@ func (t *faultTest) inject(ctx, injecting context.Context, n injection) error {
 	if err := all.Wait(); err != nil {
 		return err
 	}
-	return t.env.waitHealthy(ctx)
+	if err := t.env.waitHealthy(ctx); err != nil {
+		return err
+	}
+	return t.checkMemory(names(n.faults))
 }

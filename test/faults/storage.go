@@ -53,6 +53,15 @@ func newStorageChecker(coupon string, amount, users int) *storageChecker {
 	return &storageChecker{coupon: coupon, amount: amount, userAnswers: make([]answers, users)}
 }
 
+// grow adds users, if there are fewer.
+func (c *storageChecker) grow(users int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if missing := users - len(c.userAnswers); missing > 0 {
+		c.userAnswers = append(c.userAnswers, make([]answers, missing)...)
+	}
+}
+
 // addCreation adds the answer to a creation.
 func (c *storageChecker) addCreation(a load.Answer) {
 	c.mu.Lock()

@@ -22,6 +22,8 @@ type violations struct {
 	notLinearizable           *violation
 	undecided                 *violation // histories that porcupine could not decide in time
 	notAllowed                *violation // answers that no active fault may cause
+	slow                      *violation // clients that a fault of other clients slowed down too much
+	memory                    *violation // an instance that used more than memoryLimit
 	notRecovered              *violation // the service did not recover from a fault, or the test itself failed
 }
 
@@ -35,13 +37,16 @@ func newViolations() *violations {
 		notLinearizable: &violation{what: "histories that are not linearizable"},
 		undecided:       &violation{what: "histories that could not be decided in time"},
 		notAllowed:      &violation{what: "answers that no active fault may cause"},
+		slow:            &violation{what: "other clients slowed down more than a fault may do"},
+		memory:          &violation{what: "instances that used more memory than they may"},
 		notRecovered:    &violation{what: "failures to recover, or of the test itself"},
 	}
 }
 
 func (v *violations) all() []*violation {
 	return []*violation{
-		v.lost, v.duplicate, v.oversold, v.unrequested, v.contradiction, v.notLinearizable, v.undecided, v.notAllowed, v.notRecovered,
+		v.lost, v.duplicate, v.oversold, v.unrequested, v.contradiction, v.notLinearizable, v.undecided, v.notAllowed, v.slow,
+		v.memory, v.notRecovered,
 	}
 }
 

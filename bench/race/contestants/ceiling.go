@@ -27,4 +27,4 @@ func (ceiling) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, er
 	return coupon(name, 1, 1, nil), true, nil
 }
 
-func (ceiling) Ready(context.Context) error { return nil }
+func (ceiling) Ready(context.Context) ([]pgstore.Shard, error) { return nil, nil }

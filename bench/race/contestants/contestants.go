@@ -40,6 +40,8 @@ type Contestant struct {
 	Name string
 	// Method describes in one line how it claims.
 	Method string
+	// Table is the table with its coupons in PostgreSQL; "": it has none.
+	Table string
 	// Open connects to the database of cfg. stop ends everything that Open started.
 	Open func(ctx context.Context, cfg Config) (store api.Store, stop func(), err error)
 }
@@ -49,15 +51,16 @@ const Coupond = "coupond"
 
 // All returns the contestants in the order of the tables.
 func All() []Contestant {
+	const ours, theirs = "coupond.coupons", "contestant.coupons"
 	return []Contestant{
-		{Coupond, "concurrent claims in one call with one commit (pgstore)", openCoupond},
-		{"interactive", "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go", openInteractive},
-		{"optimistic", "one statement, UPDATE … WHERE remaining_amount > 0, retried after a conflict", openOptimistic},
-		{"serializable", "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a serialization failure", openSerializable},
-		{"one call per claim", "select claim_coupon($1, $2), once per request", openSingle},
-		{"plain function", "the plainest PL/pgSQL function on tables with a foreign key, once per request", openPlain},
-		{"Redis", "a Lua script, with the server's appendfsync", openRedis},
-		{"ceiling", "HTTP only: every claim is answered as claimed", openCeiling},
+		{Coupond, "concurrent claims in one call with one commit (pgstore)", ours, openCoupond},
+		{"interactive", "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go", theirs, openInteractive},
+		{"optimistic", "one statement, UPDATE … WHERE remaining_amount > 0, retried after a conflict", theirs, openOptimistic},
+		{"serializable", "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a serialization failure", theirs, openSerializable},
+		{"one call per claim", "select claim_coupon($1, $2), once per request", ours, openSingle},
+		{"plain function", "the plainest PL/pgSQL function on tables with a foreign key, once per request", theirs, openPlain},
+		{"Redis", "a Lua script, with the server's appendfsync", "", openRedis},
+		{"ceiling", "HTTP only: every claim is answered as claimed", "", openCeiling},
 	}
 }
 

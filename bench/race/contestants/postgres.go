@@ -81,7 +81,7 @@ func (t tables) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool,
 	return coupon(name, amount, remaining, claimers), true, nil
 }
 
-func (t tables) Ready(ctx context.Context) error { return t.pool.Ping(ctx) }
+func (t tables) Ready(ctx context.Context) ([]pgstore.Shard, error) { return nil, t.pool.Ping(ctx) }
 
 // interactive is the usual first version: the application holds the row lock over five round trips.
 type interactive struct{ tables }

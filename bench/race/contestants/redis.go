@@ -65,7 +65,7 @@ func openRedis(ctx context.Context, cfg Config) (api.Store, func(), error) {
 		return nil, nil, fmt.Errorf("redis: %w", err)
 	}
 	store := redis{client}
-	if err := store.Ready(ctx); err != nil {
+	if _, err := store.Ready(ctx); err != nil {
 		client.Close()
 		return nil, nil, fmt.Errorf("redis: %w", err)
 	}
@@ -103,6 +103,6 @@ func (s redis) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, 
 	return coupon(name, int(amount), int(remaining), claimers), true, nil
 }
 
-func (s redis) Ready(ctx context.Context) error {
-	return s.client.Do(ctx, s.client.B().Ping().Build()).Error()
+func (s redis) Ready(ctx context.Context) ([]pgstore.Shard, error) {
+	return nil, s.client.Do(ctx, s.client.B().Ping().Build()).Error()
 }
