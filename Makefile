@@ -35,7 +35,7 @@ help: ## List the targets
 ##@ Run
 
 .PHONY: run
-run: ## Serve on :8080 with a private PostgreSQL; Ctrl-C stops both
+run: ## Serve on 127.0.0.1:8080 with a private PostgreSQL; Ctrl-C stops both
 	@mkdir -p .bin && $(GO) build -o .bin/coupond ./cmd/coupond
 	@exec .bin/coupond dev $(ARGS)
 
@@ -88,6 +88,10 @@ test-browser: ## Use /docs in a headless Chromium (Debian: chromium); screenshot
 .PHONY: examples
 examples: ## Build, test and run _examples against a service, through its restart (needs jq)
 	.ci/examples
+
+.PHONY: clients
+clients: ## Generate clients from openapi.yaml with two generators, and compile them
+	.ci/clients
 
 .PHONY: mutants
 mutants: ## Plant each bug of test/mutants and check that its test fails
@@ -153,7 +157,7 @@ lint: $(GOLANGCI_LINT) $(ACTIONLINT) ## Run golangci-lint, go vet, shellcheck, y
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
-	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release .ci/examples deploy/release test/pgtap/run deploy/ha/node deploy/ha/first deploy/shards/setup deploy/shards/move
+	shellcheck .ci/run .ci/session .ci/newcomer .ci/compose .ci/release .ci/examples .ci/clients deploy/release test/pgtap/run deploy/ha/node deploy/ha/first deploy/compose/first deploy/shards/setup deploy/shards/move
 	shellcheck --shell=sh internal/localpg/watchdog.sh _examples/curl/coupons.sh
 	yamllint --strict .
 	$(ACTIONLINT)
