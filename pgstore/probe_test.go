@@ -165,7 +165,15 @@ func TestProbe_privilegeMissing(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	s.create(t, "c", 100)
-	s.exec(t, `revoke execute on function pg_catalog.pg_logical_emit_message(boolean, text, text) from public`)
+	// Its parameters depend on the version of PostgreSQL.
+	s.exec(t, `do $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in select oid from pg_catalog.pg_proc where proname = 'pg_logical_emit_message' loop
+    execute format('revoke execute on function %s from public', v_function);
+  end loop;
+end $$`)
 	s.serverOf("c").markSuspect()
 	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
 		t.Errorf("%q, %v", status, err)
