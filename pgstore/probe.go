@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -178,7 +179,7 @@ func singleProblem(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return "the database" + silentReason
 	}
-	if sqlState(err) != "" {
+	if _, connecting := errors.AsType[*pgconn.ConnectError](err); !connecting && sqlState(err) != "" {
 		return callProblem(err)
 	}
 	return ConnectProblem(err)

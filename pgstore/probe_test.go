@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -158,6 +159,21 @@ func TestReady_lockedCoupon(t *testing.T) {
 		t.Errorf("claim of the other coupon: %q, %v", status, err)
 	}
 	wantReady(t, s.Store)
+}
+
+// A server that refuses the login of a probe is described as by a health check.
+func TestProbe_loginRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	name := fmt.Sprint("pgstore_test_", time.Now().UnixNano())
+	s.exec(t, `create role `+name+` login password 's3cr3t' in role coupon_service`)
+	t.Cleanup(func() { _, _ = s.owner.Exec(context.Background(), `drop role `+name) })
+	_, host, _ := strings.Cut(s.url, "@")
+	refused := openStore(t, "postgres://"+name+":wrong@"+host)
+	srv := refused.serverOf("c")
+	srv.markSuspect()
+	wait.For(t, "the probe to be refused", func() bool { return srv.refusalReason() != "" })
+	wantReady(t, refused, "refuses the login", "check the user and the password")
 }
 
 // A login that may not write to the log by itself cannot be probed: the server counts as healthy.
