@@ -40,7 +40,7 @@ type Store interface {
 	Coupon(ctx context.Context, name string) (coupon *pgstore.Coupon, found bool, err error)
 	// Ready returns no error if claims can be made. Otherwise, also when ctx ends first, the error's
 	// text is one sentence that is safe to publish. shards is the last known state of each server
-	// behind a proxy; none if there is no proxy.
+	// behind a proxy; none without a proxy.
 	Ready(ctx context.Context) (shards []pgstore.Shard, err error)
 }
 

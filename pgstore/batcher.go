@@ -286,9 +286,9 @@ func (b *batcher) isApart(coupon string) bool {
 }
 
 // keepApart notes how a solo call ended. A coupon that was still locked is kept out of shared calls
-// until a solo call finds it free, and for a fifth of the time-out more, because who locks a coupon
-// again and again would delay the others each time. A solo call of a free coupon costs little, so
-// the first bound is long; it only keeps the map from growing.
+// until a solo call finds it free, and for a fifth of the time-out more: a coupon that is locked
+// again and again would otherwise delay the others each time. A solo call of a free coupon costs
+// little, so the first bound is long; it only keeps the map from growing.
 func (b *batcher) keepApart(coupon string, apart bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -190,7 +190,7 @@ func TestStore_bothAttemptsCut(t *testing.T) {
 	s := newTestStore(t)
 	s.create(t, "c", 7)
 	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		if strings.Contains(sql, "coupond.") && !strings.Contains(sql, "pg_proc") { // not isProxySQL
+		if strings.Contains(sql, "coupond.") && !strings.Contains(sql, "pg_proc") { // not prepareSQL
 			return faultproxy.CutBeforeCommit
 		}
 		return faultproxy.Pass

@@ -117,7 +117,7 @@ const recentResult = 100 * time.Millisecond
 // Ready returns nil if claims can be made: the database answers, commits complete, the role is
 // right and the schema is not too old. Otherwise its error is one sentence without secrets: what
 // is wrong and, where it helps, what to do. shards is the state of each server behind a proxy,
-// which may not be healthy although err is nil; none if there is no proxy.
+// which may not be healthy although err is nil; none without a proxy.
 //
 // Ready returns when ctx ends, and after 1.5 s at the latest. Concurrent callers get the result of
 // one check. It uses a connection of its own, so that it does not wait for claims (with MaxConns 1
@@ -200,7 +200,7 @@ const trialSQL = `select coupond.create_coupon($1, 1), coupond.claim_coupon($2, 
 // tryClaim makes a claim and rolls it back, if a write has failed with an error that other writes
 // may meet too (a full disk, a missing privilege) and no trial has succeeded since.
 func (s *server) tryClaim(ctx context.Context, conn *pgxpool.Conn) *notReadyError {
-	if conn.Conn() == nil || serverConnOf(conn.Conn()).kind == kindProxy || !s.defective.Swap(false) {
+	if serverConnOf(conn.Conn()).kind == kindProxy || !s.defective.Swap(false) {
 		return nil // nothing can be rolled back on a shard
 	}
 	// Long names, so that it does not fit where other claims do not.

@@ -1,7 +1,6 @@
 package pgstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,13 +13,13 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// claimOthers makes claims of coupons from several goroutines until stop is called, each for a
+// claimFreely makes claims of coupons from 8 goroutines per store until stop is called, each for a
 // user of its own. Every claim must succeed.
-func (s *testStore) claimOthers(t *testing.T, coupons []string) (made *atomic.Int64, stop func()) {
+func claimFreely(t *testing.T, coupons []string, stores ...*Store) (made *atomic.Int64, stop func()) {
 	made = new(atomic.Int64)
 	stopped := make(chan struct{})
 	var clients sync.WaitGroup
-	for client := range 8 {
+	for client := range 8 * len(stores) {
 		clients.Go(func() {
 			for n := 0; ; n++ {
 				select {
@@ -29,8 +28,8 @@ func (s *testStore) claimOthers(t *testing.T, coupons []string) (made *atomic.In
 				default:
 				}
 				coupon := coupons[rand.IntN(len(coupons))]
-				if status, err := s.Claim(t.Context(), fmt.Sprintf("u%d-%d", client, n), coupon); status != Claimed {
-					t.Errorf("%s, which is not locked: %q, %v", coupon, status, err)
+				if status, err := stores[client%len(stores)].Claim(t.Context(), fmt.Sprintf("u%d-%d", client, n), coupon); status != Claimed {
+					t.Errorf("%s, which is not locked for long: %q, %v", coupon, status, err)
 				}
 				made.Add(1)
 			}
@@ -52,22 +51,6 @@ func (s *testStore) createMany(t *testing.T, prefix string, count int) (names []
 	return names
 }
 
-// lockAll locks coupons in one transaction, until unlock is called.
-func (s *testStore) lockAll(t *testing.T, coupons []string) (unlock func()) {
-	t.Helper()
-	conn := connect(t, s.url)
-	for _, sql := range []string{`begin`, `select from coupond.coupons where name = any ($1) for update`} {
-		var args []any
-		if sql != `begin` {
-			args = []any{coupons}
-		}
-		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return func() { _ = conn.Close(context.Background()) }
-}
-
 // Coupons that another transaction keeps locked for longer than ClaimTimeout, more of them than
 // there are connections, get ErrUnavailable or ErrOverloaded. Claims of the others do not fail and
 // do not wait for them. When the locks are gone, all coupons can be claimed.
@@ -78,7 +61,7 @@ func TestClaim_lockedCoupons(t *testing.T) {
 			t.Parallel()
 			s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout, cfg.ClaimQueue = 4*time.Second, 1000 })
 			free, stuck := s.createMany(t, "free", 50), s.createMany(t, "locked", locked)
-			unlock := s.lockAll(t, stuck)
+			unlock := s.lock(t, stuck...)
 			start := time.Now()
 			var waiting sync.WaitGroup
 			for _, coupon := range stuck {
@@ -91,7 +74,7 @@ func TestClaim_lockedCoupons(t *testing.T) {
 					})
 				}
 			}
-			made, stop := s.claimOthers(t, free)
+			made, stop := claimFreely(t, free, s.Store)
 			wait.For(t, "the locked coupons to be sent alone", func() bool { return s.serverOf("").batcher.load().alone > 0 })
 			// Claims go on while a solo call waits for its lock.
 			before := made.Load()
@@ -122,9 +105,9 @@ func TestClaim_lockedAgainAndAgain(t *testing.T) {
 	s := newTestStore(t)
 	free := s.createMany(t, "free", 10)
 	s.create(t, "locked", 1_000_000)
-	made, stop := s.claimOthers(t, free)
+	made, stop := claimFreely(t, free, s.Store)
 	for round := range 5 {
-		unlock := s.lockAll(t, []string{"locked"})
+		unlock := s.lock(t, "locked")
 		claimed := make(chan error, 1)
 		go func() {
 			status, err := s.Claim(t.Context(), fmt.Sprint("w", round), "locked")
@@ -152,26 +135,7 @@ func TestClaim_noDeadlocks(t *testing.T) {
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
 	other := openStore(t, s.url, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
 	coupons := s.createMany(t, "c", 20)
-	stopped := make(chan struct{})
-	var clients sync.WaitGroup
-	for client := range 16 {
-		store := s.Store
-		if client%2 == 1 {
-			store = other
-		}
-		clients.Go(func() {
-			for n := 0; ; n++ {
-				select {
-				case <-stopped:
-					return
-				default:
-				}
-				if status, err := store.Claim(t.Context(), fmt.Sprintf("u%d-%d", client, n), coupons[rand.IntN(len(coupons))]); status != Claimed {
-					t.Errorf("%q, %v", status, err)
-				}
-			}
-		})
-	}
+	_, stop := claimFreely(t, coupons, s.Store, other)
 	// A transaction that takes locks one by one, in random order.
 	conn := connect(t, s.url)
 	for range 30 {
@@ -189,8 +153,7 @@ func TestClaim_noDeadlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	close(stopped)
-	clients.Wait()
+	stop()
 	var deadlocks int
 	if err := s.owner.QueryRow(t.Context(), `select deadlocks from pg_stat_database where datname = current_database()`).Scan(&deadlocks); err != nil || deadlocks != 0 {
 		t.Errorf("%d deadlocks, %v", deadlocks, err)

@@ -112,21 +112,22 @@ func (s *testStore) wantHolders(t *testing.T, coupon string, want ...string) {
 	}
 }
 
-// lock locks a coupon's row, as an open transaction of another program would, until unlock is
+// lock locks the rows of coupons, as an open transaction of another program would, until unlock is
 // called or the test ends.
-func (s *testStore) lock(t *testing.T, coupon string) (unlock func()) {
+func (s *testStore) lock(t *testing.T, coupons ...string) (unlock func()) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), s.url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, sql := range []string{`begin`, `select from coupond.coupons where name = '` + coupon + `' for update`} {
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
 	unlock = func() { _ = conn.Close(context.Background()) }
 	t.Cleanup(unlock)
+	if _, err := conn.Exec(t.Context(), `begin`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), `select from coupond.coupons where name = any ($1) for update`, coupons); err != nil {
+		t.Fatal(err)
+	}
 	return unlock
 }
 

@@ -178,7 +178,7 @@ func (p *proxy) setPartitions(partitions []int) {
 		servers[partition] = servers[number]
 	}
 	p.store.setServers(servers)
-	if doubtful { // and who knows which shard has what it had
+	if doubtful { // any of the new shards may have what a doubtful one had
 		for _, sh := range p.shards {
 			sh.markSuspect()
 		}
@@ -213,7 +213,7 @@ func (p *proxy) all() []*shard {
 	return p.shards
 }
 
-// states returns the state of each shard that is known; none if there is no proxy.
+// states returns the state of each shard that is known; none without a proxy.
 func (p *proxy) states() []Shard {
 	var states []Shard
 	for _, sh := range p.all() {

@@ -86,8 +86,8 @@ type callKind struct {
 
 // execute makes a call, and once more if that fails. If an attempt was made before, failed is its
 // failure, and execute makes the second one only. It returns the failure of the first attempt, nil
-// if there is none, and an error if there is no answer. An answer after an ambiguous first attempt
-// may be that attempt's effect.
+// if there is none, and an error if neither attempt was answered. An answer after an ambiguous
+// first attempt may be that attempt's effect.
 func (s *server) execute(ctx context.Context, write bool, failed *failedAttempt, call callFunc) (first *failedAttempt, err error) {
 	if failed == nil {
 		firstCtx, cancel := firstAttempt(ctx)

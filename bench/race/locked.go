@@ -106,7 +106,7 @@ func (r *race) runBeside(ctx context.Context, s *service, n int, lock func(conte
 	return f, errors.Join(r.check(ctx, s, plenty, report, others...), r.check(ctx, s, plenty, waited, locked...))
 }
 
-// lock locks coupons of a service, as somebody does who forgets to end a transaction in psql, until
+// lock locks coupons of a service, as a psql session with a forgotten transaction does, until
 // unlock is called.
 func (m *machine) lock(ctx context.Context, s *service, coupons []string) (unlock func() error, err error) {
 	table := "coupond.coupons"

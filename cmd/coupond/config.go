@@ -43,8 +43,8 @@ type devListenConfig struct {
 type serviceConfig struct {
 	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" help:"connections to PostgreSQL, at most" max:"1000" min:"1"`
 	// ADR 0008 has the measurements behind the default.
-	ClaimConcurrency int           `env:"CLAIM_CONCURRENCY" envDefault:"1"    help:"batches of claims in flight at once (behind a proxy: for each shard); at most DB_MAX_CONNS" max:"1000"    min:"1"`
-	ClaimQueue       int           `env:"CLAIM_QUEUE"       envDefault:"4096" help:"pending claims of a batcher, at most; the next one is answered 503"                         max:"1000000" min:"1"`
+	ClaimConcurrency int           `env:"CLAIM_CONCURRENCY" envDefault:"1"    help:"calls with batches of claims in flight at once (behind a proxy: for each shard); at most DB_MAX_CONNS" max:"1000"    min:"1"`
+	ClaimQueue       int           `env:"CLAIM_QUEUE"       envDefault:"4096" help:"pending claims, at most (behind a proxy: for each shard); also waiting reads, and creations; the next one is answered 503"                         max:"1000000" min:"1"`
 	ClaimTimeout     time.Duration `env:"CLAIM_TIMEOUT"     envDefault:"5s"   help:"time limit for answering a claim"                                                           max:"10m"     min:"20ms"`
 	ShutdownTimeout  time.Duration `env:"SHUTDOWN_TIMEOUT"  envDefault:"30s"  help:"time limit for answering open requests during a shutdown"                                   max:"1h"      min:"10ms"`
 	// The default is more than the 60 s of HAProxy's examples, nginx and AWS, and still frees the

@@ -24,15 +24,8 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// containerMemory is the memory of a container in which the service must be able to run. GOMEMLIMIT
-// is what Go is told in such a container. It is not a bound: a program that holds more uses more.
-const (
-	containerMemory = 512 << 20
-	goMemoryLimit   = "GOMEMLIMIT=460MiB"
-)
-
-// crowd is clients that misbehave.
-type crowd struct {
+// badClients are clients that misbehave in one way.
+type badClients struct {
 	name   string
 	count  int
 	client func(ctx context.Context, address string) error // called again whenever it returns
@@ -47,7 +40,7 @@ type crowd struct {
 // succeed, and the service must not use more memory than a container of 512 MiB has.
 func (b *bounds) misbehavingClients(t *testing.T) {
 	b.table("Misbehaving clients", "16 connections claim, each as soon as it has its answer. All answers are 201. The memory of the service\n"+
-		fmt.Sprintf("includes the send buffers of its connections; the limit is %.0f MiB.", mib(containerMemory)),
+		fmt.Sprintf("includes the send buffers of its connections; the limit is %.0f MiB.", mib(procmem.Limit)),
 		"other clients | claims a second without them | with them | p99 | slowest | most memory")
 	const slow, readers = 500, 60
 	sendSlowly := func(head, body string) func(context.Context, string) error {
@@ -55,7 +48,7 @@ func (b *bounds) misbehavingClients(t *testing.T) {
 	}
 	longest := strings.Repeat(`\ud83c\udf9f`, 255) // a character that is two escapes
 	unread := &slowReaders{}
-	for _, c := range []crowd{
+	for _, c := range []badClients{
 		{name: fmt.Sprintf("%d connections that send headers slowly, a byte every 100 ms", slow), count: slow, client: sendSlowly("",
 			"POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nX-Long: 0123456789012345678901234567890123456789012345678901234567890123456789\r\n")},
 		{name: fmt.Sprintf("%d connections that send bodies slowly, a byte every 100 ms", slow), count: slow,
@@ -72,7 +65,7 @@ func (b *bounds) misbehavingClients(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			database := pgtest.New(t)
 			insertUnreadCoupon(t, database)
-			p, address := b.serve(t, b.binary, database.URL, 0, goMemoryLimit)
+			p, address := b.serve(t, b.binary, database.URL, 0, procmem.GoLimit)
 			b.createSale(t, address)
 			b.claimBeside(t, database, p, address, c)
 		})
@@ -93,7 +86,7 @@ func (b *bounds) outOfFileDescriptors(t *testing.T) {
 	t.Cleanup(proxy.Close)
 	p, address := b.serve(t, b.binary, proxy.URL(database.URL), limit, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL))
 	b.createSale(t, address)
-	b.claimBeside(t, database, p, address, crowd{
+	b.claimBeside(t, database, p, address, badClients{
 		name:  fmt.Sprintf("%d idle connections to a service with %d file descriptors; then PostgreSQL is unreachable for 2 s", 3*limit, limit),
 		count: 3 * limit, client: idleClient,
 		then: func(run *loadgen.Run) []loadgen.Report {
@@ -142,9 +135,9 @@ func (b *bounds) recover(t *testing.T, run *loadgen.Run, settle time.Duration) [
 	return reports
 }
 
-// claimBeside measures the claims of 16 clients, first without others and then beside a crowd, and
+// claimBeside measures the claims of 16 clients, first without others and then beside others, and
 // the memory of the service.
-func (b *bounds) claimBeside(t *testing.T, database *pgtest.Database, p *program, address string, others crowd) {
+func (b *bounds) claimBeside(t *testing.T, database *pgtest.Database, p *program, address string, others badClients) {
 	t.Helper()
 	warmUp := runClaims(t, address, 16, b.baseline)
 	alone := runClaims(t, address, 16, b.baseline)
@@ -195,8 +188,8 @@ func (b *bounds) claimBeside(t *testing.T, database *pgtest.Database, p *program
 	if slowest > boundTimeout+b.tolerance {
 		t.Errorf("a claim took %s", slowest)
 	}
-	if most > containerMemory {
-		t.Errorf("the service used %.0f MiB, want at most %.0f", mib(most), mib(containerMemory))
+	if most > procmem.Limit {
+		t.Errorf("the service used %.0f MiB, want at most %.0f", mib(most), mib(procmem.Limit))
 	}
 	// No other client ever sends a whole claim.
 	checkStored(t, database, reports...)

@@ -10,6 +10,14 @@ import (
 	"strings"
 )
 
+// Limit is the memory, in bytes, of the container in which the service must be able to run. GoLimit
+// is the environment variable that `coupond serve` would take from such a container. It is not a
+// bound: a program that holds more uses more.
+const (
+	Limit   = 512 << 20
+	GoLimit = "GOMEMLIMIT=460MiB"
+)
+
 // ResetPeak makes Peak start again from the present memory of the process.
 func ResetPeak(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)

@@ -36,10 +36,10 @@ type fault struct {
 	// inject injects the fault and has undone it when it returns. Its error is a failure of the test
 	// itself, or a violation that no answer shows.
 	inject func(ctx context.Context, e *environment, random *rand.Rand) error
-	// press is set instead of inject for the faults of clientLayer. It returns when the fault has its
+	// start is set instead of inject for the faults of clientLayer. It returns when the fault has its
 	// full effect. undo, called after ctx has ended, ends it. Such a fault comes alone, and meanwhile
 	// the claims of other clients may take at most slowdown times as long as before.
-	press    func(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error)
+	start    func(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error)
 	slowdown float64
 }
 

@@ -265,7 +265,7 @@ func TestSchedule_next(t *testing.T) {
 			if len(n.faults) > 1 && n.faults[0].layer == n.faults[1].layer {
 				t.Errorf("two faults of one layer: %s", names(n.faults))
 			}
-			if len(n.faults) > 1 && slices.ContainsFunc(n.faults, func(f *fault) bool { return f.press != nil }) {
+			if len(n.faults) > 1 && slices.ContainsFunc(n.faults, func(f *fault) bool { return f.start != nil }) {
 				t.Errorf("a fault during which others are measured does not come alone: %s", names(n.faults))
 			}
 		}
@@ -285,8 +285,8 @@ func TestSchedule_next(t *testing.T) {
 		if f.action == "" || f.reason == "" {
 			t.Errorf("%s has no action or no reason", f.name)
 		}
-		if alone := f.press != nil; alone != (f.layer == clientLayer) || alone != (f.inject == nil) || alone != (f.slowdown > 1) {
-			t.Errorf("%s: layer %d, inject set: %v, press set: %v, slowdown %v", f.name, f.layer, f.inject != nil, alone, f.slowdown)
+		if alone := f.start != nil; alone != (f.layer == clientLayer) || alone != (f.inject == nil) || alone != (f.slowdown > 1) {
+			t.Errorf("%s: layer %d, inject set: %v, start set: %v, slowdown %v", f.name, f.layer, f.inject != nil, alone, f.slowdown)
 		}
 	}
 }

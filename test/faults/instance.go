@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"scalable-coupon-system/internal/procmem"
 )
 
 // instance is a coupond process. It keeps its address when it is restarted.
@@ -45,7 +47,7 @@ func (i *instance) start() error {
 	// Without a context that ends: it runs until stop or kill.
 	cmd := exec.CommandContext(context.Background(), i.binary, "serve")
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+i.database, "LISTEN_ADDR="+i.address, "CLAIM_TIMEOUT="+claimTimeout.String(),
-		"LOG_LEVEL=warn", "LOG_FORMAT=json", "GOMEMLIMIT="+goMemoryLimit)
+		"LOG_LEVEL=warn", "LOG_FORMAT=json", procmem.GoLimit)
 	cmd.Stdout, cmd.Stderr = log, log
 	// An interrupt from the terminal must reach this program only.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -19,9 +19,10 @@
 // answers that it may cause; any other answer is a violation. At the end all answers are compared
 // with the tables.
 //
-// Some faults are other clients, or a lock on coupons of other clients (crowds.go). Clients that
-// have nothing to do with them claim before and during such a fault, and must not be slowed down
-// much (press.go). No instance may use more memory than a container of 512 MiB has (memory.go).
+// Some faults are other clients, or a lock on coupons of other clients (otherclients.go). Clients
+// that have nothing to do with them claim before and during such a fault, and must not be slowed
+// down much (compare.go). No instance may use more memory than a container of 512 MiB has
+// (memory.go).
 //
 // It writes a report. The exit status is 0 without violations, 1 with violations or if the test
 // could not be completed, and 2 for a wrong command line. A failed run keeps its logs and its

@@ -8,13 +8,6 @@ import (
 	"scalable-coupon-system/internal/procmem"
 )
 
-// memoryLimit is the memory of a container in which an instance must be able to run. GOMEMLIMIT is
-// what Go is told in such a container. It is not a bound: a program that holds more uses more.
-const (
-	memoryLimit   = 512 << 20
-	goMemoryLimit = "460MiB"
-)
-
 // checkMemory checks the peak memory of the instances since the last check. A container's limit
 // counts the data in the send buffers of its connections, too. after names the faults.
 func (t *faultTest) checkMemory(after string) error {
@@ -27,8 +20,8 @@ func (t *faultTest) checkMemory(after string) error {
 			return fmt.Errorf("memory of an instance: %w", err)
 		}
 		t.count.memory(peak + queued)
-		if peak+queued > memoryLimit {
-			t.violations.memory.add("%s: %d MiB, and %d MiB in send buffers; the limit is %d MiB", after, peak>>20, queued>>20, memoryLimit>>20)
+		if peak+queued > procmem.Limit {
+			t.violations.memory.add("%s: %d MiB, and %d MiB in send buffers; the limit is %d MiB", after, peak>>20, queued>>20, procmem.Limit>>20)
 		}
 	}
 	return nil

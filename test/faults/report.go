@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+
+	"scalable-coupon-system/internal/procmem"
 )
 
 func thousands(n int) string { return humanize.Comma(int64(n)) }
@@ -37,7 +39,7 @@ func (t *faultTest) report() string {
 	line("| sales with thousands of users, answers checked against each other | %d |", f.sales)
 	line("| coupons compared with the tables at the end, and their claims | %s, %s |", thousands(t.checked), thousands(t.claims))
 	line("| longest wait for an answer (CLAIM_TIMEOUT is %s) | %s |", claimTimeout, f.longest.Round(time.Millisecond))
-	line("| most memory of an instance, with its send buffers (the limit is %d MiB) | %d MiB |", memoryLimit>>20, f.largest>>20)
+	line("| most memory of an instance, with its send buffers (the limit is %d MiB) | %d MiB |", procmem.Limit>>20, f.largest>>20)
 	line("")
 	line("| violation | found |\n|---|---:|")
 	for _, v := range t.violations.all() {

@@ -19,7 +19,7 @@ const (
 	smallClientStream
 	saleClientStream
 	bystanderStream
-	pressStream
+	otherClientsStream
 )
 
 func (t *faultTest) random(stream uint64, number int) *rand.Rand {
@@ -47,8 +47,8 @@ func (s *schedule) next() injection {
 	n := injection{delay: between(s.random, 1500*time.Millisecond, 3500*time.Millisecond)}
 	first := s.draw(func(*fault) bool { return true })
 	n.faults = append(n.faults, first)
-	if s.drawn%3 == 0 && first.press == nil {
-		if second := s.draw(func(f *fault) bool { return f.press == nil && f.layer != first.layer }); second != nil {
+	if s.drawn%3 == 0 && first.start == nil {
+		if second := s.draw(func(f *fault) bool { return f.start == nil && f.layer != first.layer }); second != nil {
 			n.faults = append(n.faults, second)
 		}
 	}
@@ -99,8 +99,8 @@ func (t *faultTest) inject(ctx, injecting context.Context, n injection) error {
 		t.count.fault(f)
 	}
 	t.printf("%s  fault: %s", t.clock(), names(n.faults))
-	if f := n.faults[0]; f.press != nil {
-		return t.pressAndCompare(ctx, injecting, f, rand.New(rand.NewPCG(n.seeds[0], 0)))
+	if f := n.faults[0]; f.start != nil {
+		return t.injectAndCompare(ctx, injecting, f, rand.New(rand.NewPCG(n.seeds[0], 0)))
 	}
 	window := t.outages.start(n.faults)
 	defer t.outages.finish(window)

@@ -23,7 +23,7 @@ type violations struct {
 	undecided                 *violation // histories that porcupine could not decide in time
 	notAllowed                *violation // answers that no active fault may cause
 	slow                      *violation // clients that a fault of other clients slowed down too much
-	memory                    *violation // an instance that used more than memoryLimit
+	memory                    *violation // an instance that used more than procmem.Limit
 	notRecovered              *violation // the service did not recover from a fault, or the test itself failed
 }
 

@@ -18,7 +18,7 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// The sizes of the crowds.
+// How many clients there are.
 const (
 	lockedAtMost  = 4    // coupons
 	lockedClients = 4    // of each locked coupon
@@ -38,34 +38,34 @@ func clientFaults() []*fault {
 			allowed: notExecuted,
 			reason: "Claims on a locked coupon wait until PostgreSQL cancels the statement: UNAVAILABLE, or OVERLOADED behind them. Claims on " +
 				"other coupons do not wait for it.",
-			press: lockCoupons,
+			start: lockCoupons,
 		},
 		{
 			name: "creation storm", layer: clientLayer, slowdown: 10,
 			action:  fmt.Sprintf("%s connections create coupons; they wait as Retry-After says", thousands(creators)),
 			allowed: notExecuted,
 			reason:  "Creations beyond a bound are refused with OVERLOADED. Claims always find a connection to PostgreSQL.",
-			press:   createMany,
+			start:   createMany,
 		},
 		{
 			name: "slow readers", layer: clientLayer, slowdown: 10,
 			action:  fmt.Sprintf("%d connections get a coupon with %s users of the longest ids, and do not read the answer", slowReaders, thousands(largeUsers)),
 			allowed: []load.Answer{load.Overloaded},
 			reason:  "Reads are refused with OVERLOADED beyond a bound. An answer that is not read costs the service a bounded amount of memory, and no claim.",
-			press:   readSlowly,
+			start:   readSlowly,
 		},
 		{
 			name: "health storm", layer: clientLayer, slowdown: 10,
 			action: fmt.Sprintf("%s connections get /health again and again", thousands(healthChecks)),
 			reason: "All of them share one recent answer, which is 200.",
-			press:  askHealth,
+			start:  askHealth,
 		},
 	}
 }
 
-// startCrowd calls work in n goroutines, each with its number. The function that it returns waits
+// startClients calls work in n goroutines, each with its number. The function that it returns waits
 // for them.
-func startCrowd(n int, work func(i int)) (wait func()) {
+func startClients(n int, work func(i int)) (wait func()) {
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() { work(i) })
@@ -73,11 +73,11 @@ func startCrowd(n int, work func(i int)) (wait func()) {
 	return all.Wait
 }
 
-// lockCoupons locks coupons, as somebody does who forgets to end a transaction in psql, while
-// clients claim them.
+// lockCoupons locks coupons, as a psql session with a forgotten transaction does, while clients
+// claim them.
 func lockCoupons(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error) {
 	locked := 1 + random.IntN(lockedAtMost)
-	clients := t.newClients(locked*lockedClients, pressStream, 0)
+	clients := t.newClients(locked*lockedClients, otherClientsStream, 0)
 	coupons, names := make([]*storageChecker, locked), make([]string, locked)
 	for i := range coupons {
 		names[i] = fmt.Sprintf("locked-%x", random.Uint64())
@@ -90,7 +90,7 @@ func lockCoupons(ctx context.Context, t *faultTest, random *rand.Rand) (undo fun
 		return nil, err
 	}
 	var users atomic.Int64
-	wait := startCrowd(len(clients), func(i int) {
+	wait := startClients(len(clients), func(i int) {
 		for ctx.Err() == nil {
 			clients[i].claimUntilConclusive(ctx, coupons[i%locked], int(users.Add(1)))
 		}
@@ -123,8 +123,8 @@ func (e *environment) lock(ctx context.Context, coupons []string) (unlock func()
 // says.
 func createMany(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error) {
 	number := random.Uint64()
-	clients := t.newClients(creators, pressStream, 0)
-	wait := startCrowd(creators, func(i int) {
+	clients := t.newClients(creators, otherClientsStream, 0)
+	wait := startClients(creators, func(i int) {
 		for n := 0; ctx.Err() == nil; n++ {
 			s := newStorageChecker(fmt.Sprintf("storm-%x-%d-%d", number, i, n), 1, 0)
 			t.addChecker(s)
@@ -242,7 +242,7 @@ func dialSlow(ctx context.Context, address string) (net.Conn, error) {
 func askHealth(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error) {
 	one := t.env.instances[random.IntN(instances)]
 	request := []byte("GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-	wait := startCrowd(healthChecks, func(int) {
+	wait := startClients(healthChecks, func(int) {
 		conn := load.NewConn(one.address, answerTimeout)
 		defer conn.Close()
 		for ; ctx.Err() == nil; pause(ctx, healthPause) {

@@ -13,7 +13,7 @@ import (
 const (
 	bystanders   = 16
 	measuredTime = 1500 * time.Millisecond // before a fault
-	pressedTime  = 4 * time.Second         // longer than CLAIM_TIMEOUT, so that claims that wait fail
+	faultTime    = 4 * time.Second         // longer than CLAIM_TIMEOUT, so that claims that wait fail
 )
 
 // comparison is how fast the bystanders claimed before a fault and during it.
@@ -27,9 +27,9 @@ type comparison struct {
 // Unlike a quantile of the answers, that includes claims without an answer and repeated ones.
 func (c comparison) slowdown() float64 { return c.before / max(c.during, 0.01) }
 
-// pressAndCompare injects a fault of clientLayer. Bystanders with coupons of their own claim before
-// it and during it.
-func (t *faultTest) pressAndCompare(ctx, injecting context.Context, f *fault, random *rand.Rand) error {
+// injectAndCompare injects a fault of clientLayer. Bystanders with coupons of their own claim
+// before it and during it.
+func (t *faultTest) injectAndCompare(ctx, injecting context.Context, f *fault, random *rand.Rand) error {
 	claiming, stopClaiming := context.WithCancel(ctx)
 	defer stopClaiming()
 	claimed, waitBystanders := t.startBystanders(claiming, random.Uint64())
@@ -38,13 +38,13 @@ func (t *faultTest) pressAndCompare(ctx, injecting context.Context, f *fault, ra
 
 	window := t.outages.start([]*fault{f})
 	defer t.outages.finish(window)
-	pressing, stop := context.WithCancel(injecting)
+	faultCtx, stop := context.WithCancel(injecting)
 	defer stop()
 	var undo func() error
 	var err error
 	during := perSecond(claimed, func() {
-		end := time.After(pressedTime)
-		if undo, err = f.press(pressing, t, random); err == nil {
+		end := time.After(faultTime)
+		if undo, err = f.start(faultCtx, t, random); err == nil {
 			select {
 			case <-end:
 			case <-injecting.Done():
