@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/go-json-experiment/json"
+
+	"scalable-coupon-system/internal/couponmodel"
 )
 
 // Answer is the answer to a request: its HTTP status and, for an error, the code of the contract. A
@@ -15,8 +17,10 @@ type Answer struct {
 	Code   string
 }
 
-// Answers that say how a claim ended, or a read (ReadOK).
+// Answers that say what the state is.
 var (
+	Created        = Answer{201, ""}
+	CouponExists   = Answer{409, "COUPON_EXISTS"}
 	Claimed        = Answer{201, ""}
 	ReadOK         = Answer{200, ""}
 	AlreadyClaimed = Answer{409, "ALREADY_CLAIMED"}
@@ -39,21 +43,48 @@ var (
 	Malformed = Answer{0, "MALFORMED"}
 )
 
-// Definite reports whether the user has the coupon or can never get it, so that a retry is of no
-// use.
-func (a Answer) Definite() bool {
-	return a == Claimed || a == AlreadyClaimed || a == OutOfStock
+// answers has the answer for each outcome of the model.
+var answers = map[couponmodel.Outcome]Answer{
+	couponmodel.Created:        Created,
+	couponmodel.CouponExists:   CouponExists,
+	couponmodel.Claimed:        Claimed,
+	couponmodel.AlreadyClaimed: AlreadyClaimed,
+	couponmodel.OutOfStock:     OutOfStock,
+	couponmodel.CouponNotFound: CouponNotFound,
+	couponmodel.Found:          ReadOK,
 }
 
-// Ambiguous reports whether a claim with this answer may have been committed although the answer
-// does not say so.
-func (a Answer) Ambiguous() bool {
-	switch a {
-	case Overloaded, Unavailable, NotSent:
-		return false
+// AnswerFor returns the answer of a correct service to a request with this outcome in the model.
+func AnswerFor(outcome couponmodel.Outcome) Answer { return answers[outcome] }
+
+// ClaimOutcome returns the outcome of a claim with this answer. It is NotExecuted for answers that
+// no claim may get, such as 400 INVALID_REQUEST.
+func (a Answer) ClaimOutcome() couponmodel.Outcome {
+	switch {
+	case a == Claimed:
+		return couponmodel.Claimed
+	case a == AlreadyClaimed:
+		return couponmodel.AlreadyClaimed
+	case a == OutOfStock:
+		return couponmodel.OutOfStock
+	case a == CouponNotFound:
+		return couponmodel.CouponNotFound
+	case a.Ambiguous():
+		return couponmodel.Ambiguous
 	}
-	return a.Status == 0 || a.Status >= 500
+	return couponmodel.NotExecuted
 }
+
+// NotExecuted reports whether the answer promises that the request changed nothing, and that a
+// retry may succeed.
+func (a Answer) NotExecuted() bool { return a == Overloaded || a == Unavailable || a == NotSent }
+
+// Ambiguous reports whether a request with this answer may have been executed although the answer
+// does not say so.
+func (a Answer) Ambiguous() bool { return !a.NotExecuted() && (a.Status == 0 || a.Status >= 500) }
+
+// Definite reports whether the answer says what the state is, so that a retry is of no use.
+func (a Answer) Definite() bool { return !a.NotExecuted() && !a.Ambiguous() }
 
 // String returns the answer for display: "409 ALREADY_CLAIMED", "no answer (CUT)".
 func (a Answer) String() string {
