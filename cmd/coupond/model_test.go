@@ -67,9 +67,9 @@ func (m modelTest) post(t *rapid.T, path, body string) loadgen.Answer {
 	return loadgen.Answer{Status: a.status, Code: a.code}
 }
 
-func (m modelTest) want(t *rapid.T, what string, want, got loadgen.Answer) {
+func (m modelTest) want(t *rapid.T, what string, want couponmodel.Outcome, got loadgen.Answer) {
 	t.Helper()
-	if got != want {
+	if got != loadgen.AnswerFor(want) {
 		t.Errorf("%s: %v, the model has %v", what, got, want)
 	}
 }

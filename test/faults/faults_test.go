@@ -34,7 +34,7 @@ func claims(user string, a load.Answer, when ...int) event {
 }
 
 func creates(amount int) event {
-	return event{in: input{kind: create, amount: amount}, out: output{answer: couponmodel.Created}}
+	return event{in: input{kind: create, amount: amount}, out: output{answer: load.Created}}
 }
 
 func reads(amount int, users ...string) event {
@@ -165,7 +165,7 @@ func TestCheckStorage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := newStorageChecker("c", 3, 4)
-			c.addCreation(couponmodel.Created)
+			c.addCreation(load.Created)
 			c.addClaim(0, load.Claimed)
 			c.addClaim(1, load.Claimed)
 			for user, answers := range test.answers {

@@ -41,18 +41,18 @@ var sequential = porcupine.Model{
 	Init: func() any { return couponmodel.Coupon{} },
 	Step: func(state, in, out any) (bool, any) {
 		c, i, o := state.(couponmodel.Coupon), in.(input), out.(output)
-		next, answer := c, c.Read()
+		next, outcome := c, c.Read()
 		switch i.kind {
 		case create:
-			next, answer = c.Create(i.amount)
+			next, outcome = c.Create(i.amount)
 		case claim:
-			next, answer = c.Claim(i.user)
+			next, outcome = c.Claim(i.user)
 		case read:
-			if answer == load.ReadOK && !c.Equal(o.coupon) {
+			if outcome == couponmodel.Found && !c.Equal(o.coupon) {
 				return false, c
 			}
 		}
-		return o.open || answer == o.answer, next
+		return o.open || load.AnswerFor(outcome) == o.answer, next
 	},
 	Equal: func(a, b any) bool {
 		return a.(couponmodel.Coupon).Equal(b.(couponmodel.Coupon))

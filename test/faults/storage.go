@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/internal/couponmodel"
 )
 
 // storageChecker keeps all answers about one coupon, to compare them with the tables at the end of
@@ -66,7 +65,7 @@ func (c *storageChecker) grow(users int) {
 func (c *storageChecker) addCreation(a load.Answer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.created = c.created || a == couponmodel.Created || a == couponmodel.CouponExists
+	c.created = c.created || a == load.Created || a == load.CouponExists
 	c.maybe = c.maybe || a.Ambiguous()
 }
 
