@@ -32,9 +32,9 @@ func (a *arrivals) gap() time.Duration {
 	return time.Duration(a.gaps.ExpFloat64() / a.rate * float64(time.Second))
 }
 
-// take returns a request and when it is due; the zero time means now. It returns false when all
-// remaining requests are in flight on other connections, which take their own retries.
-func (a *arrivals) take() (i int, due time.Time, ok bool) {
+// take returns the next arrival. It returns false when all remaining requests are in flight on
+// other connections, which take their own retries.
+func (a *arrivals) take() (next arrival, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	hasNew := a.total == 0 || a.next < a.total
@@ -43,39 +43,41 @@ func (a *arrivals) take() (i int, due time.Time, ok bool) {
 		// In a closed loop a new request is due now, so only a retry that is due goes before it.
 		if !hasNew || a.rate > 0 && first.due.Before(a.due) || a.rate == 0 && !first.due.After(time.Now()) {
 			heap.Pop(&a.retries)
-			return first.request, first.due, true
+			return first, true
 		}
 	}
 	if !hasNew {
-		return 0, time.Time{}, false
+		return arrival{}, false
 	}
-	i, due = a.next, a.due
+	next = arrival{request: a.next, attempt: 1, due: a.due}
 	a.next++
 	if a.rate > 0 {
 		a.due = a.due.Add(a.gap())
 	}
-	return i, due, true
+	return next, true
 }
 
-// retry makes request i due once more.
-func (a *arrivals) retry(i int, due time.Time) {
+// retry makes a request due once more.
+func (a *arrivals) retry(again arrival) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	heap.Push(&a.retries, retry{i, due})
+	heap.Push(&a.retries, again)
 }
 
-type retry struct {
+// arrival is an attempt to send a request.
+type arrival struct {
 	request int
-	due     time.Time
+	attempt int       // counted from 1
+	due     time.Time // zero: now
 }
 
 // retryHeap implements heap.Interface; the first retry due is on top.
-type retryHeap []retry
+type retryHeap []arrival
 
 func (h retryHeap) Len() int           { return len(h) }
 func (h retryHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
 func (h retryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *retryHeap) Push(x any)        { *h = append(*h, x.(retry)) }
+func (h *retryHeap) Push(x any)        { *h = append(*h, x.(arrival)) }
 func (h *retryHeap) Pop() any {
 	last := (*h)[len(*h)-1]
 	*h = (*h)[:len(*h)-1]

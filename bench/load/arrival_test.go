@@ -8,26 +8,23 @@ import (
 
 func TestArrivals_closedLoop(t *testing.T) {
 	a := newArrivals(3, 0, 1)
-	for want := range 2 {
-		if i, due, ok := a.take(); !ok || i != want || !due.IsZero() {
-			t.Fatalf("request %d due %v (%v), want %d due now", i, due, ok, want)
+	expect := func(wants ...arrival) {
+		t.Helper()
+		for _, want := range wants {
+			if got, ok := a.take(); !ok || got != want {
+				t.Fatalf("%+v (%v), want %+v", got, ok, want)
+			}
 		}
 	}
+	expect(arrival{request: 0, attempt: 1}, arrival{request: 1, attempt: 1})
 	now := time.Now()
-	later, earlier := now.Add(time.Hour), now.Add(-time.Second)
-	a.retry(0, later)
-	a.retry(1, earlier)
+	later, earlier := arrival{0, 2, now.Add(time.Hour)}, arrival{1, 2, now.Add(-time.Second)}
+	a.retry(later)
+	a.retry(earlier)
 	// First a retry that is due, then a new request, last a retry that is not due yet.
-	for _, want := range []struct {
-		i   int
-		due time.Time
-	}{{1, earlier}, {2, time.Time{}}, {0, later}} {
-		if i, due, ok := a.take(); !ok || i != want.i || !due.Equal(want.due) {
-			t.Errorf("request %d due %v (%v), want %+v", i, due, ok, want)
-		}
-	}
-	if i, _, ok := a.take(); ok {
-		t.Errorf("request %d after the last one", i)
+	expect(earlier, arrival{request: 2, attempt: 1}, later)
+	if got, ok := a.take(); ok {
+		t.Errorf("%+v after the last request", got)
 	}
 }
 
@@ -37,21 +34,24 @@ func TestArrivals_rate(t *testing.T) {
 	a, b, other := newArrivals(n, rate, 1), newArrivals(n, rate, 1), newArrivals(n, rate, 2)
 	var last time.Time
 	var squares float64
-	_, first, _ := a.take()
-	_, firstB, _ := b.take()
-	_, firstOther, _ := other.take()
+	take := func(a *arrivals) time.Time {
+		next, ok := a.take()
+		if !ok {
+			t.Fatal("too few requests")
+		}
+		return next.due
+	}
+	first, firstB, firstOther := take(a), take(b), take(other)
 	previous, differ := first, false
 	for range n - 1 {
-		_, due, ok := a.take()
-		if !ok || due.Before(previous) {
-			t.Fatalf("due %v (%v) after %v: not in order", due, ok, previous)
+		due := take(a)
+		if due.Before(previous) {
+			t.Fatalf("due %v after %v: not in order", due, previous)
 		}
-		_, dueB, _ := b.take()
-		if due.Sub(first) != dueB.Sub(firstB) {
+		if due.Sub(first) != take(b).Sub(firstB) {
 			t.Fatal("the same seed gave different gaps")
 		}
-		_, dueOther, _ := other.take()
-		differ = differ || due.Sub(first) != dueOther.Sub(firstOther)
+		differ = differ || due.Sub(first) != take(other).Sub(firstOther)
 		gap := due.Sub(previous).Seconds() * rate
 		squares += gap * gap
 		previous, last = due, due
@@ -67,18 +67,18 @@ func TestArrivals_rate(t *testing.T) {
 	if m := squares / (n - 1); math.Abs(m-2) > 0.1 {
 		t.Errorf("mean square of the gaps is %v times the square of the mean, want 2", m)
 	}
-	if _, _, ok := a.take(); ok {
+	if _, ok := a.take(); ok {
 		t.Error("a request after the last one")
 	}
 }
 
 func TestArrivals_retriesAtRate(t *testing.T) {
 	a := newArrivals(2, 1, 1)
-	a.retry(7, a.due.Add(-time.Millisecond))
-	a.retry(8, a.due.Add(time.Hour))
+	a.retry(arrival{7, 2, a.due.Add(-time.Millisecond)})
+	a.retry(arrival{8, 2, a.due.Add(time.Hour)})
 	for _, want := range []int{7, 0, 1, 8} {
-		if i, _, ok := a.take(); !ok || i != want {
-			t.Errorf("request %d (%v), want %d", i, ok, want)
+		if next, ok := a.take(); !ok || next.request != want {
+			t.Errorf("%+v (%v), want request %d", next, ok, want)
 		}
 	}
 }

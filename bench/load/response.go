@@ -24,6 +24,9 @@ type Response struct {
 	// Sent is when the request was given to the kernel, Answered when the last byte of the answer
 	// was read.
 	Sent, Answered time.Time
+	// Attempt is how often the request has been sent, this time included. Only [Plan].Answered and
+	// [UntilDefinite] set it.
+	Attempt int
 
 	close bool // the service closes the connection after this response
 }

@@ -29,8 +29,8 @@ type Plan struct {
 	// Timeout bounds each request, see [NewConn]; 0: 10 s.
 	Timeout time.Duration
 	// Answered, if set, is called concurrently with the answer to request i. If it returns true,
-	// the request is sent once more after pause. The Response's Body is valid until Answered
-	// returns.
+	// the request is sent once more after pause; see [Retry]. The Response's Body is valid until
+	// Answered returns.
 	Answered func(i int, answer Answer, r Response) (again bool, pause time.Duration)
 }
 
@@ -127,11 +127,11 @@ func (r *Run) work(ctx context.Context, conn *Conn, s *stripe) {
 	notSent := 0 // requests in a row
 
 	for ctx.Err() == nil {
-		i, due, ok := r.arrivals.take()
+		next, ok := r.arrivals.take()
 		if !ok {
 			return
 		}
-		slept := false
+		i, due, slept := next.request, next.due, false
 		if !due.IsZero() {
 			if slept = sleep(ctx, timer, time.Until(due)); ctx.Err() != nil {
 				return
@@ -153,8 +153,9 @@ func (r *Run) work(ctx context.Context, conn *Conn, s *stripe) {
 		s.record(request, answer, response.Answered.Sub(began), err)
 
 		if r.plan.Answered != nil {
+			response.Attempt = next.attempt
 			if again, pause := r.plan.Answered(i, answer, response); again {
-				r.arrivals.retry(i, response.Answered.Add(pause))
+				r.arrivals.retry(arrival{i, next.attempt + 1, response.Answered.Add(pause)})
 			}
 		}
 		if answer != NotSent {

@@ -77,6 +77,19 @@ func (s Service) Coupon(ctx context.Context, name string) (Coupon, error) {
 	return c, err
 }
 
+// Coupons reads several coupons. A name that the service does not have is an error.
+func (s Service) Coupons(ctx context.Context, names ...string) (map[string]Coupon, error) {
+	coupons := make(map[string]Coupon, len(names))
+	for _, name := range names {
+		c, err := s.Coupon(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("coupon %q: %w", name, err)
+		}
+		coupons[name] = c
+	}
+	return coupons, nil
+}
+
 func (s Service) do(ctx context.Context, method, path string, body []byte, read func(*http.Response) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
