@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/internal/couponmodel"
 )
 
 // answer is an answer to record: the claim was sent and answered at these milliseconds.
@@ -26,6 +27,7 @@ func TestChecker_Check(t *testing.T) {
 		}
 		with = func(a []answer, more ...answer) []answer { return append(slices.Clone(a), more...) }
 	)
+	const oversold = "the service reports the same winners: 3 users in claimed_by, for a stock of 2"
 	tests := map[string]struct {
 		answers  []answer
 		reported load.Coupon
@@ -41,11 +43,11 @@ func TestChecker_Check(t *testing.T) {
 
 		"one too many": {
 			[]answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.Claimed, 6, 16}}, report(-1, "a", "b", "c"),
-			[]string{"exactly 2 users won: 3 won"},
+			[]string{"exactly 2 users won: 3 won", oversold},
 		},
 		"one too few": {
 			[]answer{{0, load.Claimed, 0, 10}, {1, load.OutOfStock, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(1, "a"),
-			[]string{"exactly 2 users won: 1 won"},
+			[]string{"exactly 2 users won: 1 won", "the service reports the same winners: OUT_OF_STOCK was answered, and 1 of 2 are claimed"},
 		},
 		"one user twice": {
 			with(correct, answer{0, load.Claimed, 1, 11}), report(0, "a", "b"),
@@ -53,7 +55,7 @@ func TestChecker_Check(t *testing.T) {
 		},
 		"listed twice": {
 			correct, report(-1, "a", "b", "a"),
-			[]string{"no user won twice: a is in claimed_by twice"},
+			[]string{"no user won twice: a is in claimed_by twice", oversold},
 		},
 		"no definite answer": {
 			with(correct[:2], answer{2, load.Overloaded, 0, 1}), report(0, "a", "b"),
@@ -85,7 +87,7 @@ func TestChecker_Check(t *testing.T) {
 		},
 		"coupon not found": {
 			with(correct, answer{2, load.CouponNotFound, 0, 1}), report(0, "a", "b"),
-			[]string{"no answer contradicts another: c got 404 COUPON_NOT_FOUND"},
+			[]string{"no answer contradicts another: c got COUPON_NOT_FOUND for a claim sent when the coupon existed"},
 		},
 		"not HTTP": {
 			with(correct, answer{2, load.Malformed, 0, 1}), report(0, "a", "b"),
@@ -93,19 +95,19 @@ func TestChecker_Check(t *testing.T) {
 		},
 		"a winner is missing": {
 			correct, report(1, "a"),
-			[]string{"the service reports the same winners: b got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
+			[]string{"the service reports the same winners: OUT_OF_STOCK was answered, and 1 of 2 are claimed", "the service reports the same winners: b got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
 		},
 		"a loser is listed": {
 			correct, report(-1, "a", "b", "c"),
-			[]string{"the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
+			[]string{oversold, "the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
 		},
 		"a loser is listed, after no answer": {
 			with(correct, answer{2, load.Cut, 0, 1}), report(-1, "a", "b", "c"),
-			[]string{"the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
+			[]string{oversold, "the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
 		},
 		"an unknown user": {
 			correct, report(-1, "a", "b", "mallory"),
-			[]string{`the service reports the same winners: claimed_by has "mallory", which is not a user of this sale`},
+			[]string{oversold, `the service reports the same winners: claimed_by has "mallory", which is not a user of this sale`},
 		},
 		"out of order": {
 			[]answer{{0, load.Claimed, 0, 4}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "b", "a"),
@@ -114,6 +116,12 @@ func TestChecker_Check(t *testing.T) {
 		"stock that does not add up": {
 			correct, report(1, "a", "b"),
 			[]string{"the service reports the same winners: remaining_amount is 1, want 0 with 2 users in claimed_by"},
+		},
+		"not stored": {
+			correct, load.Coupon{},
+			[]string{"the service reports the same winners: the coupon exists according to its answers, and is not stored",
+				"the service reports the same winners: a got 201 or ALREADY_CLAIMED, and is not in claimed_by",
+				"the service reports the same winners: b got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
 		},
 		"another coupon": {
 			correct, load.Coupon{Name: "Sale", Amount: 3, Remaining: 0, ClaimedBy: []string{"a", "b"}},
@@ -147,17 +155,18 @@ func TestChecker_Check(t *testing.T) {
 	}
 }
 
-func TestChecker_ambiguous(t *testing.T) {
-	c := New("sale", 3, []string{"a", "b", "c", "d", "e"})
-	now := time.Now()
-	for _, a := range []answer{
-		{0, load.Cut, 0, 0}, {0, load.AlreadyClaimed, 0, 0}, // committed
-		{1, load.TimedOut, 0, 0}, {1, load.Claimed, 0, 0}, // not committed, and then claimed
-		{2, load.OutcomeUnknown, 0, 0}, {2, load.OutOfStock, 0, 0}, // not committed
-		{3, load.OutcomeUnknown, 0, 0}, // unresolved
-		{4, load.OutOfStock, 0, 0},
+func TestResult_ambiguous(t *testing.T) {
+	c := New("sale", 3, nil)
+	for user, answers := range map[string][]load.Answer{
+		"committed":              {load.Cut, load.AlreadyClaimed},
+		"not committed, claimed": {load.TimedOut, load.Claimed},
+		"not committed":          {load.OutcomeUnknown, load.OutOfStock},
+		"unresolved":             {load.OutcomeUnknown},
+		"never ambiguous":        {load.OutOfStock},
 	} {
-		c.Record(a.user, a.answer, now, now)
+		for _, answer := range answers {
+			c.Record(c.User(user), answer, time.Time{}, time.Time{})
+		}
 	}
 	r := c.Check(load.Coupon{})
 	if r.Ambiguous != 4 || r.AmbiguousWon != 1 || r.Unresolved != 1 || r.Winners != 2 {
@@ -165,7 +174,123 @@ func TestChecker_ambiguous(t *testing.T) {
 	}
 }
 
-func TestGuarantee_maxExamples(t *testing.T) {
+// A coupon may be created while it is claimed.
+func TestChecker_RecordCreation(t *testing.T) {
+	type answers []load.Answer
+	stored := load.Coupon{Name: "c", Amount: 2, Remaining: 1, ClaimedBy: []string{"u"}}
+	const missing, notRequested = "the coupon exists according to its answers, and is not stored", "the coupon is stored, and its creation was answered as not executed"
+	for name, test := range map[string]struct {
+		creations, claims answers // the claims are sent after the creations
+		stored            load.Coupon
+		kind              Kind
+		want              string
+	}{
+		"created":               {answers{load.Created}, answers{load.Claimed}, stored, "", ""},
+		"created before":        {answers{load.Unavailable, load.CouponExists}, answers{load.Claimed}, stored, "", ""},
+		"unknown, stored":       {answers{load.Cut}, answers{load.CouponNotFound, load.Claimed}, stored, "", ""},
+		"unknown, not stored":   {answers{load.Cut}, answers{load.CouponNotFound}, load.Coupon{}, "", ""},
+		"not created":           {answers{load.Unavailable}, answers{load.CouponNotFound}, load.Coupon{}, "", ""},
+		"lost":                  {answers{load.Created}, answers{load.Cut}, load.Coupon{}, Lost, missing},
+		"not requested":         {answers{load.Unavailable}, answers{load.Claimed}, stored, Unrequested, notRequested},
+		"not found":             {answers{load.Created}, answers{load.CouponNotFound, load.Claimed}, stored, Contradiction, "u got COUPON_NOT_FOUND for a claim sent when the coupon existed"},
+		"a lost claim":          {answers{load.Cut}, answers{load.Claimed}, load.Coupon{}, Lost, "u got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
+		"another stored amount": {answers{load.Created}, answers{load.Claimed}, load.Coupon{Name: "c", Amount: 3, Remaining: 1, ClaimedBy: []string{"u"}}, Inconsistent, "amount is 3, want 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := New("c", 2, nil)
+			now := time.Now()
+			for _, answer := range test.creations {
+				c.RecordCreation(answer, now)
+			}
+			for _, answer := range test.claims {
+				now = now.Add(time.Second)
+				c.Record(c.User("u"), answer, now, now)
+			}
+			r := c.Check(test.stored)
+			err := r.Err(WrongCount, Undecided)
+			switch {
+			case test.want == "" && err != nil:
+				t.Error(err)
+			case test.want != "" && (r.Count(test.kind) != 1 || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("%v, want %s: %s", err, test.kind, test.want)
+			}
+		})
+	}
+}
+
+// Outcomes of claims that were not sent through HTTP, without times.
+func TestChecker_RecordOutcome(t *testing.T) {
+	c := New("c", 2, []string{"a"})
+	for _, o := range []struct {
+		user    string
+		outcome couponmodel.Outcome
+	}{
+		{"a", couponmodel.OutOfStock}, {"b", couponmodel.Ambiguous}, {"b", couponmodel.AlreadyClaimed},
+		{"c", couponmodel.NotExecuted}, {"c", couponmodel.Claimed},
+	} {
+		c.RecordOutcome(c.User(o.user), o.outcome, time.Time{}, time.Time{})
+	}
+	stored := load.Coupon{Name: "c", Amount: 2, ClaimedBy: []string{"b", "c"}}
+	if r := c.Check(stored); !r.OK() || r.Winners != 2 || r.Err() != nil {
+		t.Errorf("%+v", r)
+	}
+	c.RecordOutcome(c.User("a"), "sold_out", time.Time{}, time.Time{})
+	if err := c.Check(stored).Err(); err == nil || err.Error() != `1 × `+string(Contradiction)+`: a got the outcome "sold_out"` {
+		t.Error(err)
+	}
+}
+
+func TestAll(t *testing.T) {
+	record := func(coupon string, stock int, user string, answer load.Answer) *Checker {
+		c := New(coupon, stock, nil)
+		c.Record(c.User(user), answer, time.Time{}, time.Time{})
+		return c
+	}
+	checkers := []*Checker{record("a", 1, "u", load.Claimed), record("b", 1, "v", load.Claimed), record("c", 5, "w", load.Claimed)}
+	stored := map[string]load.Coupon{
+		"a": {Name: "a", Amount: 1, ClaimedBy: []string{"u"}},
+		"b": {Name: "b", Amount: 1, ClaimedBy: []string{"v"}},
+		"c": {Name: "c", Amount: 5, Remaining: 4, ClaimedBy: []string{"w"}},
+	}
+	if r := All(checkers, stored); !r.OK() || r.Winners != 3 || r.Guarantees[0].Text != "exactly 3 users won" {
+		t.Errorf("%+v", r)
+	}
+	stored["b"] = load.Coupon{Name: "b", Amount: 1, Remaining: 1}
+	stored["d"] = load.Coupon{Name: "d", Amount: 1, Remaining: 1}
+	r := All(checkers, stored)
+	want := []string{`coupon "b": v got 201 or ALREADY_CLAIMED, and is not in claimed_by`, `coupon "d" is stored, and was not created`}
+	if g := r.Guarantees[4]; r.Count(Lost) != 1 || r.Count(Unrequested) != 1 || !slices.Equal(g.Examples, want) {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestTotals(t *testing.T) {
+	coupon := func(remaining int, claimedBy ...string) load.Coupon {
+		return load.Coupon{Name: "c", Amount: 3, Remaining: remaining, ClaimedBy: claimedBy}
+	}
+	for name, test := range map[string]struct {
+		granted, ambiguous int
+		stored             []load.Coupon
+		want               string
+	}{
+		"equal":            {3, 0, []load.Coupon{coupon(1, "a", "b"), coupon(2, "c")}, ""},
+		"ambiguous":        {1, 2, []load.Coupon{coupon(1, "a", "b")}, ""},
+		"lost":             {3, 5, []load.Coupon{coupon(1, "a", "b")}, "3 claims were answered 201, and 2 are stored"},
+		"not requested":    {1, 0, []load.Coupon{coupon(1, "a", "b")}, "2 claims are stored, 1 were answered 201"},
+		"twice":            {2, 0, []load.Coupon{coupon(1, "a", "a")}, `coupon "c": 1 users are in claimed_by twice`},
+		"does not add up":  {2, 0, []load.Coupon{coupon(2, "a", "b")}, "remaining_amount is 2, want 1"},
+		"more than it has": {4, 0, []load.Coupon{coupon(-1, "a", "b", "c", "d")}, "4 users in claimed_by, for a stock of 3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := Totals(test.granted, test.ambiguous, test.stored...)
+			if (err != nil) != (test.want != "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestResult_maxExamples(t *testing.T) {
 	c := New("sale", 1, load.Users(1000))
 	r := c.Check(load.Coupon{Name: "sale", Amount: 1, Remaining: 1, ClaimedBy: []string{}})
 	if g := r.Guarantees[2]; g.Text != "every user got a definite answer" || g.Violations != 1000 || len(g.Examples) != maxExamples {
