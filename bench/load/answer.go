@@ -2,8 +2,8 @@ package load
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/go-json-experiment/json"
 
@@ -35,7 +35,7 @@ var (
 	OutcomeUnknown = Answer{503, "OUTCOME_UNKNOWN"}
 )
 
-// Reasons for no answer, one for each error of [Conn].
+// Reasons for no answer, as they are known to a [Client].
 var (
 	NotSent   = Answer{0, "NOT_SENT"}
 	Cut       = Answer{0, "CUT"}
@@ -98,42 +98,28 @@ func (a Answer) String() string {
 	}
 }
 
-// classify returns the Answer for the result of [Conn.Do]. The error says what was wrong with an
-// answer that is Malformed, or why there is none.
-func classify(request Request, r Response, err error) (Answer, error) {
-	switch {
-	case errors.Is(err, ErrNotSent):
-		return NotSent, err
-	case errors.Is(err, ErrTimeout):
-		return TimedOut, err
-	case errors.Is(err, ErrMalformed):
-		return Malformed, err
-	case err != nil:
-		return Cut, err
-	case r.Status >= 400:
-		code, err := errorCode(r)
-		if err != nil {
-			return Malformed, err
-		}
-		return Answer{r.Status, code}, nil
-	case !request.Read && r.Length > 0:
-		return Malformed, malformed("status %d for a claim with a body of %d bytes, want none", r.Status, r.Length)
-	default:
-		return Answer{r.Status, ""}, nil
+// classify returns the Answer of a response to a request with this method. The error says what is
+// wrong with one that is Malformed.
+func classify(method string, r Response) (Answer, error) {
+	if r.Status >= 400 {
+		return errorAnswer(r)
 	}
+	if method == http.MethodPost && r.Length > 0 {
+		return Malformed, fmt.Errorf("malformed answer: status %d with a body of %d bytes, want none", r.Status, r.Length)
+	}
+	return Answer{r.Status, ""}, nil
 }
 
-// errorCode returns the code in an error body. Most answers of a sale are such bodies, so the usual
-// spelling is searched for before the body is decoded. The search cannot match inside a JSON
-// string, where quotes are escaped, nor in a nested object, which error bodies do not have.
-func errorCode(r Response) (string, error) {
-	if r.Length > int64(len(r.Body)) {
-		return "", malformed("status %d with a body of %d bytes, want at most %d", r.Status, r.Length, KeptBody)
-	}
+// errorAnswer returns the Answer with the code in an error body. Most answers of a sale are such
+// bodies, so the usual spelling is searched for before the body is decoded. The search cannot match
+// inside a JSON string, where quotes are escaped, nor in a nested object, which error bodies do not
+// have.
+func errorAnswer(r Response) (Answer, error) {
 	if _, rest, found := bytes.Cut(r.Body, []byte(`"code":"`)); found {
-		if code, _, found := bytes.Cut(rest, []byte(`"`)); found {
-			if known, found := knownCodes[string(code)]; found {
-				return known, nil
+		code, _, _ := bytes.Cut(rest, []byte(`"`))
+		for _, usual := range []Answer{OutOfStock, AlreadyClaimed, Overloaded, Unavailable, OutcomeUnknown} {
+			if string(code) == usual.Code {
+				return Answer{r.Status, usual.Code}, nil
 			}
 		}
 	}
@@ -142,16 +128,7 @@ func errorCode(r Response) (string, error) {
 		Code  string `json:"code"`
 	}
 	if err := json.Unmarshal(r.Body, &body); err != nil || body.Code == "" || body.Error == "" {
-		return "", malformed("status %d, and its body is not an error of the contract: %.200q", r.Status, r.Body)
+		return Malformed, fmt.Errorf("malformed answer: status %d, and its body is not an error of the contract: %.200q", r.Status, r.Body)
 	}
-	return body.Code, nil
+	return Answer{r.Status, body.Code}, nil
 }
-
-// knownCodes has the usual codes of a sale. Looking one up does not allocate.
-var knownCodes = func() map[string]string {
-	known := map[string]string{}
-	for _, a := range []Answer{AlreadyClaimed, OutOfStock, CouponNotFound, Overloaded, Unavailable, OutcomeUnknown} {
-		known[a.Code] = a.Code
-	}
-	return known
-}()

@@ -1,81 +1,69 @@
 package load
 
 import (
-	"errors"
-	"strings"
+	"net/http"
 	"testing"
+
+	"scalable-coupon-system/internal/couponmodel"
 )
 
 func TestClassify(t *testing.T) {
-	claim, read := Request{User: "u", Coupon: "c"}, Request{Coupon: "c", Read: true}
-	tests := map[string]struct {
-		request Request
-		status  int
-		body    string
-		err     error
-		want    Answer
+	for name, test := range map[string]struct {
+		method string
+		status int
+		body   string
+		want   Answer
 	}{
-		"claimed":         {claim, 201, "", nil, Claimed},
-		"already claimed": {claim, 409, `{"error":"x","code":"ALREADY_CLAIMED","request_id":"1"}`, nil, AlreadyClaimed},
-		"sold out":        {claim, 400, `{"error":"x","code":"OUT_OF_STOCK","request_id":"1"}`, nil, OutOfStock},
-		"other spelling":  {claim, 400, "{ \"code\" : \"OUT_OF_STOCK\",\n \"error\" : \"x\" }", nil, OutOfStock},
-		"another code":    {claim, 413, `{"error":"x","code":"BODY_TOO_LARGE"}`, nil, Answer{413, "BODY_TOO_LARGE"}},
+		"claimed":         {http.MethodPost, 201, "", Claimed},
+		"read":            {http.MethodGet, 200, `{"name":"c"}`, ReadOK},
+		"already claimed": {http.MethodPost, 409, `{"error":"x","code":"ALREADY_CLAIMED","request_id":"1"}`, AlreadyClaimed},
+		"sold out":        {http.MethodPost, 400, `{"error":"x","code":"OUT_OF_STOCK","request_id":"1"}`, OutOfStock},
+		"other spelling":  {http.MethodPost, 400, "{ \"code\" : \"OUT_OF_STOCK\",\n \"error\" : \"x\" }", OutOfStock},
+		"another code":    {http.MethodPost, 413, `{"error":"x","code":"BODY_TOO_LARGE"}`, Answer{413, "BODY_TOO_LARGE"}},
 		"a code inside the error text": {
-			claim, 500, `{"error":"has \"code\":\"OUT_OF_STOCK\"","code":"INTERNAL"}`, nil, Answer{500, "INTERNAL"},
+			http.MethodPost, 500, `{"error":"has \"code\":\"OUT_OF_STOCK\"","code":"INTERNAL"}`, Answer{500, "INTERNAL"},
 		},
-		"read":                    {read, 200, `{"name":"c"}`, nil, ReadOK},
-		"a claim with a body":     {claim, 201, `{}`, nil, Malformed},
-		"no body":                 {claim, 503, ``, nil, Malformed},
-		"a proxy's body":          {claim, 502, `<html>Bad Gateway</html>`, nil, Malformed},
-		"no code":                 {claim, 400, `{"error":"x"}`, nil, Malformed},
-		"a body that is too long": {claim, 400, strings.Repeat(" ", KeptBody+1), nil, Malformed},
-		"not sent":                {claim, 0, "", ErrNotSent, NotSent},
-		"cut":                     {claim, 0, "", ErrCut, Cut},
-		"timed out":               {claim, 0, "", ErrTimeout, TimedOut},
-		"malformed":               {claim, 0, "", malformed("x"), Malformed},
-	}
-	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			r := Response{Status: test.status, Body: []byte(test.body)[:min(len(test.body), KeptBody)], Length: int64(len(test.body))}
-			got, err := classify(test.request, r, test.err)
-			if got != test.want {
-				t.Errorf("got %v, want %v", got, test.want)
-			}
-			if (err != nil) != (got.Status == 0) {
-				t.Errorf("%v with error %v: want either a status or an error", got, err)
-			}
-			if test.err != nil && !errors.Is(err, test.err) {
-				t.Errorf("error %v does not wrap %v", err, test.err)
-			}
-		})
+	} {
+		got, err := classify(test.method, Response{Status: test.status, Body: []byte(test.body), Length: int64(len(test.body))})
+		if got != test.want || err != nil {
+			t.Errorf("%s: %v, %v, want %v", name, got, err, test.want)
+		}
 	}
 }
 
 func TestAnswer(t *testing.T) {
-	tests := []struct {
-		answer              Answer
-		definite, ambiguous bool
-		text                string
+	for _, test := range []struct {
+		answer  Answer
+		outcome couponmodel.Outcome
+		text    string
 	}{
-		{Claimed, true, false, "201"},
-		{AlreadyClaimed, true, false, "409 ALREADY_CLAIMED"},
-		{OutOfStock, true, false, "400 OUT_OF_STOCK"},
-		{CouponNotFound, true, false, "404 COUPON_NOT_FOUND"},
-		{Answer{400, "INVALID_REQUEST"}, true, false, "400 INVALID_REQUEST"},
-		{Overloaded, false, false, "503 OVERLOADED"},
-		{Unavailable, false, false, "503 UNAVAILABLE"},
-		{NotSent, false, false, "no answer (NOT_SENT)"},
-		{OutcomeUnknown, false, true, "503 OUTCOME_UNKNOWN"},
-		{Answer{500, "INTERNAL"}, false, true, "500 INTERNAL"},
-		{Answer{503, "SOMETHING_NEW"}, false, true, "503 SOMETHING_NEW"},
-		{Cut, false, true, "no answer (CUT)"},
-		{TimedOut, false, true, "no answer (TIMED_OUT)"},
-		{Malformed, false, true, "no answer (MALFORMED)"},
-	}
-	for _, test := range tests {
+		{Claimed, couponmodel.Claimed, "201"},
+		{AlreadyClaimed, couponmodel.AlreadyClaimed, "409 ALREADY_CLAIMED"},
+		{OutOfStock, couponmodel.OutOfStock, "400 OUT_OF_STOCK"},
+		{CouponNotFound, couponmodel.CouponNotFound, "404 COUPON_NOT_FOUND"},
+		{Overloaded, couponmodel.NotExecuted, "503 OVERLOADED"},
+		{Unavailable, couponmodel.NotExecuted, "503 UNAVAILABLE"},
+		{NotSent, couponmodel.NotExecuted, "no answer (NOT_SENT)"},
+		{OutcomeUnknown, couponmodel.Ambiguous, "503 OUTCOME_UNKNOWN"},
+		{Answer{500, "INTERNAL"}, couponmodel.Ambiguous, "500 INTERNAL"},
+		{Answer{503, "SOMETHING_NEW"}, couponmodel.Ambiguous, "503 SOMETHING_NEW"},
+		{Cut, couponmodel.Ambiguous, "no answer (CUT)"},
+		{TimedOut, couponmodel.Ambiguous, "no answer (TIMED_OUT)"},
+		{Malformed, couponmodel.Ambiguous, "no answer (MALFORMED)"},
+	} {
 		a := test.answer
-		if a.Definite() != test.definite || a.Ambiguous() != test.ambiguous || a.String() != test.text {
-			t.Errorf("%q: definite %v, ambiguous %v; want %+v", a.String(), a.Definite(), a.Ambiguous(), test)
+		if a.ClaimOutcome() != test.outcome || a.String() != test.text {
+			t.Errorf("%v: %q, want %+v", a, a.ClaimOutcome(), test)
 		}
+		ambiguous, notExecuted := test.outcome == couponmodel.Ambiguous, test.outcome == couponmodel.NotExecuted
+		if a.Ambiguous() != ambiguous || a.NotExecuted() != notExecuted || a.Definite() == (ambiguous || notExecuted) {
+			t.Errorf("%v: ambiguous %v, not executed %v, definite %v", a, a.Ambiguous(), a.NotExecuted(), a.Definite())
+		}
+		if !ambiguous && !notExecuted && AnswerFor(test.outcome) != a {
+			t.Errorf("%q: %v, want %v", test.outcome, AnswerFor(test.outcome), a)
+		}
+	}
+	if invalid := (Answer{400, "INVALID_REQUEST"}); !invalid.Definite() || invalid.Ambiguous() {
+		t.Errorf("%v is not definite", invalid)
 	}
 }

@@ -1,8 +1,8 @@
 package load
 
 import (
-	"container/heap"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -11,9 +11,9 @@ import (
 // request goes to the connection that is free first.
 type arrivals struct {
 	mu      sync.Mutex
-	next    int // number of the next new request
-	total   int // number of new requests; 0: no end
-	retries retryHeap
+	next    int       // number of the next new request
+	total   int       // number of new requests; 0: no end
+	retries []arrival // by due
 
 	rate float64    // new requests per second; 0: due as soon as a connection is free
 	gaps *rand.Rand // between new requests at a rate: exponential, as for independent users
@@ -42,7 +42,7 @@ func (a *arrivals) take() (next arrival, ok bool) {
 		first := a.retries[0]
 		// In a closed loop a new request is due now, so only a retry that is due goes before it.
 		if !hasNew || a.rate > 0 && first.due.Before(a.due) || a.rate == 0 && !first.due.After(time.Now()) {
-			heap.Pop(&a.retries)
+			a.retries = a.retries[1:]
 			return first, true
 		}
 	}
@@ -61,7 +61,8 @@ func (a *arrivals) take() (next arrival, ok bool) {
 func (a *arrivals) retry(again arrival) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	heap.Push(&a.retries, again)
+	at, _ := slices.BinarySearchFunc(a.retries, again, func(a, b arrival) int { return a.due.Compare(b.due) })
+	a.retries = slices.Insert(a.retries, at, again)
 }
 
 // arrival is an attempt to send a request.
@@ -69,17 +70,4 @@ type arrival struct {
 	request int
 	attempt int       // counted from 1
 	due     time.Time // zero: now
-}
-
-// retryHeap implements heap.Interface; the first retry due is on top.
-type retryHeap []arrival
-
-func (h retryHeap) Len() int           { return len(h) }
-func (h retryHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h retryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *retryHeap) Push(x any)        { *h = append(*h, x.(arrival)) }
-func (h *retryHeap) Pop() any {
-	last := (*h)[len(*h)-1]
-	*h = (*h)[:len(*h)-1]
-	return last
 }

@@ -1,47 +1,264 @@
 package load
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
 	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/valyala/fasthttp"
 )
 
-// Client sends requests to one service over one connection, one at a time. It is for callers that
-// choose each request after the last answer; for load use [Start].
+// Client is a keep-alive connection to one service that sends one request at a time. It dials when
+// it is first needed and after either side closed it. It is not safe for concurrent use.
+//
+// Requests are written and answers parsed by fasthttp, on a connection of our own: fasthttp's
+// clients repeat requests, and hide whether one was sent. A Client never repeats a request, and a
+// request that was not sent has another [Answer] than one without an answer.
 type Client struct {
-	conn   *Conn
-	writer *writer
+	address string
+	timeout time.Duration
+	keep    int64 // bytes of a body
+	cancels bool  // the end of the context closes the connection, also when a request was sent
+
+	conn     *conn // nil: not connected
+	request  fasthttp.Request
+	response fasthttp.Response
+	kept     bytes.Buffer
 }
 
-// NewClient returns a client of the service at address ("host:port"). It dials with the first
-// request. See [NewConn] for timeout.
+// Request is a request for a [Client]: claim Coupon for User or, with Read, read Coupon.
+type Request struct {
+	User   string `json:"user_id"`
+	Coupon string `json:"coupon_name"`
+	Read   bool   `json:"-"`
+}
+
+// Response is the HTTP response to one request.
+type Response struct {
+	// Status is the HTTP status.
+	Status int
+	// Body is the beginning of the body, at most [KeptBody] bytes. It is valid until the next
+	// request.
+	Body []byte
+	// Length is the length of the whole body in bytes.
+	Length int64
+	// RetryAfter is the header of that name if it is a number of seconds, else 0.
+	RetryAfter time.Duration
+	// Sent is when the request was given to the kernel, Answered when the last byte of the answer
+	// was read. Both are set without an answer, too.
+	Sent, Answered time.Time
+	// Attempt is how often the request has been sent, this time included. Only [Plan].Answered and
+	// [UntilDefinite] set it.
+	Attempt int
+}
+
+// KeptBody is how many bytes of a body are kept. Every error body of the contract fits. Of a coupon
+// that is read under load only the length is needed.
+const KeptBody = 1024
+
+// NewClient returns a client of the service at address ("host:port"). The whole answer to a request
+// must arrive within timeout.
 func NewClient(address string, timeout time.Duration) *Client {
-	return &Client{NewConn(address, timeout), newWriter(address)}
+	c := &Client{address: address, timeout: timeout, keep: KeptBody}
+	c.response.StreamBody = true
+	return c
+}
+
+// conn counts what was written, and remembers the error of a read or a write: from fasthttp's
+// errors one cannot tell a broken connection from a malformed answer.
+type conn struct {
+	net.Conn
+	in      *bufio.Reader
+	out     *bufio.Writer
+	written int // bytes of the current request
+	err     error
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.err = err
+	}
+	return n, err
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.written += n
+	if err != nil {
+		c.err = err
+	}
+	return n, err
+}
+
+// open dials unless the connection is open.
+func (c *Client) open(ctx context.Context) error {
+	if c.conn != nil {
+		return nil
+	}
+	dialer := net.Dialer{Timeout: c.timeout}
+	dialled, err := dialer.DialContext(ctx, "tcp", c.address)
+	if err != nil {
+		return fmt.Errorf("not sent: %w", err)
+	}
+	c.conn = &conn{Conn: dialled}
+	c.conn.in, c.conn.out = bufio.NewReader(c.conn), bufio.NewWriter(c.conn)
+	return nil
 }
 
 // Close closes the connection. The next request dials again.
-func (c *Client) Close() { c.conn.Close() }
+func (c *Client) Close() {
+	if c.conn != nil {
+		_ = c.conn.Close() // no request is in flight
+		c.conn = nil
+	}
+}
 
 // Send sends a claim or a read. The error says what was wrong with an answer that is [Malformed],
-// or why there is none. The Response's Body is valid until the next request.
-func (c *Client) Send(ctx context.Context, request Request) (Answer, Response, error) {
-	bytes, err := c.writer.write(request)
-	if err != nil {
-		return NotSent, Response{}, err
+// or why there is none. ctx bounds dialling only: Send waits for the answer to a request that was
+// sent.
+func (c *Client) Send(ctx context.Context, r Request) (Answer, Response, error) {
+	if r.Read {
+		return c.do(ctx, http.MethodGet, CouponPath(r.Coupon), nil)
 	}
-	return c.do(ctx, request, bytes)
+	return c.do(ctx, http.MethodPost, "/api/coupons/claim", r)
 }
 
 // Create creates a coupon. It returns what Send does for a claim.
 func (c *Client) Create(ctx context.Context, name string, amount int) (Answer, Response, error) {
-	bytes, err := c.writer.create(name, amount)
-	if err != nil {
-		return NotSent, Response{}, err
-	}
-	return c.do(ctx, Request{Coupon: name}, bytes)
+	return c.do(ctx, http.MethodPost, "/api/coupons", map[string]any{"name": name, "amount": amount})
 }
 
-func (c *Client) do(ctx context.Context, request Request, bytes []byte) (Answer, Response, error) {
-	r, err := c.conn.Do(ctx, bytes)
-	answer, err := classify(request, r, err)
+// Get reads any path.
+func (c *Client) Get(ctx context.Context, path string) (Response, error) {
+	_, r, err := c.do(ctx, http.MethodGet, path, nil)
+	return r, err
+}
+
+// do sends a request once; body, if it is not nil, as JSON.
+func (c *Client) do(ctx context.Context, method, path string, body any) (Answer, Response, error) {
+	c.request.Reset()
+	c.request.Header.SetHost(c.address)
+	c.request.Header.SetMethod(method)
+	c.request.Header.SetRequestURI(path)
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return NotSent, Response{}, err
+		}
+		c.request.Header.SetContentType("application/json")
+		c.request.SetBodyRaw(encoded)
+	}
+	r := Response{Sent: time.Now()}
+	if err := c.open(ctx); err != nil {
+		r.Answered = time.Now()
+		return NotSent, r, err
+	}
+	r.Sent = time.Now()
+	c.conn.written = 0
+	_ = c.conn.SetDeadline(r.Sent.Add(c.timeout)) // fails only on a closed connection, and then the write fails too
+	if c.cancels {
+		conn := c.conn
+		stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
+		defer stop()
+	}
+	err := c.exchange(&r)
+	r.Answered = time.Now()
+	if err != nil {
+		answer, err := c.noAnswer(err)
+		c.Close()
+		return answer, r, err
+	}
+	if c.response.ConnectionClose() {
+		c.Close()
+	}
+	answer, err := classify(method, r)
 	return answer, r, err
+}
+
+// exchange writes the request and reads the answer.
+func (c *Client) exchange(r *Response) error {
+	if n := c.conn.in.Buffered(); n > 0 {
+		return fmt.Errorf("%d bytes after the end of the last answer", n)
+	}
+	if err := errors.Join(c.request.Write(c.conn.out), c.conn.out.Flush()); err != nil {
+		return err
+	}
+	header := &c.response.Header
+	if err := header.Read(c.conn.in); err != nil {
+		return err
+	}
+	r.Status = header.StatusCode()
+	switch {
+	case r.Status < 200:
+		return fmt.Errorf("interim response %d, which no request expects", r.Status)
+	case header.ContentLength() < -1:
+		// HTTP allows it: the body ends with the connection. But a cut one would look the same.
+		return errors.New("neither Content-Length nor Transfer-Encoding")
+	}
+	if after := header.Peek("Retry-After"); len(after) > 0 {
+		seconds, _ := strconv.Atoi(string(after)) // 0 for the other form, a date
+		r.RetryAfter = time.Duration(seconds) * time.Second
+	}
+	if header.ContentLength() == 0 {
+		return nil
+	}
+	return c.readBody(r)
+}
+
+// readBody reads the whole body and keeps its beginning.
+func (c *Client) readBody(r *Response) error {
+	c.kept.Reset()
+	if err := c.response.ReadBody(c.conn.in, 0); err != nil {
+		return err
+	}
+	kept, err := c.kept.ReadFrom(io.LimitReader(c.response.BodyStream(), c.keep))
+	if err != nil {
+		return err
+	}
+	rest, err := io.Copy(io.Discard, c.response.BodyStream())
+	r.Body, r.Length = c.kept.Bytes(), kept+rest
+	// fasthttp accepts a body of chunks whose end is missing.
+	return errors.Join(err, c.response.CloseBodyStream(), c.conn.err)
+}
+
+// noAnswer says why there is no answer after an exchange has failed with err.
+func (c *Client) noAnswer(err error) (Answer, error) {
+	switch failed := c.conn.err; {
+	case failed == nil:
+		return Malformed, fmt.Errorf("malformed answer: %w", err)
+	case c.conn.written == 0:
+		return NotSent, fmt.Errorf("not sent: %w", failed)
+	case errors.Is(failed, os.ErrDeadlineExceeded):
+		return TimedOut, errors.New("no answer in time")
+	case errors.Is(failed, io.EOF):
+		return Cut, errors.New("connection ended before the answer")
+	default:
+		// Without the addresses, so that equal errors on different ports have equal texts.
+		if operation, ok := errors.AsType[*net.OpError](failed); ok {
+			failed = operation.Err
+		}
+		return Cut, fmt.Errorf("connection ended before the answer: %w", failed)
+	}
+}
+
+// CouponPath returns the path of a coupon. The dots of the names "." and ".." are escaped, because
+// clients and proxies resolve them as path segments.
+func CouponPath(name string) string {
+	escaped := url.PathEscape(name)
+	if name == "." || name == ".." {
+		escaped = strings.ReplaceAll(name, ".", "%2E")
+	}
+	return "/api/coupons/" + escaped
 }

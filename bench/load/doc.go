@@ -6,26 +6,10 @@
 // request when it has the answer to the last one. In an open loop requests arrive at a rate,
 // however fast the service answers. The same seed gives the same requests at the same times.
 //
-//	users := load.Users(50_000)
-//	order := load.Order(len(users), 5, 1) // 5 % claim twice, shuffled with seed 1
-//	run, err := load.Start(ctx, load.Plan{
-//		Address:     "127.0.0.1:8080",
-//		Connections: 128,
-//		Requests:    len(order),
-//		Request: func(i int) load.Request {
-//			return load.Request{User: users[order[i]], Coupon: "sale"}
-//		},
-//	})
-//	report := run.Wait()
-//	report.Claims.Quantile(99)
-//	report.Claims.Count(load.Claimed)
-//
-// Package check compares the answers with what the service reports afterwards.
-//
-// # Latency
-//
 // In a closed loop latency runs from the moment the request was sent. A slow answer delays the
 // requests behind it, so the figures describe the connections and not independent users. In an open
 // loop latency runs from the moment the request was due and includes the wait for a free
 // connection, so the figures have no coordinated omission.
+//
+// Package check compares the answers with what the service reports afterwards.
 package load

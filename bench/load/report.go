@@ -43,8 +43,7 @@ const MaxLatency = 10 * time.Minute
 const maxErrors = 5
 
 // Total returns the number of requests.
-func (t Tally) Total() int {
-	n := 0
+func (t Tally) Total() (n int) {
 	for _, c := range t.Answers {
 		n += c.Times
 	}
@@ -52,8 +51,7 @@ func (t Tally) Total() int {
 }
 
 // Answered returns the number of requests that got an answer.
-func (t Tally) Answered() int {
-	n := 0
+func (t Tally) Answered() (n int) {
 	for _, c := range t.Answers {
 		if c.Answer.Status != 0 {
 			n += c.Times
@@ -64,10 +62,8 @@ func (t Tally) Answered() int {
 
 // Count returns how often answer came.
 func (t Tally) Count(answer Answer) int {
-	for _, c := range t.Answers {
-		if c.Answer == answer {
-			return c.Times
-		}
+	if i := t.index(answer); i >= 0 {
+		return t.Answers[i].Times
 	}
 	return 0
 }
@@ -81,26 +77,32 @@ func (t Tally) Quantile(percent float64) time.Duration {
 	return time.Duration(t.Latency.ValueAtPercentile(percent))
 }
 
-func (t *Tally) record(answer Answer, latency time.Duration) {
-	t.count(answer, 1)
-	if answer == NotSent {
-		return
+// index returns the index of an answer, or -1. A run has few different answers, so a list is faster
+// than a map.
+func (t Tally) index(answer Answer) int {
+	return slices.IndexFunc(t.Answers, func(c Count) bool { return c.Answer == answer })
+}
+
+func (t *Tally) count(answer Answer, times int) {
+	i := t.index(answer)
+	if i < 0 {
+		i, t.Answers = len(t.Answers), append(t.Answers, Count{Answer: answer})
 	}
+	t.Answers[i].Times += times
+}
+
+func (t *Tally) histogram() *hdrhistogram.Histogram {
 	if t.Latency == nil {
 		t.Latency = hdrhistogram.New(1, int64(MaxLatency), 3)
 	}
-	_ = t.Latency.RecordValue(int64(max(0, min(latency, MaxLatency)))) // fails only out of range
+	return t.Latency
 }
 
-// count adds to Answers. A run has few different answers, so a list is faster than a map.
-func (t *Tally) count(answer Answer, times int) {
-	for i := range t.Answers {
-		if t.Answers[i].Answer == answer {
-			t.Answers[i].Times += times
-			return
-		}
+func (t *Tally) record(answer Answer, latency time.Duration) {
+	t.count(answer, 1)
+	if answer != NotSent {
+		_ = t.histogram().RecordValue(int64(max(0, min(latency, MaxLatency)))) // fails only out of range
 	}
-	t.Answers = append(t.Answers, Count{answer, times})
 }
 
 func (t *Tally) add(other Tally) {
@@ -108,19 +110,8 @@ func (t *Tally) add(other Tally) {
 		t.count(c.Answer, c.Times)
 	}
 	slices.SortStableFunc(t.Answers, func(a, b Count) int { return cmp.Compare(b.Times, a.Times) })
-	if other.Latency == nil {
-		return
-	}
-	if t.Latency == nil {
-		t.Latency = hdrhistogram.New(1, int64(MaxLatency), 3)
-	}
-	t.Latency.Merge(other.Latency)
-}
-
-func (t *Tally) reset() {
-	t.Answers = t.Answers[:0]
-	if t.Latency != nil {
-		t.Latency.Reset()
+	if other.Latency != nil {
+		t.histogram().Merge(other.Latency)
 	}
 }
 
@@ -140,44 +131,25 @@ func (r *Report) addError(text string) {
 	}
 }
 
-// recorder collects the answers of all connections. A histogram takes 200 KB, so connections share
-// a few stripes. Each stripe has two reports, so that reading one blocks its connections only while
-// the two are swapped.
+// recorder collects the answers of all connections.
 type recorder struct {
-	stripes []stripe
-
-	mu      sync.Mutex // guards the fields below; locked before a stripe's mu, never after it
-	began   time.Time
-	taken   time.Time // the last call of take
-	total   Report    // all that take has returned
-	pending Report    // what was drained from the stripes since
+	mu     sync.Mutex
+	began  time.Time
+	taken  time.Time // the last call of take
+	total  Report    // all that take has returned
+	recent Report    // since then
 }
 
-type stripe struct {
-	mu    sync.Mutex
-	now   *Report
-	spare *Report // empty; guarded by recorder.mu
-}
-
-func newRecorder(stripes int) *recorder {
-	now := time.Now()
-	r := &recorder{stripes: make([]stripe, stripes), began: now, taken: now}
-	for i := range r.stripes {
-		r.stripes[i].now, r.stripes[i].spare = &Report{}, &Report{}
-	}
-	return r
-}
-
-func (s *stripe) record(request Request, answer Answer, latency time.Duration, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (r *recorder) record(request Request, answer Answer, latency time.Duration, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if request.Read {
-		s.now.Reads.record(answer, latency)
+		r.recent.Reads.record(answer, latency)
 	} else {
-		s.now.Claims.record(answer, latency)
+		r.recent.Claims.record(answer, latency)
 	}
 	if err != nil {
-		s.now.addError(err.Error())
+		r.recent.addError(err.Error())
 	}
 }
 
@@ -185,9 +157,10 @@ func (s *stripe) record(request Request, answer Answer, latency time.Duration, e
 func (r *recorder) take() Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := r.drain()
-	recent := r.pending
-	recent.Elapsed, r.taken, r.pending = now.Sub(r.taken), now, Report{}
+	now := time.Now()
+	var recent Report // sorted
+	recent.Add(r.recent)
+	recent.Elapsed, r.taken, r.recent = now.Sub(r.taken), now, Report{}
 	r.total.Add(recent)
 	return recent
 }
@@ -196,25 +169,9 @@ func (r *recorder) take() Report {
 func (r *recorder) whole() Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := r.drain()
 	var all Report // a copy, because later calls of take change total
 	all.Add(r.total)
-	all.Add(r.pending)
-	all.Elapsed = now.Sub(r.began)
+	all.Add(r.recent)
+	all.Elapsed = time.Since(r.began)
 	return all
-}
-
-// drain moves what is in the stripes to pending and returns the time after that.
-func (r *recorder) drain() time.Time {
-	for i := range r.stripes {
-		s := &r.stripes[i]
-		s.mu.Lock()
-		s.now, s.spare = s.spare, s.now
-		s.mu.Unlock()
-		r.pending.Add(*s.spare)
-		s.spare.Claims.reset()
-		s.spare.Reads.reset()
-		s.spare.Errors = s.spare.Errors[:0]
-	}
-	return time.Now()
 }

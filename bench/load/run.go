@@ -1,10 +1,9 @@
 package load
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"time"
 )
@@ -26,32 +25,12 @@ type Plan struct {
 	Rate float64
 	// Seed determines the gaps between arrivals at a Rate.
 	Seed uint64
-	// Timeout bounds each request, see [NewConn]; 0: 10 s.
+	// Timeout bounds each request; 0: 10 s.
 	Timeout time.Duration
 	// Answered, if set, is called concurrently with the answer to request i. If it returns true,
 	// the request is sent once more after pause; see [Retry]. The Response's Body is valid until
 	// Answered returns.
 	Answered func(i int, answer Answer, r Response) (again bool, pause time.Duration)
-}
-
-func (p *Plan) check() error {
-	var errs []error
-	if p.Connections < 1 {
-		errs = append(errs, fmt.Errorf("connections: %d is less than 1", p.Connections))
-	}
-	if p.Requests < 0 {
-		errs = append(errs, fmt.Errorf("requests: %d is less than 0", p.Requests))
-	}
-	if !(p.Rate >= 0 && p.Rate <= 1e9) { // also false for NaN
-		errs = append(errs, fmt.Errorf("rate: %v per second is not between 0 and 1000000000", p.Rate))
-	}
-	if p.Timeout < 0 {
-		errs = append(errs, fmt.Errorf("time-out: %v is less than 0", p.Timeout))
-	}
-	if p.Request == nil {
-		errs = append(errs, errors.New("the function Request is nil"))
-	}
-	return errors.Join(errs...)
 }
 
 // Run is a run in progress.
@@ -64,35 +43,29 @@ type Run struct {
 }
 
 // Start opens the connections and begins the run. When ctx ends, no more requests are sent, and the
-// run ends after the answers to those in flight. The error says what is wrong with the plan, or
-// that the service cannot be reached.
+// run ends after the answers to those in flight. The error says that the service cannot be reached.
 func Start(ctx context.Context, p Plan) (*Run, error) {
-	if err := p.check(); err != nil {
-		return nil, err
+	if p.Connections < 1 {
+		return nil, fmt.Errorf("connections: %d is less than 1", p.Connections)
 	}
-	if p.Timeout == 0 {
-		p.Timeout = 10 * time.Second
-	}
-	conns := make([]*Conn, p.Connections)
-	for i := range conns {
-		conns[i] = NewConn(p.Address, p.Timeout)
-		if err := conns[i].Open(ctx); err != nil {
-			for _, c := range conns[:i] {
+	clients := make([]*Client, p.Connections)
+	for i := range clients {
+		clients[i] = NewClient(p.Address, cmp.Or(p.Timeout, 10*time.Second))
+		if err := clients[i].open(ctx); err != nil {
+			for _, c := range clients[:i] {
 				c.Close()
 			}
-			return nil, fmt.Errorf("connection %d of %d: %w", i+1, len(conns), err)
+			return nil, fmt.Errorf("connection %d of %d: %w", i+1, len(clients), err)
 		}
 	}
 
+	now := time.Now()
 	r := &Run{
-		plan:     p,
-		arrivals: newArrivals(p.Requests, p.Rate, p.Seed),
-		recorder: newRecorder(min(p.Connections, 4*runtime.GOMAXPROCS(0))),
-		done:     make(chan struct{}),
+		plan: p, arrivals: newArrivals(p.Requests, p.Rate, p.Seed), recorder: &recorder{began: now, taken: now}, done: make(chan struct{}),
 	}
 	var workers sync.WaitGroup
-	for i, conn := range conns {
-		workers.Go(func() { r.work(ctx, conn, &r.recorder.stripes[i%len(r.recorder.stripes)]) })
+	for _, client := range clients {
+		workers.Go(func() { r.work(ctx, client) })
 	}
 	go func() {
 		workers.Wait()
@@ -118,10 +91,9 @@ func (r *Run) Wait() Report {
 // poller on Linux counts milliseconds when the process is otherwise idle.
 const timerTick = time.Millisecond
 
-// work sends requests on one connection until none is left or ctx ends.
-func (r *Run) work(ctx context.Context, conn *Conn, s *stripe) {
-	defer conn.Close()
-	writer := newWriter(r.plan.Address)
+// work sends requests over one connection until none is left or ctx ends.
+func (r *Run) work(ctx context.Context, client *Client) {
+	defer client.Close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	notSent := 0 // requests in a row
@@ -131,31 +103,25 @@ func (r *Run) work(ctx context.Context, conn *Conn, s *stripe) {
 		if !ok {
 			return
 		}
-		i, due, slept := next.request, next.due, false
-		if !due.IsZero() {
-			if slept = sleep(ctx, timer, time.Until(due)); ctx.Err() != nil {
+		slept := false
+		if !next.due.IsZero() {
+			if slept = sleep(ctx, timer, time.Until(next.due)); ctx.Err() != nil {
 				return
 			}
 		}
-		request := r.plan.Request(i)
-		bytes, err := writer.write(request)
-		if err != nil {
-			// A mistake in the program that made the plan.
-			panic(fmt.Sprintf("load: request %d (%+v): %v", i, request, err))
-		}
-		response, err := conn.Do(ctx, bytes)
-		answer, err := classify(request, response, err)
+		request := r.plan.Request(next.request)
+		answer, response, err := client.Send(ctx, request)
+		response.Attempt = next.attempt
 
 		began := response.Sent
-		if late := response.Sent.Sub(due); r.plan.Rate > 0 && (!slept || late > timerTick) {
-			began = due
+		if late := began.Sub(next.due); r.plan.Rate > 0 && (!slept || late > timerTick) {
+			began = next.due
 		}
-		s.record(request, answer, response.Answered.Sub(began), err)
+		r.recorder.record(request, answer, response.Answered.Sub(began), err)
 
 		if r.plan.Answered != nil {
-			response.Attempt = next.attempt
-			if again, pause := r.plan.Answered(i, answer, response); again {
-				r.arrivals.retry(arrival{i, next.attempt + 1, response.Answered.Add(pause)})
+			if again, pause := r.plan.Answered(next.request, answer, response); again {
+				r.arrivals.retry(arrival{next.request, next.attempt + 1, response.Answered.Add(pause)})
 			}
 		}
 		if answer != NotSent {

@@ -1,12 +1,9 @@
 package load
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -24,7 +21,7 @@ type Coupon struct {
 }
 
 // Service makes the requests that are not part of the load: it creates a coupon before a run and
-// reads it afterwards. It uses net/http.
+// reads it afterwards. Each has a connection of its own, and ends with its context.
 type Service struct {
 	// Address is "host:port".
 	Address string
@@ -32,49 +29,45 @@ type Service struct {
 	Timeout time.Duration
 }
 
+// maxCoupon is the longest body of a coupon that is read, in bytes.
+const maxCoupon = 1 << 30
+
+func (s Service) client() *Client {
+	c := NewClient(s.Address, s.Timeout)
+	c.keep, c.cancels = maxCoupon, true
+	return c
+}
+
 // Create creates a coupon with a stock of amount. The error wraps [ErrCouponExists] if the name is
 // taken.
 func (s Service) Create(ctx context.Context, name string, amount int) error {
-	body, err := json.Marshal(map[string]any{"name": name, "amount": amount})
-	if err != nil {
-		return err
+	c := s.client()
+	defer c.Close()
+	answer, r, err := c.Create(ctx, name, amount)
+	switch {
+	case err != nil:
+		return errors.Join(err, ctx.Err())
+	case answer == CouponExists:
+		return fmt.Errorf("%w: %q", ErrCouponExists, name)
+	case answer != Created:
+		return unexpected(r)
 	}
-	return s.do(ctx, http.MethodPost, "/api/coupons", body, func(r *http.Response) error {
-		switch r.StatusCode {
-		case http.StatusCreated:
-			return nil
-		case http.StatusConflict:
-			return fmt.Errorf("%w: %q", ErrCouponExists, name)
-		default:
-			return unexpected(r)
-		}
-	})
+	return nil
 }
 
 // Coupon reads a coupon with all its claims. A body that breaks the contract (a missing, unknown or
 // repeated field) is an error.
 func (s Service) Coupon(ctx context.Context, name string) (Coupon, error) {
-	var c Coupon
-	err := s.do(ctx, http.MethodGet, CouponPath(name), nil, func(r *http.Response) error {
-		if r.StatusCode != http.StatusOK {
-			return unexpected(r)
-		}
-		var reported struct {
-			Name      *string   `json:"name"`
-			Amount    *int      `json:"amount"`
-			Remaining *int      `json:"remaining_amount"`
-			ClaimedBy *[]string `json:"claimed_by"`
-		}
-		if err := json.UnmarshalRead(r.Body, &reported, json.RejectUnknownMembers(true)); err != nil {
-			return err
-		}
-		if reported.Name == nil || reported.Amount == nil || reported.Remaining == nil || reported.ClaimedBy == nil {
-			return errors.New("a field is missing or null")
-		}
-		c = Coupon{*reported.Name, *reported.Amount, *reported.Remaining, *reported.ClaimedBy}
-		return nil
-	})
-	return c, err
+	c := s.client()
+	defer c.Close()
+	answer, r, err := c.Send(ctx, Request{Coupon: name, Read: true})
+	if err != nil {
+		return Coupon{}, errors.Join(err, ctx.Err())
+	}
+	if answer != ReadOK {
+		return Coupon{}, unexpected(r)
+	}
+	return ParseCoupon(r.Body)
 }
 
 // Coupons reads several coupons. A name that the service does not have is an error.
@@ -90,29 +83,23 @@ func (s Service) Coupons(ctx context.Context, names ...string) (map[string]Coupo
 	return coupons, nil
 }
 
-func (s Service) do(ctx context.Context, method, path string, body []byte, read func(*http.Response) error) error {
-	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.Address+path, bytes.NewReader(body))
-	if err != nil {
-		return err
+// ParseCoupon parses the body of an answer to a read.
+func ParseCoupon(body []byte) (Coupon, error) {
+	var reported struct {
+		Name      *string   `json:"name"`
+		Amount    *int      `json:"amount"`
+		Remaining *int      `json:"remaining_amount"`
+		ClaimedBy *[]string `json:"claimed_by"`
 	}
-	if method == http.MethodPost {
-		request.Header.Set("Content-Type", "application/json")
+	if err := json.Unmarshal(body, &reported, json.RejectUnknownMembers(true)); err != nil {
+		return Coupon{}, fmt.Errorf("not a coupon: %w", err)
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
-	if err != nil {
-		return err
+	if reported.Name == nil || reported.Amount == nil || reported.Remaining == nil || reported.ClaimedBy == nil {
+		return Coupon{}, fmt.Errorf("not a coupon, because a field is missing or null: %.200q", body)
 	}
-	defer response.Body.Close()
-	if err := read(response); err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	return nil
+	return Coupon{*reported.Name, *reported.Amount, *reported.Remaining, *reported.ClaimedBy}, nil
 }
 
-func unexpected(r *http.Response) error {
-	body, _ := io.ReadAll(io.LimitReader(r.Body, 300)) // whatever could be read
-	return fmt.Errorf("unexpected response %s %q", r.Status, body)
+func unexpected(r Response) error {
+	return fmt.Errorf("unexpected answer: status %d %.300q", r.Status, r.Body)
 }
