@@ -241,12 +241,11 @@ func dialSlow(ctx context.Context, address string) (net.Conn, error) {
 // askHealth gets /health from one instance on many connections.
 func askHealth(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error) {
 	one := t.env.instances[random.IntN(instances)]
-	request := []byte("GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
 	wait := startClients(healthChecks, func(int) {
-		conn := load.NewConn(one.address, answerTimeout)
-		defer conn.Close()
+		client := load.NewClient(one.address, answerTimeout)
+		defer client.Close()
 		for ; ctx.Err() == nil; pause(ctx, healthPause) {
-			response, err := conn.Do(ctx, request)
+			response, err := client.Get(ctx, "/health")
 			if ctx.Err() == nil && (err != nil || response.Status != http.StatusOK) {
 				t.violations.notAllowed.add("GET /health: status %d %.200s after %v, want 200: %v", response.Status, response.Body,
 					response.Answered.Sub(response.Sent).Round(time.Millisecond), err)
