@@ -19,7 +19,7 @@ type Kind string
 // they get a definite answer.
 const (
 	WrongCount    Kind = "a number of winners other than the stock or the number of users"
-	Duplicate     Kind = "a user who was granted the coupon twice, or has it twice"
+	Duplicate     Kind = "a user that was granted the coupon twice, or has it twice"
 	Undecided     Kind = "a user without a definite answer"
 	Contradiction Kind = "answers that contradict each other or the contract"
 	Lost          Kind = "a claim that was confirmed, and is not stored"
@@ -88,7 +88,7 @@ func (r Result) Err(except ...Kind) error {
 	return errors.Join(errs...)
 }
 
-// Add adds the result of another coupon, whose examples then begin with its name.
+// Add adds the result of another coupon. Its examples then begin with the name of the coupon.
 func (r *Result) Add(other Result) {
 	r.Winners += other.Winners
 	r.Ambiguous += other.Ambiguous

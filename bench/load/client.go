@@ -22,9 +22,9 @@ import (
 // Client is a keep-alive connection to one service that sends one request at a time. It dials when
 // it is first needed and after either side closed it. It is not safe for concurrent use.
 //
-// Requests are written and answers parsed by fasthttp, on a connection of our own: fasthttp's
-// clients repeat requests, and hide whether one was sent. A Client never repeats a request, and a
-// request that was not sent has another [Answer] than one without an answer.
+// fasthttp writes the requests and parses the answers, but does not own the connection: its clients
+// repeat requests, and hide whether one was sent. A Client never repeats a request, and a request
+// that was not sent has another [Answer] than one without an answer.
 type Client struct {
 	address string
 	timeout time.Duration
@@ -229,11 +229,11 @@ func (c *Client) readBody(r *Response) error {
 	}
 	rest, err := io.Copy(io.Discard, c.response.BodyStream())
 	r.Body, r.Length = c.kept.Bytes(), kept+rest
-	// fasthttp accepts a body of chunks whose end is missing.
+	// fasthttp accepts chunks without the end of the trailer.
 	return errors.Join(err, c.response.CloseBodyStream(), c.conn.err)
 }
 
-// noAnswer says why there is no answer after an exchange has failed with err.
+// noAnswer returns the reason why an exchange failed with err.
 func (c *Client) noAnswer(err error) (Answer, error) {
 	switch failed := c.conn.err; {
 	case failed == nil:

@@ -66,7 +66,7 @@ func newClient(t testing.TB, address string, timeout time.Duration) *Client {
 	return c
 }
 
-// closedAddress returns an address that nobody listens on.
+// closedAddress returns an address that refuses connections.
 func closedAddress(t *testing.T) string {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -208,7 +208,7 @@ func TestClient_cutAnywhere(t *testing.T) {
 func TestClient_notSent(t *testing.T) {
 	a, r, err := newClient(t, closedAddress(t), time.Minute).Send(t.Context(), claim)
 	if a != NotSent || err == nil || r.Sent.IsZero() || r.Answered.IsZero() {
-		t.Errorf("nobody listens: %v, %+v, %v", a, r, err)
+		t.Errorf("refused: %v, %+v, %v", a, r, err)
 	}
 
 	c := newClient(t, serveConns(t, func(_ int, conn *net.TCPConn) {

@@ -6,43 +6,40 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
+
+	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/internal/couponmodel"
 )
 
 // fake is a service that implements the contract, except for the faults of a test.
 type fake struct {
 	mu      sync.Mutex
-	coupons map[string]*fakeCoupon
+	coupons couponmodel.Coupons
 	claims  int // received so far
 
-	// onClaim is called before a claim, with its number counted from 1, while mu is locked. If it
-	// returns true, it has answered the claim.
-	onClaim func(f *fake, w http.ResponseWriter, n int, c *fakeCoupon, user string) bool
+	// onClaim is called before a claim, while mu is locked. If it returns true, it has answered.
+	onClaim func(c fakeClaim) bool
 	// onReport changes the answer to GET.
-	onReport func(report *fakeReport)
+	onReport func(report map[string]any)
 	// refuse is a method; its requests are answered 503.
 	refuse string
 }
 
-type fakeCoupon struct {
-	amount    int
-	claimedBy []string
-}
-
-type fakeReport struct {
-	Name      string   `json:"name"`
-	Amount    int      `json:"amount"`
-	Remaining int      `json:"remaining_amount"`
-	ClaimedBy []string `json:"claimed_by"`
+// fakeClaim is a claim that a fake has received. n counts from 1.
+type fakeClaim struct {
+	*fake
+	w            http.ResponseWriter
+	r            *http.Request
+	n            int
+	user, coupon string
 }
 
 func (f *fake) start(t *testing.T) (url string) {
 	t.Helper()
-	f.coupons = map[string]*fakeCoupon{}
+	f.coupons = couponmodel.Coupons{}
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
 	return server.URL
@@ -51,51 +48,33 @@ func (f *fake) start(t *testing.T) (url string) {
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if r.Method == f.refuse {
-		fail(w, 503, "UNAVAILABLE")
-		return
+	var body struct {
+		Name   string `json:"name"`
+		Amount int    `json:"amount"`
+		User   string `json:"user_id"`
+		Coupon string `json:"coupon_name"`
 	}
-	switch r.Method + " " + r.URL.Path {
-	case "POST /api/coupons":
-		var body struct {
-			Name   string `json:"name"`
-			Amount int    `json:"amount"`
-		}
+	if r.Method == http.MethodPost {
 		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-			fail(w, 400, "INVALID_REQUEST")
-		} else if f.coupons[body.Name] != nil {
-			fail(w, 409, "COUPON_EXISTS")
-		} else {
-			f.coupons[body.Name] = &fakeCoupon{amount: body.Amount, claimedBy: []string{}}
-			w.WriteHeader(201)
+			panic(err)
 		}
-	case "POST /api/coupons/claim":
-		var body struct {
-			User   string `json:"user_id"`
-			Coupon string `json:"coupon_name"`
-		}
-		err := json.NewDecoder(r.Body).Decode(&body)
-		c := f.coupons[body.Coupon]
+	}
+	switch {
+	case r.Method == f.refuse:
+		answer(w, load.Unavailable)
+	case r.URL.Path == "/api/coupons":
+		answer(w, load.AnswerFor(f.coupons.Create(body.Name, body.Amount)))
+	case r.Method == http.MethodPost:
 		f.claims++
-		switch {
-		case err != nil:
-			fail(w, 400, "INVALID_REQUEST")
-		case c == nil:
-			fail(w, 404, "COUPON_NOT_FOUND")
-		case f.onClaim != nil && f.onClaim(f, w, f.claims, c, body.User):
-		default:
-			answer(w, c.claim(body.User))
+		if c := (fakeClaim{f, w, r, f.claims, body.User, body.Coupon}); f.onClaim == nil || !f.onClaim(c) {
+			c.answer(c.claim())
 		}
 	default:
 		name, _ := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), "/api/coupons/"))
 		c := f.coupons[name]
-		if c == nil {
-			fail(w, 404, "COUPON_NOT_FOUND")
-			return
-		}
-		report := fakeReport{name, c.amount, c.amount - len(c.claimedBy), slices.Clone(c.claimedBy)}
+		report := map[string]any{"name": name, "amount": c.Amount, "remaining_amount": c.Remaining(), "claimed_by": append([]string{}, c.ClaimedBy...)}
 		if f.onReport != nil {
-			f.onReport(&report)
+			f.onReport(report)
 		}
 		if err := json.NewEncoder(w).Encode(report); err != nil {
 			panic(err)
@@ -103,43 +82,33 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// claim is a correct claim. It returns the error code, empty for claimed.
-func (c *fakeCoupon) claim(user string) string {
-	switch {
-	case slices.Contains(c.claimedBy, user):
-		return "ALREADY_CLAIMED"
-	case len(c.claimedBy) >= c.amount:
-		return "OUT_OF_STOCK"
-	default:
-		c.claimedBy = append(c.claimedBy, user)
-		return ""
-	}
+// claim is a correct claim.
+func (c fakeClaim) claim() load.Answer { return load.AnswerFor(c.coupons.Claim(c.user, c.coupon)) }
+
+func (c fakeClaim) answer(a load.Answer) bool {
+	answer(c.w, a)
+	return true
 }
 
-func answer(w http.ResponseWriter, code string) {
-	switch code {
-	case "":
-		w.WriteHeader(201)
-	case "ALREADY_CLAIMED":
-		fail(w, 409, code)
-	case "OUT_OF_STOCK":
-		fail(w, 400, code)
-	default:
-		panic(code)
-	}
+// unlocked calls fn while other requests are served.
+func (c fakeClaim) unlocked(fn func()) {
+	c.mu.Unlock()
+	fn()
+	c.mu.Lock()
 }
 
-func fail(w http.ResponseWriter, status int, code string) {
+// untilGone waits until the client has closed the connection.
+func (c fakeClaim) untilGone() bool {
+	c.unlocked(func() { <-c.r.Context().Done() })
+	return true
+}
+
+func answer(w http.ResponseWriter, a load.Answer) {
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = fmt.Fprintf(w, `{"error":"an error of the test","code":%q,"request_id":"1"}`, code)
-}
-
-// sleepUnlocked delays this request while others are served.
-func (f *fake) sleepUnlocked(d time.Duration) {
-	f.mu.Unlock()
-	time.Sleep(d)
-	f.mu.Lock()
+	w.WriteHeader(a.Status)
+	if a.Code != "" {
+		_, _ = fmt.Fprintf(w, `{"error":"an error of the test","code":%q,"request_id":"1"}`, a.Code)
+	}
 }
 
 // cut closes the connection without an answer.

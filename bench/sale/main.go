@@ -5,51 +5,12 @@
 //	make sale ARGS='--users 50000 --stock 1000'
 //	go run ./bench/sale --rate 5000 --plot sale.svg http://127.0.0.1:8080
 //
-// # A session
-//
 // In a terminal it draws the progress of the sale. Elsewhere (a file, a pipe, CI) it prints a line
-// per second. During this sale the service and its PostgreSQL were killed with SIGKILL after two
-// seconds and started again a second later:
+// per second.
 //
-//	$ go run ./bench/sale --users 5000 --stock 1000 --rate 500
-//	5,000 users (5 % twice) for 1,000 coupons · 128 connections · 500 per second
-//	…
-//
-//	  5,000 users (5 % twice) for 1,000 coupons · 128 connections · 500 per second
-//	  coupon sale-20261123-013256.152 · seed 1
-//
-//	         991  201 claimed
-//	          95  409 already claimed
-//	       4,164  400 out of stock
-//	           0  503 retried
-//	       1,043  no answer: 896 NOT_SENT, 147 CUT
-//	       5,250  claims answered in 10.48 s: 500 per second  ▂▂▂▂▁▁▁█▇▃▃▃▃▃▃▃▃▃▃▃▃
-//
-//	  latency  p50 7.40 ms   p99 1.54 s   p99.9 1.56 s   longest 1.56 s
-//	  error: connection ended before the answer
-//	  error: not sent: dial tcp 127.0.0.1:8080: connect: connection refused
-//
-//	  ✓ exactly 1,000 users won
-//	  ✓ no user won twice
-//	  ✓ every user got a definite answer
-//	  ✓ no answer contradicts another
-//	  ✓ the service reports the same winners
-//	    147 users got an ambiguous answer: 9 had won, 138 had not, 0 are unresolved
-//
-//	  PASS
-//
-// 991 users got 201. Nine more had won, but the answer was lost, and they learned it from the 409
-// to their retry.
-//
-// # The check
-//
-// Package check checks the answers to each user. A user without a definite answer (503, a broken
-// connection, a time-out) retries, as the contract recommends, and so learns what the lost request
-// did. The check is therefore exact even if the service is overloaded, restarted or disconnected
-// meanwhile.
-//
-// The exit status is 0 if every check passed, 1 if one failed or the sale could not be run, and 2
-// if the command line is wrong.
+// A user without a definite answer (503, a broken connection, a time-out) retries, as the contract
+// recommends, and so learns what the lost request did. So the check is exact even if the service is
+// overloaded, restarted or disconnected meanwhile; see package check.
 package main
 
 import (
@@ -63,7 +24,6 @@ import (
 	"time"
 
 	"github.com/charmbracelet/colorprofile"
-	"github.com/spf13/pflag"
 
 	"scalable-coupon-system/bench/check"
 	"scalable-coupon-system/bench/load"
@@ -86,22 +46,25 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 
-	o, err := parse(ctx, args, time.Now(), stdout)
-	if errors.Is(err, pflag.ErrHelp) {
+	exit := func(status int, format string, args ...any) int {
+		_, _ = fmt.Fprintf(stderr, format+"\n", args...)
+		return status
+	}
+	o, err := parse(ctx, args, stdout)
+	if errors.Is(err, errHelp) {
 		return exitPass
 	}
 	if err != nil {
-		_, _ = fmt.Fprintf(stderr, "%v\nsee --help\n", err)
-		return exitUsage
+		return exit(exitUsage, "%v\nsee --help", err)
 	}
 	result, err := runSale(ctx, o, stdout, environ)
 	switch {
 	case errors.Is(err, load.ErrCouponExists):
-		_, _ = fmt.Fprintf(stderr, "%v\nuse another --coupon, or none\n", err)
-		return exitUsage
+		return exit(exitUsage, "%v\nuse another --coupon, or none", err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return exit(exitFail, "%v\nstart the service first: make run", err)
 	case err != nil:
-		_, _ = fmt.Fprintln(stderr, err)
-		return exitFail
+		return exit(exitFail, "%v", err)
 	case !result.OK():
 		return exitFail
 	}
@@ -112,17 +75,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 // what the service reports.
 func runSale(ctx context.Context, o options, stdout io.Writer, environ []string) (check.Result, error) {
 	profile := colorprofile.Detect(stdout, environ)
-	if o.noColor {
-		profile = min(profile, colorprofile.ASCII)
-	}
 	out := &colorprofile.Writer{Forward: stdout, Profile: profile}
 
 	s := newSale(o)
 	service := load.Service{Address: o.address, Timeout: time.Minute}
-	if err := service.Create(ctx, o.coupon, o.stock); err != nil {
+	if err := service.Create(ctx, o.Coupon, o.Stock); err != nil {
 		return check.Result{}, fmt.Errorf("create the coupon: %w", err)
 	}
-	limited, stop := context.WithTimeout(ctx, o.duration)
+	limited, stop := context.WithTimeout(ctx, o.Duration)
 	defer stop()
 	if err := s.start(limited); err != nil {
 		return check.Result{}, err
@@ -137,23 +97,23 @@ func runSale(ctx context.Context, o options, stdout io.Writer, environ []string)
 	}
 	report := s.run.Wait()
 	stopped := ""
-	switch {
-	case ctx.Err() != nil || errors.Is(limited.Err(), context.Canceled):
+	switch limited.Err() {
+	case context.Canceled:
 		stopped = "stopped by the user"
-	case limited.Err() != nil:
-		stopped = "stopped after " + o.duration.String() + " (--duration)"
+	case context.DeadlineExceeded:
+		stopped = "stopped after " + o.Duration.String() + " (--duration)"
 	}
 
 	// Not with ctx: a sale that was stopped by Ctrl-C is checked too.
-	reported, err := service.Coupon(context.WithoutCancel(ctx), o.coupon)
+	reported, err := service.Coupon(context.WithoutCancel(ctx), o.Coupon)
 	if err != nil {
-		_, _ = fmt.Fprint(out, summary(&o, report, &s.series, stopped, nil))
+		_, _ = fmt.Fprint(out, s.summary(report, stopped, nil))
 		return check.Result{}, fmt.Errorf("answers not checked: read the coupon: %w", err)
 	}
 	result := s.checker.Check(reported)
-	_, _ = fmt.Fprint(out, summary(&o, report, &s.series, stopped, &result))
-	if o.plot != "" {
-		if err := writeChart(&o, &s.series, o.plot); err != nil {
+	_, _ = fmt.Fprint(out, s.summary(report, stopped, &result))
+	if o.Plot != "" {
+		if err := s.writeChart(o.Plot); err != nil {
 			return result, fmt.Errorf("write the chart: %w", err)
 		}
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -16,7 +15,6 @@ type sale struct {
 	users    []string
 	order    []int32 // index of the user, by request
 	checker  *check.Checker
-	attempts []uint8 // by request; used only by the connection that sends the request
 	finished atomic.Int64
 	run      *load.Run
 	series   series
@@ -24,22 +22,23 @@ type sale struct {
 
 // newSale prepares a sale, so that it can start as soon as the coupon exists.
 func newSale(o options) *sale {
-	s := &sale{options: o, users: load.Users(o.users), order: load.Order(o.users, o.repeats, o.seed)}
-	s.attempts = make([]uint8, len(s.order))
-	s.checker = check.New(o.coupon, o.stock, s.users)
-	return s
+	users := load.Users(o.Users)
+	return &sale{
+		options: o, users: users, order: load.Order(o.Users, o.Repeats, o.Seed), checker: check.New(o.Coupon, o.Stock, users),
+		series: series{interval: tick},
+	}
 }
 
 func (s *sale) start(ctx context.Context) error {
 	var err error
 	s.run, err = load.Start(ctx, load.Plan{
 		Address:     s.options.address,
-		Connections: min(s.options.connections, len(s.order)),
+		Connections: min(s.options.Connections, len(s.order)),
 		Requests:    len(s.order),
-		Request:     func(i int) load.Request { return load.Request{User: s.users[s.order[i]], Coupon: s.options.coupon} },
-		Rate:        s.options.rate,
-		Seed:        s.options.seed,
-		Timeout:     s.options.timeout,
+		Request:     func(i int) load.Request { return load.Request{User: s.users[s.order[i]], Coupon: s.options.Coupon} },
+		Rate:        s.options.Rate,
+		Seed:        s.options.Seed,
+		Timeout:     s.options.Timeout,
 		Answered:    s.answered,
 	})
 	return err
@@ -49,44 +48,20 @@ func (s *sale) start(ctx context.Context) error {
 // The check has failed then, and a broken service would be asked until the end of the sale.
 const maxUnexpected = 3
 
-// answered records an answer and decides on a retry, as a well-behaved client does: after any
-// answer that is not definite, not before Retry-After, with exponential back-off and jitter.
+// answered records an answer and decides about a retry.
 func (s *sale) answered(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
 	s.checker.Record(int(s.order[i]), answer, r.Sent, r.Answered)
-	if answer.Definite() {
+	again, pause = load.Retry(answer, r)
+	if kindOf(answer) == unexpected && r.Attempt >= maxUnexpected {
+		again = false
+	}
+	if !again {
 		s.finished.Add(1)
-		return false, 0
 	}
-	s.attempts[i] = min(s.attempts[i]+1, 100)
-	switch kindOf(answer) {
-	case unavailable, noAnswer:
-	default:
-		if s.attempts[i] >= maxUnexpected || !answer.Ambiguous() {
-			s.finished.Add(1)
-			return false, 0
-		}
-	}
-	return true, s.pause(i, r.RetryAfter)
+	return again, pause
 }
 
-// pause returns the pause before the next attempt of request i.
-func (s *sale) pause(i int, retryAfter time.Duration) time.Duration {
-	backOff := min(50*time.Millisecond<<min(s.attempts[i]-1, 10), 2*time.Second)
-	random := rand.New(rand.NewPCG(s.options.seed, uint64(i)<<8|uint64(s.attempts[i])))
-	return retryAfter + time.Duration(random.Float64()*float64(backOff))
-}
-
-// update adds the answers since the last call to the series, and returns the progress.
-func (s *sale) update() progress {
-	s.series.add(s.run.Take())
-	return progress{
-		requests: len(s.order),
-		finished: int(s.finished.Load()),
-		series:   &s.series,
-	}
-}
-
-// kind groups answers for display: each has a row and a colour.
+// kind groups answers for display.
 type kind int
 
 const (
@@ -96,8 +71,20 @@ const (
 	unavailable
 	noAnswer
 	unexpected
-	kinds // the number of kinds
 )
+
+// kinds has the name of each kind, its colour of the terminal's own sixteen, so that it fits the
+// theme, and its colour in the chart.
+var kinds = [...]struct {
+	name, colour, fill string
+}{
+	claimed:        {"201 claimed", "2", "#2da44e"},
+	alreadyClaimed: {"409 already claimed", "3", "#d4a72c"},
+	outOfStock:     {"400 out of stock", "8", "#afb8c1"},
+	unavailable:    {"503 retried", "1", "#cf222e"},
+	noAnswer:       {"no answer", "1", "#8250df"},
+	unexpected:     {"unexpected", "5", "#bf3989"},
+}
 
 func kindOf(answer load.Answer) kind {
 	switch answer {
@@ -111,19 +98,78 @@ func kindOf(answer load.Answer) kind {
 		return unavailable
 	case load.NotSent, load.Cut, load.TimedOut:
 		return noAnswer
-	default:
-		return unexpected
 	}
+	return unexpected
 }
 
-// name returns the name that is displayed.
-func (k kind) name() string {
-	return [kinds]string{"201 claimed", "409 already claimed", "400 out of stock", "503 retried", "no answer", "unexpected"}[k]
-}
-
-func countByKind(t load.Tally) (n [kinds]int) {
+func countByKind(t load.Tally) (n [len(kinds)]int) {
 	for _, c := range t.Answers {
 		n[kindOf(c.Answer)] += c.Times
 	}
 	return n
+}
+
+// tick is how often the progress is updated.
+const tick = 100 * time.Millisecond
+
+// maxPoints bounds a series (an even number). Neighbouring points are merged then, so that a long
+// sale needs no more memory than a short one. Quantiles stay exact.
+const maxPoints = 120
+
+// series is the course of a sale over time.
+type series struct {
+	points   []load.Report
+	interval time.Duration // of a point, at least about this
+	total    [len(kinds)]int
+	elapsed  time.Duration
+}
+
+// add adds the answers of a tick.
+func (s *series) add(r load.Report) {
+	s.elapsed += r.Elapsed
+	for k, n := range countByKind(r.Claims) {
+		s.total[k] += n
+	}
+	// A late tick is followed by an early one, which is too short to compute a rate from.
+	if n := len(s.points); n > 0 && s.points[n-1].Elapsed < s.interval-tick/2 {
+		s.points[n-1].Add(r)
+		return
+	}
+	if len(s.points) == maxPoints {
+		s.points, s.interval = s.merged(2), 2*s.interval
+	}
+	s.points = append(s.points, r)
+}
+
+// merged returns the points in groups of this size.
+func (s *series) merged(size int) []load.Report {
+	var groups []load.Report
+	for i, p := range s.points {
+		if i%size == 0 {
+			groups = append(groups, load.Report{})
+		}
+		groups[len(groups)-1].Add(p)
+	}
+	return groups
+}
+
+// lastSecond returns the report of the last second, or of the last point if that is longer.
+func (s *series) lastSecond() (r load.Report) {
+	for i := len(s.points) - 1; i >= 0 && r.Elapsed < time.Second-tick/2; i-- {
+		r.Add(s.points[i])
+	}
+	return r
+}
+
+// rates returns the claims answered per second over time, as at most width values.
+func (s *series) rates(width int) (rates []float64) {
+	for _, p := range s.merged(1 + len(s.points)/max(1, width)) {
+		rates = append(rates, rate(p))
+	}
+	return rates
+}
+
+// rate returns the claims answered per second.
+func rate(r load.Report) float64 {
+	return float64(r.Claims.Answered()) / max(r.Elapsed, time.Nanosecond).Seconds()
 }

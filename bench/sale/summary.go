@@ -3,6 +3,10 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
+
+	"charm.land/lipgloss/v2"
+	"github.com/dustin/go-humanize"
 
 	"scalable-coupon-system/bench/check"
 	"scalable-coupon-system/bench/load"
@@ -11,22 +15,21 @@ import (
 // summary returns the answers of a sale and the result of the check. Apart from the numbers the
 // text of a sale that passes is always the same. stopped says why the sale ended early, if it did;
 // result is nil if the answers could not be checked.
-func summary(o *options, r load.Report, s *series, stopped string, result *check.Result) string {
+func (s *sale) summary(r load.Report, stopped string, result *check.Result) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "  "+format+"\n", args...) }
 
 	b.WriteByte('\n')
-	line("%s", bold(o.describe()))
-	line("%s", faint(fmt.Sprintf("coupon %s · seed %d", o.coupon, o.seed)))
+	line("%s", bold(s.options.describe()))
+	line("%s", faint(fmt.Sprintf("coupon %s · seed %d", s.options.Coupon, s.options.Seed)))
 	b.WriteByte('\n')
-	n := countByKind(r.Claims)
-	for k := range kinds {
-		if k <= unavailable || n[k] > 0 {
-			line("%10s  %s%s", formatInt(n[k]), paint(k, k.name()), faint(answersOf(r.Claims, k)))
+	for k, n := range countByKind(r.Claims) {
+		if k := kind(k); k <= unavailable || n > 0 {
+			line("%10s  %s%s", comma(n), paint(k, kinds[k].name), faint(answersOf(r.Claims, k)))
 		}
 	}
-	line("%10s  claims answered in %.2f s: %s  %s", formatInt(r.Claims.Answered()), r.Elapsed.Seconds(),
-		bold(formatInt(int(rate(r.Claims.Answered(), r.Elapsed)))+" per second"), paint(claimed, sparkline(s.rates(24))))
+	line("%10s  claims answered in %.2f s: %s  %s", comma(r.Claims.Answered()), r.Elapsed.Seconds(),
+		bold(comma(int(rate(r)))+" per second"), paint(claimed, sparkline(s.series.rates(24))))
 	b.WriteByte('\n')
 	line("latency  %s   longest %s", formatLatencies(r.Claims), formatQuantile(r.Claims, 100))
 	if stopped != "" {
@@ -50,13 +53,13 @@ func summary(o *options, r load.Report, s *series, stopped string, result *check
 			line("    %s", e)
 		}
 		if more := g.Violations - len(g.Examples); more > 0 {
-			line("    and %s more", formatInt(more))
+			line("    and %s more", comma(more))
 		}
 	}
 	if result.Ambiguous > 0 {
 		line("  %s got an ambiguous answer: %s had won, %s had not, %s are unresolved",
-			formatCount(result.Ambiguous, "user"), formatInt(result.AmbiguousWon),
-			formatInt(result.Ambiguous-result.AmbiguousWon-result.Unresolved), formatInt(result.Unresolved))
+			formatCount(result.Ambiguous, "user"), comma(result.AmbiguousWon),
+			comma(result.Ambiguous-result.AmbiguousWon-result.Unresolved), comma(result.Unresolved))
 	}
 	b.WriteByte('\n')
 	if result.OK() {
@@ -69,21 +72,47 @@ func summary(o *options, r load.Report, s *series, stopped string, result *check
 
 // answersOf lists the answers of a kind, for the kinds that have several.
 func answersOf(t load.Tally, k kind) string {
-	if k < unavailable {
-		return ""
-	}
 	var all []string
 	for _, c := range t.Answers {
-		if kindOf(c.Answer) == k {
-			name := c.Answer.Code
-			if k == unexpected {
-				name = c.Answer.String()
-			}
-			all = append(all, fmt.Sprintf("%s %s", formatInt(c.Times), name))
+		switch {
+		case kindOf(c.Answer) != k || k < unavailable:
+		case k == unexpected:
+			all = append(all, comma(c.Times)+" "+c.Answer.String())
+		default:
+			all = append(all, comma(c.Times)+" "+c.Answer.Code)
 		}
 	}
 	if len(all) == 0 {
 		return ""
 	}
 	return ": " + strings.Join(all, ", ")
+}
+
+func paint(k kind, s string) string {
+	return lipgloss.NewStyle().Foreground(lipgloss.Color(kinds[k].colour)).Render(s)
+}
+func faint(s string) string { return lipgloss.NewStyle().Faint(true).Render(s) }
+func bold(s string) string  { return lipgloss.NewStyle().Bold(true).Render(s) }
+
+// comma returns "50,000".
+func comma(n int) string { return humanize.Comma(int64(n)) }
+
+// formatCount returns "1 user", "2 users".
+func formatCount(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return comma(n) + " " + noun + "s"
+}
+
+// formatLatencies returns the usual quantiles.
+func formatLatencies(t load.Tally) string {
+	return fmt.Sprintf("p50 %s   p99 %s   p99.9 %s", formatQuantile(t, 50), formatQuantile(t, 99), formatQuantile(t, 99.9))
+}
+
+func formatQuantile(t load.Tally, percent float64) string {
+	if d := t.Quantile(percent); d > 0 {
+		return humanize.SIWithDigits(float64(d)/float64(time.Second), 2, "s")
+	}
+	return "–"
 }

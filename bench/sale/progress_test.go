@@ -6,11 +6,11 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,17 +19,17 @@ import (
 	"github.com/charmbracelet/x/ansi"
 
 	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/internal/wait"
 )
 
 // startSale starts a sale on a fake service.
-func startSale(t *testing.T, f *fake, o options) (s *sale, stop func()) {
+func startSale(t *testing.T, f *fake, args ...string) (s *sale, stop func()) {
 	t.Helper()
-	var err error
-	if o.address, err = address(t.Context(), f.start(t), false); err != nil {
+	o, err := parse(t.Context(), append(args, "--repeats=0", f.start(t)), os.Stderr)
+	if err != nil {
 		t.Fatal(err)
 	}
-	o.coupon, o.timeout = "sale", time.Minute
-	if err := (load.Service{Address: o.address, Timeout: time.Minute}).Create(t.Context(), o.coupon, o.stock); err != nil {
+	if err := (load.Service{Address: o.address, Timeout: time.Minute}).Create(t.Context(), o.Coupon, o.Stock); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -41,16 +41,34 @@ func startSale(t *testing.T, f *fake, o options) (s *sale, stop func()) {
 	return s, stop
 }
 
+// output is a buffer that may be read while it is written.
+type output struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buffer.Write(p)
+}
+
+func (o *output) contains(text string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.Contains(o.buffer.String(), text)
+}
+
 func TestSale_drawProgress(t *testing.T) {
-	s, stop := startSale(t, &fake{}, options{users: 2000, stock: 20, connections: 4, rate: 5000})
+	s, stop := startSale(t, &fake{}, "--users=2000", "--stock=20", "--connections=4", "--rate=5000")
 	keys, _ := io.Pipe()
-	var out bytes.Buffer
+	var out output
 	if err := s.drawProgress(keys, &out, colorprofile.ANSI, stop); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"2,000 users for 20 coupons · 4 connections · 5,000 per second", "claims/s", "p99.9", "201 claimed", "400 out of stock"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("%q was never displayed: %q", want, out.String())
+		if !out.contains(want) {
+			t.Errorf("%q was never displayed: %q", want, out.buffer.String())
 		}
 	}
 	if n := s.series.total; n[claimed] != 20 || n[outOfStock] != 1980 {
@@ -59,40 +77,35 @@ func TestSale_drawProgress(t *testing.T) {
 }
 
 func TestSale_drawProgress_interrupted(t *testing.T) {
-	hold, held := make(chan struct{}), make(chan struct{})
-	s, stop := startSale(t, &fake{onClaim: func(f *fake, _ http.ResponseWriter, n int, _ *fakeCoupon, _ string) bool {
-		if n == 10 {
-			f.mu.Unlock()
+	held, release := make(chan struct{}), make(chan struct{})
+	s, stop := startSale(t, &fake{onClaim: func(c fakeClaim) bool {
+		if c.n == 10 {
 			close(held)
-			<-hold
-			f.mu.Lock()
+			c.unlocked(func() { <-release })
 		}
 		return false
-	}}, options{users: 100, stock: 20, connections: 1})
-	t.Cleanup(func() { close(hold) })
+	}}, "--users=100", "--connections=1")
+	t.Cleanup(func() { close(release) })
 
 	keys, press := io.Pipe()
-	go func() {
-		<-held
-		_, _ = press.Write([]byte("\x03")) // Ctrl-C
-		time.Sleep(300 * time.Millisecond)
-		_, _ = press.Write([]byte("\x03"))
-	}()
-	var out bytes.Buffer
-	if err := s.drawProgress(keys, &out, colorprofile.ANSI, stop); !errors.Is(err, errKilled) {
+	var out output
+	result := make(chan error)
+	go func() { result <- s.drawProgress(keys, &out, colorprofile.ANSI, stop) }()
+	<-held
+	_, _ = press.Write([]byte("\x03")) // Ctrl-C
+	wait.For(t, "the request to press it again", func() bool { return out.contains("waiting for the last answers") })
+	_, _ = press.Write([]byte("\x03"))
+	if err := <-result; !errors.Is(err, errKilled) {
 		t.Errorf("got %v", err)
-	}
-	if !strings.Contains(out.String(), "waiting for the last answers") {
-		t.Errorf("%q", out.String())
 	}
 }
 
 func TestSale_printProgress(t *testing.T) {
-	s, _ := startSale(t, &fake{}, options{users: 1500, stock: 20, connections: 4, rate: 1000})
+	s, _ := startSale(t, &fake{}, "--users=1500", "--stock=20", "--connections=4", "--rate=1000")
 	var out bytes.Buffer
 	s.printProgress(&out)
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) < 2 || !strings.Contains(lines[len(lines)-1], " 100 % ") || !strings.Contains(lines[len(lines)-1], "201 20   409 0   400 1,480   503 0   none 0   p50 ") {
+	if last := lines[len(lines)-1]; len(lines) < 2 || !strings.Contains(last, " 100 % ") || !strings.Contains(last, "201 20   409 0   400 1,480   503 0   none 0   p50 ") {
 		t.Errorf("%s", out.String())
 	}
 }
@@ -117,11 +130,14 @@ func newReport(elapsed time.Duration, counts map[load.Answer]int) load.Report {
 	return r
 }
 
-func TestProgress_view(t *testing.T) {
-	var s series
-	s.add(newReport(100*time.Millisecond, map[load.Answer]int{load.Claimed: 100, load.OutOfStock: 50}))
-	s.add(newReport(100*time.Millisecond, map[load.Answer]int{load.OutOfStock: 300, load.Overloaded: 1}))
-	o := options{users: 1000, stock: 100, connections: 8, repeats: 5}
+func TestSale_view(t *testing.T) {
+	s := newSale(options{Users: 1000, Stock: 100, Connections: 8, Repeats: 5})
+	if empty := s.view(80); !strings.Contains(empty, "0 of 1,050") {
+		t.Errorf("%s", empty)
+	}
+	s.finished.Store(525)
+	s.series.add(newReport(tick, map[load.Answer]int{load.Claimed: 100, load.OutOfStock: 50}))
+	s.series.add(newReport(tick, map[load.Answer]int{load.OutOfStock: 300, load.Overloaded: 1}))
 	const want = `
   1,000 users (5 % twice) for 100 coupons · 8 connections · all at once
 
@@ -130,28 +146,23 @@ func TestProgress_view(t *testing.T) {
   claims/s    2,255  ▄█
   latency   p50 –   p99 –   p99.9 –
 
-  201 claimed               100  ▇▇▇▇▇▇▇▇
+  201 claimed               100  ▇▇▇▇▇▇▇▇▇
   409 already claimed         0
   400 out of stock          350  ▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇
   503 retried                 1  ▇`
-	got := progress{requests: 1050, finished: 525, series: &s}.view(&o, 72)
-	if got := regexp.MustCompile(`(?m) +$`).ReplaceAllString(ansi.Strip(got), ""); got != want {
+	if got := regexp.MustCompile(`(?m) +$`).ReplaceAllString(ansi.Strip(s.view(72)), ""); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	for _, width := range []int{1, 40, 72, 500} {
-		view := progress{requests: 1050, finished: 525, series: &s}.view(&o, width)
-		if w := lipgloss.Width(view); w > max(40, min(width, 100)) {
+		if w := lipgloss.Width(s.view(width)); w > max(40, min(width, 100)) {
 			t.Errorf("%d columns wide on a terminal with %d", w, width)
 		}
-	}
-	if empty := (progress{requests: 10, series: &series{}}).view(&o, 80); !strings.Contains(empty, "0 of 10") {
-		t.Errorf("%s", empty)
 	}
 }
 
 // A series stays short however long the sale is, and no answer is lost.
 func TestSeries_add(t *testing.T) {
-	var s series
+	s := series{interval: tick}
 	const ticks = 5000
 	for i := range ticks {
 		s.add(newReport(tick, map[load.Answer]int{load.Claimed: 1, load.OutOfStock: i}))
@@ -159,34 +170,35 @@ func TestSeries_add(t *testing.T) {
 			t.Fatalf("%d points after %d ticks", len(s.points), i+1)
 		}
 	}
-	n, elapsed := [kinds]int{}, time.Duration(0)
+	var all load.Report
 	for i, p := range s.points {
-		k := countByKind(p.Claims)
-		n[claimed] += k[claimed]
-		n[outOfStock] += k[outOfStock]
-		elapsed += p.Elapsed
-		if want := time.Duration(s.ticksPerPoint) * tick; i < len(s.points)-1 && p.Elapsed != want {
-			t.Errorf("point %d covers %v, want %v", i, p.Elapsed, want)
+		if i < len(s.points)-1 && p.Elapsed != s.interval {
+			t.Errorf("point %d covers %v, want %v", i, p.Elapsed, s.interval)
 		}
+		all.Add(p)
 	}
-	if n[claimed] != ticks || n[outOfStock] != ticks*(ticks-1)/2 || elapsed != ticks*tick || s.elapsed != elapsed || s.total != n {
-		t.Errorf("%v in %v, total %v in %v", n, elapsed, s.total, s.elapsed)
+	if n := countByKind(all.Claims); n[claimed] != ticks || n[outOfStock] != ticks*(ticks-1)/2 || all.Elapsed != ticks*tick || s.elapsed != all.Elapsed || s.total != n {
+		t.Errorf("%v in %v, total %v in %v", n, all.Elapsed, s.total, s.elapsed)
 	}
-	if second := s.lastSecond(); second.Claims.Count(load.Claimed) != 10 || second.Claims.Count(load.OutOfStock) != 10*(ticks-1)-45 {
-		t.Errorf("the last second: %+v", second.Claims.Answers)
-	}
-	rates := s.rates(10)
-	if len(rates) > 10 || len(rates) < 5 || rates[0] >= rates[len(rates)-1] {
+	if rates := s.rates(10); len(rates) > 10 || len(rates) < 5 || rates[0] >= rates[len(rates)-1] {
 		t.Errorf("rates %v", rates)
+	}
+	c := s.chart("a title", []chartLine{{"a line", "#000000", rate}}, nil)
+	if len(c.XAxis.Labels) != len(s.points) || c.XAxis.Labels[0] != "0.0 s" {
+		t.Errorf("labels %v for %d points", c.XAxis.Labels, len(s.points))
+	}
+	if second := s.lastSecond(); second.Elapsed < time.Second || second.Claims.Count(load.Claimed) != int(second.Elapsed/tick) {
+		t.Errorf("the last %v: %+v", second.Elapsed, second.Claims.Answers)
 	}
 }
 
+// A tick that is too short for a rate is merged with the next one.
 func TestSeries_add_earlyTick(t *testing.T) {
-	var s series
+	s := series{interval: tick}
 	s.add(newReport(195*time.Millisecond, map[load.Answer]int{load.Claimed: 195}))
-	s.add(newReport(5*time.Millisecond, map[load.Answer]int{load.Claimed: 105}))
-	s.add(newReport(100*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
-	if rates := s.rates(10); len(rates) != 2 || rates[0] != 1500 || rates[1] != 1000 || s.total[claimed] != 400 {
+	s.add(newReport(5*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
+	s.add(newReport(95*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
+	if rates := s.rates(10); len(rates) != 2 || rates[0] != 1000 || rates[1] != 2000 || s.total[claimed] != 395 {
 		t.Errorf("rates %v, total %v", rates, s.total)
 	}
 }
@@ -199,18 +211,7 @@ func TestSparkline(t *testing.T) {
 	}
 }
 
-func TestFormatLatency(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		0: "0.00 ms", 123456 * time.Nanosecond: "0.12 ms", 9990 * time.Microsecond: "9.99 ms", 9996 * time.Microsecond: "10.0 ms",
-		99940 * time.Microsecond: "99.9 ms", 123 * time.Millisecond: "123 ms", 1500 * time.Millisecond: "1.50 s",
-	} {
-		if got := formatLatency(d); got != want {
-			t.Errorf("%v: %s, want %s", d, got, want)
-		}
-	}
-}
-
-func TestWriteChart(t *testing.T) {
+func TestSale_writeChart(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sale.svg")
 	code, out, errs := runCommand(t, "--users", "300", "--stock", "20", "--plot", file, (&fake{}).start(t))
 	if code != exitPass || errs != "" {
