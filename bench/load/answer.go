@@ -115,6 +115,9 @@ func classify(method string, r Response) (Answer, error) {
 // inside a JSON string, where quotes are escaped, nor in a nested object, which error bodies do not
 // have.
 func errorAnswer(r Response) (Answer, error) {
+	if r.Length > int64(len(r.Body)) {
+		return Malformed, fmt.Errorf("malformed answer: status %d with a body of %d bytes, want at most %d", r.Status, r.Length, len(r.Body))
+	}
 	if _, rest, found := bytes.Cut(r.Body, []byte(`"code":"`)); found {
 		code, _, _ := bytes.Cut(rest, []byte(`"`))
 		for _, usual := range []Answer{OutOfStock, AlreadyClaimed, Overloaded, Unavailable, OutcomeUnknown} {

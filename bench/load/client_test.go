@@ -245,7 +245,7 @@ func TestClient_malformed(t *testing.T) {
 		"no error body":                "HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n",
 		"a proxy's body":               "HTTP/1.1 502 X\r\nContent-Length: 6\r\n\r\n<html>",
 		"no code":                      "HTTP/1.1 400 X\r\nContent-Length: 13\r\n\r\n" + `{"error":"x"}`,
-		"a body that is too long":      "HTTP/1.1 400 X\r\nContent-Length: 2000\r\n\r\n" + fmt.Sprintf("%-2000s", `{"error":"x","code":"Y"`),
+		"a body that is too long":      "HTTP/1.1 400 X\r\nContent-Length: 2000\r\n\r\n" + fmt.Sprintf("%-2000s", `{"error":"x","code":"OUT_OF_STOCK"}`),
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, _, err := newClient(t, serveAnswer(t, answer), time.Minute).Send(t.Context(), claim)

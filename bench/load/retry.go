@@ -11,7 +11,7 @@ import (
 // [Plan].Answered.
 func Retry(answer Answer, r Response) (again bool, pause time.Duration) {
 	const shortest, longest = 25 * time.Millisecond, 400 * time.Millisecond
-	backOff := min(shortest<<min(r.Attempt-1, 10), longest)
+	backOff := min(shortest<<min(max(r.Attempt, 1)-1, 10), longest)
 	return !answer.Definite(), r.RetryAfter + backOff/2 + rand.N(backOff)
 }
 

@@ -7,7 +7,7 @@ import (
 )
 
 func TestRetry(t *testing.T) {
-	for attempt := 1; attempt < 100; attempt++ {
+	for attempt := range 100 {
 		again, pause := Retry(OutcomeUnknown, Response{Attempt: attempt, RetryAfter: time.Second})
 		if backOff := pause - time.Second; !again || backOff < 12*time.Millisecond || backOff > 600*time.Millisecond || attempt > 5 && backOff < 200*time.Millisecond {
 			t.Errorf("attempt %d: %v, a back-off of %v", attempt, again, backOff)
