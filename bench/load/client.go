@@ -200,10 +200,7 @@ func (c *Client) exchange(r *Response) error {
 		return err
 	}
 	r.Status = header.StatusCode()
-	switch {
-	case r.Status < 200:
-		return fmt.Errorf("interim response %d, which no request expects", r.Status)
-	case header.ContentLength() < -1:
+	if header.ContentLength() < -1 {
 		// HTTP allows it: the body ends with the connection. But a cut one would look the same.
 		return errors.New("neither Content-Length nor Transfer-Encoding")
 	}
