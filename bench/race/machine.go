@@ -2,80 +2,63 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/procfs"
 
 	"scalable-coupon-system/bench/race/contestants"
+	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/localpg"
 )
 
-const (
-	database       = "race"
-	maxConns       = 16 // the default of DB_MAX_CONNS, for every contestant
-	serviceTimeout = time.Minute
-	redisPrefix    = "Redis "
-)
+const maxConns = 16 // the default of DB_MAX_CONNS, for every contestant
 
 // machine is what the race runs on: a private PostgreSQL with fsync on, which is removed after the
 // race.
 type machine struct {
-	dir         string
-	concurrency int               // CLAIM_CONCURRENCY of coupond
-	programs    map[string]string // paths of coupond programs, by contestant
-	postgres    *localpg.Server
-	conn        *pgx.Conn       // to database, as its owner
-	sites       map[string]site // of databases on other servers, by name
+	dir       string
+	postgres  *localpg.Server
+	conn      *pgx.Conn      // to the database postgres
+	processes sync.WaitGroup // those that the race has started
 }
 
-// newMachine starts PostgreSQL in a new temporary folder and creates the database of the race, and
-// one for each program.
-func newMachine(ctx context.Context, concurrency int, programs map[string]string) (*machine, error) {
-	dir, err := os.MkdirTemp("", "race-")
-	if err != nil {
+// newMachine starts PostgreSQL in a new temporary folder.
+func newMachine(ctx context.Context) (_ *machine, err error) {
+	m := &machine{}
+	defer func() {
+		if err != nil {
+			m.close()
+		}
+	}()
+	if m.dir, err = os.MkdirTemp("", "race-"); err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
+	if err = os.Chmod(m.dir, 0o755); err != nil { // PostgreSQL may run as another user
 		return nil, err
 	}
-	m := &machine{dir: dir, concurrency: concurrency, programs: programs, sites: make(map[string]site)}
 	m.postgres, err = localpg.Start(ctx, localpg.Options{
-		Dir: filepath.Join(dir, "postgres"),
+		Dir: filepath.Join(m.dir, "postgres"),
 		Log: os.Stderr,
 		Settings: map[string]string{
 			"shared_buffers": "512MB", "max_wal_size": "8GB", "max_connections": "200", "track_io_timing": "off",
 		},
 	})
 	if err != nil {
-		m.close()
 		return nil, err
 	}
-	if m.conn, err = m.createDatabase(ctx, database); err != nil {
-		m.close()
-		return nil, err
-	}
-	if err := m.installPrograms(ctx); err != nil {
-		m.close()
-		return nil, err
-	}
-	return m, nil
-}
-
-// createDatabase creates a database with our schema, and returns a connection to it as its owner.
-func (m *machine) createDatabase(ctx context.Context, name string) (*pgx.Conn, error) {
-	return createDatabase(ctx, m.postgres, name)
-}
-
-// exec runs SQL in the database postgres.
-func (m *machine) exec(ctx context.Context, sql string) error {
-	return execOn(ctx, m.postgres, sql)
+	m.conn, err = pgx.Connect(ctx, m.postgres.URL("postgres"))
+	return m, err
 }
 
 func (m *machine) close() {
@@ -88,128 +71,100 @@ func (m *machine) close() {
 	_ = os.RemoveAll(m.dir) // it is in the system's temporary folder
 }
 
-// setSlowDisk makes every commit take 2 ms longer, or ends that. It sets commit_delay, so that a
-// commit takes as long as on a disk with a slower fsync.
-func (m *machine) setSlowDisk(ctx context.Context, slow bool) error {
-	for _, set := range map[bool][]string{
-		true:  {"alter system set commit_delay = 2000", "alter system set commit_siblings = 0"},
-		false: {"alter system reset commit_delay", "alter system reset commit_siblings"},
-	}[slow] {
-		if _, err := m.conn.Exec(ctx, set); err != nil {
-			return err
-		}
-	}
-	if _, err := m.conn.Exec(ctx, "select pg_reload_conf()"); err != nil {
+// createDatabase creates a database with the schema of a contestant and calls setUp, which may be
+// nil.
+func (m *machine) createDatabase(ctx context.Context, name string, c contestants.Contestant, setUp func(context.Context, *pgx.Conn) error) error {
+	if _, err := m.conn.Exec(ctx, "create database "+name+" encoding 'UTF8' template template0"); err != nil {
 		return err
 	}
-	time.Sleep(200 * time.Millisecond) // a backend reads the new settings before its next command
-	return nil
+	conn, err := pgx.Connect(ctx, m.postgres.URL(name))
+	if err != nil {
+		return err
+	}
+	if c.Binary == "" {
+		_, err = db.Apply(ctx, conn, db.Options{})
+	} else {
+		migrate := exec.CommandContext(ctx, c.Binary, "migrate")
+		migrate.Env = append(os.Environ(), "DATABASE_URL="+m.postgres.URL(name))
+		var out []byte
+		if out, err = migrate.CombinedOutput(); err != nil {
+			err = fmt.Errorf("%s migrate: %w\n%s", c.Binary, err, out)
+		}
+	}
+	if err == nil && setUp != nil {
+		err = setUp(ctx, conn)
+	}
+	if err == nil {
+		_, err = conn.Exec(ctx, "checkpoint") // so that none runs during the first round
+	}
+	return errors.Join(err, conn.Close(ctx))
 }
 
-// commits counts the transactions that have written something: each of them has taken a transaction
-// ID. pg_stat_database would be up to 10 s late, because an idle backend reports its commits that
-// late.
-func (m *machine) commits(ctx context.Context) (int64, error) {
-	var n int64
-	err := m.conn.QueryRow(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&n)
+// hold executes SQL in a transaction of a session of its own, as a forgotten psql does. The
+// transaction stays open until end is called.
+func (m *machine) hold(ctx context.Context, database, sql string, args ...any) (end func() error, err error) {
+	psql, err := pgx.Connect(ctx, m.postgres.URL(database))
+	if err != nil {
+		return nil, err
+	}
+	end = func() error { return psql.Close(context.WithoutCancel(ctx)) }
+	if _, err = psql.Exec(ctx, "begin"); err == nil {
+		_, err = psql.Exec(ctx, sql, args...)
+	}
+	if err != nil {
+		return nil, errors.Join(err, end())
+	}
+	return end, nil
+}
+
+// countCommits counts the transactions that have written something: each has a transaction ID.
+// pg_stat_database would be late, because an idle backend does not report its commits at once.
+func (m *machine) countCommits(ctx context.Context) (n int64, err error) {
+	err = m.conn.QueryRow(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&n)
 	return n, err
 }
 
-// cpuTime returns the CPU time, user and system, of a process and of its children that have ended.
-// Without /proc (macOS) it is 0, and the tables have no such column.
-func cpuTime(pid int) time.Duration {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+// cpuTime returns the CPU time of a process. If it is a PostgreSQL server, that includes its
+// backends. Without /proc (macOS) it is 0, and the tables have no such column.
+func cpuTime(pid int, withBackends bool) time.Duration {
+	processes, err := procfs.AllProcs()
 	if err != nil {
 		return 0
 	}
-	return parseCPUTime(string(stat))
-}
-
-// parseCPUTime reads the CPU time in the content of /proc/*/stat.
-func parseCPUTime(stat string) time.Duration {
-	// The name may contain blanks and brackets. Behind it are the state and 49 numbers.
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 15 {
-		return 0
-	}
 	ticks := 0
-	for _, field := range fields[11:15] { // utime, stime, cutime, cstime
-		n, err := strconv.Atoi(field)
+	for _, p := range processes {
+		stat, err := p.Stat()
 		if err != nil {
-			return 0
+			continue // it has ended
 		}
-		ticks += n
+		if p.PID == pid || withBackends && stat.PPID == pid {
+			ticks += int(stat.UTime + stat.STime)
+		}
+		if p.PID == pid && withBackends {
+			ticks += stat.CUTime + stat.CSTime // of backends that have ended
+		}
 	}
 	return time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100 on every Linux
 }
 
-// siteOf returns the servers that store the coupons of a service.
-func (m *machine) siteOf(s *service) site {
-	if found, ok := m.sites[s.database]; ok {
-		return found
-	}
-	return site{url: m.postgres.URL(s.database), database: []*localpg.Server{m.postgres}}
-}
+var cpuModel = regexp.MustCompile(`model name\s*: (.+)`)
 
-// serverCPU returns the CPU time of all processes of PostgreSQL servers.
-func serverCPU(servers []*localpg.Server) (total time.Duration) {
-	for _, server := range servers {
-		total += cpuTime(server.Pid())
-		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", server.Pid(), server.Pid()))
-		if err != nil {
-			continue
+// describe returns what the results say about the race and the machine.
+func (m *machine) describe(ctx context.Context, o options) []string {
+	about := []string{fmt.Sprintf("%s of %v", english.Plural(o.Rounds, "round", ""), o.Duration), english.Plural(runtime.NumCPU(), "CPU", "")}
+	info, _ := os.ReadFile("/proc/cpuinfo") // only Linux has it
+	if model := cpuModel.FindSubmatch(info); model != nil {
+		about = append(about, string(model[1]))
+	}
+	about = append(about, runtime.GOOS+"/"+runtime.GOARCH, runtime.Version(), "PostgreSQL "+m.postgres.Version())
+	if redis := redisCommand(ctx); redis != nil {
+		out, err := exec.CommandContext(ctx, redis[0], append(redis[1:], "--version")...).Output()
+		if version, _, _ := strings.Cut(string(out), " sha"); err == nil {
+			about = append(about, version)
 		}
-		for child := range strings.FieldsSeq(string(children)) {
-			pid, err := strconv.Atoi(child)
-			if err == nil {
-				total += cpuTime(pid)
-			}
-		}
-	}
-	return total
-}
-
-// cpuUsage is the CPU time of all processes that take part in the claims of one service.
-type cpuUsage struct{ generator, service, database, proxies, standbys time.Duration }
-
-func (m *machine) cpuUsage(s *service) cpuUsage {
-	at := m.siteOf(s)
-	u := cpuUsage{
-		generator: cpuTime(os.Getpid()),
-		database:  serverCPU(at.database),
-		proxies:   serverCPU(at.proxies),
-		standbys:  serverCPU(at.standbys),
-	}
-	for _, one := range s.instances {
-		u.service += cpuTime(one.cmd.Process.Pid)
-	}
-	if s.redis != nil {
-		u.database = cpuTime(s.redis.Pid())
-	}
-	return u
-}
-
-// describe returns what the results say of the machine: its CPUs, versions and the commit.
-func (m *machine) describe(ctx context.Context) map[string]string {
-	description := map[string]string{
-		"cpus":       strconv.Itoa(runtime.NumCPU()),
-		"os":         runtime.GOOS + "/" + runtime.GOARCH,
-		"go":         runtime.Version(),
-		"postgresql": m.postgres.Version(),
-	}
-	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(info)) {
-			if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
-				description["cpu"] = strings.TrimSpace(value)
-				break
-			}
-		}
-	}
-	if version := contestants.RedisVersion(ctx); version != "" {
-		description["redis"] = version
 	}
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {
-		description["commit"] = strings.TrimSpace(string(out))
+		about = append(about, "commit "+strings.TrimSpace(string(out)))
 	}
-	return description
+	return about
 }

@@ -6,204 +6,138 @@
 //	go run ./bench/race            all workloads (make bench)
 //	go run ./bench/race --quick    the most important ones (make bench-quick)
 //	go run ./bench/race --help
-//
-// The results are written to --out as JSON, with the machine, the versions and the commit, and as
-// one SVG chart per workload.
 package main
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
+	"os/exec"
 	"os/signal"
 	"regexp"
 	"slices"
-	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/spf13/pflag"
+	"github.com/alecthomas/kong"
 
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/bench/race/contestants"
 )
 
 func main() {
-	if err := start(); err != nil && !errors.Is(err, pflag.ErrHelp) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	if name := os.Getenv(contestantVariable); name != "" {
+		err = serve(ctx, name)
+	} else {
+		err = run(ctx, os.Args[1:], os.Stdout)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "race:", err)
 		os.Exit(1)
 	}
 }
 
-func start() error {
-	if len(os.Args) == 3 && os.Args[1] == serveFlag {
-		// Ctrl-C reaches the whole process group. The parent stops this process by closing its
-		// standard input.
-		signal.Ignore(os.Interrupt)
-		return serve(context.Background(), os.Args[2])
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	return run(ctx, os.Args[1:])
+type options struct {
+	Quick            bool              `help:"Run only the most important workloads, once."`
+	Rounds           int               `default:"5" help:"Number of rounds in which the contestants take turns."`
+	Duration         time.Duration     `default:"3s" help:"Duration of each run of a workload."`
+	Workloads        regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only workloads that match."`
+	Contestants      regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only contestants that match."`
+	Connections      int               `default:"128" help:"Number of connections that claim, unless the workload says otherwise."`
+	ClaimConcurrency int               `default:"1" help:"CLAIM_CONCURRENCY of coupond."`
+	Coupond          map[string]string `mapsep:"none" placeholder:"NAME=PATH" help:"Also race the coupond binary at PATH, for example of an older commit, as 'coupond NAME'. May be repeated."`
+	Out              string            `default:"bench/results" help:"Folder for the tables and the charts; empty: write none."`
 }
 
-// race is what all runs of one race share.
-type race struct {
-	machine     *machine
-	duration    time.Duration // of one run
-	connections int           // of a run, unless its workload says otherwise
-	seed        uint64
-	coupons     int // in workloads with many coupons
-	users       []string
-	nextCoupon  atomic.Int64
-	oldSession  *pgx.Conn // of workload "old plans": it planned its calls when the tables were empty
-}
-
-func run(ctx context.Context, args []string) error {
-	flags := pflag.NewFlagSet("race", pflag.ContinueOnError)
-	flags.SortFlags = false
-	quick := flags.Bool("quick", false, "only the most important workloads, one round")
-	rounds := flags.Int("rounds", 5, "number of `rounds` in which the contestants take turns")
-	duration := flags.Duration("duration", 3*time.Second, "`duration` of each run of a workload")
-	only := flags.String("workloads", "", "run only workloads that match this regular `expression`")
-	matching := flags.String("contestants", "", "run only contestants that match this regular `expression`")
-	connections := flags.Int("connections", 128, "`number` of connections that claim, unless the workload says otherwise")
-	concurrency := flags.Int("claim-concurrency", 1, "CLAIM_CONCURRENCY of coupond")
-	programs := flags.StringArray("coupond", nil,
-		"also race the coupond program at a path, for example one of an older commit: `name=path`; may be repeated")
-	out := flags.String("out", "bench/results", "`folder` for results.json and the charts; empty: write none")
-	seed := flags.Uint64("seed", 1, "seed of the order of the users")
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	if *quick {
-		*rounds, *duration = min(*rounds, 1), min(*duration, 2*time.Second)
-	}
-	selected, err := selectWorkloads(*quick, *only)
-	if err != nil {
-		return err
-	}
-	binaries, err := parsePrograms(*programs)
-	if err != nil {
-		return err
-	}
-	names, err := selectContestants(ctx, *matching, *programs)
-	if err != nil {
-		return err
-	}
-
-	m, err := newMachine(ctx, *concurrency, binaries)
-	if err != nil {
-		return err
-	}
-	defer m.close()
-	r := &race{
-		machine: m, duration: *duration, connections: *connections, seed: *seed, coupons: manyCoupons, users: load.Users(claimers),
-	}
-	results := newResults(m.describe(ctx), *rounds, *duration)
-
-	for _, w := range selected {
-		if err := r.runWorkload(ctx, w, names, *rounds, results); err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
-		}
-		if err := results.printTable(os.Stdout, w); err != nil {
-			return err
-		}
-	}
-	if err := results.evaluateTargets(os.Stdout); err != nil {
-		return err
-	}
-	if *out == "" {
-		return nil
-	}
-	return results.write(*out, selected)
-}
-
-// runWorkload runs a workload round by round, every entry once in every round.
-func (r *race) runWorkload(ctx context.Context, w workload, names []string, rounds int, results *results) (err error) {
-	entries := w.entries(names)
-	if len(entries) == 0 {
-		return nil
-	}
-	if w.prepare != nil {
-		var cleanup func() error
-		cleanup, err = w.prepare(ctx, r)
-		defer func() { err = errors.Join(err, cleanup()) }()
-		if errors.Is(err, errSkipped) {
-			fmt.Fprintf(os.Stderr, "race: %s: %v\n", w.name, err)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-	var services []*service
-	defer func() {
-		for _, s := range services {
-			s.stop()
-		}
-	}()
-	for _, e := range entries {
-		s, err := r.machine.startService(ctx, e)
-		if err != nil {
-			return err
-		}
-		services = append(services, s)
-	}
-	for round := range rounds {
-		for i := range services {
-			// Each round begins with another one, so that none always runs after the same one.
-			s := services[(i+round)%len(services)]
-			f, err := s.run(ctx, r, s)
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			results.add(w.name, s.name, f)
-			fmt.Fprintf(os.Stderr, "  round %d/%d  %-23s %-25s %9.0f/s  p99 %8.1f ms  %s\n",
-				round+1, rounds, w.name, s.name, f.Rate, f.P99, f.Unexpected)
-		}
+// Validate is called by kong.
+func (o *options) Validate() error {
+	if o.Rounds < 1 || o.Duration <= 0 || o.Connections < 1 || o.ClaimConcurrency < 1 {
+		return fmt.Errorf("rounds %d, duration %v, connections %d, claim-concurrency %d: each must be positive",
+			o.Rounds, o.Duration, o.Connections, o.ClaimConcurrency)
 	}
 	return nil
 }
 
-func selectWorkloads(quick bool, only string) ([]workload, error) {
-	expression, err := regexp.Compile(only)
-	if err != nil {
-		return nil, err
+// run runs a race. out receives the tables, and standard error the progress.
+func run(ctx context.Context, args []string, out io.Writer) error {
+	var o options
+	about := "Compare ways to hand out coupons on this machine.\n\nWorkloads:"
+	for _, w := range workloads() {
+		about += fmt.Sprintf("\n  %s: %s", w.name, w.description)
 	}
-	return slices.DeleteFunc(workloads(), func(w workload) bool {
-		return quick && !w.quick || !expression.MatchString(w.name)
-	}), nil
-}
-
-// selectContestants returns the names of the programs (see parsePrograms) and of the contestants
-// that match. Redis counts as two, one for each appendfsync; without Redis on this machine it
-// prints a warning and returns the others.
-func selectContestants(ctx context.Context, only string, programs []string) ([]string, error) {
-	expression, err := regexp.Compile(only)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, program := range programs {
-		name, _, _ := strings.Cut(program, "=")
-		names = append(names, programPrefix+name)
-	}
+	about += "\n\nContestants:"
 	for _, c := range contestants.All() {
-		switch {
-		case c.Name != "Redis":
-			names = append(names, c.Name)
-		case contestants.FindRedis(ctx) != "":
-			names = append(names, redisPrefix+"everysec", redisPrefix+"always")
-		default:
-			fmt.Fprintln(os.Stderr, "race: Redis is skipped: no redis-server is installed, and no Docker engine has "+contestants.RedisImage)
+		about += fmt.Sprintf("\n  %s: %s", c.Name, c.Method)
+	}
+	parser, err := kong.New(&o, kong.Name("race"), kong.Description(about))
+	if err != nil {
+		return err
+	}
+	if _, err := parser.Parse(args); err != nil {
+		return err
+	}
+	if o.Quick {
+		o.Rounds, o.Duration = 1, min(o.Duration, 2*time.Second)
+	}
+	selected := slices.DeleteFunc(workloads(), func(w workload) bool { return o.Quick && !w.quick || !o.Workloads.MatchString(w.name) })
+	racing, err := selectContestants(ctx, &o)
+	switch {
+	case err != nil:
+		return err
+	case len(selected) == 0 || len(racing) == 0:
+		return fmt.Errorf("--workloads selects %d, --contestants selects %d; --help lists them", len(selected), len(racing))
+	}
+
+	m, err := newMachine(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	r := &race{options: o, machine: m, users: load.Users(1 << 20)}
+	results := &results{about: m.describe(ctx, o), reference: racing[0].Name, entries: map[string][]*entry{}}
+	for _, w := range selected {
+		results.entries[w.name], err = r.runWorkload(ctx, w, racing)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		if _, err := fmt.Fprintf(out, "\n%s\n", results.table(w)); err != nil {
+			return err
 		}
 	}
-	return slices.DeleteFunc(names, func(name string) bool { return !expression.MatchString(name) }), nil
+	if o.Out == "" {
+		return nil
+	}
+	return results.write(o.Out, selected)
+}
+
+var binaryName = regexp.MustCompile(`^[a-z][a-z0-9]{0,19}$`)
+
+// selectContestants returns the contestants that match: coupond, its binaries by name, the others.
+// Without Redis on this machine it prints a warning and leaves Redis out.
+func selectContestants(ctx context.Context, o *options) ([]contestants.Contestant, error) {
+	all := contestants.All()
+	coupond := all[0]
+	for i, name := range slices.Sorted(maps.Keys(o.Coupond)) {
+		path, err := exec.LookPath(o.Coupond[name])
+		if !binaryName.MatchString(name) {
+			err = errors.New("the name must be lower-case letters and digits, at most 20, such as old=/tmp/coupond")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--coupond %s=%s: %w", name, o.Coupond[name], err)
+		}
+		all = slices.Insert(all, 1+i, contestants.Contestant{
+			Name: coupond.Name + " " + name, Method: path, Table: coupond.Table, Binary: path,
+		})
+	}
+	if redisCommand(ctx) == nil {
+		fmt.Fprintf(os.Stderr, "race: Redis is left out: install redis-server, or pull the image %s with Docker on Linux\n", redisImage)
+		all = slices.DeleteFunc(all, func(c contestants.Contestant) bool { return c.Appendfsync != "" })
+	}
+	return slices.DeleteFunc(all, func(c contestants.Contestant) bool { return !o.Contestants.MatchString(c.Name) }), nil
 }

@@ -1,11 +1,7 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
-	"encoding/xml"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -13,8 +9,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,376 +18,227 @@ import (
 	"scalable-coupon-system/bench/race/contestants"
 )
 
-func TestMedian_withSpread(t *testing.T) {
+func TestEntry_median(t *testing.T) {
 	for _, c := range []struct {
 		rates          []float64
 		middle, spread float64
 	}{
-		{nil, 0, 0},
+		{nil, math.NaN(), math.NaN()},
 		{[]float64{7}, 7, 0},
 		{[]float64{30, 10}, 20, 0.5},
 		{[]float64{300, 100, 110}, 110, 100. / 110},
-		{[]float64{4, 1, 3, 2}, 2.5, 0.6},
-		{[]float64{0, 0}, 0, 0},
 	} {
-		var runs []figures
+		e := entry{runs: []figures{{p50: 1}}} // a run without this figure
 		for _, r := range c.rates {
-			runs = append(runs, figures{Rate: r})
+			e.runs = append(e.runs, figures{rate: r})
 		}
-		if middle, spread := median(runs, rate); middle != c.middle || math.Abs(spread-c.spread) > 1e-9 {
+		middle, spread := e.median(rate)
+		if fmt.Sprintf("%v %.9f", middle, spread) != fmt.Sprintf("%v %.9f", c.middle, c.spread) {
 			t.Errorf("%v: %v ± %v, want %v ± %v", c.rates, middle, spread, c.middle, c.spread)
 		}
 	}
 }
 
-func TestParseCPUTime(t *testing.T) {
-	const numbers = " S 1 2 3 4 5 6 7 8 9 10 100 20 3 1 20 0"
-	for stat, want := range map[string]time.Duration{
-		"42 (postgres)" + numbers:    1240 * time.Millisecond,
-		"42 (a ) b) (c d)" + numbers: 1240 * time.Millisecond,
-		"42 (postgres) S 1 2 3":      0,
-		"":                           0,
-		"42 (postgres) S 1 2 3 4 5 6 7 8 9 10 x 20 3 1 20": 0,
+func TestRun_wrongArguments(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"--workloads=(", "--workloads: error parsing regexp"},
+		{"--workloads=nothing", "--workloads selects 0"},
+		{"--contestants=nothing", "--contestants selects 0"},
+		{"--rounds=0", "rounds 0, duration 3s, connections 128, claim-concurrency 1: each must be positive"},
+		{"--coupond=/tmp/coupond", "--coupond"},
+		{"--coupond=old=", "--coupond old="},
+		{"--coupond=old=/does/not/exist", "--coupond old=/does/not/exist: exec"},
+		{"--coupond=Not=/bin/sh", "lower-case letters"},
 	} {
-		if got := parseCPUTime(stat); got != want {
-			t.Errorf("CPU time in %q: %v, want %v", stat, got, want)
+		if err := run(t.Context(), []string{c.args}, io.Discard); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.args, err, c.want)
 		}
 	}
 }
 
-func names(workloads []workload) (names []string) {
-	for _, w := range workloads {
-		names = append(names, w.name)
+// contestantNamed returns a contestant with that name; one that starts with "coupond " is a binary.
+func contestantNamed(name string) contestants.Contestant {
+	c, err := contestants.Find(name)
+	if err != nil {
+		return contestants.Contestant{Name: name, Table: "coupond.coupons", Binary: "/tmp/coupond"}
 	}
-	return names
+	return c
 }
 
-func TestSelect_workloadsAndContestants(t *testing.T) {
-	all, err := selectWorkloads(false, "")
-	if err != nil || len(all) != len(workloads()) {
-		t.Errorf("all: %v, %v", names(all), err)
-	}
-	quick, err := selectWorkloads(true, "")
-	if want := []string{hotCoupon, soldOut, manyEvenly, idleClient}; err != nil || !slices.Equal(names(quick), want) {
-		t.Errorf("quick: %v, %v, want %v", names(quick), err, want)
-	}
-	some, err := selectWorkloads(false, "^hot|disk$")
-	if want := []string{hotCoupon, onSlowDisk}; err != nil || !slices.Equal(names(some), want) {
-		t.Errorf("some: %v, %v, want %v", names(some), err, want)
-	}
-	if _, err := selectWorkloads(false, "("); err == nil {
-		t.Error("no error for an invalid expression")
-	}
-
-	var want []string
-	for _, r := range contestants.All() {
-		switch {
-		case r.Name != "Redis":
-			want = append(want, r.Name)
-		case contestants.FindRedis(t.Context()) != "":
-			want = append(want, redisEverysec, redisPrefix+"always")
+func TestSelectContestants(t *testing.T) {
+	redis := redisCommand(t.Context()) != nil
+	for _, c := range []struct{ expression, want string }{
+		{".", "coupond, coupond new, coupond old, interactive, optimistic, serializable, one call per claim, plain function, Redis everysec, Redis always, ceiling"},
+		{"d old$|^plain", "coupond old, plain function"},
+	} {
+		o := options{Coupond: map[string]string{"old": "/bin/sh", "new": "/bin/cat"}}
+		if err := o.Contestants.UnmarshalText([]byte(c.expression)); err != nil {
+			t.Fatal(err)
 		}
-	}
-	if got, err := selectContestants(t.Context(), "", nil); err != nil || !slices.Equal(got, want) {
-		t.Errorf("all: %v, %v, want %v", got, err, want)
-	}
-	if got, err := selectContestants(t.Context(), "^coupond$|active", nil); err != nil || !slices.Equal(got, []string{contestants.Coupond, interactive}) {
-		t.Errorf("two: %v, %v", got, err)
-	}
-	if got, err := selectContestants(t.Context(), "d old$|^plain", []string{"old=/tmp/coupond", "new=/tmp/other"}); err != nil || !slices.Equal(got, []string{"coupond old", plain}) {
-		t.Errorf("a program: %v, %v", got, err)
-	}
-	if _, err := selectContestants(t.Context(), "(", nil); err == nil {
-		t.Error("no error for an invalid expression")
+		selected, err := selectContestants(t.Context(), &o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, s := range selected {
+			names = append(names, s.Name)
+			if (s.Binary != "") != strings.HasPrefix(s.Name, "coupond ") {
+				t.Errorf("%s: binary %q", s.Name, s.Binary)
+			}
+		}
+		want := c.want
+		if !redis {
+			want = strings.ReplaceAll(want, "Redis everysec, Redis always, ", "")
+		}
+		if got := strings.Join(names, ", "); got != want {
+			t.Errorf("%q selects %s, want %s", c.expression, got, want)
+		}
 	}
 }
 
 func TestWorkload_entries(t *testing.T) {
-	show := func(w workload, names ...string) string {
-		var all []string
-		for _, e := range w.entries(names) {
-			all = append(all, fmt.Sprintf("%s: %s on %s", e.name, e.contestant, e.database))
-		}
-		return strings.Join(all, "; ")
-	}
-	withVariant := workload{database: "full", contestants: []string{contestants.Coupond, single}, run: hot, variants: []variant{{name: "other", database: "bare"}}}
-	for _, c := range []struct{ got, want string }{
-		{show(workload{}, contestants.Coupond, interactive), "coupond: coupond on ; interactive: interactive on "},
-		{show(workload{contestants: []string{single}}, contestants.Coupond, single), "one call per claim: one call per claim on "},
-		{show(withVariant, contestants.Coupond, interactive), "coupond: coupond on full; other: coupond on bare"},
-		{show(withVariant, single), "one call per claim: one call per claim on full"},
-		{show(withVariant), ""},
-		{show(workload{contestants: []string{contestants.Coupond}}, "coupond old", interactive), "coupond old: coupond old on "},
-		{show(withVariant, "coupond old", contestants.Coupond), "coupond old: coupond old on full; coupond: coupond on full; " +
-			"other, coupond old: coupond old on bare; other: coupond on bare"},
+	simple := workload{contestants: []string{contestants.Coupond, contestants.Single}, run: sellOut}
+	compared := workload{contestants: simple.contestants, run: sellOut, setUp: delayCommits, baseline: &baseline{name: "other", bare: true}}
+	for _, c := range []struct {
+		w           workload
+		names, want string
+	}{
+		{workload{}, "coupond, ceiling", "coupond on race, ceiling on race"},
+		{simple, "coupond, ceiling", "coupond on race"},
+		{simple, "coupond old, ceiling", "coupond old on coupond_old"},
+		{compared, "coupond, coupond old, one call per claim", "coupond on race, coupond old on coupond_old, one call per claim on race, " +
+			"coupond, other on race_bare, coupond old, other on coupond_old_bare, one call per claim, other on race_bare"},
+		{compared, "ceiling", ""},
 	} {
-		if c.got != c.want {
-			t.Errorf("%q, want %q", c.got, c.want)
+		var racing []contestants.Contestant
+		for name := range strings.SplitSeq(c.names, ", ") {
+			racing = append(racing, contestantNamed(name))
 		}
-	}
-	if e := withVariant.entries([]string{contestants.Coupond}); e[1].run == nil {
-		t.Error("the variant does not run the workload")
-	}
-}
-
-// A target with a misspelled workload or entry would never be evaluated.
-func TestTargets_referToExistingEntries(t *testing.T) {
-	all := newResults(nil, 1, time.Second)
-	for _, w := range workloads() {
-		for _, e := range w.entries([]string{contestants.Coupond, interactive, single, plain, ceiling, redisEverysec}) {
-			all.add(w.name, e.name, figures{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ""})
+		var got []string
+		for _, e := range c.w.entries(racing) {
+			got = append(got, e.name+" on "+e.database)
+			if bare := strings.HasSuffix(e.database, "_bare"); c.w.run != nil && e.run == nil || (e.setUp == nil) != (bare || c.w.setUp == nil) {
+				t.Errorf("%s: run %v, setUp %v", e.name, e.run != nil, e.setUp != nil)
+			}
 		}
-	}
-	for _, target := range targets() {
-		if _, ran := target.measure(all); !ran {
-			t.Errorf("%s, %s: a workload or an entry does not exist", target.workload, target.figure)
-		}
-	}
-	for _, r := range []string{contestants.Coupond, interactive, single, plain, ceiling} {
-		if _, err := contestants.Find(r); err != nil {
-			t.Error(err)
+		if strings.Join(got, ", ") != c.want {
+			t.Errorf("%s: %s, want %s", c.names, got, c.want)
 		}
 	}
 }
 
 // sample returns the results of two entries in two rounds.
-func sample() (*results, workload) {
-	r := newResults(map[string]string{"cpus": "2"}, 2, time.Second)
-	w := workload{name: hotCoupon, description: "one coupon"}
-	r.add(w.name, contestants.Coupond, figures{Rate: 20_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DatabaseCPU: 20})
-	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DatabaseCPU: 400})
-	r.add(w.name, contestants.Coupond, figures{Rate: 24_000, P50: 1, P99: 2.5, P999: 9, ServiceCPU: 20, DatabaseCPU: 20})
-	r.add(w.name, interactive, figures{Rate: 1_000, P50: 8, P99: 50, P999: 90, ServiceCPU: 200, DatabaseCPU: 400})
-	return r, w
+func sample() *results {
+	return &results{about: []string{"2 rounds", "2 CPUs", "Go"}, reference: contestants.Coupond, entries: map[string][]*entry{"hot coupon": {
+		{name: contestants.Coupond, runs: []figures{{rate: 20_000, p50: 1, p99: 2.5, cpu: 40}, {rate: 24_000, p50: 1, p99: 2.5, cpu: 40}}},
+		{name: contestants.Interactive, runs: []figures{{rate: 1_000, p50: 8, p99: 50, cpu: 600}, {rate: 1_000, p50: 8, p99: 50, cpu: 600}}},
+	}}}
 }
 
-// words returns the lines of s that are not empty, with single blanks.
-func words(s string) []string {
+// words returns s with single blanks and without the lines between headers and rows.
+func words(s string) string {
 	var lines []string
 	for line := range strings.Lines(s) {
-		if line := strings.Join(strings.Fields(line), " "); line != "" {
-			lines = append(lines, line)
+		if !strings.Contains(line, "---") {
+			lines = append(lines, strings.Join(strings.Fields(line), " "))
 		}
 	}
-	return lines
+	return strings.Join(lines, "\n")
 }
 
-func TestResults_printTable(t *testing.T) {
-	r, w := sample()
-	var out strings.Builder
-	if err := r.printTable(&out, w); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{
-		"hot coupon: one coupon",
-		"claims/s ± coupond is p50 ms p99 ms p99.9 ms service CPU µs database CPU µs",
-		"coupond 22000 9 % 1.00 × 1.00 2.50 9.00 20 20",
-		"interactive 1000 0 % 22.00 × 8.00 50.00 90.00 200 400",
-	}
-	if got := words(out.String()); !slices.Equal(got, want) {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-}
-
-// Two programs are compared with each other when coupond does not run.
-func TestResults_printTable_programs(t *testing.T) {
-	r, w := newResults(nil, 1, time.Second), workload{name: hotCoupon, description: "one coupon"}
-	r.add(w.name, "coupond new", figures{Rate: 3_000})
-	r.add(w.name, "coupond old", figures{Rate: 2_000})
-	var out strings.Builder
-	if err := r.printTable(&out, w); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"hot coupon: one coupon", "claims/s ± coupond new is", "coupond new 3000 0 % 1.00 ×", "coupond old 2000 0 % 1.50 ×"}
-	if got := words(out.String()); !slices.Equal(got, want) {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-}
-
-func TestResults_evaluateTargets(t *testing.T) {
-	r, _ := sample()
-	var out strings.Builder
-	if err := r.evaluateTargets(&out); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{
-		"targets measured",
-		"hot coupon claims/s, relative to interactive ≥ 15.00 × 22.00 × met",
-		"hot coupon p99, relative to interactive ≤ 0.100 × 0.050 × met",
-		"hot coupon CPU per claim, service and PostgreSQL ≤ 50.0 µs 40.0 µs met",
-		"hot coupon CPU per claim, relative to interactive ≤ 0.065 × 0.067 × missed",
-	}
-	if got := words(out.String()); !slices.Equal(got, want) {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	if len(r.Targets) != 4 || !r.Targets[0].Met || r.Targets[3].Met {
-		t.Errorf("targets in the results: %+v", r.Targets)
-	}
-}
-
-// fullDisk fails every write.
-type fullDisk struct{}
-
-var errFull = errors.New("no space left")
-
-func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
-
-func TestResults_writeError(t *testing.T) {
-	r, w := sample()
-	if err := r.printTable(fullDisk{}, w); !errors.Is(err, errFull) {
-		t.Errorf("the table: %v", err)
-	}
-	if err := r.evaluateTargets(fullDisk{}); !errors.Is(err, errFull) {
-		t.Errorf("the targets: %v", err)
+func TestResults_tables(t *testing.T) {
+	r := sample()
+	binaries := &results{reference: "coupond new", entries: map[string][]*entry{"hot coupon": {
+		{name: "coupond new", runs: []figures{{rate: 3_000}}}, {name: "coupond old", runs: []figures{{rate: 2_000}}},
+	}}}
+	for _, c := range []struct{ got, want string }{
+		{r.table(workloads()[:2]...), `
+| workload | contestant | claims/s | ± | coupond is | p50 ms | p99 ms | CPU µs |
+| hot coupon | coupond | 22,000 | 9 % | 1.00 × | 1.00 | 2.50 | 40.0 |
+| hot coupon | interactive | 1,000 | 0 % | 22.0 × | 8.00 | 50.0 | 600 |`},
+		{r.table(workload{name: "hot coupon", compared: p50}), `
+| workload | contestant | claims/s | ± | coupond is | p50 ms | p99 ms | CPU µs |
+| hot coupon | coupond | 22,000 | 9 % | 1.00 × p50 | 1.00 | 2.50 | 40.0 |
+| hot coupon | interactive | 1,000 | 0 % | 0.125 × p50 | 8.00 | 50.0 | 600 |`},
+		{binaries.table(workloads()[0]), `
+| workload | contestant | claims/s | ± | coupond new is |
+| hot coupon | coupond new | 3,000 | 0 % | 1.00 × |
+| hot coupon | coupond old | 2,000 | 0 % | 1.50 × |`},
+	} {
+		if got := "\n" + words(c.got); got != c.want {
+			t.Errorf("got%s\nwant%s", got, c.want)
+		}
 	}
 }
 
 func TestResults_write(t *testing.T) {
-	r, w := sample()
-	folder := filepath.Join(t.TempDir(), "new", "folder")
-	if err := r.write(folder, []workload{w, {name: "did not run"}}); err != nil {
+	r, folder := sample(), filepath.Join(t.TempDir(), "new", "folder")
+	r.entries["one idle client"] = r.entries["hot coupon"]
+	if err := r.write(folder, workloads()); err != nil {
 		t.Fatal(err)
 	}
-	body, err := os.ReadFile(filepath.Join(folder, "results.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var kept results
-	if err := json.Unmarshal(body, &kept); err != nil {
-		t.Fatal(err)
-	}
-	if got := kept.Runs[hotCoupon][contestants.Coupond]; len(got) != 2 || got[1].Rate != 24_000 || kept.Machine["cpus"] != "2" {
-		t.Errorf("%s", body)
-	}
-
-	svg, err := os.ReadFile(filepath.Join(folder, "hot-coupon.svg"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := tags(t, svg)["svg"]; n != 1 {
-		t.Errorf("%d <svg> elements", n)
-	}
-	for _, text := range []string{"hot coupon: claims per second", "2 CPUs", "coupond", "interactive", "22,000", "coupond: 22.0 ×"} {
-		if !bytes.Contains(svg, []byte(text)) {
-			t.Errorf("%q is not in the chart", text)
+	for file, want := range map[string][]string{
+		"README.md":           {"2 rounds, 2 CPUs, Go", r.table(workloads()...), "(hot-coupon.svg)", "(one-idle-client.svg)"},
+		"hot-coupon.svg":      {"<svg", "hot coupon: claims/s", "all win; median of 2 rounds, 2 CPUs<", "interactive", "22,000", "coupond: 22.0 ×"},
+		"one-idle-client.svg": {"p50 ms", "8.00", "coupond: 0.125 ×"},
+	} {
+		content, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range want {
+			if !strings.Contains(string(content), part) {
+				t.Errorf("%s does not contain %q", file, part)
+			}
 		}
 	}
-	if files, _ := filepath.Glob(filepath.Join(folder, "*")); len(files) != 2 {
+	if files, _ := filepath.Glob(filepath.Join(folder, "*")); len(files) != 3 {
 		t.Errorf("files: %v", files)
 	}
 }
 
-// tags counts the elements of a well-formed document.
-func tags(t *testing.T, document []byte) map[string]int {
+// liar is a service that answers every tenth claim with 500 and the others as claimed, and then
+// forgets that many of those claims.
+func liar(t *testing.T, forgets int) *service {
 	t.Helper()
-	count := make(map[string]int)
-	for decoder := xml.NewDecoder(bytes.NewReader(document)); ; {
-		token, err := decoder.Token()
-		if errors.Is(err, io.EOF) {
-			return count
+	var mu sync.Mutex
+	var users []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if request.Method == http.MethodGet {
+			_ = json.NewEncoder(w).Encode(map[string]any{
+				"name": "race-1", "amount": plenty, "remaining_amount": plenty - len(users[forgets:]), "claimed_by": users[forgets:],
+			})
+			return
 		}
-		if err != nil {
-			t.Fatal(err)
+		var claim struct {
+			User string `json:"user_id"`
 		}
-		if element, ok := token.(xml.StartElement); ok {
-			count[element.Name.Local]++
+		_ = json.NewDecoder(request.Body).Decode(&claim) // a creation has no user
+		if strings.HasSuffix(claim.User, "0") {
+			http.Error(w, `{"error":"broken","code":"INTERNAL"}`, http.StatusInternalServerError)
+			return
 		}
-	}
-}
-
-func TestResults_drawChart_latencies(t *testing.T) {
-	r, _ := sample()
-	var shown workload
-	for _, w := range workloads() {
-		if w.name == idleClient {
-			shown = w
+		if claim.User != "" {
+			users = append(users, claim.User)
 		}
-	}
-	r.Runs[idleClient] = r.Runs[hotCoupon]
-	svg, err := r.drawChart(shown)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, text := range []string{"p50 in ms", "8.00", "coupond: 0.12 ×"} {
-		if !bytes.Contains(svg, []byte(text)) {
-			t.Errorf("%q is not in the chart", text)
-		}
-	}
-}
-
-func TestChartName(t *testing.T) {
-	if got := chartName("1,000,000 claims by GET"); got != "1-000-000-claims-by-get.svg" {
-		t.Error(got)
-	}
-}
-
-// A contestant that oversells or loses claims must not win a race.
-func TestRace_check(t *testing.T) {
-	const coupon = `{"name":"c","amount":%d,"remaining_amount":%d,"claimed_by":[%s]}`
-	for _, c := range []struct {
-		name string
-		body string
-		won  int
-		want string // part of the error; "": none
-	}{
-		{"right", fmt.Sprintf(coupon, 3, 1, `"b","a"`), 2, ""},
-		{"no claims", fmt.Sprintf(coupon, 3, 3, ``), 0, ""},
-		{"oversold", fmt.Sprintf(coupon, 3, 0, `"a","b","c","d"`), 4, "stock 0 of 3 remains, but 4 users have the coupon"},
-		{"lost", fmt.Sprintf(coupon, 3, 0, `"a","b"`), 2, "stock 0 of 3 remains, but 2 users have the coupon"},
-		{"another stock", fmt.Sprintf(coupon, 4, 2, `"a","b"`), 2, "stock 2 of 4 remains"},
-		{"one user twice", fmt.Sprintf(coupon, 3, 1, `"a","a"`), 2, "a user has the coupon twice"},
-		{"answered too many", fmt.Sprintf(coupon, 3, 1, `"a","b"`), 3, "3 claims were answered as claimed, 2 are stored"},
-		{"answered too few", fmt.Sprintf(coupon, 3, 1, `"a","b"`), 1, "1 claims were answered as claimed, 2 are stored"},
-		{"no coupon in the response", `{}`, 0, "missing"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				_, _ = io.WriteString(w, c.body)
-			}))
-			defer server.Close()
-			s := &service{
-				entry:  entry{name: "cheat"},
-				client: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute},
-			}
-			report := load.Report{Claims: load.Tally{Answers: []load.Count{{Answer: load.Claimed, Times: c.won}}}}
-			err := new(race).check(t.Context(), s, 3, report, "c")
-			switch {
-			case c.want == "" && err != nil:
-				t.Error(err)
-			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
-				t.Errorf("%v, want %q", err, c.want)
-			}
-			s.name = ceiling
-			if err := new(race).check(t.Context(), s, 3, report, "c"); err != nil {
-				t.Errorf("the ceiling stores nothing, but was checked: %v", err)
-			}
-		})
-	}
-}
-
-func TestRace_check_severalCoupons(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"name":"c","amount":3,"remaining_amount":2,"claimed_by":["a"]}`)
+		w.WriteHeader(http.StatusCreated)
 	}))
-	defer server.Close()
-	s := &service{client: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute}}
-	report := load.Report{Claims: load.Tally{Answers: []load.Count{{Answer: load.Claimed, Times: 2}}}}
-	if err := new(race).check(t.Context(), s, 3, report, "c", "d"); err != nil {
-		t.Error(err)
-	}
-	if err := new(race).check(t.Context(), s, 3, report, "c"); err == nil {
-		t.Error("no error, although 2 claims were answered as claimed and 1 is stored")
-	}
+	t.Cleanup(server.Close)
+	return &service{client: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute}, pid: os.Getpid()}
 }
 
-func TestRun_invalidFlags(t *testing.T) {
-	for _, args := range [][]string{
-		{"--workloads", "("}, {"--contestants", "("},
-		{"--coupond", "/tmp/coupond"}, {"--coupond", "old="}, {"--coupond", "old=/does/not/exist"}, {"--coupond", "Not=/bin/sh"},
-		{"--coupond", "old=/bin/sh", "--coupond", "old=/bin/cat"},
-	} {
-		if err := run(context.Background(), args); err == nil {
-			t.Errorf("%v: no error", args)
+// A contestant that loses claims must not win a race, and one that fails must not win unnoticed.
+func TestRace_run_liar(t *testing.T) {
+	for forgets, want := range []string{"", "9 claims were answered 201, and 8 are stored"} {
+		r := &race{options: options{Connections: 2, Duration: time.Minute}, users: load.Users(10)}
+		f, err := hot(load.Plan{Requests: 10})(t.Context(), r, liar(t, forgets))
+		if want == "" && (err != nil || f[unexpected] != 1 || !(f[rate] > 0) || !(f[p50] > 0)) {
+			t.Errorf("%v, %v, want 1 unexpected answer", f, err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%v, want %q", err, want)
 		}
 	}
 }

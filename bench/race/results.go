@@ -1,193 +1,169 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
+	"cmp"
 	"fmt"
-	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"text/tabwriter"
-	"time"
+	"strings"
 
-	"scalable-coupon-system/bench/race/contestants"
+	"charm.land/lipgloss/v2"
+	"charm.land/lipgloss/v2/table"
+	"github.com/dustin/go-humanize"
 )
 
-// results is the content of results.json: the figures of all runs.
+// metric is the name of a figure, as in the tables.
+type metric string
+
+// What a run measures. CPU times are those of one request.
+const (
+	rate        metric = "claims/s"
+	p50         metric = "p50 ms" // latency of claims
+	p99         metric = "p99 ms"
+	cpu         metric = "CPU µs" // of the service and its database
+	databaseCPU metric = "database CPU µs"
+	loadCPU     metric = "load CPU µs"
+	commits     metric = "commits per claim"
+	unexpected  metric = "unexpected answers"
+	readP50     metric = "GET ms" // median time of reading the stored coupon
+)
+
+// columns are the columns of the tables after the rate. A table has those that are not zero in
+// every row.
+var columns = []metric{p50, p99, cpu, databaseCPU, loadCPU, commits, unexpected, readP50}
+
+// figures are the results of one run of a workload by one entry. A figure that was not measured is
+// missing.
+type figures map[metric]float64
+
+// results are the figures of all runs.
 type results struct {
-	When     string                          `json:"when"`
-	Machine  map[string]string               `json:"machine"`
-	Rounds   int                             `json:"rounds"`
-	Duration string                          `json:"duration"`
-	Runs     map[string]map[string][]figures `json:"runs"` // by workload and entry, one per round
-
-	Targets []targetResult `json:"targets"`
-
-	order []string // names of the entries, in the order of their first run
+	about     []string            // the race, and the machine, in words
+	reference string              // the contestant that the others are compared with
+	entries   map[string][]*entry // by workload
 }
 
-func newResults(machine map[string]string, rounds int, duration time.Duration) *results {
-	return &results{
-		When:     time.Now().UTC().Format(time.RFC3339),
-		Machine:  machine,
-		Rounds:   rounds,
-		Duration: duration.String(),
-		Runs:     make(map[string]map[string][]figures),
+// referenceMedian returns the median of the reference in a workload; NaN: not measured.
+func (r *results) referenceMedian(workload string, m metric) float64 {
+	for _, e := range r.entries[workload] {
+		if e.name == r.reference {
+			middle, _ := e.median(m)
+			return middle
+		}
 	}
+	return math.NaN()
 }
 
-func (r *results) add(workload, entry string, f figures) {
-	if r.Runs[workload] == nil {
-		r.Runs[workload] = make(map[string][]figures)
+// median returns the median of a figure, and its spread: half of the difference between the largest
+// and the smallest value, as a fraction of the median. Without a value both are NaN.
+func (e *entry) median(m metric) (middle, spread float64) {
+	var values []float64
+	for _, f := range e.runs {
+		if v, measured := f[m]; measured {
+			values = append(values, v)
+		}
 	}
-	r.Runs[workload][entry] = append(r.Runs[workload][entry], f)
-	if !slices.Contains(r.order, entry) {
-		r.order = append(r.order, entry)
-	}
-}
-
-// median returns the median of one figure of the runs, and its spread: half of the difference
-// between the largest and the smallest value, as a fraction of the median.
-func median(runs []figures, figure func(figures) float64) (middle, spread float64) {
-	values := make([]float64, 0, len(runs))
-	for _, f := range runs {
-		values = append(values, figure(f))
-	}
-	slices.Sort(values)
 	n := len(values)
 	if n == 0 {
-		return 0, 0
+		return math.NaN(), math.NaN()
+	}
+	slices.Sort(values)
+	if m == unexpected { // one bad round is enough
+		return values[n-1], 0
 	}
 	middle = (values[(n-1)/2] + values[n/2]) / 2
-	if middle > 0 {
-		spread = (values[n-1] - values[0]) / 2 / middle
-	}
-	return middle, spread
+	return middle, (values[n-1] - values[0]) / 2 / middle
 }
 
-func rate(f figures) float64 { return f.Rate }
-
-// metric is a figure with its name and its format.
-type metric struct {
-	name   string
-	format string // of fmt
-	value  func(figures) float64
-}
-
-// columns are the columns of the tables, behind claims/s. A table has those that are not zero in
-// every row.
-var columns = []metric{
-	{"p50 ms", "%.2f", func(f figures) float64 { return f.P50 }},
-	{"p99 ms", "%.2f", func(f figures) float64 { return f.P99 }},
-	{"p99.9 ms", "%.2f", func(f figures) float64 { return f.P999 }},
-	{"service CPU µs", "%.0f", func(f figures) float64 { return f.ServiceCPU }},
-	{"database CPU µs", "%.0f", func(f figures) float64 { return f.DatabaseCPU }},
-	{"proxy CPU µs", "%.0f", func(f figures) float64 { return f.ProxyCPU }},
-	{"standby CPU µs", "%.0f", func(f figures) float64 { return f.StandbyCPU }},
-	{"load CPU µs", "%.0f", func(f figures) float64 { return f.LoadCPU }},
-	{"p50 at 200/s ms", "%.2f", func(f figures) float64 { return f.LowRateP50 }},
-	{"none locked claims/s", "%.0f", func(f figures) float64 { return f.FreeRate }},
-	{"none locked p50 ms", "%.2f", func(f figures) float64 { return f.FreeP50 }},
-	{"p50 × none locked", "%.2f", lockedRatio},
-	{"claims/s × none locked", "%.3f", lockedRate},
-	{"commits per claim", "%.3f", func(f figures) float64 { return f.Commits }},
-	{"reads/s", "%.0f", readRate},
-	{"× psql's COPY", "%.2f", func(f figures) float64 { return f.CopyRatio }},
-	{"added MiB", "%.1f", func(f figures) float64 { return f.AddedMemory }},
-}
-
-// printer writes text and keeps the first error, so that the code of a table checks only one error.
-type printer struct {
-	w   io.Writer
-	err error
-}
-
-func (p *printer) printf(format string, args ...any) {
-	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, format, args...)
+// format formats a figure with about three significant digits, and nothing if it was not measured.
+func format(v float64) string {
+	switch {
+	case math.IsNaN(v) || math.IsInf(v, 0):
+		return ""
+	case v >= 100:
+		return humanize.Comma(int64(math.Round(v)))
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	case v >= 1 || v == 0:
+		return fmt.Sprintf("%.2f", v)
+	default:
+		return fmt.Sprintf("%.3f", v)
 	}
 }
 
-// reference returns the entry of a workload that the others are compared with: coupond, or the
-// first one if coupond did not run.
-func (r *results) reference(workload string) string {
-	runs := r.Runs[workload]
-	if len(runs[contestants.Coupond]) > 0 {
-		return contestants.Coupond
-	}
-	for _, name := range r.order {
-		if len(runs[name]) > 0 {
-			return name
-		}
-	}
-	return ""
+// markdown returns a table, with the columns after the first two aligned to the right.
+func markdown(headers []string, rows [][]string) string {
+	return table.New().Border(lipgloss.MarkdownBorder()).BorderTop(false).BorderBottom(false).Headers(headers...).Rows(rows...).
+		StyleFunc(func(_, column int) lipgloss.Style {
+			style := lipgloss.NewStyle().Padding(0, 1)
+			if column >= 2 {
+				style = style.Align(lipgloss.Right)
+			}
+			return style
+		}).String()
 }
 
-// printTable writes the table of a workload: medians over the rounds, and the claims/s of the
+// table returns the table of workloads: medians over the rounds, and the compared figure of the
 // reference as a multiple of each entry's.
-func (r *results) printTable(w io.Writer, of workload) error {
-	runs := r.Runs[of.name]
-	if len(runs) == 0 {
-		return nil
-	}
-	reference := r.reference(of.name)
-	compared, _ := median(runs[reference], rate)
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	p := &printer{w: table}
-	p.printf("\n%s: %s\n\tclaims/s\t±\t%s is\t", of.name, of.description, reference)
-	shown := slices.DeleteFunc(slices.Clone(columns), func(c metric) bool {
-		for _, entryRuns := range runs {
-			if middle, _ := median(entryRuns, c.value); middle != 0 {
-				return false
-			}
-		}
-		return true
+func (r *results) table(workloads ...workload) string {
+	headers := []string{"workload", "contestant", string(rate), "±", r.reference + " is"}
+	shown := slices.DeleteFunc(slices.Clone(columns), func(m metric) bool {
+		return !slices.ContainsFunc(workloads, func(w workload) bool {
+			return slices.ContainsFunc(r.entries[w.name], func(e *entry) bool { v, _ := e.median(m); return v > 0 })
+		})
 	})
-	for _, c := range shown {
-		p.printf("%s\t", c.name)
+	for _, m := range shown {
+		headers = append(headers, string(m))
 	}
-	p.printf("\n")
-	for _, name := range r.order {
-		if len(runs[name]) == 0 {
-			continue
-		}
-		middle, spread := median(runs[name], rate)
-		p.printf("%s\t%.0f\t%.0f %%\t%.2f ×\t", name, middle, 100*spread, compared/middle)
-		for _, c := range shown {
-			if value, _ := median(runs[name], c.value); value != 0 {
-				p.printf(c.format, value)
+	var lines [][]string
+	for _, w := range workloads {
+		reference := r.referenceMedian(w.name, cmp.Or(w.compared, rate))
+		for _, e := range r.entries[w.name] {
+			middle, spread := e.median(rate)
+			compared, _ := e.median(cmp.Or(w.compared, rate))
+			ratio := times(reference / compared)
+			if w.compared != "" && ratio != "" {
+				ratio += " " + strings.TrimSuffix(string(w.compared), " ms")
 			}
-			p.printf("\t")
+			line := []string{w.name, e.name, format(middle), fmt.Sprintf("%.0f %%", 100*spread), ratio}
+			for _, m := range shown {
+				v, _ := e.median(m)
+				line = append(line, format(v))
+			}
+			lines = append(lines, line)
 		}
-		p.printf("\n")
 	}
-	return errors.Join(p.err, table.Flush())
+	return markdown(headers, lines)
 }
 
-// write writes results.json and the charts of workloads to folder.
+func times(ratio float64) string {
+	if math.IsNaN(ratio) {
+		return ""
+	}
+	return format(ratio) + " ×"
+}
+
+// write writes the table and the charts of workloads to folder.
 func (r *results) write(folder string, workloads []workload) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	body, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(folder, "results.json"), append(body, '\n'), 0o644); err != nil {
-		return err
-	}
+	page := fmt.Sprintf("# Results\n\nWritten by `make bench`: %s. Medians; ± is half the range of the rounds.\n\n%s\n",
+		strings.Join(r.about, ", "), r.table(workloads...))
 	for _, w := range workloads {
-		if len(r.Runs[w.name]) == 0 {
+		if len(r.entries[w.name]) == 0 {
 			continue
 		}
-		svg, err := r.drawChart(w)
+		svg, err := r.chart(w)
 		if err != nil {
 			return fmt.Errorf("chart of %s: %w", w.name, err)
 		}
 		if err := os.WriteFile(filepath.Join(folder, chartName(w.name)), svg, 0o644); err != nil {
 			return err
 		}
+		page += fmt.Sprintf("\n![%s: %s](%s)\n", w.name, w.description, chartName(w.name))
 	}
-	return nil
+	return os.WriteFile(filepath.Join(folder, "README.md"), []byte(page), 0o644)
 }

@@ -1,15 +1,6 @@
-// Package contestants holds several ways to hand out a limited number of coupons. Each is written
-// the way its users would write it, and runs behind our own HTTP layer (package api), so that a
-// race compares nothing but how coupons are claimed.
-//
-//	coupond.go   pgstore, as coupond uses it
-//	postgres.go  an interactive transaction, optimistic retry, SERIALIZABLE with retry, and
-//	             claim_coupon once per request, a plain function once per request
-//	redis.go     a Lua script
-//	ceiling.go   no claim at all: the cost of HTTP alone
-//
-// All return the same statuses with the same precedence. The race checks the answers of each
-// against what it stored.
+// Package contestants has several ways to hand out a limited number of coupons. Each is written the
+// way its users would write it, and runs behind our own HTTP layer (package api), so that a race
+// compares only how coupons are claimed. All return the same statuses with the same precedence.
 package contestants
 
 import (
@@ -17,50 +8,57 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	"scalable-coupon-system/api"
+	"scalable-coupon-system/db"
 	"scalable-coupon-system/pgstore"
 )
 
 // Config is what a contestant needs to connect to its database.
 type Config struct {
-	// PostgresURL is the connection string of a database with our schema.
-	PostgresURL string
-	// RedisAddress is "host:port" of a Redis server.
-	RedisAddress string
-	// MaxConns is the largest number of connections to the database.
-	MaxConns int32
-	// ClaimConcurrency is CLAIM_CONCURRENCY of coupond.
-	ClaimConcurrency int
+	PostgresURL      string // of a database with our schema
+	RedisAddress     string // "host:port"
+	MaxConns         int32  // to the database
+	ClaimConcurrency int    // CLAIM_CONCURRENCY of coupond
 }
 
 // Contestant is one way to hand out coupons.
 type Contestant struct {
-	// Name is its name in tables, charts and results.
-	Name string
-	// Method describes in one line how it claims.
-	Method string
-	// Table is the table with its coupons in PostgreSQL; "": it has none.
-	Table string
+	Name        string // in tables and charts
+	Method      string // how it claims, in one line
+	Table       string // of its coupons in PostgreSQL; "": it has none
+	Appendfsync string // of the Redis that it uses; "": it uses none
+	Binary      string // path of a coupond binary that is run instead of Open
 	// Open connects to the database of cfg. stop ends everything that Open started.
 	Open func(ctx context.Context, cfg Config) (store api.Store, stop func(), err error)
 }
 
-// Coupond is the name of the contestant that this repository is about.
-const Coupond = "coupond"
+// Names of contestants that workloads and targets refer to.
+const (
+	Coupond       = "coupond"
+	Interactive   = "interactive"
+	Optimistic    = "optimistic"
+	Serializable  = "serializable"
+	Single        = "one call per claim"
+	Plain         = "plain function"
+	RedisEverysec = "Redis everysec"
+	Ceiling       = "ceiling"
+)
 
 // All returns the contestants in the order of the tables.
 func All() []Contestant {
 	const ours, theirs = "coupond.coupons", "contestant.coupons"
 	return []Contestant{
-		{Coupond, "concurrent claims in one call with one commit (pgstore)", ours, openCoupond},
-		{"interactive", "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go", theirs, openInteractive},
-		{"optimistic", "one statement, UPDATE … WHERE remaining_amount > 0, retried after a conflict", theirs, openOptimistic},
-		{"serializable", "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a serialization failure", theirs, openSerializable},
-		{"one call per claim", "select claim_coupon($1, $2), once per request", ours, openSingle},
-		{"plain function", "the plainest PL/pgSQL function on tables with a foreign key, once per request", theirs, openPlain},
-		{"Redis", "a Lua script, with the server's appendfsync", "", openRedis},
-		{"ceiling", "HTTP only: every claim is answered as claimed", "", openCeiling},
+		{Name: Coupond, Table: ours, Open: openCoupond, Method: "concurrent claims in one call with one commit (pgstore)"},
+		{Name: Interactive, Table: theirs, Open: withTables(claimInteractive), Method: "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go"},
+		{Name: Optimistic, Table: theirs, Open: withTables(claimOptimistic), Method: "UPDATE … WHERE remaining_amount > 0, retried after a conflict"},
+		{Name: Serializable, Table: theirs, Open: withTables(claimSerializable), Method: "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a failure"},
+		{Name: Single, Table: ours, Open: openSingle, Method: "select claim_coupon($1, $2), once per request"},
+		{Name: Plain, Table: theirs, Open: withTables(claimPlain), Method: "the plainest PL/pgSQL function, once per request"},
+		{Name: RedisEverysec, Appendfsync: "everysec", Open: openRedis, Method: "a Lua script; a crash may lose the claims of a second"},
+		{Name: "Redis always", Appendfsync: "always", Open: openRedis, Method: "a Lua script; each claim is on disk"},
+		{Name: Ceiling, Open: openCeiling, Method: "HTTP alone: every claim is answered as claimed"},
 	}
 }
 
@@ -73,6 +71,48 @@ func Find(name string) (Contestant, error) {
 	}
 	return Contestant{}, fmt.Errorf("contestant %q does not exist", name)
 }
+
+// openCoupond opens pgstore with the defaults of coupond.
+func openCoupond(_ context.Context, cfg Config) (api.Store, func(), error) {
+	store, err := openStore(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	return store, store.Close, nil
+}
+
+func openStore(cfg Config) (*pgstore.Store, error) {
+	return pgstore.Open(pgstore.Config{
+		URL:              cfg.PostgresURL,
+		MaxConns:         cfg.MaxConns,
+		ClaimConcurrency: cfg.ClaimConcurrency,
+		ClaimQueue:       4096,
+		ClaimTimeout:     5 * time.Second,
+		SchemaVersion:    db.Version(),
+	})
+}
+
+// ceiling claims nothing. It costs only HTTP, JSON and the load generator, so no contestant can be
+// faster.
+type ceiling struct{}
+
+func openCeiling(context.Context, Config) (api.Store, func(), error) {
+	return ceiling{}, func() {}, nil
+}
+
+func (ceiling) Claim(context.Context, string, string) (pgstore.ClaimStatus, error) {
+	return pgstore.Claimed, nil
+}
+
+func (ceiling) CreateCoupon(context.Context, string, int32) (pgstore.CreateStatus, error) {
+	return pgstore.Created, nil
+}
+
+func (ceiling) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
+	return coupon(name, 1, 1, nil), true, nil
+}
+
+func (ceiling) Ready(context.Context) ([]pgstore.Shard, error) { return nil, nil }
 
 // coupon returns a coupon in the form that api reads, with claimers that are in memory already.
 func coupon(name string, amount, remaining int, claimers []string) *pgstore.Coupon {

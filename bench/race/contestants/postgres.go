@@ -21,26 +21,45 @@ import (
 var schema string
 
 // connect opens a pool and creates the tables and the function of schema.sql.
-func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) {
+func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	poolConfig, err := pgxpool.ParseConfig(cfg.PostgresURL)
 	if err != nil {
-		return nil, nil, errors.New("not a valid connection string of PostgreSQL")
+		return nil, errors.New("not a valid connection string of PostgreSQL")
 	}
 	poolConfig.MaxConns = cfg.MaxConns
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
-		return nil, nil, fmt.Errorf("pool: %w", err)
+		return nil, fmt.Errorf("pool: %w", err)
 	}
 	if _, err := pool.Exec(ctx, schema); err != nil {
 		pool.Close()
-		return nil, nil, fmt.Errorf("create the contestants' tables: %w", err)
+		return nil, fmt.Errorf("create the contestants' tables: %w", err)
 	}
-	return pool, pool.Close, nil
+	return pool, nil
 }
 
-// tables implements everything but Claim for the contestants that use the tables of schema.sql.
+// claimFunc claims a coupon on a connection of a pool.
+type claimFunc func(ctx context.Context, pool *pgxpool.Pool, user, name string) (pgstore.ClaimStatus, error)
+
+// tables are the tables of schema.sql. The contestants that use them differ only in claim.
 type tables struct {
-	pool *pgxpool.Pool
+	pool  *pgxpool.Pool
+	claim claimFunc
+}
+
+// withTables returns the Open of a contestant that uses the tables of schema.sql.
+func withTables(claim claimFunc) func(context.Context, Config) (api.Store, func(), error) {
+	return func(ctx context.Context, cfg Config) (api.Store, func(), error) {
+		pool, err := connect(ctx, cfg)
+		if err != nil {
+			return nil, nil, err
+		}
+		return tables{pool, claim}, pool.Close, nil
+	}
+}
+
+func (t tables) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
+	return t.claim(ctx, t.pool, user, name)
 }
 
 func (t tables) CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
@@ -57,61 +76,37 @@ func (t tables) CreateCoupon(ctx context.Context, name string, amount int32) (pg
 	return pgstore.Created, nil
 }
 
+const readSQL = `
+select amount, remaining_amount, array(select user_id from contestant.claims where coupon_name = name order by claimed_at)
+from contestant.coupons
+where name = $1`
+
 func (t tables) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
 	var amount, remaining int
 	var claimers []string
-	err := pgx.BeginTxFunc(ctx, t.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `select amount, remaining_amount from contestant.coupons where name = $1`, name).Scan(&amount, &remaining)
-		if err != nil {
-			return err
-		}
-		rows, err := tx.Query(ctx, `select user_id from contestant.claims where coupon_name = $1 order by claimed_at`, name)
-		if err != nil {
-			return err
-		}
-		claimers, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		return err
-	})
+	err := t.pool.QueryRow(ctx, readSQL, name).Scan(&amount, &remaining, &claimers)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, false, nil
 	}
-	if err != nil {
-		return nil, false, err
-	}
-	return coupon(name, amount, remaining, claimers), true, nil
+	return coupon(name, amount, remaining, claimers), err == nil, err
 }
 
 func (t tables) Ready(ctx context.Context) ([]pgstore.Shard, error) { return nil, t.pool.Ping(ctx) }
 
-// interactive is the usual first version: the application holds the row lock over five round trips.
-type interactive struct{ tables }
-
-func openInteractive(ctx context.Context, cfg Config) (api.Store, func(), error) {
-	pool, stop, err := connect(ctx, cfg)
-	return interactive{tables{pool}}, stop, err
-}
-
-func (s interactive) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
-	var status pgstore.ClaimStatus
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+// claimInteractive is the usual first version: the application holds the row lock over five round
+// trips.
+func claimInteractive(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) (err error) {
 		status, err = claimInTx(ctx, tx, user, name, " for update")
 		return err
 	})
 	return status, err
 }
 
-// serializable leaves it to PostgreSQL to detect conflicts, and retries until there is none.
-type serializable struct{ tables }
-
-func openSerializable(ctx context.Context, cfg Config) (api.Store, func(), error) {
-	pool, stop, err := connect(ctx, cfg)
-	return serializable{tables{pool}}, stop, err
-}
-
-func (s serializable) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
+// claimSerializable leaves it to PostgreSQL to detect conflicts, and retries until there is none.
+func claimSerializable(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 64*time.Millisecond) {
-		var status pgstore.ClaimStatus
-		err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.Serializable}, func(tx pgx.Tx) (err error) {
+		err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.Serializable}, func(tx pgx.Tx) (err error) {
 			status, err = claimInTx(ctx, tx, user, name, "")
 			return err
 		})
@@ -129,9 +124,9 @@ func (s serializable) Claim(ctx context.Context, user, name string) (pgstore.Cla
 
 // claimInTx claims one statement at a time. lock is appended to the query that reads the stock: a
 // locking clause, or "".
-func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (pgstore.ClaimStatus, error) {
+func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (status pgstore.ClaimStatus, err error) {
 	var remaining int
-	err := tx.QueryRow(ctx, `select remaining_amount from contestant.coupons where name = $1`+lock, name).Scan(&remaining)
+	err = tx.QueryRow(ctx, `select remaining_amount from contestant.coupons where name = $1`+lock, name).Scan(&remaining)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return pgstore.CouponNotFound, nil
 	}
@@ -139,7 +134,8 @@ func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (pgstore
 		return "", err
 	}
 	if remaining == 0 {
-		return withoutStock(ctx, tx, user, name)
+		err = tx.QueryRow(ctx, rejectionSQL, name, user).Scan(&status)
+		return status, err
 	}
 	tag, err := tx.Exec(ctx, `
 		insert into contestant.claims (coupon_name, user_id)
@@ -155,31 +151,13 @@ func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (pgstore
 	return pgstore.Claimed, err
 }
 
-// withoutStock returns the status of a claim on a coupon without stock: already claimed, if the
-// user has it, else out of stock.
-func withoutStock(ctx context.Context, db interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}, user, name string) (pgstore.ClaimStatus, error) {
-	var has bool
-	err := db.QueryRow(ctx, `
-		select exists (select from contestant.claims where coupon_name = $1 and user_id = $2)`, name, user).Scan(&has)
-	if err != nil {
-		return "", err
-	}
-	if has {
-		return pgstore.AlreadyClaimed, nil
-	}
-	return pgstore.OutOfStock, nil
-}
-
-// optimistic takes no lock before it writes: one statement and one commit. The statement fails when
-// the same user claims twice at the same time, and is then retried.
-type optimistic struct{ tables }
-
-func openOptimistic(ctx context.Context, cfg Config) (api.Store, func(), error) {
-	pool, stop, err := connect(ctx, cfg)
-	return optimistic{tables{pool}}, stop, err
-}
+// rejectionSQL returns the status of a claim that found no stock.
+const rejectionSQL = `
+select case
+  when not exists (select from contestant.coupons where name = $1) then 'coupon_not_found'
+  when exists (select from contestant.claims where coupon_name = $1 and user_id = $2) then 'already_claimed'
+  else 'out_of_stock'
+end`
 
 const optimisticSQL = `
 with granted as (
@@ -194,9 +172,11 @@ insert into contestant.claims (coupon_name, user_id)
 select name, $2
 from granted`
 
-func (s optimistic) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
+// claimOptimistic takes no lock before it writes: one statement and one commit. The statement fails
+// when the same user claims twice at the same time, and is then retried.
+func claimOptimistic(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
 	for {
-		tag, err := s.pool.Exec(ctx, optimisticSQL, name, user)
+		tag, err := pool.Exec(ctx, optimisticSQL, name, user)
 		if conflicts(err) {
 			continue // the user's other claim has committed and is visible now
 		}
@@ -206,14 +186,8 @@ func (s optimistic) Claim(ctx context.Context, user, name string) (pgstore.Claim
 		if tag.RowsAffected() == 1 {
 			return pgstore.Claimed, nil
 		}
-		var found bool
-		if err := s.pool.QueryRow(ctx, `select exists (select from contestant.coupons where name = $1)`, name).Scan(&found); err != nil {
-			return "", err
-		}
-		if !found {
-			return pgstore.CouponNotFound, nil
-		}
-		return withoutStock(ctx, s.pool, user, name)
+		err = pool.QueryRow(ctx, rejectionSQL, name, user).Scan(&status)
+		return status, err
 	}
 }
 
@@ -231,64 +205,35 @@ func conflicts(err error) bool {
 	return false
 }
 
-// plain calls the function of schema.sql once for each request. It is what an idle client is
+// claimPlain calls the function of schema.sql once for each request. It is what an idle client is
 // compared with: nothing that claims in the database with one commit can do less.
-type plain struct{ tables }
-
-func openPlain(ctx context.Context, cfg Config) (api.Store, func(), error) {
-	pool, stop, err := connect(ctx, cfg)
-	return plain{tables{pool}}, stop, err
-}
-
-func (s plain) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
-	var status pgstore.ClaimStatus
-	err := s.pool.QueryRow(ctx, `select contestant.claim($1, $2)`, user, name).Scan(&status)
+func claimPlain(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
+	err = pool.QueryRow(ctx, `select contestant.claim($1, $2)`, user, name).Scan(&status)
 	return status, err
 }
 
-// single calls our own functions once for each request, also for reads. It is what batched claims
-// and shared reads are compared with.
+// single is pgstore, but claims with one call of claim_coupon for each request. It is what batches
+// are compared with.
 type single struct {
 	*pgstore.Store
+
 	pool *pgxpool.Pool
 }
 
 func openSingle(ctx context.Context, cfg Config) (api.Store, func(), error) {
-	pool, stop, err := connect(ctx, cfg)
+	store, err := openStore(cfg)
 	if err != nil {
 		return nil, nil, err
 	}
-	store, err := pgstore.Open(pgstore.Config{
-		URL: cfg.PostgresURL, MaxConns: 2, ClaimConcurrency: 1, ClaimQueue: 1, ClaimTimeout: 5 * time.Second,
-	})
+	pool, err := connect(ctx, cfg)
 	if err != nil {
-		stop()
+		store.Close()
 		return nil, nil, err
 	}
-	return single{store, pool}, func() { store.Close(); stop() }, nil
+	return single{store, pool}, func() { pool.Close(); store.Close() }, nil
 }
 
-func (s single) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatus, error) {
-	var status pgstore.ClaimStatus
-	err := s.pool.QueryRow(ctx, `select coupond.claim_coupon($1, $2)`, user, name).Scan(&status)
+func (s single) Claim(ctx context.Context, user, name string) (status pgstore.ClaimStatus, err error) {
+	err = s.pool.QueryRow(ctx, `select coupond.claim_coupon($1, $2)`, user, name).Scan(&status)
 	return status, err
-}
-
-// singleReadSQL does not need one snapshot for its two calls: claims are never deleted, and the
-// first call says how many of them the second returns.
-const singleReadSQL = `
-select c.amount, c.remaining_amount, array(select coupond.coupon_claimers($1, 0, c.amount - c.remaining_amount))
-from coupond.get_coupon($1) as c`
-
-func (s single) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
-	var amount, remaining int
-	var claimers []string
-	err := s.pool.QueryRow(ctx, singleReadSQL, name).Scan(&amount, &remaining, &claimers)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	return coupon(name, amount, remaining, claimers), true, nil
 }

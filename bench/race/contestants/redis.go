@@ -56,7 +56,7 @@ end
 return {coupon[1], coupon[2], redis.call('lrange', KEYS[3], 0, -1)}
 `)
 
-func openRedis(ctx context.Context, cfg Config) (api.Store, func(), error) {
+func openRedis(_ context.Context, cfg Config) (api.Store, func(), error) {
 	client, err := rueidis.NewClient(rueidis.ClientOption{
 		InitAddress:  []string{cfg.RedisAddress},
 		DisableCache: true,
@@ -64,12 +64,7 @@ func openRedis(ctx context.Context, cfg Config) (api.Store, func(), error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("redis: %w", err)
 	}
-	store := redis{client}
-	if _, err := store.Ready(ctx); err != nil {
-		client.Close()
-		return nil, nil, fmt.Errorf("redis: %w", err)
-	}
-	return store, client.Close, nil
+	return redis{client}, client.Close, nil
 }
 
 func keys(name string) []string {
