@@ -1,21 +1,18 @@
 // Package faultproxy is a TCP proxy in front of PostgreSQL for tests. It breaks or stalls a
 // connection at a chosen message of a chosen call.
 //
-// It parses as much of PostgreSQL's protocol as it needs to know which statement a client is about
-// to execute and when the server has committed it. Encrypted connections are forwarded unchanged,
-// without faults.
+// Encrypted connections are forwarded without faults.
 package faultproxy
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"net/url"
 	"sync"
 	"sync/atomic"
+
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // Fault is what the proxy does to one call.
@@ -174,7 +171,8 @@ func (p *Proxy) serve(client net.Conn) {
 		_ = client.Close()
 		return
 	}
-	c := &pair{proxy: p, client: client, server: server}
+	c := &pair{clientConn: gate{client, p}, serverConn: gate{server, p}}
+	c.client, c.server = pgproto3.NewBackend(client, c.clientConn), pgproto3.NewFrontend(server, c.serverConn)
 	p.mu.Lock()
 	if p.closed || p.down {
 		c.cut()
@@ -183,11 +181,21 @@ func (p *Proxy) serve(client net.Conn) {
 	p.mu.Unlock()
 
 	var responses sync.WaitGroup
-	responses.Go(func() {
-		c.forwardResponses()
-		c.cut()
-	})
-	c.forwardCalls()
+	switch encrypted, err := c.forwardStartup(); {
+	case err != nil:
+	case encrypted:
+		responses.Go(func() {
+			_, _ = io.Copy(c.clientConn, server)
+			c.cut()
+		})
+		_, _ = io.Copy(c.serverConn, client)
+	default:
+		responses.Go(func() {
+			c.forwardResponses()
+			c.cut()
+		})
+		c.forwardCalls()
+	}
 	c.cut()
 	responses.Wait()
 
@@ -205,7 +213,7 @@ func (p *Proxy) waitThawed() {
 	}
 }
 
-func (p *Proxy) fault(sql string) Fault {
+func (p *Proxy) faultOf(sql string) Fault {
 	p.mu.Lock()
 	faultFor := p.faultFor
 	p.mu.Unlock()
@@ -215,151 +223,114 @@ func (p *Proxy) fault(sql string) Fault {
 	return faultFor(sql)
 }
 
+// gate is a connection that is written to only while the proxy is not frozen.
+type gate struct {
+	net.Conn
+
+	proxy *Proxy
+}
+
+func (g gate) Write(p []byte) (int, error) {
+	g.proxy.waitThawed()
+	return g.Conn.Write(p)
+}
+
 // pair is one forwarded connection: both ends, and the fault of the call in progress.
 type pair struct {
-	proxy          *Proxy
-	client, server net.Conn
-
-	mu                  sync.Mutex
-	fault               Fault
-	encryptionRequested bool // the server's next byte answers the client's request for encryption
+	clientConn, serverConn gate
+	client                 *pgproto3.Backend  // is the server of the client
+	server                 *pgproto3.Frontend // is the client of the server
+	fault                  atomic.Int64       // a Fault
 }
 
 // cut resets both connections. It may be called more than once.
 func (c *pair) cut() {
-	for _, conn := range []net.Conn{c.client, c.server} {
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // send RST instead of FIN
-		}
-		_ = conn.Close()
+	for _, end := range []gate{c.clientConn, c.serverConn} {
+		_ = end.Conn.(*net.TCPConn).SetLinger(0) // send RST instead of FIN
+		_ = end.Close()
 	}
 }
 
-// takeEncryptionRequest reports whether the server's next byte answers a request for encryption. It
-// is true once for each request.
-func (c *pair) takeEncryptionRequest() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	requested := c.encryptionRequested
-	c.encryptionRequested = false
-	return requested
+func (c *pair) setFault(f Fault)    { c.fault.Store(int64(f)) }
+func (c *pair) currentFault() Fault { return Fault(c.fault.Load()) }
+
+func (c *pair) toServer(message pgproto3.FrontendMessage) error {
+	c.server.Send(message)
+	return c.server.Flush()
 }
 
-func (c *pair) setFault(f Fault) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fault = f
+func (c *pair) toClient(message pgproto3.BackendMessage) error {
+	c.client.Send(message)
+	return c.client.Flush()
 }
 
-func (c *pair) currentFault() Fault {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.fault
-}
-
-// send forwards a message, after a Thaw if the proxy is frozen. It reports whether it was written.
-func (c *pair) send(to net.Conn, message []byte) bool {
-	c.proxy.waitThawed()
-	_, err := to.Write(message)
-	return err == nil
-}
-
-// copy forwards an encrypted stream.
-func (c *pair) copy(to net.Conn, from io.Reader) {
-	buffer := make([]byte, 32<<10)
+// forwardStartup forwards the client's first message, and what it and the server agree on
+// encryption before that.
+func (c *pair) forwardStartup() (encrypted bool, err error) {
 	for {
-		n, err := from.Read(buffer)
-		if n > 0 && !c.send(to, buffer[:n]) || err != nil {
-			return
+		message, err := c.client.ReceiveStartupMessage()
+		if err != nil {
+			return false, err
+		}
+		if err := c.toServer(message); err != nil {
+			return false, err
+		}
+		switch message.(type) {
+		case *pgproto3.SSLRequest, *pgproto3.GSSEncRequest:
+			var reply [1]byte // N means no, any other byte means yes
+			if _, err := io.ReadFull(c.serverConn, reply[:]); err != nil {
+				return false, err
+			}
+			if _, err := c.clientConn.Write(reply[:]); err != nil || reply[0] != 'N' {
+				return true, err
+			}
+		case *pgproto3.CancelRequest:
+			c.clientConn.proxy.cancelRequests.Add(1)
+			return false, nil
+		default:
+			return false, nil
 		}
 	}
 }
-
-// The codes of a client's first message, besides the protocol version.
-const (
-	cancelRequest = 80877102
-	sslRequest    = 80877103
-	gssRequest    = 80877104
-)
 
 // forwardCalls forwards the client's messages and applies the fault of each call.
 func (c *pair) forwardCalls() {
-	from := bufio.NewReader(c.client)
-	for {
-		message, err := readMessage(from, 0)
-		if err != nil {
-			return
-		}
-		code := 0
-		if len(message) >= 8 {
-			code = int(binary.BigEndian.Uint32(message[4:]))
-		}
-		if code == cancelRequest {
-			c.proxy.cancelRequests.Add(1)
-		}
-		encryption := code == sslRequest || code == gssRequest
-		c.mu.Lock()
-		c.encryptionRequested = encryption
-		c.mu.Unlock()
-		if !c.send(c.server, message) {
-			return
-		}
-		if !encryption {
-			break
-		}
-		// The length of a message begins with a zero byte. Anything else is encrypted.
-		if first, err := from.Peek(1); err != nil || first[0] != 0 {
-			c.copy(c.server, from)
-			return
-		}
-	}
-
 	statements := make(map[string]string) // prepared statements: name to SQL
 	portals := make(map[string]string)    // bound portals: name to SQL
 	for {
-		message, err := readMessage(from, 1)
+		message, err := c.client.Receive()
 		if err != nil {
 			return
 		}
-		var fields [2]string
-		rest := message[5:]
-		for i := range fields {
-			field, after, _ := bytes.Cut(rest, []byte{0})
-			fields[i], rest = string(field), after
-		}
-
-		switch message[0] {
-		case 'P': // Parse: statement, SQL
-			statements[fields[0]] = fields[1]
-		case 'B': // Bind: portal, statement
-			portals[fields[0]] = statements[fields[1]]
-		case 'E', 'Q': // Execute: portal; Query: SQL
-			sql := fields[0]
-			if message[0] == 'E' {
-				sql = portals[fields[0]]
-			}
-			f := c.proxy.fault(sql)
-			if message[0] == 'Q' && (f == CutBeforeCommit || f == CutAnsweredBeforeCommit) {
+		complete := false // the message is the last one of a call
+		switch m := message.(type) {
+		case *pgproto3.Parse:
+			statements[m.Name] = m.Query
+		case *pgproto3.Bind:
+			portals[m.DestinationPortal] = statements[m.PreparedStatement]
+		case *pgproto3.Execute:
+			c.setFault(c.clientConn.proxy.faultOf(portals[m.Portal]))
+		case *pgproto3.Query:
+			complete = true
+			f := c.clientConn.proxy.faultOf(m.String)
+			if f == CutBeforeCommit || f == CutAnsweredBeforeCommit {
 				f = CutBeforeCall // a simple query commits in the same message
 			}
-			switch f {
-			case CutBeforeCall:
-				return
-			case Stall:
-				_, _ = io.Copy(io.Discard, from)
-				return
-			}
 			c.setFault(f)
-		case 'S': // Sync: commit
-			switch c.currentFault() {
-			case CutBeforeCommit, CutAnsweredBeforeCommit:
-				message[0] = 'H' // Flush: execute without the commit; forwardResponses cuts the connection
+		case *pgproto3.Sync:
+			complete = true
+			if f := c.currentFault(); f == CutBeforeCommit || f == CutAnsweredBeforeCommit {
+				message = &pgproto3.Flush{} // execute without the commit; forwardResponses cuts the connection
 			}
 		}
-		if !c.send(c.server, message) {
+		switch c.currentFault() {
+		case CutBeforeCall:
+			return
+		case Stall:
+			_, _ = io.Copy(io.Discard, c.clientConn)
 			return
 		}
-		if c.currentFault() == CutDuring && (message[0] == 'S' || message[0] == 'Q') {
+		if c.toServer(message) != nil || complete && c.currentFault() == CutDuring {
 			return
 		}
 	}
@@ -367,37 +338,24 @@ func (c *pair) forwardCalls() {
 
 // forwardResponses forwards the server's messages as far as the call's fault permits.
 func (c *pair) forwardResponses() {
-	from := bufio.NewReader(c.server)
 	for {
-		if _, err := from.Peek(1); err != nil {
-			return
-		}
-		if c.takeEncryptionRequest() {
-			reply, _ := from.ReadByte() // N means no, any other byte means yes
-			if !c.send(c.client, []byte{reply}) {
-				return
-			}
-			if reply != 'N' {
-				c.copy(c.client, from)
-				return
-			}
-			continue
-		}
-
-		message, err := readMessage(from, 1)
+		message, err := c.server.Receive()
 		if err != nil {
 			return
 		}
-		switch f := c.currentFault(); message[0] {
-		case 'C': // CommandComplete
+		f := c.currentFault()
+		switch message.(type) {
+		case pgproto3.AuthenticationResponseMessage:
+			_ = c.client.SetAuthType(c.server.GetAuthType()) // what the client answers depends on it
+		case *pgproto3.CommandComplete:
 			switch f {
 			case CutBeforeCommit:
 				return
 			case CutAnsweredBeforeCommit:
-				c.send(c.client, message)
+				_ = c.toClient(message)
 				return
 			}
-		case 'Z': // ReadyForQuery: committed
+		case *pgproto3.ReadyForQuery: // committed
 			switch f {
 			case CutAfterCommit, CutAnsweredAfterCommit, CutDuring: // CutDuring gets here if the server answers before the cut
 				return
@@ -408,20 +366,8 @@ func (c *pair) forwardResponses() {
 		case CutBeforeCommit, CutAfterCommit, CutDuring:
 			continue // the client gets nothing
 		}
-		if !c.send(c.client, message) {
+		if c.toClient(message) != nil {
 			return
 		}
 	}
-}
-
-// readMessage reads one message: header bytes, then its length (4 bytes, which include themselves),
-// then the rest.
-func readMessage(from *bufio.Reader, header int) ([]byte, error) {
-	start, err := from.Peek(header + 4)
-	if err != nil {
-		return nil, err
-	}
-	message := make([]byte, header+int(binary.BigEndian.Uint32(start[header:])))
-	_, err = io.ReadFull(from, message)
-	return message, err
 }
