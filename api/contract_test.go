@@ -48,15 +48,9 @@ func fails(err error) func(*service) {
 	return func(s *service) { s.store.SetError(fmt.Errorf("query the database: %w", err)) }
 }
 
-// holds creates a coupon that these users have claimed.
-func holds(amount int32, users ...string) func(*service) {
-	return func(s *service) {
-		ctx := context.Background()
-		_, _ = s.store.Store.CreateCoupon(ctx, "summer sale", amount)
-		for _, user := range users {
-			_, _ = s.store.Store.Claim(ctx, user, "summer sale")
-		}
-	}
+// holds makes the Store hold a coupon that these users have claimed.
+func holds(amount int, users ...string) func(*service) {
+	return func(s *service) { s.store.Set("summer sale", amount, users...) }
 }
 
 var (
@@ -96,9 +90,7 @@ var responseCases = []responseCase{
 	{operation: "getCoupon", status: 503, example: "unavailable", given: fails(pgstore.ErrUnavailable)},
 	{operation: "getCoupon", status: 503, example: "overloaded", given: fails(pgstore.ErrOverloaded)},
 
-	{operation: "getCouponNamedClaim", status: 200, example: "untouched", given: func(s *service) {
-		_, _ = s.store.Store.CreateCoupon(context.Background(), "claim", 5)
-	}},
+	{operation: "getCouponNamedClaim", status: 200, example: "untouched", given: func(s *service) { s.store.Set("claim", 5) }},
 	{operation: "getCouponNamedClaim", status: 404, example: "coupon"},
 	{operation: "getCouponNamedClaim", status: 500, example: "fault", given: fails(errFault)},
 	{operation: "getCouponNamedClaim", status: 503, example: "unavailable", given: fails(pgstore.ErrUnavailable)},

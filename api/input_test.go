@@ -1,7 +1,6 @@
 package api_test
 
 import (
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -171,7 +170,7 @@ func allowedBySchema(t *testing.T, path, body string) bool {
 		},
 		Body: http.NoBody,
 	}
-	return apitest.Check(apitest.Contract(t), request, io.NopCloser(strings.NewReader(body)), created) == nil
+	return apitest.Check(request, created) == nil
 }
 
 // Names and user ids that must be kept byte for byte.

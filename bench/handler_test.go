@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -86,20 +88,45 @@ func newClaim(b *testing.B, handler http.Handler, want int) func() {
 	}
 }
 
+// inPages returns the claimers of a coupon in pages.
+func inPages(users []string) func(context.Context) iter.Seq2[[]string, error] {
+	return func(context.Context) iter.Seq2[[]string, error] {
+		return func(yield func([]string, error) bool) {
+			for page := range slices.Chunk(users, 10_000) {
+				if !yield(page, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// couponStore has one coupon.
+type couponStore struct {
+	*apitest.Store
+
+	coupon *pgstore.Coupon
+}
+
+// Coupon implements api.Store.
+func (s couponStore) Coupon(context.Context, string) (*pgstore.Coupon, bool, error) {
+	return s.coupon, true, nil
+}
+
 // BenchmarkHandlerCoupon measures GET of a coupon by its number of claims. Up to one page the
 // response is encoded as a whole, beyond that it is streamed.
 func BenchmarkHandlerCoupon(b *testing.B) {
 	for _, claims := range []int{0, 1_000, 1_000_000} {
 		b.Run(strconv.Itoa(claims), func(b *testing.B) {
-			store := apitest.NewStore()
-			if status, err := store.CreateCoupon(b.Context(), "summer sale", int32(claims)+1); status != pgstore.Created {
-				b.Fatal(status, err)
+			users := make([]string, claims)
+			for i := range users {
+				users[i] = fmt.Sprintf("user-%010d", i)
 			}
-			for i := range claims {
-				if status, err := store.Claim(b.Context(), fmt.Sprintf("user-%010d", i), "summer sale"); status != pgstore.Claimed {
-					b.Fatal(status, err)
-				}
+			coupon := pgstore.NewCoupon("summer sale", claims+1, users)
+			if claims > 10_000 { // a page of pgstore
+				coupon = &pgstore.Coupon{Name: coupon.Name, Amount: coupon.Amount, RemainingAmount: 1, Claimers: inPages(users)}
 			}
+			store := couponStore{apitest.NewStore(), coupon}
 			handler := api.New(store, api.Options{})
 			request := httptest.NewRequestWithContext(b.Context(), http.MethodGet, "/api/coupons/summer%20sale", nil)
 			w := &discard{header: make(http.Header)}

@@ -1,34 +1,27 @@
 package apitest_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"scalable-coupon-system/api/apitest"
-	"scalable-coupon-system/pgstore"
 )
 
 // recorder is a testing.TB that records errors.
 type recorder struct {
 	testing.TB
 
-	mu     sync.Mutex
 	errors []string
 }
 
 func (r *recorder) Helper() {}
 
 func (r *recorder) Errorf(format string, args ...any) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.errors = append(r.errors, fmt.Sprintf(format, args...))
 }
 
@@ -90,9 +83,6 @@ func TestChecked(t *testing.T) {
 		{name: "unknown path", method: "GET", path: "/api/coupons/a/b", response: fixedResponse{404, header(), errorBody("NOT_FOUND")}},
 		{name: "unknown method", method: "DELETE", path: "/api/coupons/a", response: fixedResponse{405, header("Allow", "GET, HEAD"), errorBody("METHOD_NOT_ALLOWED")}},
 		{name: "invalid request", method: "POST", path: "/api/coupons/claim", body: `{`, response: fixedResponse{400, header(), errorBody("INVALID_REQUEST")}},
-		{name: "from net/http", method: "GET", path: "/health", response: fixedResponse{400, http.Header{"Content-Type": {"text/plain; charset=utf-8"}, "Connection": {"close"}}, "400 Bad Request"}},
-		{name: "from net/http, no body", method: "POST", path: "/api/coupons/claim", response: fixedResponse{417, http.Header{}, ""}},
-		{name: "request body without a copy", method: "POST", path: "/api/coupons/claim", body: `{`, response: fixedResponse{201, header(), ""}, withoutCopies: true},
 		{name: "large response", method: "GET", path: "/api/coupons/sale", response: fixedResponse{200, header("Cache-Control", "no-store"), strings.Repeat("x", 1<<20+1)}},
 		{name: "not JSON", method: "GET", path: "/docs/docs.css", response: fixedResponse{200, header("Cache-Control", "no-store", "Content-Type", "text/css; charset=utf-8"), "body {}"}},
 
@@ -103,6 +93,9 @@ func TestChecked(t *testing.T) {
 		{violation: true, name: "body with 201", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{201, header(), "{}"}},
 		{violation: true, name: "no request id", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{201, header("X-Request-ID", ""), ""}},
 		{violation: true, name: "invalid request id", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{201, header("X-Request-ID", "a b"), ""}},
+		{name: "a body that is not known", method: "POST", path: "/api/coupons/claim", body: `{`, response: fixedResponse{201, header(), ""}, withoutCopies: true},
+		{name: "the root", method: "GET", path: "/", response: fixedResponse{302, header("Location", "docs"), ""}},
+
 		{violation: true, name: "no Content-Type", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{201, header("Content-Type", ""), ""}},
 		{violation: true, name: "no Location", method: "POST", path: "/api/coupons", body: `{"name":"sale","amount":1}`, response: fixedResponse{201, header(), ""}},
 		{violation: true, name: "no Retry-After", method: "POST", path: "/api/coupons/claim", body: goodClaim, response: fixedResponse{503, header(), errorBody("UNAVAILABLE")}},
@@ -189,120 +182,3 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 type failingReader struct{ err error }
 
 func (f failingReader) Read([]byte) (int, error) { return 0, f.err }
-
-// The in-memory Store has the rules of *pgstore.Store.
-func TestStore(t *testing.T) {
-	ctx := context.Background()
-	s := apitest.NewStore()
-	claim := func(user, coupon string, want pgstore.ClaimStatus) {
-		t.Helper()
-		if got, err := s.Claim(ctx, user, coupon); got != want || err != nil {
-			t.Errorf("%s claims %s: %s, %v, want %s", user, coupon, got, err, want)
-		}
-	}
-	claim("ada", "sale", pgstore.CouponNotFound)
-	if status, err := s.CreateCoupon(ctx, "sale", 2); status != pgstore.Created || err != nil {
-		t.Error(status, err)
-	}
-	if status, err := s.CreateCoupon(ctx, "sale", 3); status != pgstore.CouponExists || err != nil {
-		t.Error(status, err)
-	}
-	claim("ada", "sale", pgstore.Claimed)
-	claim("ada", "sale", pgstore.AlreadyClaimed)
-	before, _, _ := s.Coupon(ctx, "sale")
-	claim("grace", "sale", pgstore.Claimed)
-	claim("alan", "sale", pgstore.OutOfStock)
-	claim("ada", "sale", pgstore.AlreadyClaimed) // even if it is sold out
-	claim("ada", "none", pgstore.CouponNotFound)
-
-	after, found, err := s.Coupon(ctx, "sale")
-	if !found || err != nil {
-		t.Fatal(found, err)
-	}
-	for c, want := range map[*pgstore.Coupon][]string{before: {"ada"}, after: {"ada", "grace"}} {
-		var users []string
-		for page, err := range c.Claimers(ctx) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			users = append(users, page...)
-		}
-		if !slices.Equal(users, want) || c.Amount != 2 || c.RemainingAmount != 2-len(want) {
-			t.Errorf("%+v has %q, want %q", c, users, want)
-		}
-	}
-	if _, found, err := s.Coupon(ctx, "none"); found || err != nil {
-		t.Error(found, err)
-	}
-	calls := s.Calls()
-	s.SetError(pgstore.ErrUnavailable)
-	if _, err := s.Claim(ctx, "alan", "sale"); !errors.Is(err, pgstore.ErrUnavailable) {
-		t.Error(err)
-	}
-	if _, err := s.CreateCoupon(ctx, "other", 1); !errors.Is(err, pgstore.ErrUnavailable) {
-		t.Error(err)
-	}
-	if _, _, err := s.Coupon(ctx, "sale"); !errors.Is(err, pgstore.ErrUnavailable) {
-		t.Error(err)
-	}
-	if _, err := s.Ready(ctx); !errors.Is(err, pgstore.ErrUnavailable) {
-		t.Error(err)
-	}
-	s.SetError(nil)
-	if _, err := s.Ready(ctx); err != nil {
-		t.Error(err)
-	}
-	if got := s.Calls() - calls; got != 3 {
-		t.Errorf("Calls grew by %d, want 3", got)
-	}
-}
-
-// Claimers come in pages of PageSize. An iteration may stop early, or be cancelled.
-func TestStore_pages(t *testing.T) {
-	ctx := context.Background()
-	s := apitest.NewStore()
-	const claims = apitest.PageSize + 1
-	_, _ = s.CreateCoupon(ctx, "sale", claims)
-	for i := range claims {
-		_, _ = s.Claim(ctx, strconv.Itoa(i), "sale")
-	}
-	coupon, _, _ := s.Coupon(ctx, "sale")
-	var sizes []int
-	for page, err := range coupon.Claimers(ctx) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		sizes = append(sizes, len(page))
-	}
-	if !slices.Equal(sizes, []int{apitest.PageSize, 1}) {
-		t.Errorf("pages of %v claimers", sizes)
-	}
-	for _, err := range coupon.Claimers(ctx) {
-		if err != nil {
-			t.Error(err)
-		}
-		break
-	}
-	cancelled, cancel := context.WithCancel(ctx)
-	cancel()
-	for page, err := range coupon.Claimers(cancelled) {
-		if page != nil || !errors.Is(err, context.Canceled) {
-			t.Errorf("%d claimers after cancel, %v", len(page), err)
-		}
-	}
-}
-
-func BenchmarkChecked(b *testing.B) {
-	client := apitest.Checked(b, fixedResponse{409, header(), errorBody("ALREADY_CLAIMED")})
-	for b.Loop() {
-		request, err := http.NewRequestWithContext(b.Context(), http.MethodPost, "http://test/api/coupons/claim", strings.NewReader(goodClaim))
-		if err != nil {
-			b.Fatal(err)
-		}
-		response, err := client.RoundTrip(request)
-		if err != nil {
-			b.Fatal(err)
-		}
-		_ = response.Body.Close()
-	}
-}

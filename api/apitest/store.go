@@ -2,35 +2,32 @@ package apitest
 
 import (
 	"context"
-	"iter"
-	"slices"
 	"sync"
 	"sync/atomic"
 
+	"scalable-coupon-system/internal/couponmodel"
 	"scalable-coupon-system/pgstore"
 )
 
-// Store is an api.Store in memory, with the same rules as *pgstore.Store. Create it with NewStore.
-// For different behavior, embed it and override methods.
+// Store is an api.Store that holds the model of the coupons in memory. Create it with NewStore. For
+// different behavior, embed it and override methods.
 type Store struct {
 	mu      sync.Mutex
-	coupons map[string]*coupon
+	coupons couponmodel.Coupons
 	err     error
 	shards  []pgstore.Shard
 	calls   atomic.Int64
 }
 
-type coupon struct {
-	amount   int
-	claimers []string // append-only, so that a Coupon that shares it does not change
-	claimed  map[string]bool
-}
-
-// PageSize is the maximum number of claimers in a page, the same as in pgstore.
-const PageSize = 10_000
-
 // NewStore returns an empty Store.
-func NewStore() *Store { return &Store{coupons: make(map[string]*coupon)} }
+func NewStore() *Store { return &Store{coupons: make(couponmodel.Coupons)} }
+
+// Set sets the state of a coupon.
+func (s *Store) Set(name string, amount int, claimedBy ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.coupons[name] = couponmodel.Coupon{Amount: amount, ClaimedBy: claimedBy}
+}
 
 // SetError makes every method do nothing and return err, until SetError(nil). Calls is not
 // affected.
@@ -55,20 +52,10 @@ func (s *Store) Claim(_ context.Context, user, name string) (pgstore.ClaimStatus
 	s.calls.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.coupons[name]
-	switch {
-	case s.err != nil:
+	if s.err != nil {
 		return "", s.err
-	case c == nil:
-		return pgstore.CouponNotFound, nil
-	case c.claimed[user]:
-		return pgstore.AlreadyClaimed, nil
-	case len(c.claimers) == c.amount:
-		return pgstore.OutOfStock, nil
 	}
-	c.claimed[user] = true
-	c.claimers = append(c.claimers, user)
-	return pgstore.Claimed, nil
+	return pgstore.ClaimStatus(s.coupons.Claim(user, name)), nil
 }
 
 // CreateCoupon implements api.Store.
@@ -79,11 +66,7 @@ func (s *Store) CreateCoupon(_ context.Context, name string, amount int32) (pgst
 	if s.err != nil {
 		return "", s.err
 	}
-	if s.coupons[name] != nil {
-		return pgstore.CouponExists, nil
-	}
-	s.coupons[name] = &coupon{amount: int(amount), claimed: make(map[string]bool)}
-	return pgstore.Created, nil
+	return pgstore.CreateStatus(s.coupons.Create(name, int(amount))), nil
 }
 
 // Coupon implements api.Store.
@@ -92,33 +75,10 @@ func (s *Store) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, e
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.coupons[name]
-	if s.err != nil || c == nil {
+	if s.err != nil || c.Amount == 0 {
 		return nil, false, s.err
 	}
-	claimers := c.claimers
-	if len(claimers) <= PageSize {
-		return pgstore.NewCoupon(name, c.amount, claimers), true, nil
-	}
-	return &pgstore.Coupon{
-		Name:            name,
-		Amount:          c.amount,
-		RemainingAmount: c.amount - len(claimers),
-		Claimers:        func(ctx context.Context) iter.Seq2[[]string, error] { return pages(ctx, claimers) },
-	}, true, nil
-}
-
-func pages(ctx context.Context, claimers []string) iter.Seq2[[]string, error] {
-	return func(yield func([]string, error) bool) {
-		for page := range slices.Chunk(claimers, PageSize) {
-			if err := ctx.Err(); err != nil {
-				yield(nil, err)
-				return
-			}
-			if !yield(page, nil) {
-				return
-			}
-		}
-	}
+	return pgstore.NewCoupon(name, c.Amount, c.ClaimedBy), true, nil
 }
 
 // Ready implements api.Store.
