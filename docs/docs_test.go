@@ -13,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"unicode"
-
-	"scalable-coupon-system/api/apitest"
 )
 
 // root is the repository, relative to this directory.
@@ -226,39 +224,6 @@ func TestADRs(t *testing.T) {
 	if len(paths) < 14 {
 		t.Errorf("only %d ADRs were found", len(paths))
 	}
-}
-
-// docs/api.md explains each code in the words of openapi.yaml. Each explanation says the status,
-// whether to retry, and what to show the user.
-func TestCodes_explained(t *testing.T) {
-	t.Parallel()
-	inContract := paragraphs(apitest.Contract(t).Info.Description)
-	inDocs := paragraphs(read(t, "docs/api.md"))
-	for code, text := range inContract {
-		if inDocs[code] != text {
-			t.Errorf("%s\nopenapi.yaml: %s\ndocs/api.md:  %s", code, text, inDocs[code])
-		}
-		for _, wanted := range []string{`^Status [45]\d\d\. `, `\b[Rr]etry|Send the same request again`, `\buser\b`} {
-			if !regexp.MustCompile(wanted).MatchString(text) {
-				t.Errorf("the explanation of %s does not match %q: %s", code, wanted, text)
-			}
-		}
-	}
-	if len(inContract) == 0 || len(inDocs) != len(inContract) {
-		t.Errorf("openapi.yaml explains %d codes, docs/api.md %d", len(inContract), len(inDocs))
-	}
-}
-
-// paragraphs returns the text under each heading that is a code, with white space normalized.
-func paragraphs(text string) map[string]string {
-	found := map[string]string{}
-	for _, section := range regexp.MustCompile(`(?m)^#+ `).Split(text, -1) {
-		title, body, _ := strings.Cut(section, "\n")
-		if regexp.MustCompile(`^[A-Z_]+$`).MatchString(title) {
-			found[title] = strings.Join(strings.Fields(body), " ")
-		}
-	}
-	return found
 }
 
 // The README's table of settings equals the output of coupond serve --help.

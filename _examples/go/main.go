@@ -6,17 +6,16 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-
-	"github.com/spf13/pflag"
 )
 
 func main() {
-	base := pflag.String("url", "http://127.0.0.1:8080", "URL of the service")
-	coupon := pflag.String("coupon", "go example", "name of the coupon to create and claim")
-	pflag.Parse()
+	base := flag.String("url", "http://127.0.0.1:8080", "URL of the service")
+	coupon := flag.String("coupon", "go example", "name of the coupon to create and claim")
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	lines, err := run(ctx, New(*base), *coupon)
 	stop()
@@ -30,8 +29,7 @@ func main() {
 }
 
 // run creates a coupon with a stock of two, claims it for three users, for one of them twice, and
-// reads it.
-// It returns the lines to print.
+// reads it. It returns the lines to print.
 func run(ctx context.Context, client *Client, coupon string) (lines []string, err error) {
 	outcome, err := client.Create(ctx, coupon, 2)
 	if err != nil {
