@@ -100,6 +100,7 @@ func New(store Store, o Options) *Handler {
 	h.get("/api/coupons/{name}", h.coupon)
 	h.get(pathHealth, h.health)
 	h.get(pathLive, h.live)
+	h.get(pathRoot, h.root)
 	h.get(pathDocs, h.docs)
 	h.get(pathDocsFile, h.docsFile)
 	h.get(pathOpenAPI, h.openAPI)

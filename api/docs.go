@@ -16,6 +16,7 @@ import (
 )
 
 const (
+	pathRoot     = "/"
 	pathDocs     = "/docs"
 	pathDocsFile = "/docs/{file}"
 	pathOpenAPI  = "/openapi.yaml"
@@ -76,6 +77,13 @@ var docsFiles = sync.OnceValues(func() (map[string]docsFile, error) {
 	}
 	return files, nil
 })
+
+// root handles GET /, for people with a browser. The Location is relative, so that
+// it also holds behind a path prefix.
+func (h *Handler) root(x *exchange) {
+	x.Header().Set("Location", strings.TrimPrefix(pathDocs, "/"))
+	x.send(http.StatusFound, nil)
+}
 
 // docs handles GET /docs, the page with Swagger UI.
 func (h *Handler) docs(x *exchange) {

@@ -26,6 +26,21 @@ func TestOpenAPI_servedUnchanged(t *testing.T) {
 	}
 }
 
+// The root leads to the docs page, also behind a path prefix.
+func TestRoot(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		got := s.do(method, "/", "")
+		got.want(t, http.StatusFound, "")
+		for base, want := range map[string]string{"/": "/docs", "/shop/eu/": "/shop/eu/docs"} {
+			if target := resolve(t, base, got.header.Get("Location")); target != want || got.body != "" {
+				t.Errorf("%s %s leads to %s with body %q, want %s", method, base, target, got.body, want)
+			}
+		}
+	}
+}
+
 // All links of the page are relative and work, and it has no inline code.
 func TestDocs_links(t *testing.T) {
 	t.Parallel()

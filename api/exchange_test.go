@@ -72,7 +72,7 @@ func TestRequestID(t *testing.T) {
 		if body := got.error(t).RequestID; body != id {
 			t.Errorf("the header says %q, the body %q", id, body)
 		}
-		if line := s.log.take(t, 1)[0]; line["request_id"] != id {
+		if line := s.log.line(t); line["request_id"] != id {
 			t.Errorf("the header says %q, the log %v", id, line["request_id"])
 		}
 	}
@@ -115,7 +115,7 @@ func TestAccessLog(t *testing.T) {
 		if got.status != c.status {
 			t.Fatalf("%s: status %d, want %d", c.request, got.status, c.status)
 		}
-		line := s.log.take(t, 1)[0]
+		line := s.log.line(t)
 		for field, value := range map[string]any{
 			"level": c.level, "message": "request", "method": method, "route": c.route,
 			"status": float64(c.status), "bytes": float64(len(got.body)),
@@ -140,7 +140,7 @@ func TestAccessLog(t *testing.T) {
 	} {
 		s.store.SetError(fmt.Errorf("why: %w", err))
 		s.claim("bob", "sale")
-		if line := s.log.take(t, 1)[0]; line["level"] != level || line["error"] != "why: "+err.Error() {
+		if line := s.log.line(t); line["level"] != level || line["error"] != "why: "+err.Error() {
 			t.Errorf("%v: logged %v", err, line)
 		}
 	}
@@ -156,8 +156,8 @@ func TestAccessLog_level(t *testing.T) {
 			handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
 		}
 	}
-	if lines := log.take(t, 1); len(lines) != 1 || lines[0]["status"] != 404.0 {
-		t.Errorf("logged %v, want only the 404", lines)
+	if line := log.line(t); line["status"] != 404.0 {
+		t.Errorf("logged %v, want only the 404", line)
 	}
 }
 
@@ -170,7 +170,7 @@ func TestPanic(t *testing.T) {
 	if strings.Contains(got.body, "secret") {
 		t.Errorf("the response contains the panic's value: %s", got.body)
 	}
-	line := s.log.take(t, 1)[0]
+	line := s.log.line(t)
 	stack, _ := line["stack"].(string)
 	if line["error"] != "panic: secret of the panic" || line["level"] != "error" || line["status"] != 500.0 ||
 		!strings.Contains(stack, "TestPanic") {
@@ -186,7 +186,7 @@ func TestNewServer_errorLog(t *testing.T) {
 	log := new(logBuffer)
 	server := api.NewServer(http.NotFoundHandler(), zerolog.New(log))
 	server.ErrorLog.Printf("http: Accept error: %v", "too many open files")
-	line := log.take(t, 1)[0]
+	line := log.line(t)
 	if line["level"] != "warn" || line["message"] != "http: Accept error: too many open files" {
 		t.Errorf("logged %v", line)
 	}
@@ -199,16 +199,6 @@ func TestNewServer_limits(t *testing.T) {
 		s.WriteTimeout != 30*time.Second || s.ReadTimeout != 0 || !s.DisableGeneralOptionsHandler {
 		t.Errorf("%+v", s)
 	}
-}
-
-func TestServer_idleConnection(t *testing.T) {
-	s := serve(t, func(s *service) { s.server.IdleTimeout = 50 * time.Millisecond })
-	conn := s.dial()
-	conn.sendLines("GET /health HTTP/1.1", "Host: x", "", "")
-	if got := conn.response("GET", "/health"); got.closes {
-		t.Error("closed after the first response")
-	}
-	conn.waitClosed()
 }
 
 // /health waits at most 2 s for the Store.
@@ -242,7 +232,7 @@ func TestHealth_clientDisconnects(t *testing.T) {
 	conn.sendLines("GET /health HTTP/1.1", "Host: x", "", "")
 	<-called
 	_ = conn.Close()
-	if line := s.log.take(t, 1)[0]; line["status"] != 499.0 || line["level"] != "debug" {
+	if line := s.log.line(t); line["status"] != 499.0 || line["level"] != "debug" {
 		t.Errorf("logged %v", line)
 	}
 }

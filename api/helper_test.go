@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -247,27 +246,21 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	return b.lines.Write(p)
 }
 
-// take waits for n lines, which are written after the response, then removes and decodes all lines.
-func (b *logBuffer) take(tb testing.TB, n int) []map[string]any {
+// line waits for a line, which is written after the response, removes and decodes it. It must be the
+// only one.
+func (b *logBuffer) line(tb testing.TB) map[string]any {
 	tb.Helper()
 	var text string
-	wait.For(tb, fmt.Sprintf("%d log lines", n), func() bool {
+	wait.For(tb, "a line of the log", func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		text = b.lines.String()
-		if strings.Count(text, "\n") < n {
-			return false
-		}
 		b.lines.Reset()
-		return true
+		return strings.HasSuffix(text, "\n")
 	})
-	var lines []map[string]any
-	for line := range strings.Lines(text) {
-		var fields map[string]any
-		if err := json.Unmarshal([]byte(line), &fields); err != nil {
-			tb.Fatalf("log line %q: %v", line, err)
-		}
-		lines = append(lines, fields)
+	var fields map[string]any
+	if err := json.Unmarshal([]byte(text), &fields); err != nil {
+		tb.Fatalf("log %q: %v", text, err)
 	}
-	return lines
+	return fields
 }

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"strings"
 	"testing"
 	"unicode/utf8"
 )
@@ -35,17 +34,6 @@ func TestCheckName_everyCharacter(t *testing.T) {
 		}
 		if err := checkName("it", "x"+string(r)); (err == nil) != (r != 0) {
 			t.Errorf("x and %U: error %v", r, err)
-		}
-	}
-}
-
-func TestCheckName_length(t *testing.T) {
-	for _, character := range []string{"a", "é", "€", "🎟"} {
-		if err := checkName("it", strings.Repeat(character, 255)); err != nil {
-			t.Errorf("255 %s: %v", character, err)
-		}
-		if err := checkName("it", strings.Repeat(character, 256)); err == nil {
-			t.Errorf("256 %s: no error", character)
 		}
 	}
 }

@@ -391,20 +391,6 @@ func TestBody_slow(t *testing.T) {
 	}
 }
 
-// A body may arrive in small parts, if it is complete before the deadline.
-func TestBody_inParts(t *testing.T) {
-	t.Parallel()
-	s := serve(t)
-	s.create("sale", 1).want(t, 201, "")
-	conn := s.dial()
-	conn.send(postClaim + "Content-Length: 60\r\n\r\n")
-	for _, c := range claimBody(60) {
-		conn.send(string(c))
-		time.Sleep(time.Millisecond)
-	}
-	conn.response("POST", "/api/coupons/claim").want(t, 201, "")
-}
-
 // The deadline of a body applies neither to the claim nor to the next request.
 func TestBody_deadlineIsCleared(t *testing.T) {
 	t.Parallel()
@@ -424,27 +410,6 @@ func TestBody_deadlineIsCleared(t *testing.T) {
 		got := conn.response("POST", "/api/coupons/claim")
 		got.want(t, 201, "")
 		time.Sleep(2 * deadline)
-	}
-}
-
-// A slow header closes the connection without a response.
-func TestServer_slowHeader(t *testing.T) {
-	t.Parallel()
-	s := serve(t, func(s *service) { s.server.ReadHeaderTimeout = 200 * time.Millisecond })
-	conn := s.dial()
-	began := time.Now()
-	conn.send("GET /health HTTP/1.1\r\nHost: x\r\n")
-	for range 100 {
-		if _, err := io.WriteString(conn, "X: y\r\n"); err != nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	if rest := conn.waitClosed(); rest != "" {
-		t.Errorf("response %q, want none", rest)
-	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("closed after %v", took)
 	}
 }
 

@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"net/http"
@@ -14,12 +15,11 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// A response that is cut off ends in a reset, whatever cuts it off. A client of HTTP/1.0 has no
-// other way to see that it is not complete.
+// A failure after the first part of a response cuts it off, so that it is never complete and wrong.
+// It ends in a reset: a client of HTTP/1.0 has no other way to see that it is not complete.
 func TestReset_cutResponse(t *testing.T) {
 	t.Parallel()
 	users := userPage(10_000)
-	failed := errors.New("boom")
 	blocked := func(context.Context) iter.Seq2[[]string, error] {
 		return func(yield func([]string, error) bool) {
 			yield(users, nil)
@@ -27,14 +27,16 @@ func TestReset_cutResponse(t *testing.T) {
 		}
 	}
 	for name, c := range map[string]struct {
-		pages func(context.Context) iter.Seq2[[]string, error]
-		cut   func(*service) // after the first part was read
+		pages   func(context.Context) iter.Seq2[[]string, error]
+		unnamed bool           // the log does not say why
+		cut     func(*service) // after the first part was read
 	}{
-		"an error":          {pages: repeat(users, 1, failed)},
+		"an error":          {pages: repeat(users, 1, errFault)},
 		"a page is missing": {pages: repeat(users, 1, nil)},
+		"one page too many": {pages: repeat(users, 3, nil)},
 		"a panic":           {pages: func(context.Context) iter.Seq2[[]string, error] { return panics(users) }},
 		"an aborted iteration": {
-			pages: func(context.Context) iter.Seq2[[]string, error] { return aborts(users) },
+			pages: func(context.Context) iter.Seq2[[]string, error] { return aborts(users) }, unnamed: true,
 		},
 		// As after SHUTDOWN_TIMEOUT. The kernel does the same when the process is killed.
 		"closed by the server": {pages: blocked, cut: func(s *service) { _ = s.server.Close() }},
@@ -51,31 +53,52 @@ func TestReset_cutResponse(t *testing.T) {
 				if c.cut != nil {
 					c.cut(s)
 				}
-				if n, err := io.Copy(io.Discard, conn.R); !errors.Is(err, syscall.ECONNRESET) {
-					t.Errorf("%d bytes, then %v; want a reset", n, err)
+				body, err := io.ReadAll(conn.R)
+				if !errors.Is(err, syscall.ECONNRESET) || strings.HasSuffix(string(body), "]}\n") {
+					t.Errorf("%d bytes, then %v; want a part, then a reset", len(body), err)
+				}
+				if c.cut != nil {
+					return
+				}
+				if line := s.log.line(t); line["aborted"] != true || line["status"] != 200.0 || (line["error"] == nil) != c.unnamed {
+					t.Errorf("logged %v", line)
 				}
 			})
 		}
 	}
 }
 
-// A response with a Content-Length is reset as well: it is cut off if its client stops reading.
-func TestReset_stalledReader(t *testing.T) {
+// A client that disconnects or stops reading ends the response: no more claimers are read. Also one
+// with a Content-Length ends in a reset.
+func TestReset_clientStopsReading(t *testing.T) {
 	t.Parallel()
-	for name, coupon := range map[string]func(context.Context, string) (*pgstore.Coupon, bool, error){
-		"whole": func(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
-			return pgstore.NewCoupon(name, 1_000, wideUsers(1_000)), true, nil
-		},
-		"in pages": pagedCoupon(1_000_000, repeat(userPage(10_000), 100, nil)),
+	pages := endless(userPage(10_000))
+	whole := func(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
+		return pgstore.NewCoupon(name, 1_000, wideUsers(1_000)), true, nil
+	}
+	for name, c := range map[string]struct {
+		coupon      func(context.Context, string) (*pgstore.Coupon, bool, error)
+		disconnects bool
+	}{
+		"stops, whole":          {coupon: whole},
+		"stops, in pages":       {coupon: pagedCoupon(1<<31-1, pages)},
+		"disconnects, in pages": {coupon: pagedCoupon(1<<31-1, pages), disconnects: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, func(s *service) { s.handler.SetTimeouts(time.Minute, 300*time.Millisecond) })
-			s.store.coupon = coupon
+			s.store.coupon = c.coupon
 			conn := s.stall("/api/coupons/big")
-			if line := s.log.take(t, 1)[0]; line["aborted"] != true {
+			if c.disconnects {
+				if _, err := conn.R.Peek(1000); err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.Close()
+			}
+			line := s.log.line(t)
+			if line["aborted"] != true || line["status"] != 200.0 || !strings.HasPrefix(fmt.Sprint(line["error"]), "write the response: ") {
 				t.Errorf("logged %v", line)
 			}
-			if n, err := io.Copy(io.Discard, conn.R); !errors.Is(err, syscall.ECONNRESET) {
+			if n, err := io.Copy(io.Discard, conn.R); !c.disconnects && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%d bytes, then %v; want a reset", n, err)
 			}
 		})

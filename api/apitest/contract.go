@@ -96,22 +96,22 @@ const (
 //
 //   - The status, the headers or the body are not what it documents for the operation, or for an
 //     unknown path or method.
-//   - The request violates it, but the status is not a 4xx. A request with a body is checked only if
-//     it has GetBody.
+//   - The request violates it, but the status is not a 4xx. A request with a body is checked only
+//     if it has GetBody.
 //
-// It reads the response's body, which can still be read afterwards. A response whose body ends in an
-// error is not checked, nor is the root, which leads people to the docs page.
+// It reads the response's body, which can still be read afterwards. A response that is cut off is
+// not checked, nor is the root, which leads people to the docs page.
 func Check(request *http.Request, response *http.Response) error {
 	c, err := parsed()
 	if err != nil {
 		return err
 	}
-	body, err := io.ReadAll(response.Body)
+	body, cutOff := io.ReadAll(response.Body)
 	response.Body = struct {
 		io.Reader
 		io.Closer
-	}{io.MultiReader(bytes.NewReader(body), iotest.ErrReader(cmp.Or(err, io.EOF))), response.Body}
-	if err != nil || request.URL.Path == "/" {
+	}{io.MultiReader(bytes.NewReader(body), iotest.ErrReader(cmp.Or(cutOff, io.EOF))), response.Body}
+	if cutOff != nil || request.URL.Path == "/" {
 		return nil
 	}
 	isHead := request.Method == http.MethodHead
