@@ -9,66 +9,73 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
-	"github.com/caarlos0/env/v11"
+	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/pgstore"
 )
 
-// The configuration of a command is a struct of the groups below, which load reads from the
-// environment. The struct tags are the only description of a variable. Parsing, validation, error
-// messages and help follow from them:
+// settings reads the settings of a command from the environment, and collects what is wrong with
+// them, so that everything is reported at once. A setting is a flag with the tag `setting`. Its
+// parser, error messages and help follow from its struct tags: default and help are kong's, and
 //
-//	env, envDefault  name and default value (see caarlos0/env)
-//	help             meaning
-//	fallback         description of a default that is not a constant
-//	min, max         inclusive bounds of a number or a duration
-//	oneof            allowed words, separated by spaces
-//	form             key in forms, for rules that the tags above cannot express
-//	secret           the value is never shown
-
-// listenConfig names the address of the service.
-type listenConfig struct {
-	Addr string `env:"LISTEN_ADDR" envDefault:":8080" form:"address" help:"address to listen on"`
+//	setting   the environment variable
+//	min, max  inclusive bounds of a number or a duration
+//	oneof     allowed words, separated by spaces
+//	form      key in forms, for rules that the tags above cannot express
+//	secret    the value is never shown
+type settings struct {
+	environ  map[string]string
+	problems []string
 }
 
-// devListenConfig is listenConfig for dev, which has no authentication and is for one machine.
-type devListenConfig struct {
-	Addr string `env:"LISTEN_ADDR" envDefault:"127.0.0.1:8080" form:"address" help:"address to listen on"`
+// group is a group of settings. kong calls AfterApply when the values are set, to check them
+// together.
+type group interface{ AfterApply(s *settings) error }
+
+var _ = []group{(*databaseSettings)(nil), (*serviceSettings)(nil)}
+
+func newSettings(environ []string) *settings {
+	s := &settings{environ: map[string]string{}}
+	for _, variable := range environ {
+		name, value, _ := strings.Cut(variable, "=")
+		s.environ[name] = value
+	}
+	return s
 }
 
-// serviceConfig sets the limits of the service.
-type serviceConfig struct {
-	MaxConns int32 `env:"DB_MAX_CONNS" envDefault:"16" help:"connections to PostgreSQL, at most" max:"1000" min:"1"`
+// listenSettings names the address of the service.
+type listenSettings struct {
+	ListenAddr string `setting:"LISTEN_ADDR" default:"${listen_addr}" form:"address" help:"address to listen on"`
+}
+
+// serviceSettings sets the limits of the service and its log.
+type serviceSettings struct {
+	DBMaxConns int `setting:"DB_MAX_CONNS" default:"16" min:"1" max:"1000" help:"connections to PostgreSQL, at most"`
 	// ADR 0008 has the measurements behind the default.
-	ClaimConcurrency int           `env:"CLAIM_CONCURRENCY" envDefault:"1"    help:"calls with batches of claims in flight at once (behind a proxy: for each shard); at most DB_MAX_CONNS" max:"1000"    min:"1"`
-	ClaimQueue       int           `env:"CLAIM_QUEUE"       envDefault:"4096" help:"pending claims, at most (behind a proxy: for each shard); also waiting reads, and creations; the next one is answered 503"                         max:"1000000" min:"1"`
-	ClaimTimeout     time.Duration `env:"CLAIM_TIMEOUT"     envDefault:"5s"   help:"time limit for answering a claim"                                                           max:"10m"     min:"20ms"`
-	ShutdownTimeout  time.Duration `env:"SHUTDOWN_TIMEOUT"  envDefault:"30s"  help:"time limit for answering open requests during a shutdown"                                   max:"1h"      min:"10ms"`
+	ClaimConcurrency int           `setting:"CLAIM_CONCURRENCY" default:"1"    min:"1"    max:"1000"    help:"calls with batches of claims in flight at once (behind a proxy: for each shard); at most DB_MAX_CONNS"`
+	ClaimQueue       int           `setting:"CLAIM_QUEUE"       default:"4096" min:"1"    max:"1000000" help:"pending claims, at most (behind a proxy: for each shard); also waiting reads, and creations; the next one is answered 503"`
+	ClaimTimeout     time.Duration `setting:"CLAIM_TIMEOUT"     default:"5s"   min:"20ms" max:"10m"     help:"time limit for answering a claim"`
+	ShutdownTimeout  time.Duration `setting:"SHUTDOWN_TIMEOUT"  default:"30s"  min:"10ms" max:"1h"      help:"time limit for answering open requests during a shutdown"`
 	// The default is more than the 60 s of HAProxy's examples, nginx and AWS, and still frees the
 	// connection of a client that has left within minutes. The maximum is more than Envoy's hour.
-	IdleTimeout time.Duration `env:"IDLE_TIMEOUT" envDefault:"2m" help:"time until an idle connection is closed; must be longer than the load balancer's" max:"24h" min:"1s"`
+	IdleTimeout time.Duration `setting:"IDLE_TIMEOUT" default:"2m" min:"1s" max:"24h" help:"time until an idle connection is closed; must be longer than the load balancer's"`
+
+	LogLevel  string `setting:"LOG_LEVEL"  default:"info" oneof:"debug info warn error" help:"lowest level that is logged"`
+	LogFormat string `setting:"LOG_FORMAT" default:"auto" oneof:"auto json console"     help:"format of log lines; auto is console on a terminal, else json"`
 }
 
-// conflict returns a problem with values that are valid on their own, or "". A value that could not
-// be parsed is zero here.
-func (c *serviceConfig) conflict() string {
-	if c.MaxConns >= 1 && c.ClaimConcurrency > int(c.MaxConns) {
-		return fmt.Sprintf("CLAIM_CONCURRENCY=\"%d\": each batch needs a connection; must be at most DB_MAX_CONNS, which is %d", c.ClaimConcurrency, c.MaxConns)
+// AfterApply compares settings that are valid on their own. One that is not valid is zero here.
+func (c *serviceSettings) AfterApply(s *settings) error {
+	if c.DBMaxConns >= 1 && c.ClaimConcurrency > c.DBMaxConns {
+		s.problem("CLAIM_CONCURRENCY=\"%d\": each batch needs a connection; must be at most DB_MAX_CONNS, which is %d", c.ClaimConcurrency, c.DBMaxConns)
 	}
-	return ""
-}
-
-// logConfig configures the log.
-type logConfig struct {
-	Level  string `env:"LOG_LEVEL"  envDefault:"info"                           help:"lowest level that is logged" oneof:"debug info warn error"`
-	Format string `env:"LOG_FORMAT" fallback:"console on a terminal, else json" help:"format of log lines"         oneof:"json console"`
+	return nil
 }
 
 // forms are the rules that bounds and words cannot express: a description of the allowed values,
-// and a check, which is not called for a value that is not set.
+// and a check.
 var forms = map[string]struct {
 	allowed string
 	check   func(value string) error
@@ -85,174 +92,143 @@ var forms = map[string]struct {
 	},
 }
 
-// environment maps the names of environment variables to their values.
-type environment map[string]string
-
-// variable is an environment variable: a field of a configuration, with its tags and its value.
-type variable struct {
-	reflect.StructField
-
-	value reflect.Value
-}
-
-// variables returns the variables of the configuration that config points to, in order.
-func variables(config any) []variable {
-	var list []variable
-	for _, group := range groups(config) {
-		for i := range group.NumField() {
-			list = append(list, variable{group.Type().Field(i), group.Field(i)})
-		}
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return errNotAllowed
 	}
-	return list
-}
-
-// groups returns the structs that make up the configuration that config points to.
-func groups(config any) []reflect.Value {
-	all := reflect.ValueOf(config).Elem()
-	list := make([]reflect.Value, all.NumField())
-	for i := range list {
-		list[i] = all.Field(i)
-	}
-	return list
-}
-
-func (v variable) name() string { return v.Tag.Get("env") }
-
-func (v variable) secret() bool { return v.Tag.Get("secret") != "" }
-
-// allowed describes the allowed values.
-func (v variable) allowed() string {
-	low, high := v.Tag.Get("min"), v.Tag.Get("max")
-	switch {
-	case v.Tag.Get("oneof") != "":
-		return "one of " + strings.Join(strings.Fields(v.Tag.Get("oneof")), ", ")
-	case v.Tag.Get("form") != "":
-		return forms[v.Tag.Get("form")].allowed
-	case v.isDuration():
-		return fmt.Sprintf("a duration such as 500ms, 5s or 1m, from %s to %s", low, high)
-	default:
-		return fmt.Sprintf("a whole number from %s to %s", low, high)
-	}
-}
-
-func (v variable) isDuration() bool { return v.Type == reflect.TypeFor[time.Duration]() }
-
-// check checks a value that could be parsed. It returns errNotAllowed if the description of the
-// allowed values explains the problem.
-func (v variable) check() error {
-	if v.value.IsZero() && v.Tag.Get("envDefault") == "" { // not set
-		if v.Tag.Get("fallback") == "required" {
-			return errNoDatabase
-		}
-		return nil
-	}
-	switch {
-	case v.Tag.Get("oneof") != "":
-		if !slices.Contains(strings.Fields(v.Tag.Get("oneof")), v.value.String()) {
-			return errNotAllowed
-		}
-	case v.Tag.Get("form") != "":
-		return forms[v.Tag.Get("form")].check(v.value.String())
-	default:
-		if n := v.value.Int(); n < v.bound("min") || n > v.bound("max") {
-			return errNotAllowed
-		}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return errNotAllowed
 	}
 	return nil
 }
 
+// errNotAllowed is for a value about which there is nothing more to say.
 var errNotAllowed = errors.New("value not allowed")
 
-// bound returns the value of the tag min or max. A tag that cannot be parsed is a programming
-// error, which TestConfig_tags finds.
-func (v variable) bound(tag string) int64 {
-	text := v.Tag.Get(tag)
-	if v.isDuration() {
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			panic(err)
-		}
-		return int64(d)
+// resolve returns the value of a flag that is not on the command line, or nil if its variable is
+// empty or not set.
+func (s *settings) resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+	if value := s.environ[flag.Tag.Get("setting")]; value != "" {
+		return value, nil
 	}
-	n, err := strconv.ParseInt(text, 10, 64)
+	return nil, nil
+}
+
+// decode parses and checks the value of a flag. It collects what is wrong instead of returning it,
+// because kong would stop at the first error.
+func (s *settings) decode(ctx *kong.DecodeContext, target reflect.Value) error {
+	var text string
+	if err := ctx.Scan.PopValueInto("value", &text); err != nil {
+		return err
+	}
+	tag := ctx.Value.Tag
+	switch err := set(target, tag, text); {
+	case err == nil:
+	case tag.Has("secret"): // the error has one line for each problem, and says what is allowed
+		for line := range strings.Lines(err.Error()) {
+			s.problem("%s: %s", tag.Get("setting"), strings.TrimSuffix(line, "\n"))
+		}
+	case errors.Is(err, errNotAllowed):
+		s.problem("%s=%q: must be %s", tag.Get("setting"), shorten(text), allowed(ctx.Value))
+	default:
+		s.problem("%s=%q: %v; must be %s", tag.Get("setting"), shorten(text), err, allowed(ctx.Value))
+	}
+	return nil
+}
+
+// set sets target to the value in text, if it is allowed. A string is set in any case.
+func set(target reflect.Value, tag *kong.Tag, text string) error {
+	switch words := tag.Get("oneof"); {
+	case target.Kind() != reflect.String:
+		parse := parser(target.Type())
+		n, err := parse(text)
+		if low, high := tag.Get("min"), tag.Get("max"); err != nil || n < bound(parse, low) || n > bound(parse, high) {
+			return errNotAllowed
+		}
+		target.SetInt(n)
+		return nil
+	case words != "" && !slices.Contains(strings.Fields(words), text):
+		return errNotAllowed
+	}
+	target.SetString(text)
+	if form := tag.Get("form"); form != "" {
+		return forms[form].check(text)
+	}
+	return nil
+}
+
+// parser returns the function that parses a number, or a duration as its nanoseconds.
+func parser(t reflect.Type) func(string) (int64, error) {
+	if t == reflect.TypeFor[time.Duration]() {
+		return func(text string) (int64, error) {
+			d, err := time.ParseDuration(text)
+			return int64(d), err
+		}
+	}
+	return func(text string) (int64, error) { return strconv.ParseInt(text, 10, 64) }
+}
+
+// bound returns a bound in a struct tag.
+func bound(parse func(string) (int64, error), text string) int64 {
+	n, err := parse(text)
 	if err != nil {
 		panic(err)
 	}
 	return n
 }
 
-// problems returns a sentence for each thing that is wrong with the variable. err is that of check,
-// text is the value in the environment.
-func (v variable) problems(text string, err error) []string {
-	shown := fmt.Sprintf("%s=%q", v.name(), shorten(text))
+// allowed describes the allowed values of a setting.
+func allowed(v *kong.Value) string {
+	between := "from " + v.Tag.Get("min") + " to " + v.Tag.Get("max")
 	switch {
-	case errors.Is(err, errNoDatabase):
-		return []string{err.Error()}
-	case v.secret(): // the error has one line for each problem, and says what is allowed
-		var problems []string
-		for line := range strings.Lines(err.Error()) {
-			problems = append(problems, v.name()+": "+strings.TrimSuffix(line, "\n"))
-		}
-		return problems
-	case errors.Is(err, errNotAllowed):
-		return []string{shown + ": must be " + v.allowed()}
+	case v.Tag.Has("oneof"):
+		return "one of " + strings.Join(strings.Fields(v.Tag.Get("oneof")), ", ")
+	case v.Tag.Has("form"):
+		return forms[v.Tag.Get("form")].allowed
+	case v.Target.Type() == reflect.TypeFor[time.Duration]():
+		return "a duration such as 500ms, 5s or 1m, " + between
 	default:
-		return []string{shown + ": " + err.Error() + "; must be " + v.allowed()}
+		return "a whole number " + between
 	}
 }
 
-// loggable returns the value for the log.
-func (v variable) loggable() string {
-	if v.secret() {
-		return "(hidden)"
+// describe returns the help on a flag.
+func describe(v *kong.Value) string {
+	if name := v.Tag.Get("setting"); name != "" {
+		return fmt.Sprintf("%s: %s. Must be %s.", name, v.Help, allowed(v))
 	}
-	return fmt.Sprint(v.value.Interface())
+	return v.Help
 }
 
-// load reads the configuration that config points to from vars. The error is a usageError. It
-// reports all invalid values, not only the first, and never shows a password.
-func load(vars environment, config any) error {
-	failed := map[string]bool{} // Go names of the fields that could not be parsed
-	if err := env.ParseWithOptions(config, env.Options{Environment: vars}); err != nil {
-		all, ok := errors.AsType[env.AggregateError](err)
-		if !ok {
-			return err
-		}
-		for _, one := range all.Errors {
-			parseErr, ok := errors.AsType[env.ParseError](one)
-			if !ok {
-				return err // a mistake in the struct tags
-			}
-			failed[parseErr.Name] = true
-		}
-	}
+func (s *settings) problem(format string, args ...any) {
+	s.problems = append(s.problems, fmt.Sprintf(format, args...))
+}
 
-	var problems []string
-	for _, v := range variables(config) {
-		err := errNotAllowed
-		if !failed[v.Name] {
-			err = v.check()
-		}
-		if err != nil {
-			problems = append(problems, v.problems(vars[v.name()], err)...)
-		}
-	}
-	for _, group := range groups(config) {
-		if c, ok := reflect.TypeAssert[interface{ conflict() string }](group.Addr()); ok {
-			if conflict := c.conflict(); conflict != "" {
-				problems = append(problems, conflict)
-			}
-		}
-	}
-
-	switch len(problems) {
+// err returns a usageError that names all problems, or nil.
+func (s *settings) err() error {
+	switch len(s.problems) {
 	case 0:
 		return nil
 	case 1:
-		return usageError{errors.New(problems[0])}
+		return usageError{errors.New(s.problems[0])}
 	default:
-		return usageError{fmt.Errorf("%d invalid settings:\n  %s", len(problems), strings.Join(problems, "\n  "))}
+		return usageError{fmt.Errorf("%d invalid settings:\n  %s", len(s.problems), strings.Join(s.problems, "\n  "))}
 	}
+}
+
+// effective returns the settings of the command for the log, secrets hidden.
+func effective(command *kong.Context) *zerolog.Event {
+	dict := zerolog.Dict()
+	for _, flag := range command.Flags() {
+		switch name := flag.Tag.Get("setting"); {
+		case flag.Tag.Has("secret"):
+			dict.Str(name, "(hidden)")
+		case name != "":
+			dict.Str(name, fmt.Sprint(flag.Target.Interface()))
+		}
+	}
+	return dict
 }
 
 // shorten truncates a long value, such as a whole file that was set by accident.
@@ -262,57 +238,4 @@ func shorten(value string) string {
 		return value
 	}
 	return value[:limit] + "…"
-}
-
-// describe returns the help for the variables of the configuration that config points to.
-func describe(config any) string {
-	var b strings.Builder
-	for _, v := range variables(config) {
-		b.WriteString("  " + v.name())
-		if fallback := v.Tag.Get("envDefault"); fallback != "" {
-			b.WriteString("=" + fallback)
-		} else if fallback := v.Tag.Get("fallback"); fallback != "" {
-			b.WriteString("  (" + fallback + ")")
-		}
-		for _, text := range []string{v.Tag.Get("help"), v.allowed()} {
-			b.WriteString("\n        " + strings.Join(fold(text, 80-10), "\n          "))
-		}
-		b.WriteString("\n")
-	}
-	return b.String()
-}
-
-// fold wraps a text between words into lines of at most width characters.
-func fold(text string, width int) []string {
-	var lines []string
-	for word := range strings.FieldsSeq(text) {
-		last := len(lines) - 1
-		if last >= 0 && utf8.RuneCountInString(lines[last]+" "+word) <= width {
-			lines[last] += " " + word
-		} else {
-			lines = append(lines, word)
-		}
-	}
-	return lines
-}
-
-// effective returns the configuration for the log: every variable with its effective value, secrets
-// hidden.
-func effective(config any) *zerolog.Event {
-	dict := zerolog.Dict()
-	for _, v := range variables(config) {
-		dict.Str(v.name(), v.loggable())
-	}
-	return dict
-}
-
-func checkAddress(address string) error {
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return errNotAllowed
-	}
-	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		return errNotAllowed
-	}
-	return nil
 }

@@ -1,76 +1,70 @@
 package main
 
 import (
-	"bytes"
-	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
+
+	"scalable-coupon-system/internal/pgtest"
 )
 
 // testPassword is a password that must not appear in any output.
 const testPassword = "M4rk3r-Passw0rd"
 
-func TestConfig_defaults(t *testing.T) {
-	var got serveConfig
-	const url = "postgres://me@host/db"
-	if err := load(environment{"DATABASE_URL": url}, &got); err != nil {
-		t.Fatal(err)
-	}
-	want := serveConfig{
-		Database: databaseConfig{URL: url},
-		Listen:   listenConfig{Addr: ":8080"},
-		Service: serviceConfig{
-			MaxConns: 16, ClaimConcurrency: 1, ClaimQueue: 4096,
-			ClaimTimeout: 5 * time.Second, ShutdownTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
-		},
-		Log: logConfig{Level: "info"},
-	}
-	if got != want {
-		t.Errorf("got  %+v\nwant %+v", got, want)
-	}
-	empty := environment{}
-	for _, v := range variables(&got) {
-		empty[v.name()] = ""
-	}
-	empty["DATABASE_URL"] = url
-	var gotEmpty serveConfig
-	if err := load(empty, &gotEmpty); err != nil || gotEmpty != want {
-		t.Errorf("empty variables: got %+v, %v", gotEmpty, err)
-	}
-}
+const noServer = "DATABASE_URL=postgres://me@127.0.0.1:1/db"
 
-func TestConfig_readsEveryVariable(t *testing.T) {
+// The log line at the start has all settings: defaults, also for empty variables, values from the
+// environment, and those of flags, which win.
+func TestSettings_effective(t *testing.T) {
+	t.Parallel()
 	secret := writeFile(t, "from-file\n")
-	var got serveConfig
-	if err := load(environment{
-		"DATABASE_URL": "host=db user=me", "DATABASE_PASSWORD_FILE": secret, "LISTEN_ADDR": "[::1]:0", "DB_MAX_CONNS": "7",
-		"CLAIM_CONCURRENCY": "3", "CLAIM_QUEUE": "9", "CLAIM_TIMEOUT": "1m", "SHUTDOWN_TIMEOUT": "1h", "IDLE_TIMEOUT": "2h", "LOG_LEVEL": "error",
-		"LOG_FORMAT": "console",
-	}, &got); err != nil {
-		t.Fatal(err)
+	set := []string{
+		noServer, "DATABASE_PASSWORD_FILE=" + secret, "LISTEN_ADDR=[::1]:0", "DB_MAX_CONNS=7", "CLAIM_CONCURRENCY=3", "CLAIM_QUEUE=9",
+		"CLAIM_TIMEOUT=1m", "SHUTDOWN_TIMEOUT=1h", "IDLE_TIMEOUT=2h", "LOG_LEVEL=debug", "LOG_FORMAT=json",
 	}
-	want := serveConfig{
-		Database: databaseConfig{URL: "host=db user=me", PasswordFile: secret},
-		Listen:   listenConfig{Addr: "[::1]:0"},
-		Service: serviceConfig{
-			MaxConns: 7, ClaimConcurrency: 3, ClaimQueue: 9, ClaimTimeout: time.Minute, ShutdownTimeout: time.Hour,
-			IdleTimeout: 2 * time.Hour,
-		},
-		Log: logConfig{Level: "error", Format: "console"},
+	defaults := map[string]any{
+		"DATABASE_URL": "(hidden)", "DATABASE_PASSWORD_FILE": "", "LISTEN_ADDR": "127.0.0.1:0", "DB_MAX_CONNS": "16", "CLAIM_CONCURRENCY": "1",
+		"CLAIM_QUEUE": "4096", "CLAIM_TIMEOUT": "5s", "SHUTDOWN_TIMEOUT": "30s", "IDLE_TIMEOUT": "2m0s", "LOG_LEVEL": "info", "LOG_FORMAT": "json",
 	}
-	if got != want {
-		t.Errorf("got  %+v\nwant %+v", got, want)
+	empty := []string{noServer, "LISTEN_ADDR=127.0.0.1:0"}
+	for name := range defaults {
+		if name != "DATABASE_URL" && name != "LISTEN_ADDR" {
+			empty = append(empty, name+"=")
+		}
+	}
+	for name, c := range map[string]struct {
+		environ, flags []string
+		want           map[string]any
+	}{
+		"defaults": {empty[:2], nil, defaults},
+		"empty":    {empty, nil, defaults},
+		"environment and flags": {set, []string{"--claim-queue", "10", "--listen-addr=127.0.0.1:0"}, map[string]any{
+			"DATABASE_URL": "(hidden)", "DATABASE_PASSWORD_FILE": secret, "LISTEN_ADDR": "127.0.0.1:0", "DB_MAX_CONNS": "7", "CLAIM_CONCURRENCY": "3",
+			"CLAIM_QUEUE": "10", "CLAIM_TIMEOUT": "1m0s", "SHUTDOWN_TIMEOUT": "1h0m0s", "IDLE_TIMEOUT": "2h0m0s", "LOG_LEVEL": "debug", "LOG_FORMAT": "json",
+		}},
+	} {
+		p := start(t, c.environ, append([]string{"serve"}, c.flags...)...)
+		if got := p.logged(t, "starting")["config"].(map[string]any); !maps.Equal(got, c.want) {
+			t.Errorf("%s: got\n%v\nwant\n%v", name, got, c.want)
+		}
 	}
 }
 
-func TestConfig_rejectsInvalidValues(t *testing.T) {
+func TestSettings_invalid(t *testing.T) {
+	t.Parallel()
 	const (
-		address  = "host:port or :port, with a port from 0 (any free one) to 65535"
-		duration = "a duration such as 500ms, 5s or 1m, from 10ms to "
+		address = "host:port or :port, with a port from 0 (any free one) to 65535"
+		timeout = "a duration such as 500ms, 5s or 1m, from 20ms to 10m"
+		stop    = "a duration such as 500ms, 5s or 1m, from 10ms to 1h"
+		idle    = "a duration such as 500ms, 5s or 1m, from 1s to 24h"
+		conns   = "a whole number from 1 to 1000"
+		file    = "a readable file with one line"
 	)
 	for _, c := range []struct{ name, value, allowed string }{
 		{"LISTEN_ADDR", "8080", address},
@@ -78,200 +72,152 @@ func TestConfig_rejectsInvalidValues(t *testing.T) {
 		{"LISTEN_ADDR", ":-1", address},
 		{"LISTEN_ADDR", ":http", address},
 		{"LISTEN_ADDR", "::1:8080", address},
-		{"DB_MAX_CONNS", "0", "a whole number from 1 to 1000"},
-		{"DB_MAX_CONNS", "1001", "a whole number from 1 to 1000"},
-		{"DB_MAX_CONNS", "-1", "a whole number from 1 to 1000"},
-		{"DB_MAX_CONNS", "1.5", "a whole number from 1 to 1000"},
-		{"DB_MAX_CONNS", "99999999999999999999", "a whole number from 1 to 1000"},
-		{"DB_MAX_CONNS", " 5", "a whole number from 1 to 1000"},
-		{"CLAIM_CONCURRENCY", "0", "a whole number from 1 to 1000"},
-		{"CLAIM_CONCURRENCY", "many", "a whole number from 1 to 1000"},
+		{"DB_MAX_CONNS", "0", conns},
+		{"DB_MAX_CONNS", "1001", conns},
+		{"DB_MAX_CONNS", "1.5", conns},
+		{"DB_MAX_CONNS", "99999999999999999999", conns},
+		{"DB_MAX_CONNS", " 5", conns},
+		{"CLAIM_CONCURRENCY", "many", conns},
 		{"CLAIM_CONCURRENCY", "17", "at most DB_MAX_CONNS, which is 16"},
 		{"CLAIM_QUEUE", "0", "a whole number from 1 to 1000000"},
-		{"CLAIM_TIMEOUT", "-1s", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
-		{"CLAIM_TIMEOUT", "0s", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
-		{"CLAIM_TIMEOUT", "5", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
-		{"CLAIM_TIMEOUT", "9ms", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
-		{"CLAIM_TIMEOUT", "11m", "a duration such as 500ms, 5s or 1m, from 20ms to 10m"},
-		{"SHUTDOWN_TIMEOUT", "never", duration + "1h"},
-		{"SHUTDOWN_TIMEOUT", "-30s", duration + "1h"},
-		{"IDLE_TIMEOUT", "999ms", "a duration such as 500ms, 5s or 1m, from 1s to 24h"},
-		{"IDLE_TIMEOUT", "25h", "a duration such as 500ms, 5s or 1m, from 1s to 24h"},
-		{"LOG_LEVEL", "loud", "one of debug, info, warn, error"},
+		{"CLAIM_TIMEOUT", "-1s", timeout},
+		{"CLAIM_TIMEOUT", "5", timeout},
+		{"CLAIM_TIMEOUT", "9ms", timeout},
+		{"CLAIM_TIMEOUT", "11m", timeout},
+		{"SHUTDOWN_TIMEOUT", "never", stop},
+		{"IDLE_TIMEOUT", "999ms", idle},
+		{"IDLE_TIMEOUT", "25h", idle},
 		{"LOG_LEVEL", "INFO", "one of debug, info, warn, error"},
-		{"LOG_FORMAT", "xml", "one of json, console"},
-		{"DATABASE_PASSWORD_FILE", "/no/such/file", "a readable file with one line"},
-		{"DATABASE_PASSWORD_FILE", t.TempDir(), "a readable file with one line"},
-		{"DATABASE_PASSWORD_FILE", writeFile(t, "\n"), "a readable file with one line"},
-		{"DATABASE_PASSWORD_FILE", writeFile(t, testPassword+"\n"+testPassword), "a readable file with one line"},
+		{"LOG_FORMAT", "xml", "one of auto, json, console"},
+		{"DATABASE_PASSWORD_FILE", "/no/such/file", file},
+		{"DATABASE_PASSWORD_FILE", t.TempDir(), file},
+		{"DATABASE_PASSWORD_FILE", writeFile(t, "\n"), file},
+		{"DATABASE_PASSWORD_FILE", writeFile(t, testPassword+"\n"+testPassword), file},
 	} {
-		err := load(environment{"DATABASE_URL": "postgres://me@host/db", c.name: c.value}, &serveConfig{})
-		want := c.name + `="` + c.value + `"`
-		if err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), "must be "+c.allowed) {
-			t.Errorf("%s=%s: got %v\nwant %s… must be %s", c.name, c.value, err, want, c.allowed)
-			continue
-		}
-		if strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), testPassword) {
-			t.Errorf("%s=%s: want one line without the password, got %v", c.name, c.value, err)
-		}
-		if !isUsageError(err) {
-			t.Errorf("%s=%s: not a usageError", c.name, c.value)
+		flag := "--" + strings.ReplaceAll(strings.ToLower(c.name), "_", "-") + "=" + c.value
+		for _, p := range []*program{start(t, []string{noServer, c.name + "=" + c.value}, "serve"), start(t, []string{noServer}, "serve", flag)} {
+			p.wait(t)
+			got := p.stderr.String()
+			if p.code != exitUsage || !strings.HasPrefix(got, "coupond: "+c.name+`="`+c.value+`": `) || !strings.HasSuffix(got, "must be "+c.allowed+"\n") ||
+				strings.Count(got, "\n") != 1 || strings.Contains(got, testPassword) {
+				t.Errorf("exit code %d, %swant %s=%q … must be %s", p.code, got, c.name, c.value, c.allowed)
+			}
 		}
 	}
 }
 
-func TestConfig_reportsAllInvalidValues(t *testing.T) {
-	wrong := environment{
-		"DATABASE_URL": "postgres://me:" + testPassword + "@host:port/db", "DATABASE_PASSWORD_FILE": "/no/such/file", "LISTEN_ADDR": "nowhere",
-		"DB_MAX_CONNS": "0", "CLAIM_CONCURRENCY": "x", "CLAIM_QUEUE": "-1", "CLAIM_TIMEOUT": "soon", "SHUTDOWN_TIMEOUT": "-1s", "IDLE_TIMEOUT": "0s",
-		"LOG_LEVEL": "loud", "LOG_FORMAT": strings.Repeat("x", 1000),
-	}
-	err := load(wrong, &serveConfig{})
-	if err == nil {
-		t.Fatal("no error")
-	}
-	lines := strings.Split(err.Error(), "\n")
-	if len(lines) != 1+len(wrong) || lines[0] != "11 invalid settings:" {
-		t.Errorf("got %d lines, want a heading and one line for each of %d settings:\n%v", len(lines), len(wrong), err)
-	}
-	for name := range wrong {
-		if !slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, "  "+name) }) {
-			t.Errorf("%s is not reported:\n%v", name, err)
-		}
-	}
-	for _, line := range lines {
-		if len(line) > 300 || strings.Contains(line, testPassword) {
-			t.Errorf("a line is too long or shows the password: %s", line)
-		}
-	}
-}
-
-// Everything that is wrong is reported at once: several parts of DATABASE_URL, and a variable
-// besides a missing DATABASE_URL.
-func TestConfig_reportsAllProblemsOfTheDatabase(t *testing.T) {
+// Everything that is wrong is reported at once, in the order of the help, without a password: also
+// several parts of DATABASE_URL, and what is wrong beside a missing DATABASE_URL.
+func TestSettings_allProblems(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
-		vars environment
-		want []string // the beginning of each problem
+		environ []string
+		want    []string // the beginning of each problem
 	}{
-		{environment{"DATABASE_URL": "postgres://me@host/db?gssencmode=prefer&sslmode=maybe", "LOG_LEVEL": "loud"}, []string{
+		{[]string{
+			"DATABASE_URL=postgres://me:" + testPassword + "@host:port/db", "DATABASE_PASSWORD_FILE=/no/such/file", "LISTEN_ADDR=nowhere", "DB_MAX_CONNS=0",
+			"CLAIM_CONCURRENCY=x", "CLAIM_QUEUE=-1", "CLAIM_TIMEOUT=soon", "SHUTDOWN_TIMEOUT=-1s", "IDLE_TIMEOUT=0s", "LOG_LEVEL=loud", "LOG_FORMAT=" + strings.Repeat("x", 1000),
+		}, []string{
+			"DATABASE_URL: ", `DATABASE_PASSWORD_FILE="/no/such/file": no such file or directory; `, `LISTEN_ADDR="nowhere": `, `DB_MAX_CONNS="0": `,
+			`CLAIM_CONCURRENCY="x": `, `CLAIM_QUEUE="-1": `, `CLAIM_TIMEOUT="soon": `, `SHUTDOWN_TIMEOUT="-1s": `, `IDLE_TIMEOUT="0s": `, `LOG_LEVEL="loud": `, `LOG_FORMAT="x`,
+		}},
+		{[]string{"DATABASE_URL=postgres://me@host/db?gssencmode=prefer&sslmode=maybe", "LOG_LEVEL=loud"}, []string{
 			`DATABASE_URL: gssencmode="prefer": `, `DATABASE_URL: sslmode="maybe": `, `LOG_LEVEL="loud": `,
 		}},
-		{environment{"DB_MAX_CONNS": "0"}, []string{"DATABASE_URL is not set: ", `DB_MAX_CONNS="0": `}},
-		{environment{"DATABASE_PASSWORD_FILE": "/no/such/file"}, []string{"DATABASE_URL is not set: ", `DATABASE_PASSWORD_FILE="/no/such/file": no such file or directory; `}},
-		{environment{}, []string{"DATABASE_URL is not set: "}},
-		{environment{"DATABASE_URL": "postgres://me@host/db?statement_cache_capacity=0"}, []string{`DATABASE_URL: statement_cache_capacity="0": `}},
-		{environment{"DATABASE_URL": "postgres://me@host/db?password=" + testPassword, "DATABASE_PASSWORD_FILE": writeFile(t, "another"), "CLAIM_QUEUE": "0"}, []string{
+		{[]string{"DB_MAX_CONNS=0", "DATABASE_PASSWORD_FILE=/no/such/file"}, []string{
+			`DATABASE_PASSWORD_FILE="/no/such/file": no such file or directory; `, `DB_MAX_CONNS="0": `, "DATABASE_URL is not set: ",
+		}},
+		{[]string{"DATABASE_URL=postgres://me@host/db?statement_cache_capacity=0"}, []string{`DATABASE_URL: statement_cache_capacity="0": `}},
+		{[]string{"DATABASE_URL=postgres://me@host/db?password=" + testPassword, "DATABASE_PASSWORD_FILE=" + writeFile(t, "another"), "CLAIM_QUEUE=0"}, []string{
 			`CLAIM_QUEUE="0": `, "DATABASE_URL: it has a password among its parameters already, and DATABASE_PASSWORD_FILE is set; ",
 		}},
-		{environment{"DATABASE_URL": testPassword}, []string{"DATABASE_URL: not a connection string; use postgres://"}},
+		{[]string{"DATABASE_URL=" + testPassword}, []string{"DATABASE_URL: not a connection string; use postgres://"}},
 	} {
-		err := load(c.vars, &serveConfig{})
-		if err == nil || !isUsageError(err) {
-			t.Errorf("%v: got %v, want a usageError", c.vars, err)
-			continue
+		p := start(t, c.environ, "serve")
+		p.wait(t)
+		got := p.stderr.String()
+		lines := strings.Split(strings.TrimSuffix(strings.TrimPrefix(got, "coupond: "), "\n"), "\n  ")
+		if len(c.want) > 1 {
+			if heading := fmt.Sprintf("%d invalid settings:", len(c.want)); lines[0] != heading {
+				t.Errorf("%q: the heading is %q, want %q", c.environ, lines[0], heading)
+			}
+			lines = lines[1:]
 		}
-		lines := strings.Split(err.Error(), "\n  ")
-		if len(lines) > 1 {
-			lines = lines[1:] // the first one is the heading
-		}
-		matches := slices.EqualFunc(lines, c.want, strings.HasPrefix)
-		if !matches || strings.Contains(err.Error(), testPassword) {
-			t.Errorf("%v: got\n%v\nwant %q, and no password", c.vars, err, c.want)
+		tooLong := func(line string) bool { return len(line) > 300 }
+		if p.code != exitUsage || !slices.EqualFunc(lines, c.want, strings.HasPrefix) || slices.ContainsFunc(lines, tooLong) || strings.Contains(got, testPassword) {
+			t.Errorf("%q: exit code %d\n%s\nwant %q, and no password", c.environ, p.code, got, c.want)
 		}
 	}
 }
 
-// Secrets often end with a newline.
-func TestConfig_ignoresNewlineAfterDatabaseURL(t *testing.T) {
-	var config serveConfig
-	if err := load(environment{"DATABASE_URL": "postgres://me@host/db?sslmode=disable\n"}, &config); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := config.Database.connString(); err != nil || got != "postgres://me@host/db?sslmode=disable" {
-		t.Errorf("without a password file: %q, %v", got, err)
-	}
-	config.Database.PasswordFile = writeFile(t, "secret\n")
-	if got, err := config.Database.connString(); err != nil || got != "postgres://me:secret@host/db?sslmode=disable" {
-		t.Errorf("with a password file: %q, %v", got, err)
-	}
-	if got := config.Database.address(); got != "me@host:5432/db" {
-		t.Errorf("address %q", got)
+// Log and errors show the address of the database as pgx parses it. The connection string has the
+// password of the file. Secrets often end with a newline.
+func TestDatabaseSettings(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ url, file, address, connString string }{
+		{"postgres://me:pw@host:5433/db", "", "me@host:5433/db", "postgres://me:pw@host:5433/db"},
+		{"postgres://me:pw@host1:5433,host2:5434/db", "", "me@host1:5433/db", "postgres://me:pw@host1:5433,host2:5434/db"},
+		{"postgres://me@[::1]:5433/db?password=pw", "", "me@[::1]:5433/db", "postgres://me@[::1]:5433/db?password=pw"},
+		{"host=/run/pg port=5433 user=me dbname=db", "pw\r\n", "me@/run/pg:5433/db", "host=/run/pg port=5433 user=me dbname=db password='pw'"},
+		{"postgres://me@host/db?sslmode=disable\n", "", "me@host:5432/db", "postgres://me@host/db?sslmode=disable"},
+		{"postgres://me@host/db?sslmode=disable\n", "pw\n", "me@host:5432/db", "postgres://me:pw@host/db?sslmode=disable"},
+	} {
+		d := databaseSettings{DatabaseURL: c.url}
+		if c.file != "" {
+			d.DatabasePasswordFile = writeFile(t, c.file)
+		}
+		s := newSettings(nil)
+		if err := d.AfterApply(s); err != nil || s.err() != nil || d.connString != c.connString || d.address() != c.address {
+			t.Errorf("%q, %q: %q and %q, want %q and %q; %v %v", c.url, c.file, d.connString, d.address(), c.connString, c.address, err, s.err())
+		}
 	}
 }
 
-// The log shows the address of the database as pgx parses it.
-func TestConfig_showsDatabaseWithoutPassword(t *testing.T) {
-	for connString, want := range map[string]string{
-		"postgres://me:" + testPassword + "@host:5433/db":                          "me@host:5433/db",
-		"postgres://me:" + testPassword + "@host1:5433,host2:5434/db":              "me@host1:5433/db",
-		"postgres://me@[::1]:5433/db?password=" + testPassword:                     "me@[::1]:5433/db",
-		"host=/run/pg port=5433 user=me dbname=db password='" + testPassword + "'": "me@/run/pg:5433/db",
-	} {
-		var config serveConfig
-		if err := load(environment{"DATABASE_URL": connString}, &config); err != nil {
-			t.Errorf("%s: %v", connString, err)
-			continue
-		}
-		if got := config.Database.address(); got != want {
-			t.Errorf("%s is shown as %s, want %s", connString, got, want)
-		}
-		var log bytes.Buffer
-		out := newOutput(&log)
-		logger, err := newLogger(out, &config.Log)
-		if err != nil {
+// A service never writes its password, even at the lowest log level and when its connections fail.
+// It runs as a login that has only the privileges of coupon_service.
+func TestServe_hidesPassword(t *testing.T) {
+	t.Parallel()
+	database := pgtest.New(t)
+	login := role(t, database, "in role coupon_service")
+	owner := database.Connect(t)
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := owner.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
-		logStart(logger, config.Database.address(), &config)
-		out.close()
-		if !strings.Contains(log.String(), want) || strings.Contains(log.String(), testPassword) {
-			t.Errorf("%s: log line %s", connString, log.String())
+	}
+	u := parseURL(t, database.URL)
+	u.User = url.UserPassword(login, testPassword)
+	inURL := environ(u.String(), "LOG_LEVEL=debug", "CLAIM_TIMEOUT=2s")
+	u.User = url.User(login)
+	inFile := environ(u.String(), "LOG_LEVEL=debug", "CLAIM_TIMEOUT=2s", "DATABASE_PASSWORD_FILE="+writeFile(t, testPassword+"\n"))
+
+	for name, environ := range map[string][]string{"in the URL": inURL, "in a file": inFile} {
+		p := start(t, environ, "serve").ready(t)
+		c := p.client(t)
+		c.create(t, name, 1)
+		c.claimed(t, "ann", name)
+
+		// The password changes while the service runs, and its connections are terminated.
+		exec("alter role " + login + " password 'another'")
+		exec("select pg_terminate_backend(pid) from pg_stat_activity where usename = '" + login + "'")
+		waitUnhealthy(t, c, "the database refuses the login")
+		if a, err := c.claim("bob", name); err != nil || a.Status != http.StatusServiceUnavailable {
+			t.Errorf("claim without a connection: %+v, %v", a, err)
+		}
+		expect(t, exitFailure, "refuses the login", []string{"LISTEN_ADDR=" + p.address()}, "healthcheck")
+		exec("alter role " + login + " password '" + testPassword + "'")
+		waitHealthy(t, c)
+
+		p.stop(t, os.Interrupt)
+		output := p.stdout.String() + p.stderr.String()
+		if strings.Contains(output, testPassword) {
+			t.Errorf("password %s: the output of coupond contains it: %s", name, output)
+		}
+		if !strings.Contains(output, "28P01") {
+			t.Errorf("the log does not say why the server refuses the login: %s", output)
 		}
 	}
-}
-
-// The struct tags are valid, each command reads the expected variables, and its --help describes
-// them.
-func TestConfig_tags(t *testing.T) {
-	service := []string{"LISTEN_ADDR", "DB_MAX_CONNS", "CLAIM_CONCURRENCY", "CLAIM_QUEUE", "CLAIM_TIMEOUT", "SHUTDOWN_TIMEOUT", "IDLE_TIMEOUT", "LOG_LEVEL", "LOG_FORMAT"}
-	database := []string{"DATABASE_URL", "DATABASE_PASSWORD_FILE"}
-	for _, c := range []struct {
-		command string
-		config  any
-		names   []string
-	}{
-		{"serve", &serveConfig{}, append(slices.Clone(database), service...)},
-		{"dev", &devConfig{}, service},
-		{"migrate", &migrateConfig{}, database},
-		{"healthcheck", &healthcheckConfig{}, []string{"LISTEN_ADDR"}},
-	} {
-		if err := load(environment{"DATABASE_URL": "postgres://me@host/db"}, c.config); err != nil {
-			t.Errorf("%s: its defaults are rejected: %v", c.command, err)
-		}
-		var stdout, stderr bytes.Buffer
-		if code := run(t.Context(), []string{c.command, "--help"}, nil, &stdout, &stderr); code != 0 || stderr.Len() != 0 {
-			t.Errorf("%s --help: exit code %d, stderr %s", c.command, code, stderr.String())
-		}
-		var names []string
-		for _, v := range variables(c.config) {
-			names = append(names, v.name())
-			if v.Tag.Get("help") == "" || v.allowed() == "" {
-				t.Errorf("%s: %s has no help", c.command, v.name())
-			}
-			unfolded := strings.ReplaceAll(stdout.String(), "\n          ", " ")
-			if fallback := v.Tag.Get("envDefault"); !strings.Contains(stdout.String(), v.name()) ||
-				!strings.Contains(unfolded, v.allowed()) || fallback != "" && !strings.Contains(stdout.String(), v.name()+"="+fallback) {
-				t.Errorf("%s --help does not describe %s:\n%s", c.command, v.name(), stdout.String())
-			}
-		}
-		if !slices.Equal(names, c.names) {
-			t.Errorf("%s reads %v\nwant %v", c.command, names, c.names)
-		}
-	}
-}
-
-func isUsageError(err error) bool {
-	_, ok := errors.AsType[usageError](err)
-	return ok
 }
 
 func writeFile(t *testing.T, content string) string {

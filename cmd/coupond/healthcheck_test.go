@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestHealthcheck(t *testing.T) {
@@ -30,7 +29,7 @@ func TestHealthcheck(t *testing.T) {
 			func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(http.StatusServiceUnavailable)
 				_, _ = io.WriteString(w, `{"status":"unhealthy","error":"run coupond migrate"}`)
-			}, 1, "503 Service Unavailable: run coupond migrate\n",
+			}, 1, `503 Service Unavailable: {"status":"unhealthy","error":"run coupond migrate"}` + "\n",
 		},
 		"another program listens": {
 			func(w http.ResponseWriter, _ *http.Request) {
@@ -45,7 +44,7 @@ func TestHealthcheck(t *testing.T) {
 			}, 1, "302 Found: ",
 		},
 		"connection aborted": {
-			func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 1, "EOF\n",
+			func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 1, ": EOF\n",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -56,20 +55,11 @@ func TestHealthcheck(t *testing.T) {
 			checkHealth(t, address, c.code, c.want)
 			// An address that has only a port, as in the default.
 			checkHealth(t, address[strings.LastIndex(address, ":"):], c.code, c.want)
+			checkHealth(t, "0.0.0.0"+address[strings.LastIndex(address, ":"):], c.code, c.want)
+			server.Close()
+			checkHealth(t, address, 1, "connection refused\n")
 		})
 	}
-}
-
-func TestHealthcheck_nothingListens(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	checkHealth(t, address, 1, "connection refused\n")
 }
 
 // A service that accepts the connection and does not answer, or does not finish its answer, fails
@@ -95,30 +85,8 @@ func TestHealthcheck_timeout(t *testing.T) {
 				_, _ = io.Copy(io.Discard, conn)
 				_ = conn.Close()
 			}()
-			started := time.Now()
-			checkHealth(t, listener.Addr().String(), 1, "no answer within 2.5s\n")
-			if took := time.Since(started); took > healthcheckTimeout+2*time.Second {
-				t.Errorf("the check took %s", took)
-			}
+			checkHealth(t, listener.Addr().String(), 1, "(Client.Timeout ")
 		})
-	}
-}
-
-func TestHealthcheck_portZero(t *testing.T) {
-	checkHealth(t, ":0", exitUsage, "only the service knows")
-}
-
-func TestDialAddress(t *testing.T) {
-	for listen, want := range map[string]string{
-		":8080":          "127.0.0.1:8080",
-		"0.0.0.0:80":     "127.0.0.1:80",
-		"[::]:80":        "[::1]:80",
-		"10.1.2.3:80":    "10.1.2.3:80",
-		"example.org:80": "example.org:80",
-	} {
-		if got, err := dialAddress(listen); got != want || err != nil {
-			t.Errorf("dialAddress(%s) = %s, %v, want %s", listen, got, err, want)
-		}
 	}
 }
 

@@ -15,22 +15,23 @@ func init() {
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
 }
 
-// newLogger returns a logger that writes to out, also when out has dropped lines. config has been
-// checked by load; if its format is not set, newLogger sets it to the one that fits out.
-func newLogger(out *output, config *logConfig) (zerolog.Logger, error) {
-	level, err := zerolog.ParseLevel(config.Level)
+// newLogger returns a logger that writes to out, also when out has dropped lines. It replaces the
+// format auto by the one that fits out.
+func newLogger(out *output, settings *serviceSettings) (zerolog.Logger, error) {
+	level, err := zerolog.ParseLevel(settings.LogLevel)
 	if err != nil {
 		return zerolog.Logger{}, err
 	}
-	terminal := isTerminal(out.dest)
-	if config.Format == "" {
-		config.Format = "json"
+	file, ok := out.dest.(*os.File)
+	terminal := ok && isatty.IsTerminal(file.Fd())
+	if settings.LogFormat == "auto" {
+		settings.LogFormat = "json"
 		if terminal {
-			config.Format = "console"
+			settings.LogFormat = "console"
 		}
 	}
 	w := io.Writer(out)
-	if config.Format == "console" {
+	if settings.LogFormat == "console" {
 		w = zerolog.ConsoleWriter{Out: out, NoColor: !terminal, TimeFormat: time.TimeOnly}
 	}
 	log := zerolog.New(w).Level(level).With().Timestamp().Logger()
@@ -42,8 +43,3 @@ func newLogger(out *output, config *logConfig) (zerolog.Logger, error) {
 
 // droppedMessage is logged after lines were dropped.
 const droppedMessage = "lines of this log were dropped, because they were not read or could not be written"
-
-func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	return ok && isatty.IsTerminal(file.Fd())
-}

@@ -13,9 +13,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"reflect"
+	"strings"
 	"syscall"
+	"time"
 
-	"github.com/caarlos0/env/v11"
+	"github.com/alecthomas/kong"
+
+	"scalable-coupon-system/db"
 )
 
 func main() {
@@ -37,15 +42,38 @@ const (
 	exitUsage   = 2 // wrong usage: an unknown flag, an invalid setting
 )
 
+const description = `coupond is a coupon service for flash sales. It hands out a limited number of coupons to many users at once: never more than there are, and at most one of each coupon to a user.
+
+To try it, with nothing else installed: coupond dev
+
+To run it on your PostgreSQL: coupond migrate && coupond serve
+
+Exit status: 0 success, 1 failure, 2 wrong usage or settings.`
+
+// commands is the command line.
+type commands struct {
+	Serve       serveCommand       `cmd:"" name:"serve"       help:"Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL"`
+	Dev         devCommand         `cmd:"" name:"dev"         help:"Serve with a private PostgreSQL; nothing to install"`
+	Migrate     migrateCommand     `cmd:"" name:"migrate"     help:"Migrate the schema in DATABASE_URL to this version"`
+	SQL         sqlCommand         `cmd:"" name:"sql"         help:"Print the schema and functions as a psql script"`
+	Healthcheck healthcheckCommand `cmd:"" name:"healthcheck" help:"Check whether the running service is ready: exit status 0 or 1"`
+	VersionInfo versionCommand     `cmd:"" name:"version"     help:"Print the versions of this binary and of its schema"`
+
+	Version kong.VersionFlag `help:"Print the version."`
+}
+
+// streams are where a command writes: its result to stdout, its log and progress to stderr.
+type streams struct {
+	stdout io.Writer
+	stderr *output
+}
+
 // run runs the command line args, without the program's name, and returns the exit code. It shuts
-// down gracefully when ctx is done. environ is a list of NAME=value. Results go to stdout, the log
-// and errors go to stderr.
+// down gracefully when ctx is done. environ is a list of NAME=value.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	errs := newOutput(stderr)
 	defer errs.close()
-	cmd := newRootCommand(environment(env.ToMap(environ)), stdout, errs)
-	cmd.SetArgs(args)
-	err := cmd.ExecuteContext(ctx)
+	err := runCommand(ctx, args, environ, streams{stdout, errs})
 	if err == nil {
 		return 0
 	}
@@ -56,7 +84,61 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	return exitFailure
 }
 
-// usageError is an error in the command line or the environment. The exit code is exitUsage.
+// usageError is an error in the command line or the settings. The exit code is exitUsage.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
+
+func runCommand(ctx context.Context, args, environ []string, std streams) error {
+	s := newSettings(environ)
+	done := false // after --help and --version
+	parser, err := kong.New(&commands{},
+		kong.Name("coupond"), kong.Description(description), kong.Vars{"version": "coupond " + readBuild().version},
+		kong.Writers(std.stdout, std.stderr), kong.Exit(func(int) { done = true }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true}), kong.ValueFormatter(describe),
+		kong.TypeMapper(reflect.TypeFor[string](), kong.MapperFunc(s.decode)),
+		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(s.decode)),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(s.decode)),
+		kong.Resolvers(kong.ResolverFunc(s.resolve)),
+		kong.Bind(s, std), kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	if err != nil {
+		return err
+	}
+	if len(args) > 0 && args[0] == "help" {
+		args = append(args[1:], "--help")
+	}
+	command, err := parser.Parse(args)
+	switch {
+	case done:
+		return nil
+	case err != nil:
+		return usageError{fmt.Errorf("%w (see: coupond --help)", err)}
+	}
+	if err := s.err(); err != nil {
+		return err
+	}
+	return command.Run()
+}
+
+type sqlCommand struct{}
+
+// Help returns the details of the command's help.
+func (sqlCommand) Help() string {
+	return `The script does what migrate does; read it or run it yourself:
+
+    coupond sql >install.sql
+    psql --no-psqlrc --file=install.sql postgres://…
+
+Like migrate, it only adds what is missing and can be run again. Unlike migrate, it stops if it does not get a lock within two seconds.`
+}
+
+// Run prints the script.
+func (sqlCommand) Run(std streams) error {
+	script, err := db.Script()
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(std.stdout, strings.NewReader(script))
+	return err
+}

@@ -9,9 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -22,9 +22,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"scalable-coupon-system/api/apitest"
+	loadgen "scalable-coupon-system/bench/load"
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/pgtest"
 	"scalable-coupon-system/internal/rawhttp"
+	"scalable-coupon-system/internal/wait"
 )
 
 // runMainEnv makes the test binary run as coupond, for tests that send signals to a process.
@@ -79,9 +81,11 @@ func thisBinary(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func startBinary(t *testing.T, binary string, environ []string, args ...string) *program {
-	t.Helper()
-	return startCommand(t, environ, exec.Command(binary, args...))
+// fromShell lets cmd be executed by a shell, after it has run a command of its own.
+func fromShell(cmd *exec.Cmd, first string) *exec.Cmd {
+	cmd.Args = append([]string{"/bin/sh", "-c", first + ` && exec "$0" "$@"`}, cmd.Args...)
+	cmd.Path = cmd.Args[0]
+	return cmd
 }
 
 // startCommand runs cmd until the test ends, with environ in addition to its environment. Its
@@ -148,6 +152,15 @@ func (p *program) wait(t *testing.T) int {
 	return p.code
 }
 
+// stop sends a signal, and expects that the program shuts down gracefully.
+func (p *program) stop(t *testing.T, signal os.Signal) {
+	t.Helper()
+	p.signal(signal)
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit code %d after %v: %s", code, signal, shortened(p.stderr.String()))
+	}
+}
+
 // listening waits until the service listens, and sets its url.
 func (p *program) listening(t *testing.T) *program {
 	t.Helper()
@@ -175,27 +188,30 @@ func (p *program) dial(t *testing.T) *rawhttp.Conn {
 }
 
 // logged waits for a log line with this message and returns its fields.
-func (p *program) logged(t *testing.T, message string) map[string]any {
+func (p *program) logged(t *testing.T, message string) (fields map[string]any) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		ended := false
-		select {
-		case <-p.exited:
-			ended = true
-		default:
-		}
+	wait.For(t, "the log line \""+message+"\"", func() bool {
+		ended := p.hasEnded()
 		for line := range strings.Lines(p.stderr.String()) {
-			var fields map[string]any
-			if !strings.Contains(line, message) {
-				continue
-			}
-			if json.Unmarshal([]byte(line), &fields) == nil && fields["message"] == message {
-				return fields
+			fields = nil
+			if strings.Contains(line, message) && json.Unmarshal([]byte(line), &fields) == nil && fields["message"] == message {
+				return true
 			}
 		}
-		if ended || time.Now().After(deadline) {
-			t.Fatalf("no line %q in the log (ended: %t):\n%s", message, ended, shortened(p.stderr.String()))
+		if ended {
+			t.Fatalf("the program has ended without the log line %q", message)
 		}
+		return false
+	})
+	return fields
+}
+
+func (p *program) hasEnded() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -249,78 +265,18 @@ type client struct {
 	base string
 }
 
-// newClient returns a client with at most connections keep-alive connections.
-func newClient(t *testing.T, base string, connections int) *client {
+func (p *program) client(t *testing.T) *client {
 	t.Helper()
-	lean := &leanTransport{idle: make(chan *rawhttp.Conn, connections)}
-	t.Cleanup(lean.CloseIdleConnections)
-	return &client{http.Client{Transport: apitest.Checked(t, lean)}, base}
-}
-
-// leanTransport keeps connections as http.Transport does, but reads and writes in the caller's
-// goroutine and reads each response to its end. So most of the time of a test with 50,000 clients
-// is spent in the service, also under the race detector. It never retries.
-type leanTransport struct {
-	idle chan *rawhttp.Conn
-}
-
-func (l *leanTransport) RoundTrip(request *http.Request) (*http.Response, error) {
-	var conn *rawhttp.Conn
-	select {
-	case conn = <-l.idle:
-	default:
-		tcp, err := net.Dial("tcp", request.URL.Host)
-		if err != nil {
-			return nil, err
-		}
-		conn = rawhttp.New(tcp)
-	}
-	response, err := exchange(conn, request)
-	if err != nil || response.Close {
-		return response, errors.Join(err, conn.Close())
-	}
-	select {
-	case l.idle <- conn:
-	default:
-		err = conn.Close()
-	}
-	return response, err
-}
-
-// exchange sends a request and reads the whole response.
-func exchange(conn *rawhttp.Conn, request *http.Request) (*http.Response, error) {
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
-		return nil, err
-	}
-	if err := request.Write(conn); err != nil {
-		return nil, err
-	}
-	response, err := http.ReadResponse(conn.R, request)
-	if err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(response.Body)
-	response.Body = io.NopCloser(bytes.NewReader(body))
-	return response, err
-}
-
-// CloseIdleConnections is called by the method of http.Client with the same name.
-func (l *leanTransport) CloseIdleConnections() {
-	for {
-		select {
-		case conn := <-l.idle:
-			_ = conn.Close()
-		default:
-			return
-		}
-	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 16}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &client{http.Client{Transport: apitest.Checked(t, transport), Timeout: time.Minute}, p.url}
 }
 
 // answer is the response to an API call.
 type answer struct {
-	status int
-	code   string // in the body of an error
-	body   string
+	loadgen.Answer
+
+	body string
 }
 
 func (c *client) do(method, path, body string) (answer, error) {
@@ -340,15 +296,13 @@ func (c *client) do(method, path, body string) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	a := answer{status: response.StatusCode, body: string(text)}
-	if a.status >= http.StatusBadRequest {
+	a := answer{loadgen.Answer{Status: response.StatusCode}, string(text)}
+	if a.Status >= http.StatusBadRequest {
 		var errorBody struct{ Code string }
-		if err := json.Unmarshal(text, &errorBody); err != nil {
-			return a, fmt.Errorf("error body is not JSON: %s: %w", text, err)
-		}
-		a.code = errorBody.Code
+		err = json.Unmarshal(text, &errorBody)
+		a.Code = errorBody.Code
 	}
-	return a, nil
+	return a, err
 }
 
 // must is like do, but fails the test on an error.
@@ -363,8 +317,8 @@ func (c *client) must(t *testing.T, method, path, body string) answer {
 
 func (c *client) create(t *testing.T, coupon string, amount int) {
 	t.Helper()
-	if a := c.must(t, http.MethodPost, "/api/coupons", fmt.Sprintf(`{"name":%q,"amount":%d}`, coupon, amount)); a.status != http.StatusCreated {
-		t.Fatalf("create %s: %d %s", coupon, a.status, a.body)
+	if a := c.must(t, http.MethodPost, "/api/coupons", fmt.Sprintf(`{"name":%q,"amount":%d}`, coupon, amount)); a.Status != http.StatusCreated {
+		t.Fatalf("create %s: %d %s", coupon, a.Status, a.body)
 	}
 }
 
@@ -376,28 +330,14 @@ func (c *client) claim(user, coupon string) (answer, error) {
 	return c.do(http.MethodPost, "/api/coupons/claim", claimBody(user, coupon))
 }
 
-// state is a coupon as returned by GET.
-type state struct {
-	Name            string
-	Amount          int
-	RemainingAmount int      `json:"remaining_amount"`
-	ClaimedBy       []string `json:"claimed_by"`
-}
-
-func (c *client) get(t *testing.T, coupon string) state {
+// coupon reads a coupon, also a large one.
+func (p *program) coupon(t *testing.T, name string) loadgen.Coupon {
 	t.Helper()
-	a := c.must(t, http.MethodGet, "/api/coupons/"+url.PathEscape(coupon), "")
-	if a.status != http.StatusOK {
-		t.Fatalf("get %s: %d %s", coupon, a.status, a.body)
+	coupon, err := loadgen.Service{Address: p.address(), Timeout: time.Minute}.Coupon(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	var s state
-	if err := json.Unmarshal([]byte(a.body), &s); err != nil {
-		t.Fatalf("get %s: %v", coupon, err)
-	}
-	if len(s.ClaimedBy)+s.RemainingAmount != s.Amount {
-		t.Errorf("get %s: %d claims and %d remaining of %d", coupon, len(s.ClaimedBy), s.RemainingAmount, s.Amount)
-	}
-	return s
+	return coupon
 }
 
 // expect runs coupond with args, and expects the exit code and one line that contains want: on
@@ -417,39 +357,48 @@ func expect(t *testing.T, code int, want string, environ []string, args ...strin
 	}
 }
 
+// claimed claims a coupon, and expects that to succeed.
+func (c *client) claimed(t *testing.T, user, coupon string) {
+	t.Helper()
+	if a, err := c.claim(user, coupon); err != nil || a.Answer != loadgen.Claimed {
+		t.Errorf("%s claims %s: %v %v", user, coupon, a, err)
+	}
+}
+
+// serve starts a service on a new database. It returns a client as well.
+func serve(t *testing.T, settings ...string) (*program, *client) {
+	t.Helper()
+	p := start(t, environ(pgtest.New(t).URL, settings...), "serve").ready(t)
+	return p, p.client(t)
+}
+
+func (p *program) address() string { return strings.TrimPrefix(p.url, "http://") }
+
 func TestServe_sale(t *testing.T) {
 	t.Parallel()
-	database := pgtest.New(t)
-	p := start(t, environ(database.URL), "serve").ready(t)
-	c := newClient(t, p.url, 1)
-
+	p, c := serve(t)
 	c.create(t, "SALE", 2)
 	for _, step := range []struct {
 		user, coupon string
-		status       int
-		code         string
+		want         loadgen.Answer
 	}{
-		{"ann", "SALE", http.StatusCreated, ""},
-		{"ann", "SALE", http.StatusConflict, "ALREADY_CLAIMED"},
-		{"bob", "SALE", http.StatusCreated, ""},
-		{"eve", "SALE", http.StatusBadRequest, "OUT_OF_STOCK"},
-		{"ann", "SALE", http.StatusConflict, "ALREADY_CLAIMED"},
-		{"ann", "none", http.StatusNotFound, "COUPON_NOT_FOUND"},
+		{"ann", "SALE", loadgen.Claimed},
+		{"ann", "SALE", loadgen.AlreadyClaimed},
+		{"bob", "SALE", loadgen.Claimed},
+		{"eve", "SALE", loadgen.OutOfStock},
+		{"ann", "SALE", loadgen.AlreadyClaimed},
+		{"ann", "none", loadgen.CouponNotFound},
 	} {
-		a, err := c.claim(step.user, step.coupon)
-		if err != nil || a.status != step.status || a.code != step.code {
-			t.Errorf("%s claims %s: %d %s %v, want %d %s", step.user, step.coupon, a.status, a.code, err, step.status, step.code)
+		if a, err := c.claim(step.user, step.coupon); err != nil || a.Answer != step.want {
+			t.Errorf("%s claims %s: %v %v, want %v", step.user, step.coupon, a, err, step.want)
 		}
 	}
-	if s := c.get(t, "SALE"); s.RemainingAmount != 0 || strings.Join(s.ClaimedBy, " ") != "ann bob" {
-		t.Errorf("final state: %+v", s)
+	if a := c.must(t, http.MethodGet, "/api/coupons/SALE", ""); a.body != `{"name":"SALE","amount":2,"remaining_amount":0,"claimed_by":["ann","bob"]}`+"\n" {
+		t.Errorf("final state: %d %q", a.Status, a.body)
 	}
-	expect(t, 0, "healthy: ", []string{"LISTEN_ADDR=" + strings.TrimPrefix(p.url, "http://")}, "healthcheck")
+	expect(t, 0, "healthy: ", []string{"LISTEN_ADDR=" + p.address()}, "healthcheck")
 
-	p.signal(os.Interrupt)
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+	p.stop(t, os.Interrupt)
 	claims := p.logged(t, "stopped")["claims"]
 	want := map[string]any{
 		"claimed": 2.0, "already_claimed": 2.0, "out_of_stock": 1.0, "coupon_not_found": 1.0,
@@ -460,16 +409,8 @@ func TestServe_sale(t *testing.T) {
 	}
 	started := p.logged(t, "starting")
 	if config, ok := started["config"].(map[string]any); !ok || config["DB_MAX_CONNS"] != "16" || config["LOG_FORMAT"] != "json" ||
-		config["LISTEN_ADDR"] != "127.0.0.1:0" || started["database"] == "" {
+		config["LISTEN_ADDR"] != "127.0.0.1:0" || config["DATABASE_URL"] != "(hidden)" || started["database"] == "" {
 		t.Errorf("log line \"starting\": %v", started)
-	}
-}
-
-func TestServe_requiresDatabaseURL(t *testing.T) {
-	t.Parallel()
-	for _, command := range []string{"serve", "migrate"} {
-		expect(t, exitUsage, "coupond dev\n", nil, command)
-		expect(t, exitUsage, "coupond: DATABASE_URL is not set", []string{"DATABASE_URL="}, command)
 	}
 }
 
@@ -481,35 +422,73 @@ func TestServe_portInUse(t *testing.T) {
 	}
 	defer func() { _ = listener.Close() }()
 	address := listener.Addr().String()
-	expect(t, exitFailure, "cannot listen on "+address+": address already in use",
-		[]string{"DATABASE_URL=postgres://nowhere", "LISTEN_ADDR=" + address}, "serve")
+	dir := t.TempDir()
+	inUse := "cannot listen on " + address + ": address already in use"
+	expect(t, exitFailure, inUse, []string{"DATABASE_URL=postgres://nowhere", "LISTEN_ADDR=" + address}, "serve")
+	expect(t, exitFailure, inUse, []string{"LISTEN_ADDR=" + address}, "dev", "--dir", dir)
+	if _, err := os.Stat(filepath.Join(dir, "data")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("dev has created a cluster first: %v", err)
+	}
 	expect(t, exitFailure, "cannot listen on 192.0.2.1:80 (LISTEN_ADDR): ",
 		[]string{"DATABASE_URL=postgres://nowhere", "LISTEN_ADDR=192.0.2.1:80"}, "serve")
 }
 
 func TestWrongUsage(t *testing.T) {
 	t.Parallel()
-	expect(t, exitUsage, `unknown command "srve"; did you mean serve?`, nil, "srve")
-	expect(t, exitUsage, `unknown command "x" (see: coupond --help)`, nil, "x")
-	expect(t, exitUsage, `unknown flag: --port (see: coupond serve --help)`, nil, "serve", "--port", "80")
-	expect(t, exitUsage, `coupond serve takes no arguments, got ["now"] (see: coupond serve --help)`, nil, "serve", "now")
+	expect(t, exitUsage, `unexpected argument srve, did you mean "serve"? (see: coupond --help)`, nil, "srve")
+	expect(t, exitUsage, `unexpected argument srve, did you mean "serve"?`, nil, "help", "srve")
+	expect(t, exitUsage, `unknown flag --port (see: coupond --help)`, nil, "serve", "--port", "80")
+	expect(t, exitUsage, `unexpected argument now (see: coupond --help)`, nil, "serve", "now")
+	expect(t, exitUsage, `expected one of "serve", "dev", "migrate"`, nil)
+	for _, command := range []string{"serve", "migrate"} {
+		expect(t, exitUsage, "coupond: DATABASE_URL is not set", nil, command)
+		expect(t, exitUsage, "or try the service with a private PostgreSQL: coupond dev\n", []string{"DATABASE_URL="}, command)
+	}
+}
 
-	p := start(t, nil)
-	if code := p.wait(t); code != exitUsage || p.stdout.String() != "" || !strings.Contains(p.stderr.String(), "Commands:") ||
-		!strings.HasSuffix(p.stderr.String(), "coupond: no command given\n") {
-		t.Errorf("no command: exit code %d, %s", code, p.stderr.String())
+// Each command has help, by --help and by the word help. It does not run the command, and does not
+// mind a wrong setting.
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	for command, want := range map[string][]string{
+		"":            {"Commands:", "coupond dev", "Exit status: 0 success, 1 failure, 2 wrong usage or settings."},
+		"serve":       {"SIGTERM", "--database-url=URL", "--claim-queue=4096", `--listen-addr=":8080"`},
+		"dev":         {"Ctrl-C", `--dir=".coupond"`, `--listen-addr="127.0.0.1:8080"`},
+		"migrate":     {"coupon_service", "--proxy", "--database-password-file=FILE"},
+		"sql":         {"psql --no-psqlrc --file=install.sql"},
+		"healthcheck": {"2.5 s", "--listen-addr"},
+		"version":     {"versions"},
+	} {
+		var texts []string
+		for _, args := range [][]string{append(strings.Fields(command), "--help"), append([]string{"help"}, strings.Fields(command)...)} {
+			p := start(t, []string{"DB_MAX_CONNS=many"}, args...)
+			if code := p.wait(t); code != 0 || p.stderr.String() != "" {
+				t.Errorf("coupond %q: exit code %d, %s", args, code, p.stderr.String())
+			}
+			texts = append(texts, p.stdout.String())
+		}
+		for _, part := range append(want, "Usage: coupond "+command) {
+			if !strings.Contains(texts[0], part) {
+				t.Errorf("the help of %q lacks %q:\n%s", command, part, texts[0])
+			}
+		}
+		if texts[1] != texts[0] {
+			t.Errorf("coupond help %s differs from coupond %[1]s --help:\n%s", command, texts[1])
+		}
 	}
 }
 
 func TestVersion(t *testing.T) {
 	t.Parallel()
-	p := start(t, nil, "version")
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
-	for _, want := range []string{"coupond ", "\ncommit  ", fmt.Sprintf("\nschema  %d\n", db.Version()), "\ngo      go1."} {
-		if !strings.Contains(p.stdout.String(), want) {
-			t.Errorf("missing %q in %s", want, p.stdout.String())
+	for _, args := range [][]string{{"version"}, {"--version"}} {
+		p := start(t, nil, args...)
+		if code := p.wait(t); code != 0 || !strings.HasPrefix(p.stdout.String(), "coupond "+readBuild().version+"\n") {
+			t.Errorf("coupond %s: exit code %d, %s", args, code, p.stdout.String())
+		}
+		for _, want := range []string{"\ncommit  ", fmt.Sprintf("\nschema  %d\n", db.Version()), "\ngo      go1."} {
+			if args[0] == "version" && !strings.Contains(p.stdout.String(), want) {
+				t.Errorf("missing %q in %s", want, p.stdout.String())
+			}
 		}
 	}
 }

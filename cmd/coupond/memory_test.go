@@ -36,16 +36,13 @@ func TestMemoryLimit_shares(t *testing.T) {
 	}
 }
 
-// GOMEMLIMIT limits the service, whatever the container's limit is, and the log shows it.
+// GOMEMLIMIT limits the connections, whatever the container's limit is, and the log shows it.
 func TestServe_memoryLimit(t *testing.T) {
 	t.Parallel()
-	database := pgtest.New(t)
-	p := startProcess(t, environ(database.URL, "LOG_FORMAT=json", "GOMEMLIMIT=64MiB"), "serve").ready(t)
-	if limit := p.logged(t, "starting")["memory_limit"]; limit != "64 MiB" {
-		t.Errorf("logged the limit %v", limit)
-	}
-	if connections := p.logged(t, "listening")["max_connections"]; connections.(float64) > 1024 {
-		t.Errorf("%v connections are accepted, want at most 1024", connections)
+	p := startProcess(t, []string{noServer, "LISTEN_ADDR=127.0.0.1:0", "GOMEMLIMIT=64MiB"}, "serve").listening(t)
+	limit, connections := p.logged(t, "starting")["memory_limit"], p.logged(t, "listening")["max_connections"]
+	if limit != "64 MiB" || connections.(float64) > 1024 {
+		t.Errorf("memory limit %v, %v connections; want 64 MiB and at most 1024", limit, connections)
 	}
 }
 
@@ -55,15 +52,12 @@ func TestServe_connectionLimit(t *testing.T) {
 	t.Parallel()
 	const descriptors, toPostgreSQL = 64, 4
 	const limit = descriptors - toPostgreSQL - drain.ReservedFDs
-	cmd := thisBinary(t, "serve")
-	cmd.Args = append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, descriptors)}, cmd.Args...)
-	cmd.Path = cmd.Args[0]
-	p := startCommand(t, environ(pgtest.New(t).URL, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL)), cmd).ready(t)
-
+	p := startCommand(t, environ(pgtest.New(t).URL, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL)),
+		fromShell(thisBinary(t, "serve"), fmt.Sprint("ulimit -n ", descriptors))).ready(t)
 	var conns []*rawhttp.Conn
 	for range limit + 1 {
 		conn := p.dial(t)
-		conn.Send(t, "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+		conn.Send(t, rawHealth)
 		conns = append(conns, conn)
 	}
 	served, waiting := conns[:limit], conns[limit]

@@ -2,22 +2,30 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/oasdiff/yaml"
+
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // scrape returns the text of /metrics, and each sample in it by name and labels.
 func (c *client) scrape(t *testing.T) (text string, samples map[string]string) {
 	t.Helper()
 	a := c.must(t, http.MethodGet, "/metrics", "")
-	if a.status != http.StatusOK {
-		t.Fatalf("/metrics: %d %s", a.status, a.body)
+	if a.Status != http.StatusOK {
+		t.Fatalf("/metrics: %d %s", a.Status, a.body)
 	}
 	samples = map[string]string{}
 	for line := range strings.Lines(a.body) {
@@ -31,25 +39,15 @@ func (c *client) scrape(t *testing.T) (text string, samples map[string]string) {
 // The metrics match a known load, from the requests to the database calls.
 func TestMetrics_knownLoad(t *testing.T) {
 	t.Parallel()
-	const stock, users, clients = 50, 400, 16
-	p := start(t, environ(pgtest.New(t).URL, "CLAIM_CONCURRENCY=2"), "serve").ready(t)
-	c := newClient(t, p.url, clients)
-	c.create(t, "SALE", stock)
-	requests := make([]claimRequest, 0, users+40)
-	for i := range users {
-		requests = append(requests, claimRequest{user: fmt.Sprint("user ", i), coupon: "SALE"})
-	}
-	counts := claimAll(t, requests, clients, c)
-	var again []claimRequest // each winner claims again, and claims a coupon that does not exist
-	for _, r := range requests {
-		if r.outcome == "201" {
-			again = append(again, claimRequest{user: r.user, coupon: "SALE"}, claimRequest{user: r.user, coupon: "none"})
+	const stock, users = 50, 400
+	p, c := serve(t, "CLAIM_CONCURRENCY=2")
+	sell(t, stock, users, 16, claimsOf(rangeOf(users)), p)
+	for _, user := range p.coupon(t, saleCoupon).ClaimedBy { // each winner claims again, and a coupon that does not exist
+		for _, coupon := range []string{saleCoupon, "none"} {
+			if a, err := c.claim(user, coupon); err != nil || a.Status != http.StatusConflict && a.Status != http.StatusNotFound {
+				t.Errorf("%s claims %s again: %+v %v", user, coupon, a, err)
+			}
 		}
-	}
-	claimAll(t, again, clients, c)
-	c.get(t, "SALE")
-	if counts["201"] != stock {
-		t.Fatalf("answers: %v", counts)
 	}
 
 	text, got := c.scrape(t)
@@ -69,17 +67,18 @@ func TestMetrics_knownLoad(t *testing.T) {
 		seconds + `{method="POST",route="/api/coupons/claim",status="400"}`:        "350",
 		seconds + `{method="POST",route="/api/coupons/claim",status="409"}`:        "50",
 		seconds + `{method="POST",route="/api/coupons/claim",status="404"}`:        "50",
-		seconds + `{method="GET",route="/api/coupons/{name}",status="200"}`:        "1",
+		seconds + `{method="GET",route="/api/coupons/{name}",status="200"}`:        "2",
 		`coupond_batch_size_sum`:                                                   "500",
 		`coupond_batcher_pending_claims{server="0"}`:                               "0",
 		`coupond_batcher_calls_in_flight{server="0"}`:                              "0",
 		`coupond_batcher_coupons_alone{server="0"}`:                                "0",
 		`coupond_database_call_duration_seconds_count{function="create_coupon"}`:   "1",
-		`coupond_database_call_duration_seconds_count{function="get_coupon"}`:      "1",
-		`coupond_database_call_duration_seconds_count{function="coupon_claimers"}`: "1",
+		`coupond_database_call_duration_seconds_count{function="get_coupon"}`:      "2",
+		`coupond_database_call_duration_seconds_count{function="coupon_claimers"}`: "2",
 		`coupond_database_ready`:                                                   "1",
 		`coupond_schema_version`:                                                   fmt.Sprint(db.Version()),
 		`coupond_database_schema_version`:                                          fmt.Sprint(db.Version()),
+		`coupond_log_lines_dropped_total`:                                          "0",
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %q, want %q", name, got[name], want)
@@ -101,6 +100,13 @@ func TestMetrics_knownLoad(t *testing.T) {
 	t.Run("promtool", func(t *testing.T) { checkWithPromtool(t, text) })
 }
 
+func rangeOf(n int) (all []int) {
+	for i := range n {
+		all = append(all, i)
+	}
+	return all
+}
+
 // checkWithPromtool checks the metrics with Prometheus's linter.
 func checkWithPromtool(t *testing.T, text string) {
 	t.Helper()
@@ -116,4 +122,211 @@ func checkWithPromtool(t *testing.T, text string) {
 	if output, err := cmd.CombinedOutput(); err != nil || len(output) > 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, output)
 	}
+}
+
+// observability is the folder with the configuration of Prometheus and Grafana.
+const observability = "../../deploy/observability"
+
+func readText(t *testing.T, path ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// readYAML reads a YAML or JSON file of that folder; JSON is a subset of YAML.
+func readYAML(t *testing.T, name string, into any) {
+	t.Helper()
+	if _, err := yaml.Unmarshal([]byte(readText(t, observability, name)), into, yaml.DecodeOpts{}); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+}
+
+// Every metric coupond_…, and every status of a claim, that the dashboard and the alerts name is
+// exported. Otherwise a panel stays empty, or an alert never fires.
+func TestObservability_metricsAreExported(t *testing.T) {
+	t.Parallel()
+	_, c := serve(t)
+	c.create(t, "SALE", 1)
+	c.claimed(t, "ann", "SALE")
+	exported, _ := c.scrape(t)
+	for name, q := range queries(t) {
+		for _, column := range q.Metrics {
+			for column := range column {
+				exported += " " + name + "_" + column
+			}
+		}
+	}
+	exported += " coupond_shard_healthy" // behind a proxy only: TestShards_deadAndSilent in pgstore
+	metric, claims := regexp.MustCompile(`\bcoupond_\w+`), regexp.MustCompile(`coupond_claims_total\{status=~?\\?"([\w|]*)`)
+	for _, file := range []string{"grafana/dashboards/coupons.json", "rules.yml"} {
+		text := readText(t, observability, file)
+		used := metric.FindAllString(text, -1)
+		if len(used) < 20 {
+			t.Errorf("%s: only %d names of metrics were found", file, len(used))
+		}
+		for _, name := range used {
+			if !regexp.MustCompile(`\b` + name + `\b`).MatchString(exported) {
+				t.Errorf("%s uses %s, which is not exported", file, name)
+			}
+		}
+		for _, match := range claims.FindAllStringSubmatch(text, -1) {
+			for status := range strings.SplitSeq(match[1], "|") {
+				if !strings.Contains(exported, `coupond_claims_total{status="`+status+`"}`) {
+					t.Errorf("%s uses the claim status %q, which does not exist", file, status)
+				}
+			}
+		}
+	}
+}
+
+// query is a query of postgres.yml.
+type query struct {
+	Query   string
+	Metrics []map[string]struct{ Usage, Description string }
+}
+
+func queries(t *testing.T) (all map[string]query) {
+	t.Helper()
+	readYAML(t, "postgres.yml", &all)
+	return all
+}
+
+// The dashboard can be loaded into Grafana: ids are unique, panels do not overlap, and the data
+// source is the provisioned one.
+func TestObservability_dashboard(t *testing.T) {
+	t.Parallel()
+	var provisioned struct{ Datasources []struct{ UID, Type string } }
+	readYAML(t, "grafana/provisioning/datasources/prometheus.yml", &provisioned)
+	var dashboard struct {
+		Panels []struct {
+			ID          int
+			Type, Title string
+			Datasource  struct{ UID, Type string }
+			Targets     []struct{ RefID, Expr string }
+			GridPos     struct{ X, Y, W, H int }
+		}
+	}
+	readYAML(t, "grafana/dashboards/coupons.json", &dashboard)
+	ids := map[int]bool{}
+	taken := map[[2]int]string{}
+	for _, p := range dashboard.Panels {
+		if ids[p.ID] || p.ID == 0 || p.Title == "" {
+			t.Errorf("panel %q: no title, or id %d is 0 or not unique", p.Title, p.ID)
+		}
+		ids[p.ID] = true
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if other := taken[[2]int{x, y}]; other != "" || x >= 24 {
+					t.Fatalf("panel %q overlaps with %q or is too far right", p.Title, other)
+				}
+				taken[[2]int{x, y}] = p.Title
+			}
+		}
+		if p.Type == "row" {
+			continue
+		}
+		if p.Datasource != provisioned.Datasources[0] || len(p.Targets) == 0 {
+			t.Errorf("panel %q has the data source %+v and %d queries, want %+v", p.Title, p.Datasource, len(p.Targets), provisioned.Datasources[0])
+		}
+		for i, target := range p.Targets {
+			if target.RefID != string(rune('A'+i)) || target.Expr == "" {
+				t.Errorf("panel %q: query %d is %+v", p.Title, i, target)
+			}
+		}
+	}
+	if len(dashboard.Panels) < 20 {
+		t.Errorf("the dashboard has %d panels", len(dashboard.Panels))
+	}
+}
+
+// docs/operations.md has one section for each alert, in the same order.
+func TestObservability_alertsAreDocumented(t *testing.T) {
+	t.Parallel()
+	_, chapter, _ := strings.Cut(readText(t, "../../docs/operations.md"), "\n## Alerts\n")
+	chapter, _, _ = strings.Cut(chapter, "\n## ")
+	documented := regexp.MustCompile(`(?m)^### (.*)$`).FindAllStringSubmatch(chapter, -1)
+	alerts := regexp.MustCompile(`(?m)^ *- alert: (.*)$`).FindAllStringSubmatch(readText(t, observability, "rules.yml"), -1)
+	sameName := func(a, b []string) bool { return a[1] == b[1] }
+	if len(alerts) < 10 || !slices.EqualFunc(documented, alerts, sameName) {
+		t.Errorf("docs/operations.md has sections for %q, the rules have %q", documented, alerts)
+	}
+}
+
+// The queries of postgres.yml work for a role with no other privileges than pg_monitor, return the
+// declared columns, and show updates and waiting claims.
+func TestObservability_postgresQueries(t *testing.T) {
+	t.Parallel()
+	database := pgtest.New(t)
+	watcher, holder, claimer := database.Connect(t), database.Connect(t), database.Connect(t)
+	exec := func(conn *pgx.Conn, sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	// One transaction holds the lock of the coupon, and a claim waits for it.
+	exec(claimer, "select coupond.create_coupon('SALE', 10)")
+	exec(claimer, "select coupond.claim_coupon('ann', 'SALE')")
+	exec(claimer, "select pg_catalog.pg_stat_force_next_flush()")
+	exec(claimer, "select 1")
+	exec(holder, "begin isolation level repeatable read")
+	exec(holder, "select from coupond.coupons for update")
+	waited := make(chan error, 1)
+	go func() {
+		_, err := claimer.Exec(t.Context(), "select coupond.claim_coupon('bob', 'SALE')")
+		waited <- err
+	}()
+	exec(watcher, "set role pg_monitor")
+
+	run := func(name string, q query) (rows []map[string]any) {
+		t.Helper()
+		result, err := watcher.Query(t.Context(), q.Query)
+		if err == nil {
+			rows, err = pgx.CollectRows(result, pgx.RowToMap)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return rows
+	}
+	all := queries(t)
+	for name, q := range all {
+		var declared []string
+		for _, column := range q.Metrics {
+			for column, metric := range column {
+				declared = append(declared, column)
+				if metric.Description == "" || !slices.Contains([]string{"LABEL", "COUNTER", "GAUGE"}, metric.Usage) ||
+					(metric.Usage == "COUNTER") != strings.HasSuffix(column, "_total") {
+					t.Errorf("%s.%s is %+v", name, column, metric)
+				}
+			}
+		}
+		slices.Sort(declared)
+		rows := run(name, q)
+		if len(rows) == 0 {
+			t.Errorf("%s returns no row", name)
+		}
+		for _, row := range rows {
+			if got := slices.Sorted(maps.Keys(row)); !slices.Equal(got, declared) {
+				t.Errorf("%s returns the columns %q, declared are %q", name, got, declared)
+			}
+		}
+	}
+	waiting := func(n int64) func() bool {
+		return func() bool { return run("locks", all["coupond_pg_locks"])[0]["waiting"] == n }
+	}
+	wait.For(t, "one HOT update", func() bool {
+		return slices.ContainsFunc(run("table", all["coupond_pg_table"]), func(row map[string]any) bool {
+			return row["relname"] == "coupons" && row["updates_total"] == int64(1) && row["hot_updates_total"] == int64(1)
+		})
+	})
+	wait.For(t, "one waiting claim", waiting(1))
+	exec(holder, "rollback")
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+	wait.For(t, "no waiting claim", waiting(0))
 }

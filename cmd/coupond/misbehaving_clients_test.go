@@ -28,7 +28,7 @@ import (
 type badClients struct {
 	name   string
 	count  int
-	client func(ctx context.Context, address string) error // called again whenever it returns
+	client func(context.Context, *net.TCPConn) // called again, with a new connection, whenever it returns
 	// begun reports whether all of them misbehave; nil: soon enough.
 	begun func() bool
 	// then is called while they are still connected, and returns the reports of the others from that
@@ -39,35 +39,28 @@ type badClients struct {
 // misbehavingClients claims with 16 clients while others misbehave. All claims of the 16 must
 // succeed, and the service must not use more memory than a container of 512 MiB has.
 func (b *bounds) misbehavingClients(t *testing.T) {
-	b.table("Misbehaving clients", "16 connections claim, each as soon as it has its answer. All answers are 201. The memory of the service\n"+
-		fmt.Sprintf("includes the send buffers of its connections; the limit is %.0f MiB.", mib(procmem.Limit)),
-		"other clients | claims a second without them | with them | p99 | slowest | most memory")
 	const slow, readers = 500, 60
-	sendSlowly := func(head, body string) func(context.Context, string) error {
-		return func(ctx context.Context, address string) error { return slowClient(ctx, address, head, body) }
-	}
 	longest := strings.Repeat(`\ud83c\udf9f`, 255) // a character that is two escapes
 	unread := &slowReaders{}
 	for _, c := range []badClients{
-		{name: fmt.Sprintf("%d connections that send headers slowly, a byte every 100 ms", slow), count: slow, client: sendSlowly("",
+		{name: fmt.Sprintf("%d connections that send headers slowly, a byte every 100 ms", slow), count: slow, client: slowClient("",
 			"POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\nX-Long: 0123456789012345678901234567890123456789012345678901234567890123456789\r\n")},
 		{name: fmt.Sprintf("%d connections that send bodies slowly, a byte every 100 ms", slow), count: slow,
-			client: sendSlowly(claimHead(10000), claimBody("slow", saleCoupon))},
+			client: slowClient(claimHead(10000), claimBody("slow", saleCoupon))},
 		{name: fmt.Sprintf("%d connections that send 64 KiB of a claim, but not its last byte", b.writers), count: b.writers,
 			client: almostClient(strings.Repeat(" ", 64<<10))},
 		{name: fmt.Sprintf("%d connections that send a claim of two longest names, but not its last byte", b.writers), count: b.writers,
 			client: almostClient(`{"user_id":"` + longest + `","coupon_name":"` + longest + `"}`)},
 		{name: fmt.Sprintf("%d connections that do not read a coupon with 10,000 users of the longest ids", readers), count: readers,
-			client: unread.get, begun: func() bool { return unread.begun.Load() >= readers }},
+			client: unread.read, begun: func() bool { return unread.begun.Load() >= readers }},
 		{name: fmt.Sprintf("%d idle connections", b.idle), count: b.idle, client: idleClient},
 		{name: "50 clients that keep disconnecting in the middle of a request", count: 50, client: leavingClient},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			database := pgtest.New(t)
-			insertUnreadCoupon(t, database)
-			p, address := b.serve(t, b.binary, database.URL, 0, procmem.GoLimit)
-			b.createSale(t, address)
-			b.claimBeside(t, database, p, address, c)
+			// The longest ids, also in JSON. The answer has 15 MB.
+			insertCoupon(t, database, unreadCoupon, 10_000, 10_000, `rpad(n::text, 255, E'\u0001')`)
+			b.claimBeside(t, b.serveSale(t, database.URL, 0, procmem.GoLimit), c)
 		})
 	}
 	t.Run("out of file descriptors", b.outOfFileDescriptors)
@@ -84,9 +77,8 @@ func (b *bounds) outOfFileDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(proxy.Close)
-	p, address := b.serve(t, b.binary, proxy.URL(database.URL), limit, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL))
-	b.createSale(t, address)
-	b.claimBeside(t, database, p, address, badClients{
+	p := b.serveSale(t, proxy.URL(database.URL), limit, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL))
+	b.claimBeside(t, p, badClients{
 		name:  fmt.Sprintf("%d idle connections to a service with %d file descriptors; then PostgreSQL is unreachable for 2 s", 3*limit, limit),
 		count: 3 * limit, client: idleClient,
 		then: func(run *loadgen.Run) []loadgen.Report {
@@ -100,10 +92,7 @@ func (b *bounds) outOfFileDescriptors(t *testing.T) {
 			return b.recover(t, run, boundTimeout+time.Second) // claims sent before may fail until then
 		},
 	})
-	wait.For(t, "a new connection to be accepted", func() bool {
-		status, _ := getOnce(p.url + "/health")
-		return status == http.StatusOK
-	})
+	p.waitHealthy(t)
 }
 
 // recover takes the answers of the run while the service recovers: those of settle, when claims may
@@ -118,46 +107,39 @@ func (b *bounds) recover(t *testing.T, run *loadgen.Run, settle time.Duration) [
 		last := b.takeAnswers(run)
 		reports = append(reports, last)
 		if b.strict {
-			expectOnlyClaimed(t, last)
+			expectOnly(t, last, loadgen.Claimed)
 			return true
 		}
 		return last.Claims.Total() > 0 && last.Claims.Count(loadgen.Claimed) == last.Claims.Total()
 	})
+	var all loadgen.Report
 	for _, report := range reports {
-		for _, c := range report.Claims.Answers {
-			switch c.Answer {
-			case loadgen.Claimed, loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown:
-			default:
-				t.Errorf("%d times %s while the service recovers; %v", c.Times, c.Answer, report.Errors)
-			}
-		}
+		all.Add(report)
 	}
+	expectOnly(t, all, loadgen.Claimed, loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown)
 	return reports
 }
 
 // claimBeside measures the claims of 16 clients, first without others and then beside others, and
 // the memory of the service.
-func (b *bounds) claimBeside(t *testing.T, database *pgtest.Database, p *program, address string, others badClients) {
+func (b *bounds) claimBeside(t *testing.T, p *program, others badClients) {
 	t.Helper()
-	warmUp := runClaims(t, address, 16, b.baseline)
-	alone := runClaims(t, address, 16, b.baseline)
-	expectOnlyClaimed(t, alone)
-	highest := watchMemory(t, p.pid)
+	warmUp := runClaims(t, p, 16, b.baseline)
+	alone := runClaims(t, p, 16, b.baseline)
+	expectOnly(t, alone, loadgen.Claimed)
+	_, highest := watchMemory(t, p)
 
 	// The 16 connect before the others.
 	measured, stop := context.WithCancel(t.Context())
 	defer stop()
-	run, err := loadgen.Start(measured, loadgen.Plan{Address: address, Connections: 16, Timeout: time.Minute, Request: newUserClaim})
-	if err != nil {
-		t.Fatal(err)
-	}
+	run := startClaims(measured, t, p, 16)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var running sync.WaitGroup
 	for range others.count {
 		running.Go(func() {
 			for ctx.Err() == nil {
-				_ = others.client(ctx, address) // an error is expected: the connection is refused or cut off
+				misbehave(ctx, p, others.client)
 			}
 		})
 	}
@@ -165,7 +147,7 @@ func (b *bounds) claimBeside(t *testing.T, database *pgtest.Database, p *program
 	if others.begun != nil {
 		wait.For(t, others.name, others.begun)
 		beginning := b.takeAnswers(run)
-		expectOnlyClaimed(t, beginning)
+		expectOnly(t, beginning, loadgen.Claimed)
 		connecting.Add(beginning)
 	}
 	time.Sleep(b.duration)
@@ -174,17 +156,18 @@ func (b *bounds) claimBeside(t *testing.T, database *pgtest.Database, p *program
 	if others.then != nil {
 		reports = append(reports, others.then(run)...)
 	}
-	most := highest() + sendBuffers(t, address)
+	most := highest() + sendBuffers(t, p.address())
 	stop()
 	<-run.Done()
 	reports = append(reports, run.Take())
 	cancel()
 	running.Wait()
 
-	expectOnlyClaimed(t, connecting)
-	expectOnlyClaimed(t, meanwhile)
-	slowest := time.Duration(meanwhile.Claims.Latency.Max())
-	b.row(t, others.name, perSecond(alone), perSecond(meanwhile), meanwhile.Claims.Quantile(99), slowest, fmt.Sprintf("%.0f MiB", mib(most)))
+	expectOnly(t, connecting, loadgen.Claimed)
+	expectOnly(t, meanwhile, loadgen.Claimed)
+	slowest := meanwhile.Claims.Quantile(100)
+	t.Logf("%.0f claims a second alone, %.0f beside the others; p99 %s, slowest %s; at most %.0f MiB",
+		perSecond(alone), perSecond(meanwhile), meanwhile.Claims.Quantile(99), slowest, mib(most))
 	if slowest > boundTimeout+b.tolerance {
 		t.Errorf("a claim took %s", slowest)
 	}
@@ -192,7 +175,7 @@ func (b *bounds) claimBeside(t *testing.T, database *pgtest.Database, p *program
 		t.Errorf("the service used %.0f MiB, want at most %.0f", mib(most), mib(procmem.Limit))
 	}
 	// No other client ever sends a whole claim.
-	checkStored(t, database, reports...)
+	checkReports(t, p, reports...)
 }
 
 // sendBuffers returns the bytes in the send buffers of the service; 0 on systems other than Linux.
@@ -217,14 +200,18 @@ func (b *bounds) takeAnswers(run *loadgen.Run) loadgen.Report {
 	return run.Take()
 }
 
-// dial connects a misbehaving client. It pauses after an error.
-func dial(ctx context.Context, address string) (net.Conn, error) {
+// misbehave calls client with a connection. When ctx ends, the connection is cut off.
+func misbehave(ctx context.Context, p *program, client func(context.Context, *net.TCPConn)) {
 	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", address)
+	conn, err := dialer.DialContext(ctx, "tcp", p.address())
 	if err != nil {
-		pause(ctx, 100*time.Millisecond)
+		pause(ctx, 100*time.Millisecond) // it is refused
+		return
 	}
-	return conn, err
+	defer func() { _ = conn.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	client(ctx, conn.(*net.TCPConn))
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -234,23 +221,16 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// slowClient sends head at once, then text byte by byte until the connection is cut off.
-func slowClient(ctx context.Context, address, head, text string) error {
-	conn, err := dial(ctx, address)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	if _, err := io.WriteString(conn, head); err != nil {
-		return err
-	}
-	for i := range text {
-		if _, err := conn.Write([]byte{text[i]}); err != nil {
-			return err
+// slowClient returns a client that sends head at once, then text byte by byte until the connection
+// is cut off.
+func slowClient(head, text string) func(context.Context, *net.TCPConn) {
+	return func(ctx context.Context, conn *net.TCPConn) {
+		_, err := io.WriteString(conn, head)
+		for i := 0; err == nil && i < len(text); i++ {
+			_, err = conn.Write([]byte{text[i]})
+			pause(ctx, 100*time.Millisecond)
 		}
-		pause(ctx, 100*time.Millisecond)
 	}
-	return nil
 }
 
 // claimHead is the head of a claim.
@@ -260,40 +240,16 @@ func claimHead(length int) string {
 
 // almostClient returns a client that sends a claim but its last byte, then nothing until the
 // connection is cut off. It pauses if the claim is refused, as clients do.
-func almostClient(body string) func(context.Context, string) error {
-	return func(ctx context.Context, address string) error {
-		conn, err := dial(ctx, address)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = conn.Close() }()
-		stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-		defer stop()
-		if _, err = io.WriteString(conn, claimHead(len(body))+body[:len(body)-1]); err == nil {
-			_, err = io.Copy(io.Discard, conn) // a refusal, then the end of the connection
+func almostClient(body string) func(context.Context, *net.TCPConn) {
+	return func(ctx context.Context, conn *net.TCPConn) {
+		if _, err := io.WriteString(conn, claimHead(len(body))+body[:len(body)-1]); err == nil {
+			_, _ = io.Copy(io.Discard, conn) // a refusal, then the end of the connection
 		}
 		pause(ctx, 5*time.Second)
-		return err
 	}
 }
 
-// unreadCoupon is a coupon with 10,000 users, whose ids are as long as possible, also in JSON. The
-// answer has 15 MB.
 const unreadCoupon = "UNREAD"
-
-func insertUnreadCoupon(t *testing.T, database *pgtest.Database) {
-	t.Helper()
-	conn := database.Connect(t)
-	for _, sql := range []string{
-		`insert into coupond.coupons (name, amount, remaining_amount) values ('` + unreadCoupon + `', 10000, 0)`,
-		`insert into coupond.claims (coupon_name, claim_number, user_id)
-			select '` + unreadCoupon + `', n, rpad(n::text, 255, E'\u0001') from generate_series(1, 10000) as n`,
-	} {
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
-	}
-}
 
 // slowReaders are clients that do not read their answers.
 type slowReaders struct {
@@ -301,65 +257,33 @@ type slowReaders struct {
 	begun atomic.Int64 // answers
 }
 
-// get reads the beginning of a big answer, then nothing until ctx ends.
-func (r *slowReaders) get(ctx context.Context, address string) error {
-	conn, err := dial(ctx, address)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	if err := r.begin(ctx, conn); err != nil {
-		return err
-	}
-	r.begun.Add(1)
-	<-ctx.Done()
-	return nil
-}
-
-// begin sends the request and reads the head of the answer. One after another does that, because
-// concurrent reads would share an answer.
-func (r *slowReaders) begin(ctx context.Context, conn net.Conn) error {
+// read reads the head of a big answer, then nothing until ctx ends. The clients begin one after
+// another, because concurrent reads would share an answer.
+func (r *slowReaders) read(ctx context.Context, conn *net.TCPConn) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetReadBuffer(4 << 10) // so that the answer stays with the service
+	_ = conn.SetReadBuffer(4 << 10) // so that the answer stays with the service
+	_, err := io.WriteString(conn, "GET /api/coupons/"+unreadCoupon+" HTTP/1.1\r\nHost: x\r\n\r\n")
+	if err == nil {
+		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
 	}
-	if _, err := io.WriteString(conn, "GET /api/coupons/"+unreadCoupon+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		return err
+	r.mu.Unlock()
+	if err == nil {
+		r.begun.Add(1)
+		<-ctx.Done()
 	}
-	_, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	return err
 }
 
 // idleClient sends one request, then nothing until the connection is cut off.
-func idleClient(ctx context.Context, address string) error {
-	conn, err := dial(ctx, address)
-	if err != nil {
-		return err
+func idleClient(_ context.Context, conn *net.TCPConn) {
+	if _, err := io.WriteString(conn, "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"); err == nil {
+		_, _ = io.Copy(io.Discard, conn) // the response, then the end of the connection
 	}
-	defer func() { _ = conn.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if _, err := io.WriteString(conn, "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, conn) // the response, then the end of the connection
-	return err
 }
 
 // leavingClient sends a part of a claim and resets the connection.
-func leavingClient(ctx context.Context, address string) error {
-	conn, err := dial(ctx, address)
-	if err != nil {
-		return err
-	}
+func leavingClient(ctx context.Context, conn *net.TCPConn) {
 	body := claimBody("leaving", saleCoupon)
-	_, err = io.WriteString(conn, claimHead(len(body))+body[:len(body)/2])
+	_, _ = io.WriteString(conn, claimHead(len(body))+body[:len(body)/2])
 	pause(ctx, 5*time.Millisecond)
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
-	}
-	return errors.Join(err, conn.Close())
+	_ = conn.SetLinger(0)
 }

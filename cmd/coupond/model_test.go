@@ -12,15 +12,13 @@ import (
 
 	loadgen "scalable-coupon-system/bench/load"
 	"scalable-coupon-system/internal/couponmodel"
-	"scalable-coupon-system/internal/pgtest"
 )
 
 // A real service on a real PostgreSQL answers random sequences of creations, claims, concurrent
 // claims and reads as the model does. rapid shrinks a failing sequence and prints its seed.
 func TestModel(t *testing.T) {
 	t.Parallel()
-	p := start(t, environ(pgtest.New(t).URL), "serve").ready(t)
-	c := newClient(t, p.url, 16)
+	_, c := serve(t)
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
 		run++
@@ -28,8 +26,8 @@ func TestModel(t *testing.T) {
 		names := []string{fmt.Sprintf("%d a/b", run), fmt.Sprintf("%d ünï 🎟", run), fmt.Sprintf("%d claim", run)}
 		coupon, user := rapid.SampledFrom(names), rapid.SampledFrom([]string{"ann", "bob", "eve", " eve", "Eve", "%65ve", "joe", "名前"})
 		m := modelTest{c, couponmodel.Coupons{}}
-		claim := rapid.Custom(func(t *rapid.T) claimRequest {
-			return claimRequest{user: user.Draw(t, "user"), coupon: coupon.Draw(t, "coupon")}
+		claim := rapid.Custom(func(t *rapid.T) loadgen.Request {
+			return loadgen.Request{User: user.Draw(t, "user"), Coupon: coupon.Draw(t, "coupon")}
 		})
 		t.Repeat(map[string]func(*rapid.T){
 			"create": func(t *rapid.T) {
@@ -39,7 +37,7 @@ func TestModel(t *testing.T) {
 			},
 			"claim": func(t *rapid.T) {
 				r := claim.Draw(t, "claim")
-				m.want(t, fmt.Sprintf("%+v", r), m.Claim(r.user, r.coupon), m.post(t, "/api/coupons/claim", claimBody(r.user, r.coupon)))
+				m.want(t, fmt.Sprintf("%+v", r), m.Claim(r.User, r.Coupon), m.post(t, "/api/coupons/claim", claimBody(r.User, r.Coupon)))
 			},
 			"claim concurrently": func(t *rapid.T) {
 				m.claimConcurrently(t, rapid.SliceOfN(claim, 2, 16).Draw(t, "claims"))
@@ -64,7 +62,7 @@ func (m modelTest) post(t *rapid.T, path, body string) loadgen.Answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return loadgen.Answer{Status: a.status, Code: a.code}
+	return a.Answer
 }
 
 func (m modelTest) want(t *rapid.T, what string, want couponmodel.Outcome, got loadgen.Answer) {
@@ -78,24 +76,24 @@ func (m modelTest) want(t *rapid.T, what string, want couponmodel.Outcome, got l
 // so the model processes them in the order that the service shows: first the successful claims in
 // the order of claimed_by, then the others. If any order explains the answers, this one does,
 // because a claim that failed found the stock empty or an earlier claim of the same user.
-func (m modelTest) claimConcurrently(t *rapid.T, claims []claimRequest) {
+func (m modelTest) claimConcurrently(t *rapid.T, claims []loadgen.Request) {
 	t.Helper()
 	var all sync.WaitGroup
 	answers := make([]loadgen.Answer, len(claims))
 	for i, r := range claims {
-		all.Go(func() { answers[i] = m.post(t, "/api/coupons/claim", claimBody(r.user, r.coupon)) })
+		all.Go(func() { answers[i] = m.post(t, "/api/coupons/claim", claimBody(r.User, r.Coupon)) })
 	}
 	all.Wait()
 
-	position := map[claimRequest]int{} // in claimed_by
-	shown := map[string]state{}
+	position := map[loadgen.Request]int{} // in claimed_by
+	shown := map[string]loadgen.Coupon{}
 	for _, r := range claims {
-		if _, seen := shown[r.coupon]; seen || m.Coupons[r.coupon].Amount == 0 {
+		if _, seen := shown[r.Coupon]; seen || m.Coupons[r.Coupon].Amount == 0 {
 			continue
 		}
-		shown[r.coupon], _ = m.get(t, r.coupon)
-		for i, user := range shown[r.coupon].ClaimedBy {
-			position[claimRequest{user: user, coupon: r.coupon}] = i
+		shown[r.Coupon], _ = m.get(t, r.Coupon)
+		for i, user := range shown[r.Coupon].ClaimedBy {
+			position[loadgen.Request{User: user, Coupon: r.Coupon}] = i
 		}
 	}
 	sequence := make([]int, len(claims))
@@ -115,7 +113,7 @@ func (m modelTest) claimConcurrently(t *rapid.T, claims []claimRequest) {
 		return 0
 	})
 	for _, i := range sequence {
-		m.want(t, fmt.Sprintf("%+v, concurrently", claims[i]), m.Claim(claims[i].user, claims[i].coupon), answers[i])
+		m.want(t, fmt.Sprintf("%+v, concurrently", claims[i]), m.Claim(claims[i].User, claims[i].Coupon), answers[i])
 	}
 	for name, reported := range shown {
 		m.compare(t, name, reported)
@@ -132,25 +130,30 @@ func (m modelTest) read(t *rapid.T, name string) {
 	}
 }
 
-func (m modelTest) compare(t *rapid.T, name string, reported state) {
+func (m modelTest) compare(t *rapid.T, name string, reported loadgen.Coupon) {
 	t.Helper()
 	got, want := couponmodel.Coupon{Amount: reported.Amount, ClaimedBy: reported.ClaimedBy}, m.Coupons[name]
-	if reported.Name != name || reported.RemainingAmount != got.Remaining() || !got.Equal(want) {
+	if reported.Name != name || reported.Remaining != got.Remaining() || !got.Equal(want) {
 		t.Errorf("read %q: %+v, the model has %+v", name, reported, want)
 	}
 }
 
-func (m modelTest) get(t *rapid.T, name string) (state, loadgen.Answer) {
+func (m modelTest) get(t *rapid.T, name string) (loadgen.Coupon, loadgen.Answer) {
 	t.Helper()
 	a, err := m.client.do(http.MethodGet, loadgen.CouponPath(name), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var body state
-	if a.status == http.StatusOK {
+	var body struct {
+		Name            string
+		Amount          int
+		RemainingAmount int      `json:"remaining_amount"`
+		ClaimedBy       []string `json:"claimed_by"`
+	}
+	if a.Status == http.StatusOK {
 		if err := json.Unmarshal([]byte(a.body), &body); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return body, loadgen.Answer{Status: a.status, Code: a.code}
+	return loadgen.Coupon{Name: body.Name, Amount: body.Amount, Remaining: body.RemainingAmount, ClaimedBy: body.ClaimedBy}, a.Answer
 }

@@ -1,8 +1,7 @@
 package main
 
 import (
-	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/internal/pgtest"
 	"scalable-coupon-system/internal/wait"
@@ -36,7 +33,7 @@ func TestOutput_blockedReader(t *testing.T) {
 	t.Parallel()
 	g := &gate{open: make(chan struct{})}
 	out := newOutput(g)
-	log, err := newLogger(out, &logConfig{Level: "info"})
+	log, err := newLogger(out, &serviceSettings{LogLevel: "info", LogFormat: "json"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,23 +60,50 @@ func TestOutput_blockedReader(t *testing.T) {
 	}
 }
 
+// The format auto fits the output, and levels below that of the log are not written.
+func TestNewLogger(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		level, format, effective string
+		lines                    int
+	}{
+		{"info", "auto", "json", 1}, // a buffer is not a terminal
+		{"debug", "json", "json", 2},
+		{"info", "console", "console", 1},
+		{"error", "console", "console", 0},
+	} {
+		var text syncBuffer
+		out := newOutput(&text)
+		settings := serviceSettings{LogLevel: c.level, LogFormat: c.format}
+		log, err := newLogger(out, &settings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Info().Str("key", "value").Msg("hello")
+		log.Debug().Msg("details")
+		out.close()
+		if lines := strings.Count(text.String(), "\n"); lines != c.lines || settings.LogFormat != c.effective {
+			t.Errorf("%+v: %d lines, format %s:\n%s", c, lines, settings.LogFormat, text.String())
+		}
+		for line := range strings.Lines(text.String()) {
+			if json.Valid([]byte(line)) != (c.effective == "json") || strings.Contains(line, "\x1b") {
+				t.Errorf("%+v: line %q", c, line)
+			}
+		}
+	}
+}
+
 // The service goes on while its log cannot be written. Dropped lines are counted in a metric, and
 // in the log as soon as it can be written.
 func TestServe_logCannotBeWritten(t *testing.T) {
 	t.Parallel()
-	p := start(t, environ(pgtest.New(t).URL), "serve").ready(t)
-	c := newClient(t, p.url, 1)
+	p, c := serve(t)
 	const name = "coupond_log_lines_dropped_total"
-	if _, samples := c.scrape(t); samples[name] != "0" {
-		t.Errorf("%s is %s at the start", name, samples[name])
-	}
 	p.stderr.fail(syscall.ENOSPC)
 	c.create(t, "SALE", 5)
 	wait.For(t, "dropped lines", func() bool { _, samples := c.scrape(t); return samples[name] != "0" })
 	p.stderr.fail(nil)
-	if a, err := c.claim("ann", "SALE"); err != nil || a.status != http.StatusCreated {
-		t.Errorf("claim: %+v %v", a, err)
-	}
+	c.claimed(t, "ann", "SALE")
 	reported := p.logged(t, droppedMessage)
 	if _, samples := c.scrape(t); reported["level"] != "warn" || fmt.Sprint(reported["lines"]) != samples[name] {
 		t.Errorf("reported %v; %s is %s", reported, name, samples[name])
@@ -118,67 +142,25 @@ func startPiped(t *testing.T, both bool, environ []string, args ...string) (_ *p
 func TestServe_logReaderGone(t *testing.T) {
 	t.Parallel()
 	p, reader, release := startPiped(t, false, environ(pgtest.New(t).URL), "serve")
-	p.ready(t)
-	c := newClient(t, p.url, 1)
+	c := p.ready(t).client(t)
 	release()
 	_ = reader.Close()
 	c.create(t, "SALE", 5)
-	if a, err := c.claim("ann", "SALE"); err != nil || a.status != http.StatusCreated {
-		t.Errorf("claim: %+v %v", a, err)
-	}
-	p.signal(syscall.SIGTERM)
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+	c.claimed(t, "ann", "SALE")
+	p.stop(t, syscall.SIGTERM)
 }
 
 // A reader of the log that is suspended holds up neither requests nor the shutdown.
 func TestServe_logReaderSuspended(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPiped(t, false, environ(pgtest.New(t).URL), "serve")
-	p.ready(t)
-	c := newClient(t, p.url, 1)
+	c := p.ready(t).client(t)
 	c.create(t, "SALE", 5)
 	release()
 	for range 1000 { // a line each, of 200 bytes; the pipe holds 64 KiB
-		c.get(t, "SALE")
+		c.must(t, http.MethodGet, "/api/coupons/SALE", "")
 	}
-	p.signal(syscall.SIGTERM)
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
-}
-
-// blockedClaimOf sends a claim of coupon SALE while another session holds its lock. The channel
-// gets the answer after a call of the function, which releases the lock.
-func blockedClaimOf(t *testing.T, p *program, connString string) (<-chan answer, func()) {
-	t.Helper()
-	conn := connectTo(t, connString)
-	if _, err := conn.Exec(t.Context(), `begin; select from coupond.coupons for update`); err != nil {
-		t.Fatal(err)
-	}
-	answered := make(chan answer, 1)
-	c := newClient(t, p.url, 1)
-	go func() {
-		a, err := c.claim("ann", "SALE")
-		if err != nil {
-			a.body = err.Error()
-		}
-		answered <- a
-	}()
-	watcher := connectTo(t, connString)
-	wait.For(t, "the claim to wait for the lock", func() bool {
-		var waiting bool
-		if err := watcher.QueryRow(t.Context(), `select exists (select from pg_locks where not granted)`).Scan(&waiting); err != nil {
-			t.Fatal(err)
-		}
-		return waiting
-	})
-	return answered, func() {
-		if _, err := conn.Exec(context.Background(), `rollback`); err != nil {
-			t.Error(err)
-		}
-	}
+	p.stop(t, syscall.SIGTERM)
 }
 
 // Ctrl-C in `coupond dev 2>&1 | tee log` ends the reader first. The claim under way is answered all
@@ -187,36 +169,13 @@ func TestDev_outputReaderGone(t *testing.T) {
 	t.Parallel()
 	dir := pgtest.ClusterDir(t)
 	p, reader, release := startPiped(t, true, append([]string{"CLAIM_TIMEOUT=5m"}, devEnviron...), "dev", "--dir", dir)
-	p.ready(t)
-	newClient(t, p.url, 1).create(t, "SALE", 5)
-	answered, unlock := blockedClaimOf(t, p, runningPG(t, dir).URL(devDatabase))
+	blocked, unlock := blockClaim(t, p.ready(t), runningPG(t, dir).URL(devDatabase))
 	postmaster := runningPG(t, dir).Pid()
 
 	release()
 	_ = reader.Close()
 	p.signal(syscall.SIGINT)
-	time.Sleep(300 * time.Millisecond)
-	unlock()
-	if a := <-answered; a.status != http.StatusCreated {
-		t.Errorf("claim: %+v", a)
-	}
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
-	waitGone(t, dir, postmaster, 0)
-}
-
-// SIGHUP starts a graceful shutdown, and does not end it when it comes again: closing a terminal
-// sends it twice.
-func TestServe_hangup(t *testing.T) {
-	t.Parallel()
-	p, _, blocked, unlock := blockedClaim(t)
-	p.signal(syscall.SIGHUP)
-	if cause := p.logged(t, stoppingMessage)["cause"]; cause != "hangup signal received" {
-		t.Errorf("cause: %v", cause)
-	}
-	p.signal(syscall.SIGHUP)
-	time.Sleep(300 * time.Millisecond)
+	p.waitRefused(t)
 	unlock()
 	if _, err := blocked.Response(http.StatusCreated); err != nil {
 		t.Errorf("claim: %v", err)
@@ -224,23 +183,7 @@ func TestServe_hangup(t *testing.T) {
 	if code := p.wait(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-}
-
-// Under nohup, SIGHUP does nothing.
-func TestServe_nohup(t *testing.T) {
-	t.Parallel()
-	cmd := thisBinary(t, "serve")
-	cmd.Args = append([]string{"/bin/sh", "-c", `trap "" HUP; exec "$0" "$@"`}, cmd.Args...)
-	cmd.Path = cmd.Args[0]
-	p := startCommand(t, environ(pgtest.New(t).URL), cmd).ready(t)
-	c := newClient(t, p.url, 1)
-	p.signal(syscall.SIGHUP)
-	time.Sleep(300 * time.Millisecond)
-	c.create(t, "SALE", 5)
-	p.signal(syscall.SIGTERM)
-	if code := p.wait(t); code != 0 || strings.Contains(p.stderr.String(), "hangup") {
-		t.Errorf("exit code %d, %s", code, p.stderr.String())
-	}
+	waitGone(t, dir, postmaster, 0)
 }
 
 // A migration goes on when nothing reads what it says.
@@ -251,57 +194,7 @@ func TestMigrate_outputReaderGone(t *testing.T) {
 	release()
 	_ = reader.Close()
 	p.wait(t)
-	if p.code == -1 {
-		t.Error("the migration was ended by a signal")
+	if p.code == -1 || relations(t, database.Connect(t)) == 0 {
+		t.Errorf("exit code %d (-1: ended by a signal), migrated: %t", p.code, relations(t, database.Connect(t)) > 0)
 	}
-	var exists bool
-	err := database.Connect(t).QueryRow(t.Context(), `select to_regclass('coupond.coupons') is not null`).Scan(&exists)
-	if err != nil || !exists {
-		t.Errorf("migrated: %t, %v", exists, err)
-	}
-}
-
-// An idle connection is closed after IDLE_TIMEOUT, not before.
-func TestServe_idleTimeout(t *testing.T) {
-	t.Parallel()
-	database := pgtest.New(t)
-	const idle = time.Second // the shortest allowed
-	short := start(t, environ(database.URL, "IDLE_TIMEOUT="+idle.String()), "serve").ready(t)
-	long := start(t, environ(database.URL, "IDLE_TIMEOUT=1h"), "serve").ready(t)
-	for _, p := range []*program{short, long} {
-		conn := p.dial(t)
-		sent := time.Now()
-		conn.Send(t, "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-		if closes, err := conn.Response(http.StatusOK); err != nil || closes {
-			t.Fatalf("closes %t, %v", closes, err)
-		}
-		if p == short {
-			if err := conn.SetReadDeadline(sent.Add(time.Minute)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := conn.R.ReadByte(); !errors.Is(err, io.EOF) {
-				t.Errorf("got %v, want the end of the connection", err)
-			}
-			if took := time.Since(sent); took < idle {
-				t.Errorf("closed after %s", took)
-			}
-			continue
-		}
-		time.Sleep(2 * idle)
-		conn.Send(t, "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-		if _, err := conn.Response(http.StatusOK); err != nil {
-			t.Errorf("after %s: %v", 2*idle, err)
-		}
-	}
-}
-
-// connectTo opens a connection to a database that is closed when the test ends.
-func connectTo(t *testing.T, connString string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), connString)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return conn
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -17,9 +16,6 @@ import (
 // overload claims with ten times as many clients as the batcher and its queue can hold, while
 // PostgreSQL is healthy, slow or frozen.
 func (b *bounds) overload(t *testing.T) {
-	b.table("Overload", fmt.Sprintf("%d connections, ten times what the batcher and its queue hold, claim without a pause. \"Recovered\" is the speed of 32 connections from\n"+
-		"2 s after the overload, in percent of their speed before it.", 10*(boundQueue+1)),
-		"PostgreSQL | answers | slowest claim | slowest /health/live | memory before, highest | recovered")
 	for _, c := range []struct {
 		postgres   string
 		begin, end func(*faultproxy.Proxy)
@@ -40,32 +36,28 @@ func (b *bounds) overload(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(proxy.Close)
-			p, address := b.serve(t, b.binary, proxy.URL(database.URL), 0)
-			b.createSale(t, address)
-			warmUp := runClaims(t, address, 32, b.baseline) // makes the connections
-			before := runClaims(t, address, 32, b.baseline)
-			expectOnlyClaimed(t, before)
+			p := b.serveSale(t, proxy.URL(database.URL), 0)
+			warmUp := runClaims(t, p, 32, b.baseline) // makes the connections
+			before := runClaims(t, p, 32, b.baseline)
+			expectOnly(t, before, loadgen.Claimed)
 
 			live := watchLive(t, p.url)
 			c.begin(proxy)
-			overload, memoryBefore, memoryHighest := b.runOverload(t, p, address)
+			overload, memoryBefore, memoryHighest := b.runOverload(t, p)
 			slowestLive := live()
 			c.end(proxy)
 
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			run, err := loadgen.Start(ctx, loadgen.Plan{Address: address, Connections: 32, Request: newUserClaim})
-			if err != nil {
-				t.Fatal(err)
-			}
+			run := startClaims(ctx, t, p, 32)
 			recovering := b.recover(t, run, 2*time.Second)
 			recovered := 100 * perSecond(recovering[len(recovering)-1]) / perSecond(before)
 			cancel()
 			<-run.Done()
 
-			b.row(t, c.postgres, formatAnswers(overload), time.Duration(overload.Claims.Latency.Max()), slowestLive,
-				fmt.Sprintf("%.0f, %.0f MiB", mib(memoryBefore), mib(memoryHighest)), fmt.Sprintf("%.0f %%", recovered))
-			if slowest := time.Duration(overload.Claims.Latency.Max()); slowest > boundTimeout+b.tolerance {
+			t.Logf("%v; slowest claim %s, slowest /health/live %s; memory %.0f, then at most %.0f MiB; recovered to %.0f %% of its speed", overload.Claims.Answers,
+				overload.Claims.Quantile(100), slowestLive, mib(memoryBefore), mib(memoryHighest), recovered)
+			if slowest := overload.Claims.Quantile(100); slowest > boundTimeout+b.tolerance {
 				t.Errorf("an answer took %s", slowest)
 			}
 			if slowestLive > b.tolerance {
@@ -77,19 +69,19 @@ func (b *bounds) overload(t *testing.T) {
 			if b.strict && recovered < 50 {
 				t.Errorf("recovered to %.0f %% of its speed, want 50 %%", recovered)
 			}
-			checkStored(t, database, append(recovering, run.Take(), warmUp, before, overload)...)
+			checkReports(t, p, append(recovering, run.Take(), warmUp, before, overload)...)
 		})
 	}
 }
 
 // runOverload claims over ten times as many connections as the batcher and its queue can hold.
-func (b *bounds) runOverload(t *testing.T, p *program, address string) (report loadgen.Report, memoryBefore, memoryHighest int64) {
+func (b *bounds) runOverload(t *testing.T, p *program) (report loadgen.Report, memoryBefore, memoryHighest int64) {
 	t.Helper()
 	var withoutRetryAfter atomic.Int64
 	ctx, cancel := context.WithTimeout(t.Context(), b.duration)
 	defer cancel()
 	run, err := loadgen.Start(ctx, loadgen.Plan{
-		Address: address, Connections: 10 * (boundQueue + 1), Timeout: boundTimeout + 10*time.Second,
+		Address: p.address(), Connections: 10 * (boundQueue + 1), Timeout: boundTimeout + 10*time.Second,
 		Request: newUserClaim,
 		Answered: func(_ int, a loadgen.Answer, r loadgen.Response) (bool, time.Duration) {
 			if a.Status == http.StatusServiceUnavailable && r.RetryAfter <= 0 {
@@ -102,25 +94,15 @@ func (b *bounds) runOverload(t *testing.T, p *program, address string) (report l
 		t.Fatal(err)
 	}
 	time.Sleep(b.duration / 4) // until all connections have sent a claim
-	memoryBefore = memory(t, p.pid)
-	highest := watchMemory(t, p.pid)
+	memoryBefore, highest := watchMemory(t, p)
 	report = run.Wait()
 	memoryHighest = highest()
 
 	if n := withoutRetryAfter.Load(); n > 0 {
 		t.Errorf("%d responses with status 503 lack Retry-After", n)
 	}
-	failed := 0
-	for _, c := range report.Claims.Answers {
-		switch c.Answer {
-		case loadgen.Claimed:
-		case loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown:
-			failed += c.Times
-		default:
-			t.Errorf("%d times %s; %v", c.Times, c.Answer, report.Errors)
-		}
-	}
-	if failed == 0 {
+	expectOnly(t, report, loadgen.Claimed, loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown)
+	if report.Claims.Count(loadgen.Claimed) == report.Claims.Total() {
 		t.Error("every claim succeeded, so the service was not overloaded")
 	}
 	return report, memoryBefore, memoryHighest

@@ -3,72 +3,49 @@ package main
 import (
 	"context"
 
+	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
-	"github.com/spf13/cobra"
 
 	"scalable-coupon-system/db"
 )
 
-// serveConfig is the configuration of `coupond serve`.
-type serveConfig struct {
-	Database databaseConfig
-	Listen   listenConfig
-	Service  serviceConfig
-	Log      logConfig
+type serveCommand struct {
+	Database databaseSettings `embed:""`
+	Listen   listenSettings   `embed:"" set:"listen_addr=:8080"`
+	Service  serviceSettings  `embed:""`
 }
 
-func newServeCommand(vars environment, stderr *output) *cobra.Command {
-	return &cobra.Command{
-		Use:   "serve",
-		Short: "Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL",
-		Long: `Serve coupons over HTTP from the PostgreSQL named by DATABASE_URL.
+// Help returns the details of the command's help.
+func (*serveCommand) Help() string {
+	return `The service waits for PostgreSQL and for a schema that is new enough. Until then, GET /health returns 503 and the reason. The service never changes the schema: run coupond migrate, before or while it runs.
 
-The service waits for PostgreSQL and for a schema that is new enough. Until
-then, GET /health returns 503 and the reason. The service never changes the
-schema: run coupond migrate, before or while it runs.
+SIGTERM, SIGINT or SIGHUP starts a graceful shutdown: /health returns 503, no new connection is accepted, every request is answered, and the connections to PostgreSQL are closed. A second SIGTERM or SIGINT ends the process at once. Under nohup, SIGHUP is ignored.
 
-SIGTERM, SIGINT or SIGHUP starts a graceful shutdown: /health returns 503, no
-new connection is accepted, every request is answered, and the connections to
-PostgreSQL are closed. A second SIGTERM or SIGINT ends the process at once.
-Under nohup, SIGHUP is ignored.
+The log goes to stderr. It never blocks the service: lines that are not read, or cannot be written, are dropped and counted.
 
-The log goes to stderr. It never blocks the service: lines that are not read, or
-cannot be written, are dropped and counted.`,
-		Args:        noArguments,
-		Annotations: map[string]string{environmentNote: describe(&serveConfig{})},
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return serve(cmd.Context(), vars, stderr)
-		},
-	}
+Each setting is an environment variable and a flag; the flag wins. Other users of the machine see flags, so a password belongs into a variable or a file.`
 }
 
-func serve(ctx context.Context, vars environment, stderr *output) error {
+// Run serves until ctx is done.
+func (c *serveCommand) Run(ctx context.Context, command *kong.Context, std streams) error {
 	surviveBrokenPipes()
-	var config serveConfig
-	if err := load(vars, &config); err != nil {
-		return err
-	}
-	database, err := config.Database.connString()
+	log, err := newLogger(std.stderr, &c.Service)
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(stderr, &config.Log)
-	if err != nil {
-		return err
-	}
-	listener, err := listenAt(ctx, config.Listen.Addr)
+	listener, err := listenAt(ctx, c.Listen.ListenAddr)
 	if err != nil {
 		return err
 	}
 	limitMemory(log)
-	logStart(log, config.Database.address(), &config)
-	s := service{config: config.Service, database: database, listener: listener, log: log, output: stderr}
+	logStart(log, c.Database.address(), command)
+	s := service{settings: c.Service, database: c.Database.connString, listener: listener, log: log, output: std.stderr}
 	return s.run(ctx)
 }
 
-// logStart logs the build and the effective configuration. database is the address of the database,
-// without a password.
-func logStart(log zerolog.Logger, database string, config any) {
+// logStart logs the build and the settings. database is the address of the database, without a
+// password.
+func logStart(log zerolog.Logger, database string, command *kong.Context) {
 	b := readBuild()
 	log.Info().
 		Str("version", b.version).
@@ -76,6 +53,6 @@ func logStart(log zerolog.Logger, database string, config any) {
 		Int32("schema_version", db.Version()).
 		Str("database", database).
 		Str("memory_limit", formatLimit(memoryLimit())).
-		Dict("config", effective(config)).
+		Dict("config", effective(command)).
 		Msg("starting")
 }

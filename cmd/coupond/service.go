@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"sync"
 	"syscall"
@@ -22,7 +23,7 @@ import (
 // service serves the coupons of one database over HTTP on one listener. The commands serve and dev
 // run it.
 type service struct {
-	config   serviceConfig
+	settings serviceSettings
 	database string // connection string, with the password
 	listener *drain.Listener
 	log      zerolog.Logger
@@ -48,10 +49,10 @@ func listenAt(ctx context.Context, address string) (*drain.Listener, error) {
 func (s *service) run(ctx context.Context) error {
 	store, err := pgstore.Open(pgstore.Config{
 		URL:              s.database,
-		MaxConns:         s.config.MaxConns,
-		ClaimConcurrency: s.config.ClaimConcurrency,
-		ClaimQueue:       s.config.ClaimQueue,
-		ClaimTimeout:     s.config.ClaimTimeout,
+		MaxConns:         int32(s.settings.DBMaxConns),
+		ClaimConcurrency: s.settings.ClaimConcurrency,
+		ClaimQueue:       s.settings.ClaimQueue,
+		ClaimTimeout:     s.settings.ClaimTimeout,
 		SchemaVersion:    db.Version(),
 		Log:              s.log,
 	})
@@ -62,9 +63,9 @@ func (s *service) run(ctx context.Context) error {
 		Log: s.log, Registry: newRegistry(store, s.output), MaxInFlight: maxInFlight(memoryLimit()),
 	})
 	server := api.NewServer(handler, s.log)
-	server.IdleTimeout = s.config.IdleTimeout
+	server.IdleTimeout = s.settings.IdleTimeout
 	server.ConnState = s.listener.ConnState
-	maxConns := maxConnections(memoryLimit(), s.config.MaxConns)
+	maxConns := maxConnections(memoryLimit(), int32(s.settings.DBMaxConns))
 	s.listener.Limit(maxConns)
 
 	started := time.Now()
@@ -90,9 +91,9 @@ func (s *service) run(ctx context.Context) error {
 	}
 
 	stopping := time.Now()
-	s.log.Info().AnErr("cause", context.Cause(ctx)).Stringer("timeout", s.config.ShutdownTimeout).
+	s.log.Info().AnErr("cause", context.Cause(ctx)).Stringer("timeout", s.settings.ShutdownTimeout).
 		Msg(stoppingMessage)
-	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
+	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.settings.ShutdownTimeout)
 	defer cancel()
 
 	handler.Drain()
@@ -104,35 +105,25 @@ func (s *service) run(ctx context.Context) error {
 		defer close(closed)
 		store.Close()
 	}()
-	err = nil
+	exceeded := ""
 	select {
 	case <-closed:
 	case <-deadline.Done():
-		err = fmt.Errorf("SHUTDOWN_TIMEOUT (%s) exceeded: connections to PostgreSQL cut off", s.config.ShutdownTimeout)
+		exceeded = "connections to PostgreSQL cut off"
 	}
 	if cutOff > 0 {
-		requests := "requests"
-		if cutOff == 1 {
-			requests = "request"
-		}
-		err = fmt.Errorf("SHUTDOWN_TIMEOUT (%s) exceeded: %d %s cut off", s.config.ShutdownTimeout, cutOff, requests)
+		exceeded = fmt.Sprintf("%d request(s) cut off", cutOff)
 	}
 	s.log.Info().
 		Int64("uptime_ms", stopping.Sub(started).Milliseconds()).
 		Int64("shutdown_ms", time.Since(stopping).Milliseconds()).
-		Dict("claims", claimCounts(store)).
+		Any("claims", maps.Collect(store.Outcomes())).
 		Int("requests_cut_off", cutOff).
 		Msg("stopped")
-	return err
-}
-
-// claimCounts returns the number of claims by outcome, for the log.
-func claimCounts(store *pgstore.Store) *zerolog.Event {
-	dict := zerolog.Dict()
-	for outcome, n := range store.Outcomes() {
-		dict.Int64(outcome, n)
+	if exceeded != "" {
+		return fmt.Errorf("SHUTDOWN_TIMEOUT (%s) exceeded: %s", s.settings.ShutdownTimeout, exceeded)
 	}
-	return dict
+	return nil
 }
 
 // newRegistry returns a registry with all metrics except those of HTTP requests, which package api

@@ -3,11 +3,8 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"runtime"
 	"runtime/debug"
-
-	"github.com/spf13/cobra"
 
 	"scalable-coupon-system/db"
 )
@@ -20,8 +17,7 @@ var version, commit string
 type build struct {
 	version string // a tag, or the pseudo-version that Go derives from the commit
 	commit  string // the full hash
-	time    string // of the commit, RFC 3339; may be empty
-	dirty   bool   // built with uncommitted changes
+	note    string // the time of the commit, and whether the build has uncommitted changes
 }
 
 func readBuild() build {
@@ -30,44 +26,27 @@ func readBuild() build {
 	if !ok {
 		info = &debug.BuildInfo{}
 	}
-	b.version = cmp.Or(b.version, info.Main.Version, "unknown")
 	for _, s := range info.Settings {
-		switch s.Key {
-		case "vcs.revision":
+		switch {
+		case s.Key == "vcs.revision":
 			b.commit = cmp.Or(b.commit, s.Value)
-		case "vcs.time":
-			b.time = s.Value
-		case "vcs.modified":
-			b.dirty = s.Value == "true"
+		case s.Key == "vcs.time":
+			b.note += " of " + s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			b.note += ", with uncommitted changes"
 		}
 	}
+	b.version = cmp.Or(b.version, info.Main.Version, "unknown")
 	b.commit = cmp.Or(b.commit, "unknown")
 	return b
 }
 
-func (b build) String() string {
-	commit := b.commit
-	if b.time != "" {
-		commit += " of " + b.time
-	}
-	if b.dirty {
-		commit += ", with uncommitted changes"
-	}
-	return fmt.Sprintf("coupond %s\ncommit  %s\nschema  %d\ngo      %s %s/%s",
-		b.version, commit, db.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-}
+type versionCommand struct{}
 
-func newVersionCommand(stdout io.Writer) *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the versions of this binary and of its schema",
-		Long: `Print the version of this binary, the commit it was built from, the version of
-the database schema that coupond migrate installs, the Go version and the
-platform.`,
-		Args: noArguments,
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(stdout, readBuild())
-			return err
-		},
-	}
+// Run prints the versions.
+func (versionCommand) Run(std streams) error {
+	b := readBuild()
+	_, err := fmt.Fprintf(std.stdout, "coupond %s\ncommit  %s%s\nschema  %d\ngo      %s %s/%s\n",
+		b.version, b.commit, b.note, db.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
 }
