@@ -229,16 +229,16 @@ func TestADRs(t *testing.T) {
 // The README's table of settings equals the output of coupond serve --help.
 func TestSettings(t *testing.T) {
 	t.Parallel()
-	help, err := exec.CommandContext(t.Context(), "go", "run", root+"/cmd/coupond", "serve", "--help").Output()
+	command := exec.CommandContext(t.Context(), "go", "run", root+"/cmd/coupond", "serve", "--help")
+	command.Env = append(os.Environ(), "COLUMNS=1000") // a line for each setting
+	help, err := command.Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, environment, _ := strings.Cut(string(help), "Environment:\n")
-	environment = strings.ReplaceAll(environment, "\n          ", " ") // folded lines
-	setting := regexp.MustCompile(`(?m)^  ([A-Z_]+)(?:=(\S+))?(?:  \((.+)\))?\n +(.+)\n +(.+)$`)
+	setting := regexp.MustCompile(`(?m)^ +--[a-z-]+=(?:[A-Z]+|"?([^ "]+)"?) +([A-Z_]+): (.+)\. Must be (.+)\.$`)
 	var inHelp []string
-	for _, match := range setting.FindAllStringSubmatch(environment, -1) {
-		inHelp = append(inHelp, strings.Join([]string{match[1], match[2] + match[3], match[4], match[5]}, " | "))
+	for _, match := range setting.FindAllStringSubmatch(string(help), -1) {
+		inHelp = append(inHelp, strings.Join([]string{match[2], match[1], match[3], match[4]}, " | "))
 	}
 
 	row := regexp.MustCompile("(?m)^\\| (`[A-Z_]+` \\| .*) \\|$")
