@@ -178,11 +178,11 @@ func TestNames_matchTheService(t *testing.T) {
 	for name, template := range templates(t) {
 		container := template.Spec.Containers[0]
 		for _, v := range container.Env {
-			if !strings.Contains(config, `env:"`+v.Name+`"`) {
+			if !strings.Contains(config, `setting:"`+v.Name+`"`) {
 				t.Errorf("%s: unknown setting %s", name, v.Name)
 			}
 		}
-		if command := container.Args[0]; !strings.Contains(read(t, "cmd/coupond/"+command+".go"), `Use:   "`+command+`"`) {
+		if command := container.Args[0]; !strings.Contains(read(t, "cmd/coupond/main.go"), `cmd:"" name:"`+command+`"`) {
 			t.Errorf("%s: unknown command %s", name, command)
 		}
 		for _, probe := range []*corev1.Probe{container.LivenessProbe, container.ReadinessProbe} {
