@@ -53,6 +53,9 @@ type bounds struct {
 const (
 	boundTimeout = 2 * time.Second // CLAIM_TIMEOUT
 	boundQueue   = 50              // CLAIM_QUEUE
+
+	// longTimeout is for trials in which every claim must succeed, also on a busy machine.
+	longTimeout = "CLAIM_TIMEOUT=10s"
 )
 
 // serve starts a service with low bounds and waits until it is healthy. The service logs errors

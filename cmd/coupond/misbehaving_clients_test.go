@@ -60,7 +60,7 @@ func (b *bounds) misbehavingClients(t *testing.T) {
 			database := pgtest.New(t)
 			// The longest ids, also in JSON. The answer has 15 MB.
 			insertCoupon(t, database, unreadCoupon, 10_000, 10_000, `rpad(n::text, 255, E'\u0001')`)
-			b.claimBeside(t, b.serveSale(t, database.URL, 0, procmem.GoLimit), c)
+			b.claimBeside(t, b.serveSale(t, database.URL, 0, procmem.GoLimit, longTimeout), c)
 		})
 	}
 	t.Run("out of file descriptors", b.outOfFileDescriptors)

@@ -31,7 +31,7 @@ func (b *bounds) upgrades(t *testing.T) {
 	t.Run("functions reinstalled 50 times", func(t *testing.T) {
 		const installs = 50
 		database := pgtest.New(t)
-		p := b.serveSale(t, database.URL, 0)
+		p := b.serveSale(t, database.URL, 0, longTimeout)
 		l := startLoad(t, 16, p)
 		conn := database.Connect(t)
 		for range installs {
@@ -47,7 +47,7 @@ func (b *bounds) upgrades(t *testing.T) {
 		next := nextBinary(t)
 		database := pgtest.New(t)
 		conn := database.Connect(t)
-		running := []*program{b.serveSale(t, database.URL, 0), b.serve(t, b.binary, database.URL, 0)}
+		running := []*program{b.serveSale(t, database.URL, 0, longTimeout), b.serve(t, b.binary, database.URL, 0, longTimeout)}
 		l := startLoad(t, 16, running...)
 		l.progress(t)
 
@@ -69,7 +69,7 @@ func (b *bounds) upgrades(t *testing.T) {
 		// Then the instances, one after the other: start a new one, stop an old one.
 		for range 2 {
 			old := running[0]
-			running = append(running[1:], b.serve(t, next, database.URL, 0))
+			running = append(running[1:], b.serve(t, next, database.URL, 0, longTimeout))
 			l.balance(running)
 			l.progress(t)
 			old.stop(t, syscall.SIGTERM)
