@@ -17,9 +17,9 @@
 // crash of the test itself does not count. All named tests must pass without a patch first. A patch
 // that does not apply is a failure.
 //
-// Each mutant gets a copy of its own of the working tree, uncommitted changes included, so nothing
-// that a test leaves behind (a fail file that rapid replays, for example) reaches another mutant.
-// All share one PostgreSQL server made for the run.
+// Mutants are planted in copies of the working tree, uncommitted changes included. A copy is
+// restored after each mutant, so nothing that a test leaves behind (a fail file that rapid replays,
+// for example) reaches another one. All share one PostgreSQL server made for the run.
 package main
 
 import (
@@ -30,46 +30,44 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"syscall"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/alecthomas/kong"
 	"golang.org/x/sync/errgroup"
 
 	"scalable-coupon-system/internal/localpg"
 )
 
+type options struct {
+	Only    *regexp.Regexp `placeholder:"REGEXP" help:"Run only the mutants with a matching file name."`
+	List    bool           `help:"Print the list of mutants for docs/mutants.md and run none."`
+	Workers int            `default:"${cpus}" help:"How many mutants are built at the same time. Twice as many may run."`
+}
+
 func main() {
+	var o options
+	kong.Parse(&o, kong.Name("mutants"), kong.Description("Plants bugs and requires their tests to fail."),
+		kong.Vars{"cpus": fmt.Sprint(runtime.NumCPU())})
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
+	err := run(ctx, o)
 	stop()
-	if err != nil && !errors.Is(err, pflag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "mutants:", err)
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, args []string) (err error) {
-	flags := pflag.NewFlagSet("mutants", pflag.ContinueOnError)
-	flags.SortFlags = false
-	only := flags.String("only", "", "run only the mutants with a file name that matches this regular `expression`")
-	list := flags.Bool("list", false, "print the list of mutants for docs/mutants.md and run none")
-	workers := flags.Int("workers", 2, "number of mutants that run at the same time")
-	if err := flags.Parse(args); err != nil {
-		return err
+func run(ctx context.Context, o options) (err error) {
+	if o.Workers < 1 {
+		return fmt.Errorf("--workers %d: at least 1", o.Workers)
 	}
-	wanted, err := regexp.Compile(*only)
-	if err != nil {
-		return fmt.Errorf("--only: %w", err)
-	}
-	if *workers < 1 {
-		return fmt.Errorf("--workers %d: at least 1", *workers)
-	}
-	mutants, err := readMutants("test/mutants", wanted)
+	mutants, err := readMutants("test/mutants", o.Only)
 	if err != nil {
 		return err
 	}
-	if *list {
+	if o.List {
 		_, err := os.Stdout.WriteString(table(mutants))
 		return err
 	}
@@ -96,10 +94,11 @@ func run(ctx context.Context, args []string) (err error) {
 	defer func() { _ = server.Kill() }()
 
 	started := time.Now()
-	r := runner{source: filepath.Join(home, "source"), home: home, database: server.URL("postgres")}
-	if err := copyWorkingTree(ctx, ".", r.source); err != nil {
+	r, err := newRunner(ctx, ".", home, o.Workers)
+	if err != nil {
 		return err
 	}
+	r.database = server.URL("postgres")
 	if err := r.baseline(ctx, mutants); err != nil {
 		return err
 	}
@@ -107,7 +106,7 @@ func run(ctx context.Context, args []string) (err error) {
 
 	results := make([]result, len(mutants))
 	var running errgroup.Group
-	running.SetLimit(*workers)
+	running.SetLimit(cap(r.trees))
 	for i, m := range mutants {
 		running.Go(func() error {
 			results[i] = r.try(ctx, m)

@@ -20,8 +20,9 @@ type mutant struct {
 // header matches what precedes the diff of a patch.
 var header = regexp.MustCompile(`\ATitle: (.+)\nTest: (\./\S+) (Test[^\n]*)\n\n`)
 
-// readMutants reads the patches in dir with names that match wanted, in the order of the names.
-func readMutants(dir string, wanted *regexp.Regexp) ([]mutant, error) {
+// readMutants reads the patches in dir in the order of their names: those that match only, or all
+// if it is nil.
+func readMutants(dir string, only *regexp.Regexp) ([]mutant, error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "*.patch"))
 	if err != nil {
 		return nil, err
@@ -29,31 +30,23 @@ func readMutants(dir string, wanted *regexp.Regexp) ([]mutant, error) {
 	var mutants []mutant
 	for _, path := range paths {
 		name := strings.TrimSuffix(filepath.Base(path), ".patch")
-		if !wanted.MatchString(name) {
+		if only != nil && !only.MatchString(name) {
 			continue
 		}
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}
-		m, err := parseMutant(name, string(text))
-		if err != nil {
-			return nil, err
+		match := header.FindStringSubmatch(string(text))
+		if match == nil {
+			return nil, fmt.Errorf("%s: does not begin with the lines Title: and Test: and an empty line", path)
 		}
-		mutants = append(mutants, m)
+		mutants = append(mutants, mutant{name: name, title: match[1], pkg: match[2], test: match[3], diff: string(text[len(match[0]):])})
 	}
 	if len(mutants) == 0 {
-		return nil, fmt.Errorf("no mutant in %s matches %q (run it at the top of the repository)", dir, wanted)
+		return nil, fmt.Errorf("no mutant in %s matches %v (run it at the top of the repository)", dir, only)
 	}
 	return mutants, nil
-}
-
-func parseMutant(name, text string) (mutant, error) {
-	match := header.FindStringSubmatch(text)
-	if match == nil {
-		return mutant{}, fmt.Errorf("%s.patch: does not begin with the lines Title: and Test: and an empty line", name)
-	}
-	return mutant{name: name, title: match[1], pkg: match[2], test: match[3], diff: text[len(match[0]):]}, nil
 }
 
 // function returns the name of the test's function, without subtests.
@@ -62,11 +55,30 @@ func (m mutant) function() string {
 	return function
 }
 
+func (m mutant) isSubtest() bool { return strings.Contains(m.test, "/") }
+
+// nameInOutput returns the name of the test as the package testing prints it.
+func (m mutant) nameInOutput() string { return strings.ReplaceAll(m.test, " ", "_") }
+
 // expression returns the value of -run that selects exactly this test.
 func (m mutant) expression() string {
-	var parts []string
-	for part := range strings.SplitSeq(m.test, "/") {
-		parts = append(parts, "^"+regexp.QuoteMeta(strings.ReplaceAll(part, " ", "_"))+"$")
+	return "^" + strings.ReplaceAll(regexp.QuoteMeta(m.nameInOutput()), "/", "$/^") + "$"
+}
+
+const preface = "# Mutants: planted bugs and the tests that catch them\n" + `
+Do the tests notice a bug? ` + "`make mutants`" + ` plants each of these bugs on its own. It fails unless the test beside the bug fails by
+an assertion, and passes without the bug. The patches are in [test/mutants](../test/mutants); this list is made from them.
+
+| bug | caught by |
+|---|---|
+`
+
+// table lists the mutants and the tests that catch them, in Markdown.
+func table(mutants []mutant) string {
+	var text strings.Builder
+	text.WriteString(preface)
+	for _, m := range mutants {
+		fmt.Fprintf(&text, "| [%s](../test/mutants/%s.patch) | `%s` in %s |\n", m.title, m.name, m.test, strings.TrimPrefix(m.pkg, "./"))
 	}
-	return strings.Join(parts, "/")
+	return text.String()
 }

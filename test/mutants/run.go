@@ -1,11 +1,10 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,146 +12,157 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const (
-	// testTimeout bounds one named test. It takes seconds, but a minute if a mutant makes it wait in
-	// vain (internal/wait).
-	testTimeout = 2 * time.Minute
+	// testTimeout bounds the tests of one run of a test binary.
+	testTimeout = 5 * time.Minute
 	// buildTimeout bounds the build of one test binary with an empty build cache.
 	buildTimeout = 5 * time.Minute
+	// waitTimeout is that of internal/wait. It is shorter than by default, because a mutant often
+	// makes a test wait in vain. The tests must pass with it, too.
+	waitTimeout = 20 * time.Second
 )
 
-// runner runs tests in copies of a source tree.
+// runner runs tests in copies of the working tree. There are more copies than builds at the same
+// time: a build takes CPU time, but many tests of mutants only wait.
 type runner struct {
-	source   string // the tree without a patch; it is copied and never changed
-	home     string // the folder for the copies
-	database string // TEST_DATABASE_URL
+	database string        // TEST_DATABASE_URL
+	trees    chan string   // the copies that are not in use
+	builds   chan struct{} // a token for each build in progress
 }
 
-// copyWorkingTree copies the files of the git repository in from that are committed or could be, as
-// they are now. It leaves out the fail files of rapid, which that library replays before it draws
-// anything.
-func copyWorkingTree(ctx context.Context, from, to string) error {
-	list := exec.CommandContext(ctx, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-	list.Dir = from
-	paths, err := list.Output()
-	if err != nil {
-		return fmt.Errorf("git ls-files: %w", err)
+// newRunner copies the working tree of the git repository source into folders of home.
+func newRunner(ctx context.Context, source, home string, workers int) (*runner, error) {
+	r := &runner{trees: make(chan string, 2*workers), builds: make(chan struct{}, workers)}
+	for i := range cap(r.trees) {
+		dir := filepath.Join(home, fmt.Sprint("tree-", i))
+		if err := r.copyWorkingTree(ctx, source, dir); err != nil {
+			return nil, err
+		}
+		r.trees <- dir
 	}
-	source, err := os.OpenRoot(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = source.Close() }()
-	if err := os.MkdirAll(to, 0o755); err != nil {
-		return err
-	}
-	target, err := os.OpenRoot(to)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = target.Close() }()
-	for path := range strings.SplitSeq(strings.Trim(string(paths), "\x00"), "\x00") {
-		if strings.Contains(path, "testdata/rapid/") {
-			continue
-		}
-		info, err := source.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed in the working tree only
-		}
-		if err != nil {
-			return err
-		}
-		text, err := source.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		if err := target.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		if err := target.WriteFile(path, text, info.Mode().Perm()); err != nil {
-			return err
+	return r, nil
+}
+
+// copyWorkingTree makes dir a repository with the files of source that are committed or could be,
+// as they are now. It leaves out the fail files of rapid, which that library replays before it
+// draws anything.
+func (r *runner) copyWorkingTree(ctx context.Context, source, dir string) error {
+	git := "--git-dir=" + filepath.Join(dir, ".git")
+	for _, args := range [][]string{
+		{"init", "--quiet", dir},
+		{git, "--work-tree=.", "add", "--all", "--", ".", ":(exclude,glob)**/testdata/rapid/**"},
+		{git, "--work-tree=" + dir, "checkout-index", "--all"},
+	} {
+		if output, err := r.command(ctx, buildTimeout, source, "", "git", args...); err != nil {
+			return fmt.Errorf("git %s: %w: %s", strings.Join(args, " "), err, output)
 		}
 	}
 	return nil
 }
 
-// inCopy calls f with a fresh copy of the source tree, and removes the copy with everything that f
-// left in it.
-func (r runner) inCopy(f func(dir string) error) (err error) {
-	dir, err := os.MkdirTemp(r.home, "tree-")
-	if err != nil {
-		return err
+// inCopy calls f with a copy, and then restores the copy.
+func (r *runner) inCopy(ctx context.Context, f func(dir string) error) error {
+	dir := <-r.trees
+	defer func() { r.trees <- dir }()
+	err := f(dir)
+	for _, args := range [][]string{{"checkout", "--quiet", "--", "."}, {"clean", "--quiet", "-ffdx"}} {
+		if output, failed := r.command(context.WithoutCancel(ctx), buildTimeout, dir, "", "git", args...); failed != nil {
+			err = errors.Join(err, fmt.Errorf("git %s: %w: %s", strings.Join(args, " "), failed, output))
+		}
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	// Tests that run as another user read files of the tree.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
-	if err := os.CopyFS(dir, os.DirFS(r.source)); err != nil {
-		return err
-	}
-	return f(dir)
+	return err
 }
 
-// command returns a command that runs in dir, which is in a copy.
-func (r runner) command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
+// command runs a program in dir. It returns the output of both streams.
+func (r *runner) command(ctx context.Context, timeout time.Duration, dir, stdin, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = dir
-	// CI: internal/pgtest keeps no database of a failed test. GIT_CEILING_DIRECTORIES: a copy is not a
-	// repository, and git must not look for one above it.
-	cmd.Env = append(os.Environ(), "TEST_DATABASE_URL="+r.database, "CI=true", "GIT_CEILING_DIRECTORIES="+r.home)
+	cmd.Dir, cmd.Stdin = dir, strings.NewReader(stdin)
+	// CI: internal/pgtest keeps no database of a failed test.
+	cmd.Env = append(os.Environ(), "TEST_DATABASE_URL="+r.database, "CI=true", "TEST_WAIT="+waitTimeout.String())
 	cmd.WaitDelay = 10 * time.Second
-	return cmd
+	output, err := cmd.CombinedOutput()
+	return string(output), err
+}
+
+// testBinary is built in the folder of its package.
+const testBinary = "mutant.test"
+
+// build builds the test binary of pkg in a copy, as cheaply as possible: for no debugger, without
+// inlining and vet, and with less garbage collection in compiler and linker. With -trimpath the
+// copies share the build cache.
+func (r *runner) build(ctx context.Context, dir, pkg string) (string, error) {
+	r.builds <- struct{}{}
+	defer func() { <-r.builds }()
+	return r.command(ctx, buildTimeout, dir, "", "env", "GOGC=400", "go", "test", "-c", "-o", filepath.Join(pkg, testBinary),
+		"-trimpath", "-buildvcs=false", "-vet=off", "-gcflags=-l -dwarf=false", "-ldflags=-s -w", pkg)
+}
+
+// test runs the tests of pkg that expression selects. They were built by build.
+func (r *runner) test(ctx context.Context, dir, pkg, expression string, flags ...string) (string, error) {
+	dir = filepath.Join(dir, pkg)
+	flags = append(flags, "-test.run="+expression, "-test.timeout="+testTimeout.String())
+	return r.command(ctx, testTimeout+time.Minute, dir, "", filepath.Join(dir, testBinary), flags...)
 }
 
 // baseline checks that the tests of all mutants exist and pass without a patch.
-func (r runner) baseline(ctx context.Context, mutants []mutant) error {
-	// Tests of a package run together, but each subtest on its own: -run cannot select both.
-	tests := map[string][]string{}
-	var subtests []mutant
+func (r *runner) baseline(ctx context.Context, mutants []mutant) error {
+	// What runs together, by package: all whole tests, but each subtest on its own.
+	runs := map[string]map[string][]mutant{}
 	for _, m := range mutants {
-		same := func(other mutant) bool { return other.pkg == m.pkg && other.test == m.test }
-		switch {
-		case m.function() == m.test && !slices.Contains(tests[m.pkg], m.test):
-			tests[m.pkg] = append(tests[m.pkg], m.test)
-		case m.function() != m.test && !slices.ContainsFunc(subtests, same):
-			subtests = append(subtests, m)
+		if runs[m.pkg] == nil {
+			runs[m.pkg] = map[string][]mutant{}
 		}
+		together := ""
+		if m.isSubtest() {
+			together = m.test
+		}
+		runs[m.pkg][together] = append(runs[m.pkg][together], m)
 	}
-	return r.inCopy(func(dir string) error {
-		for pkg, names := range tests {
-			if err := r.mustPass(ctx, dir, pkg, "^("+strings.Join(names, "|")+")$", names...); err != nil {
-				return err
-			}
-		}
-		for _, m := range subtests {
-			if err := r.mustPass(ctx, dir, m.pkg, m.expression(), m.function()); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	running, ctx := errgroup.WithContext(ctx)
+	running.SetLimit(cap(r.trees))
+	for pkg, runs := range runs {
+		running.Go(func() error {
+			return r.inCopy(ctx, func(dir string) error {
+				if output, err := r.build(ctx, dir, pkg); err != nil {
+					return fmt.Errorf("%s does not build without a patch: %w\n%s", pkg, err, output)
+				}
+				for _, together := range runs {
+					if err := r.mustPass(ctx, dir, pkg, together); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})
+	}
+	return running.Wait()
 }
 
-// mustPass runs the tests of pkg that expression selects, and checks that the named ones exist and
-// pass.
-func (r runner) mustPass(ctx context.Context, dir, pkg, expression string, names ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, buildTimeout+5*testTimeout)
-	defer cancel()
-	output, err := r.command(ctx, dir, "go", "test", "-trimpath", "-count=1", "-v", "-run", expression, pkg).CombinedOutput()
+// mustPass runs the tests of some mutants of one package, in one run. They must exist and pass.
+func (r *runner) mustPass(ctx context.Context, dir, pkg string, mutants []mutant) error {
+	expression := mutants[0].expression()
+	if !mutants[0].isSubtest() {
+		var names []string
+		for _, m := range mutants {
+			names = append(names, m.test)
+		}
+		expression = "^(" + strings.Join(names, "|") + ")$"
+	}
+	output, err := r.test(ctx, dir, pkg, expression, "-test.v")
 	if err != nil {
 		return fmt.Errorf("the tests of %s fail without a patch: %w\n%s", pkg, err, output)
 	}
-	for _, name := range names {
-		if !bytes.Contains(output, []byte("\n--- PASS: "+name+" ")) {
-			return fmt.Errorf("%s has no test %s that passes:\n%s", pkg, name, output)
+	for _, m := range mutants {
+		// A test passes if the selected subtest does not exist.
+		if !strings.Contains(output, "--- PASS: "+m.nameInOutput()+" ") {
+			return fmt.Errorf("%s has no test %s that passes:\n%s", pkg, m.test, output)
 		}
-	}
-	// A test passes if the selected subtest does not exist.
-	if strings.Contains(expression, "/") && !bytes.Contains(output, []byte("\n    --- PASS: ")) {
-		return fmt.Errorf("%s has no test %s:\n%s", pkg, expression, output)
 	}
 	return nil
 }
@@ -168,50 +178,62 @@ type result struct {
 func (r result) caught() bool { return r.problem == "" }
 
 // String returns "caught", or the problem.
-func (r result) String() string {
-	if r.caught() {
-		return "caught"
-	}
-	return r.problem
-}
+func (r result) String() string { return cmp.Or(r.problem, "caught") }
 
-// try plants a bug in a copy of its own and runs the test that must catch it.
-func (r runner) try(ctx context.Context, m mutant) result {
-	started := time.Now()
-	var res result
-	err := r.inCopy(func(dir string) error {
+// try plants a bug in a copy and runs the test that must catch it.
+func (r *runner) try(ctx context.Context, m mutant) (res result) {
+	err := r.inCopy(ctx, func(dir string) error {
+		started := time.Now()
 		res = r.tryIn(ctx, dir, m)
+		res.took = time.Since(started)
 		return nil
 	})
 	if err != nil {
-		res = result{problem: "no copy of the tree", output: err.Error()}
+		return result{problem: "the copy was not restored", output: err.Error()}
 	}
-	res.took = time.Since(started)
 	return res
 }
 
-func (r runner) tryIn(ctx context.Context, dir string, m mutant) result {
-	apply := r.command(ctx, dir, "git", "apply")
-	apply.Stdin = strings.NewReader(m.diff)
-	if output, err := apply.CombinedOutput(); err != nil {
-		return result{problem: "does not apply", output: string(output)}
+func (r *runner) tryIn(ctx context.Context, dir string, m mutant) result {
+	if output, err := r.command(ctx, buildTimeout, dir, m.diff, "git", "apply"); err != nil {
+		return result{problem: "does not apply", output: output}
 	}
-
-	binary := filepath.Join(dir, "mutant.test")
-	building, cancel := context.WithTimeout(ctx, buildTimeout)
-	defer cancel()
-	// -trimpath: what is compiled in one copy is found in the build cache for the next.
-	build := r.command(building, dir, "go", "test", "-trimpath", "-c", "-o", binary, m.pkg)
-	if output, err := build.CombinedOutput(); err != nil {
-		return result{problem: "does not build", output: string(output)}
+	if err := leaveOnly(filepath.Join(dir, m.pkg), m.function()); err != nil {
+		return result{problem: "no other test can be left out", output: err.Error()}
 	}
+	if output, err := r.build(ctx, dir, m.pkg); err != nil {
+		return result{problem: "does not build", output: output}
+	}
+	output, err := r.test(ctx, dir, m.pkg, m.expression())
+	return evaluate(m, output, err != nil)
+}
 
-	running, cancel := context.WithTimeout(ctx, testTimeout+30*time.Second)
-	defer cancel()
-	test := r.command(running, filepath.Join(dir, m.pkg), binary,
-		"-test.run="+m.expression(), "-test.count=1", "-test.timeout="+testTimeout.String())
-	output, err := test.CombinedOutput()
-	return evaluate(m, string(output), err != nil)
+// testFunction matches the first line of a test, a benchmark or a fuzz test.
+var testFunction = regexp.MustCompile(`(?m)^func (\w+)\(\w+ \*testing\.[TBF]\) \{$`)
+
+// leaveOnly makes all tests in a folder but one return at once. The compiler still checks the rest
+// of them but generates no code for it, which halves the time of a build.
+func leaveOnly(dir, function string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		text = testFunction.ReplaceAllFunc(text, func(line []byte) []byte {
+			if string(testFunction.FindSubmatch(line)[1]) == function {
+				return line
+			}
+			return slices.Concat(line, []byte(" return"))
+		})
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // assertion matches the first line of a failed assertion. A testing/synctest bubble in which all
