@@ -2,7 +2,8 @@ package main
 
 import (
 	"context"
-	"math/rand/v2"
+	"slices"
+	"strconv"
 	"time"
 
 	"scalable-coupon-system/bench/load"
@@ -13,8 +14,7 @@ const (
 	// CLAIM_TIMEOUT, with any fault, so a client that times out is a violation.
 	answerTimeout = 3 * claimTimeout
 	// maxIdle is how long a client keeps an idle connection. On shutdown the service waits 250 ms for
-	// the next request of a connection; then it may close it, as HTTP allows. A client that was idle
-	// for longer opens a new connection.
+	// the next request of a connection; then it may close it, as HTTP allows.
 	maxIdle = 100 * time.Millisecond
 	// lateAfter is the idle time after which a connection may have been closed by a shutdown, so that
 	// a lost connection is not a violation. It is less than 250 ms, because the client's clock is not
@@ -26,22 +26,18 @@ const (
 // next one if it cannot connect. It belongs to one goroutine.
 type client struct {
 	test     *faultTest
-	conns    []*load.Client // by instance
+	conns    []*load.Client // by instance, the preferred one first
 	answered []time.Time    // the last answer on each of conns
-	random   *rand.Rand
-	failures int // answers in a row that were not conclusive
 }
 
-// newClients makes n clients, which prefer one instance after the other. Their random streams
-// follow from stream and number.
-func (t *faultTest) newClients(n int, stream uint64, number int) []*client {
+// newClients makes n clients, which prefer one instance after the other.
+func (t *faultTest) newClients(n int) []*client {
 	clients := make([]*client, n)
 	for i := range clients {
-		c := &client{test: t, answered: make([]time.Time, instances), random: t.random(stream, number<<16+i)}
+		clients[i] = &client{test: t, answered: make([]time.Time, instances)}
 		for next := range instances {
-			c.conns = append(c.conns, load.NewClient(t.env.instances[(i+next)%instances].address, answerTimeout))
+			clients[i].conns = append(clients[i].conns, load.NewClient(t.env.instances[(i+next)%instances].address, answerTimeout))
 		}
-		clients[i] = c
 	}
 	return clients
 }
@@ -55,75 +51,93 @@ func closeAll(clients []*client) {
 }
 
 // send sends a request once, to the first instance that can be connected to.
-func (c *client) send(ctx context.Context, do func(context.Context, *load.Client) (load.Answer, load.Response, error)) (load.Answer, load.Response) {
-	var answer load.Answer
-	var response load.Response
+func (c *client) send(do func(*load.Client) (load.Answer, load.Response, error)) (answer load.Answer, response load.Response) {
 	for i, conn := range c.conns {
 		if time.Since(c.answered[i]) > maxIdle {
 			conn.Close()
 		}
 		before := c.answered[i]
 		var err error
-		answer, response, err = do(ctx, conn)
-		if answer == load.NotSent {
-			c.test.count.refused()
+		if answer, response, err = do(conn); answer == load.NotSent {
+			c.test.results.count("connections refused, after which a client used the other instance", 1)
 			continue
 		}
 		c.answered[i] = response.Answered
-		late := answer == load.Cut && !before.IsZero() && response.Sent.Sub(before) > lateAfter
-		c.test.addAnswer(answer, response, err, late)
+		wasIdle := answer == load.Cut && !before.IsZero() && response.Sent.Sub(before) > lateAfter
+		c.test.addAnswer(answer, response, err, wasIdle)
 		return answer, response
 	}
 	c.test.addAnswer(answer, response, nil, false)
 	return answer, response
 }
 
-func (c *client) create(ctx context.Context, coupon string, amount int) (load.Answer, load.Response) {
-	return c.send(ctx, func(ctx context.Context, conn *load.Client) (load.Answer, load.Response, error) {
-		return conn.Create(ctx, coupon, amount)
+// create creates a coupon, and records the answer.
+func (c *client) create(ctx context.Context, one coupon) (load.Answer, load.Response) {
+	answer, response := c.send(func(conn *load.Client) (load.Answer, load.Response, error) {
+		return conn.Create(ctx, one.name, one.amount)
+	})
+	one.RecordCreation(answer, response.Answered)
+	return answer, response
+}
+
+// claim claims a coupon, and records the answer.
+func (c *client) claim(ctx context.Context, user string, one coupon) (load.Answer, load.Response) {
+	answer, response := c.send(func(conn *load.Client) (load.Answer, load.Response, error) {
+		return conn.Send(ctx, load.Request{User: user, Coupon: one.name})
+	})
+	one.Record(one.User(user), answer, response.Sent, response.Answered)
+	return answer, response
+}
+
+// read reads a coupon.
+func (c *client) read(ctx context.Context, name string) (load.Answer, load.Response) {
+	return c.send(func(conn *load.Client) (load.Answer, load.Response, error) {
+		return conn.Send(ctx, load.Request{Coupon: name, Read: true})
 	})
 }
 
-func (c *client) claim(ctx context.Context, user, coupon string) (load.Answer, load.Response) {
-	return c.send(ctx, func(ctx context.Context, conn *load.Client) (load.Answer, load.Response, error) {
-		return conn.Send(ctx, load.Request{User: user, Coupon: coupon})
-	})
+// createUntilDefinite creates a coupon. It retries until the answer is definite or ctx ends.
+func (c *client) createUntilDefinite(ctx context.Context, one coupon) {
+	load.UntilDefinite(ctx, func() (load.Answer, load.Response) { return impatient(c.create(ctx, one)) })
 }
 
-func (c *client) read(ctx context.Context, coupon string) (load.Answer, load.Response) {
-	return c.send(ctx, func(ctx context.Context, conn *load.Client) (load.Answer, load.Response, error) {
-		return conn.Send(ctx, load.Request{Coupon: coupon, Read: true})
-	})
+// claimUntilDefinite claims a coupon. It retries until the answer is definite or ctx ends.
+func (c *client) claimUntilDefinite(ctx context.Context, user string, one coupon) {
+	load.UntilDefinite(ctx, func() (load.Answer, load.Response) { return impatient(c.claim(ctx, user, one)) })
 }
 
-// backOff waits before the next attempt: longer after each failure, with jitter.
-func (c *client) backOff(ctx context.Context) {
-	longest := min(20*time.Millisecond<<min(c.failures, 5), 400*time.Millisecond)
-	c.failures++
-	pause(ctx, longest/2+time.Duration(c.random.Int64N(int64(longest))))
+// impatient lets a client retry sooner than Retry-After says.
+func impatient(answer load.Answer, response load.Response) (load.Answer, load.Response) {
+	response.RetryAfter = 0
+	return answer, response
 }
 
-// pause waits for d, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
+// userName returns the name of a user by number; all coupons have the same names.
+func userName(number int) string { return "u" + strconv.Itoa(number) }
+
+// expected are the answers that openapi.yaml has for a valid request without a fault.
+var expected = []load.Answer{
+	load.Created, load.CouponExists, load.Claimed, load.AlreadyClaimed, load.OutOfStock, load.CouponNotFound, load.ReadOK,
+}
+
+// addAnswer counts an answer and checks that it was allowed when it came. wasIdle says that the
+// client was idle for so long before that a shutdown may have closed its connection.
+func (t *faultTest) addAnswer(a load.Answer, response load.Response, err error, wasIdle bool) {
+	took := response.Answered.Sub(response.Sent)
+	switch {
+	case wasIdle:
+		t.results.count("connections closed by a shutdown after they were idle for too long", 1)
+	case slices.Contains(expected, a), t.outages.allow(a, response.Sent, response.Answered):
+	case a == load.Unavailable || a == load.Overloaded:
+		// Nothing was executed, and the client knows it: on a busy machine a statement may time out
+		// without a fault.
+		t.results.count("answers UNAVAILABLE or OVERLOADED without an active fault that may cause them", 1)
+	default:
+		t.results.violated(notAllowed, "%v at %v (sent %v before): %v", a, response.Answered.Sub(t.began).Round(time.Millisecond),
+			took.Round(time.Millisecond), err)
 	}
-}
-
-// isConclusive reports whether an answer says what the state is, so that there is nothing to retry.
-func isConclusive(a load.Answer) bool { return !isNotExecuted(a) && !a.Ambiguous() }
-
-// isNotExecuted reports whether an answer promises that the request was not executed.
-func isNotExecuted(a load.Answer) bool {
-	return a == load.Overloaded || a == load.Unavailable || a == load.NotSent
-}
-
-// isExpected reports whether openapi.yaml has this answer for a valid request without a fault.
-func isExpected(a load.Answer) bool {
-	switch a {
-	case load.Claimed, load.ReadOK, load.AlreadyClaimed, load.OutOfStock, load.CouponNotFound, load.CouponExists:
-		return true
-	}
-	return false
+	t.results.mu.Lock()
+	defer t.results.mu.Unlock()
+	t.results.answers[a]++
+	t.results.longest = max(t.results.longest, took)
 }

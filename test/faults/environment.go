@@ -8,12 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/faultproxy"
 	"scalable-coupon-system/internal/localpg"
@@ -33,11 +33,11 @@ type environment struct {
 	home       string
 	proxy      *faultproxy.Proxy
 	instances  []*instance
-	walDisk    *walDisk // nil if there is none; then noWALDisk says why
-	noWALDisk  string
+	walDisk    bool                   // the WAL has a disk of its own
+	noWALDisk  string                 // why it has none
 	saleCoupon atomic.Pointer[string] // the coupon of the latest sale
 
-	mu       sync.Mutex
+	// Only the goroutine that injects faults into PostgreSQL uses these.
 	postgres *localpg.Server // nil: stopped
 	options  localpg.Options
 	ownerURL string // connects as the owner of the database, without the proxy
@@ -74,13 +74,12 @@ func newEnvironment(ctx context.Context, log io.Writer) (e *environment, err err
 	if err := e.startPostgres(ctx); err != nil {
 		return e, err
 	}
-	if err := e.moveWAL(ctx); err != nil {
+	if err := e.mountWALDisk(ctx); err != nil {
 		return e, err
 	}
 	if err := e.install(ctx); err != nil {
 		return e, err
 	}
-
 	if e.proxy, err = faultproxy.New(e.ownerURL); err != nil {
 		return e, err
 	}
@@ -99,15 +98,19 @@ func newEnvironment(ctx context.Context, log io.Writer) (e *environment, err err
 
 // install creates the database of the service.
 func (e *environment) install(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, e.postgres.URL("postgres"))
+	e.ownerURL = e.postgres.URL("postgres")
+	err := e.asOwner(ctx, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "create database coupond")
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	_, err = conn.Exec(ctx, "create database coupond")
-	if err = errors.Join(err, conn.Close(ctx)); err != nil {
-		return err
-	}
 	e.ownerURL = e.postgres.URL("coupond")
+	return e.migrate(ctx)
+}
+
+func (e *environment) migrate(ctx context.Context) error {
 	return e.asOwner(ctx, func(conn *pgx.Conn) error {
 		_, err := db.Apply(ctx, conn, db.Options{})
 		return err
@@ -120,16 +123,13 @@ func (e *environment) asOwner(ctx context.Context, f func(*pgx.Conn) error) erro
 	if err != nil {
 		return err
 	}
-	err = f(conn)
-	_ = conn.Close(context.WithoutCancel(ctx)) // the result of f does not depend on it
-	return err
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // the result of f does not depend on it
+	return f(conn)
 }
 
 // startPostgres starts the server, also after it exited by itself. It does nothing if the server
 // runs.
 func (e *environment) startPostgres(ctx context.Context) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if e.postgres != nil {
 		select {
 		case <-e.postgres.Done():
@@ -148,35 +148,14 @@ func (e *environment) startPostgres(ctx context.Context) error {
 	return nil
 }
 
-// postgresVersion returns the version of the PostgreSQL server.
-func (e *environment) postgresVersion() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.version
-}
-
 // stopPostgres stops the server with stop, which is Stop or Kill.
 func (e *environment) stopPostgres(stop func(*localpg.Server) error) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if e.postgres == nil {
 		return nil
 	}
 	server := e.postgres
 	e.postgres = nil
 	return stop(server)
-}
-
-// waitHealthy waits until all instances are healthy.
-func (e *environment) waitHealthy(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
-	defer cancel()
-	for _, one := range e.instances {
-		if err := one.waitHealthy(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // waitPostgres waits until PostgreSQL answers, and starts it if it does not run. After a panic
@@ -196,22 +175,57 @@ func (e *environment) waitPostgres(ctx context.Context) error {
 	}
 }
 
+// waitHealthy waits until all instances are healthy.
+func (e *environment) waitHealthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
+	defer cancel()
+	for _, one := range e.instances {
+		if err := one.waitHealthy(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// storedCoupons reads all coupons with their claims from the tables, without the service and the
+// proxy. gaps has the coupons whose claim numbers have gaps.
+func (e *environment) storedCoupons(ctx context.Context) (stored map[string]load.Coupon, gaps []string, err error) {
+	stored = map[string]load.Coupon{}
+	err = e.asOwner(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `
+			select c.name, c.amount, c.remaining_amount,
+			  coalesce(array_agg(k.user_id order by k.claim_number) filter (where k.user_id is not null), '{}'),
+			  coalesce(max(k.claim_number) <> count(*), false)
+			from coupond.coupons as c
+			left join coupond.claims as k on k.coupon_name = c.name
+			group by c.name`)
+		if err != nil {
+			return err
+		}
+		var c load.Coupon
+		var gap bool
+		_, err = pgx.ForEachRow(rows, []any{&c.Name, &c.Amount, &c.Remaining, &c.ClaimedBy, &gap}, func() error {
+			stored[c.Name] = c
+			if gap {
+				gaps = append(gaps, c.Name)
+			}
+			c.ClaimedBy = nil // the next scan must not write into it
+			return nil
+		})
+		return err
+	})
+	return stored, gaps, err
+}
+
 // close stops everything. If keep is set, the logs and the data stay in home.
 func (e *environment) close(keep bool) error {
-	var errs []error
 	for _, one := range e.instances {
 		one.kill()
 	}
 	if e.proxy != nil {
 		e.proxy.Close()
 	}
-	errs = append(errs, e.stopPostgres((*localpg.Server).Kill))
-	if e.walDisk != nil {
-		if keep {
-			errs = append(errs, e.walDisk.restore())
-		}
-		errs = append(errs, e.walDisk.unmount())
-	}
+	errs := []error{e.stopPostgres((*localpg.Server).Kill), e.unmountWALDisk()}
 	if e.home != "" && !keep {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()

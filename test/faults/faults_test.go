@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -11,9 +12,13 @@ import (
 
 	"github.com/anishathalye/porcupine"
 
+	"scalable-coupon-system/bench/check"
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/internal/couponmodel"
+	"scalable-coupon-system/internal/pgtest"
 )
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // at returns the time ms milliseconds after the start.
 func at(ms int) time.Time { return time.Unix(0, 0).Add(time.Duration(ms) * time.Millisecond) }
@@ -113,109 +118,80 @@ func TestHistory_check_largest(t *testing.T) {
 	}
 }
 
-// Each kind of violation is found.
-func TestCheckStorage(t *testing.T) {
+// What bench/check finds is a violation, except that not every user of a coupon with faults gets a
+// definite answer.
+func TestFaultTest_checkAll(t *testing.T) {
 	t.Parallel()
-	correct := storedCoupon{name: "c", amount: 3, remaining: 1, numbers: []int32{1, 2}, users: []string{"u0", "u1"}}
-	tests := map[string]struct {
-		answers map[int][]load.Answer // by user
-		change  func(*storedCoupon)
-		missing bool
-		want    func(*violations) *violation
-	}{
-		"correct":                   {},
-		"unknown, not stored":       {answers: map[int][]load.Answer{2: {load.OutcomeUnknown}}},
-		"unknown, stored":           {answers: map[int][]load.Answer{2: {load.Cut}}, change: func(s *storedCoupon) { s.add("u2") }},
-		"retried after UNAVAILABLE": {answers: map[int][]load.Answer{2: {load.Unavailable, load.Claimed}}, change: func(s *storedCoupon) { s.add("u2") }},
-		"lost": {
-			answers: map[int][]load.Answer{2: {load.Claimed}},
-			want:    func(v *violations) *violation { return v.lost },
-		},
-		"409, and lost": {
-			answers: map[int][]load.Answer{2: {load.OutcomeUnknown, load.AlreadyClaimed}},
-			want:    func(v *violations) *violation { return v.lost },
-		},
-		"the coupon is lost": {missing: true, want: func(v *violations) *violation { return v.lost }},
-		"granted twice": {
-			answers: map[int][]load.Answer{1: {load.Claimed}},
-			want:    func(v *violations) *violation { return v.duplicate },
-		},
-		"stored twice": {change: func(s *storedCoupon) { s.add("u1") }, want: func(v *violations) *violation { return v.duplicate }},
-		"oversold": {
-			answers: map[int][]load.Answer{2: {load.Claimed}, 3: {load.Claimed}},
-			change:  func(s *storedCoupon) { s.add("u2"); s.add("u3") },
-			want:    func(v *violations) *violation { return v.oversold },
-		},
-		"stored after OVERLOADED": {
-			answers: map[int][]load.Answer{2: {load.Overloaded}},
-			change:  func(s *storedCoupon) { s.add("u2") },
-			want:    func(v *violations) *violation { return v.unrequested },
-		},
-		"stored for an unknown user": {change: func(s *storedCoupon) { s.add("mallory") }, want: func(v *violations) *violation { return v.unrequested }},
-		"out of stock, but stored": {
-			answers: map[int][]load.Answer{2: {load.Cut, load.OutOfStock}},
-			change:  func(s *storedCoupon) { s.add("u2") },
-			want:    func(v *violations) *violation { return v.contradiction },
-		},
-		"the sum is wrong":    {change: func(s *storedCoupon) { s.remaining = 2 }, want: func(v *violations) *violation { return v.contradiction }},
-		"a number is missing": {change: func(s *storedCoupon) { s.numbers[1] = 3 }, want: func(v *violations) *violation { return v.contradiction }},
-		"the amount is wrong": {change: func(s *storedCoupon) { s.amount, s.remaining = 4, 2 }, want: func(v *violations) *violation { return v.contradiction }},
+	correct := load.Coupon{Name: "c", Amount: 3, Remaining: 1, ClaimedBy: []string{"u0", "u1"}}
+	with := func(users ...string) load.Coupon {
+		c := correct
+		c.ClaimedBy, c.Remaining = slices.Concat(c.ClaimedBy, users), c.Remaining-len(users)
+		return c
 	}
-	for name, test := range tests {
+	for name, test := range map[string]struct {
+		answers []load.Answer // to the third user
+		stored  load.Coupon
+		want    check.Kind
+	}{
+		"correct":                   {nil, correct, ""},
+		"unknown, not stored":       {[]load.Answer{load.OutcomeUnknown}, correct, ""},
+		"unknown, stored":           {[]load.Answer{load.Cut}, with("u2"), ""},
+		"retried after UNAVAILABLE": {[]load.Answer{load.Unavailable, load.Claimed}, with("u2"), ""},
+		"lost":                      {[]load.Answer{load.Claimed}, correct, check.Lost},
+		"409, and lost":             {[]load.Answer{load.OutcomeUnknown, load.AlreadyClaimed}, correct, check.Lost},
+		"the coupon is lost":        {nil, load.Coupon{}, check.Lost},
+		"granted twice":             {[]load.Answer{load.Claimed, load.Claimed}, with("u2"), check.Duplicate},
+		"stored twice":              {nil, with("u1"), check.Duplicate},
+		"oversold":                  {[]load.Answer{load.Claimed}, with("u2", "u3"), check.Oversold},
+		"stored after OVERLOADED":   {[]load.Answer{load.Overloaded}, with("u2"), check.Unrequested},
+		"out of stock, but stored":  {[]load.Answer{load.Cut, load.OutOfStock}, with("u2"), check.Unrequested},
+		"not created":               {nil, load.Coupon{Name: "d", Amount: 3, Remaining: 3}, check.Unrequested},
+		"the sum is wrong":          {nil, load.Coupon{Name: "c", Amount: 3, Remaining: 2, ClaimedBy: []string{"u0", "u1"}}, check.Inconsistent},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newStorageChecker("c", 3, 4)
-			c.addCreation(load.Created)
-			c.addClaim(0, load.Claimed)
-			c.addClaim(1, load.Claimed)
-			for user, answers := range test.answers {
+			r := newFaultTest(options{}, &bytes.Buffer{})
+			c := r.newCoupon("c", 3)
+			c.RecordCreation(load.Created, time.Now())
+			for user, answers := range [][]load.Answer{{load.Claimed}, {load.Claimed}, test.answers} {
 				for _, a := range answers {
-					c.addClaim(user, a)
+					c.Record(c.User(userName(user)), a, time.Time{}, time.Time{})
 				}
 			}
-			s := correct
-			s.numbers, s.users = slices.Clone(s.numbers), slices.Clone(s.users)
-			if test.change != nil {
-				test.change(&s)
-			}
-			coupons := map[string]*storedCoupon{"c": &s}
-			if test.missing {
-				coupons = nil
-			}
-			v := newViolations()
-			checkStorage([]*storageChecker{c}, coupons, v)
-			if test.want == nil {
-				if !v.none() {
-					t.Errorf("found %v, want none", examples(v))
-				}
-				return
-			}
-			if test.want(v).count() == 0 {
-				t.Errorf("found only %v", examples(v))
+			r.checkAll(map[string]load.Coupon{test.stored.Name: test.stored})
+			if r.results.clean() != (test.want == "") || test.want != "" && r.results.found(test.want) == 0 {
+				t.Errorf("found %v, want %q", r.results.violations, test.want)
 			}
 		})
 	}
+}
 
-	v := newViolations()
-	refused := newStorageChecker("c", 3, 4)
-	refused.addCreation(load.Unavailable)
-	checkStorage([]*storageChecker{refused}, map[string]*storedCoupon{"c": {name: "c", amount: 3, remaining: 3}}, v)
-	checkStorage(nil, map[string]*storedCoupon{"d": {name: "d", amount: 3, remaining: 3}}, v)
-	if v.unrequested.count() != 2 {
-		t.Errorf("two coupons that were not created: found %v", examples(v))
+// Gaps between claim numbers, which no answer shows, are found in the tables.
+func TestEnvironment_storedCoupons(t *testing.T) {
+	t.Parallel()
+	database := pgtest.New(t)
+	conn := database.Connect(t)
+	for _, sql := range []string{
+		`select coupond.create_coupon('none', 1), coupond.create_coupon('gap', 5), coupond.create_coupon('fine', 5)`,
+		`select coupond.claim_coupon(u, c) from unnest(array['ann', 'bob', 'eve']) as u, unnest(array['gap', 'fine']) as c`,
+		`set session_replication_role = replica`, // without the triggers that refuse this
+		`delete from coupond.claims where coupon_name = 'gap' and user_id = 'bob'`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stored, gaps, err := (&environment{ownerURL: database.URL}).storedCoupons(t.Context())
+	if err != nil || len(stored) != 3 || !slices.Equal(gaps, []string{"gap"}) ||
+		len(stored["none"].ClaimedBy) != 0 || !slices.Equal(stored["gap"].ClaimedBy, []string{"ann", "eve"}) ||
+		!reflect.DeepEqual(stored["fine"], load.Coupon{Name: "fine", Amount: 5, Remaining: 2, ClaimedBy: []string{"ann", "bob", "eve"}}) {
+		t.Errorf("%+v, gaps %q, %v", stored, gaps, err)
 	}
 }
 
-// add adds a claim.
-func (s *storedCoupon) add(user string) {
-	s.numbers, s.users, s.remaining = append(s.numbers, int32(len(s.users)+1)), append(s.users, user), s.remaining-1
-}
-
-func examples(v *violations) (all []string) {
-	for _, one := range v.all() {
-		all = append(all, one.examples...)
-	}
-	return all
+// found returns how many violations of a kind there are.
+func (r *results) found(kind check.Kind) int {
+	return check.Result{Violations: r.violations}.Count(kind)
 }
 
 // An answer is allowed only while a fault that may cause it is active.
@@ -224,8 +200,8 @@ func TestOutages_allow(t *testing.T) {
 	none := &fault{name: "allows nothing"}
 	some := &fault{name: "allows UNAVAILABLE", allowed: []load.Answer{load.Unavailable}}
 	o := &outages{windows: []*outage{
-		{faults: []*fault{none}, begin: at(1000), end: at(2000)},
-		{faults: []*fault{some}, begin: at(3000), end: at(4000)},
+		{faults: []*fault{none}, start: at(1000), end: at(2000)},
+		{faults: []*fault{some}, start: at(3000), end: at(4000)},
 	}}
 	for _, test := range []struct {
 		answer    load.Answer
@@ -251,7 +227,7 @@ func TestOutages_allow(t *testing.T) {
 func TestSchedule_next(t *testing.T) {
 	t.Parallel()
 	draw := func(seed uint64) (all []injection) {
-		r := &faultTest{options: options{seed: seed}}
+		r := &faultTest{options: options{Seed: seed}}
 		s := &schedule{faults: allFaults(), random: r.random(faultStream, 0)}
 		for range 60 {
 			all = append(all, s.next())
@@ -261,12 +237,12 @@ func TestSchedule_next(t *testing.T) {
 	one, same, other := draw(1), draw(1), draw(2)
 	namesOf := func(injections []injection) (all []string) {
 		for _, n := range injections {
-			all = append(all, names(n.faults))
+			all = append(all, n.String())
 			if len(n.faults) > 1 && n.faults[0].layer == n.faults[1].layer {
-				t.Errorf("two faults of one layer: %s", names(n.faults))
+				t.Errorf("two faults of one layer: %s", n.String())
 			}
 			if len(n.faults) > 1 && slices.ContainsFunc(n.faults, func(f *fault) bool { return f.start != nil }) {
-				t.Errorf("a fault during which others are measured does not come alone: %s", names(n.faults))
+				t.Errorf("a fault during which others are measured does not come alone: %s", n.String())
 			}
 		}
 		return all
@@ -282,9 +258,6 @@ func TestSchedule_next(t *testing.T) {
 		if !strings.Contains(first, f.name) {
 			t.Errorf("%s is not among the first %d", f.name, len(allFaults()))
 		}
-		if f.action == "" || f.reason == "" {
-			t.Errorf("%s has no action or no reason", f.name)
-		}
 		if alone := f.start != nil; alone != (f.layer == clientLayer) || alone != (f.inject == nil) || alone != (f.slowdown > 1) {
 			t.Errorf("%s: layer %d, inject set: %v, start set: %v, slowdown %v", f.name, f.layer, f.inject != nil, alone, f.slowdown)
 		}
@@ -294,17 +267,24 @@ func TestSchedule_next(t *testing.T) {
 // The report says "no violations" only if there are none, and lists those that there are.
 func TestFaultTest_report(t *testing.T) {
 	t.Parallel()
-	r := newFaultTest(options{duration: time.Minute, seed: 7}, &bytes.Buffer{})
+	r := newFaultTest(options{Duration: time.Minute, Seed: 7}, &bytes.Buffer{})
 	r.env = &environment{}
 	if report := r.report(); !strings.HasPrefix(report, "# Fault test: no violations\n") || !strings.Contains(report, "DURATION=1m0s SEED=7") {
 		t.Error(report)
 	}
-	for _, v := range r.violations.all() {
-		v.add("an example of %s", v.what)
-		report := r.report()
-		if !strings.HasPrefix(report, "# Fault test: VIOLATIONS\n") || !strings.Contains(report, "an example of "+v.what) || !strings.Contains(report, "| "+v.what+" | 1 |") {
-			t.Errorf("%s: %s", v.what, report)
+	for i := range 7 {
+		r.results.violated(check.Lost, "example %d", i)
+	}
+	r.results.violated(notAllowed, "a 500")
+	r.compare(comparison{&fault{name: "a storm", slowdown: 5}, 1000, 900})
+	report := r.report()
+	for _, want := range []string{"# Fault test: VIOLATIONS\n", "8 violations", "7 × " + string(check.Lost), "example 4", "1 × " + string(notAllowed), "a 500", "| a storm | 1000 |"} {
+		if !strings.Contains(report, want) {
+			t.Errorf("%q is not in the report:\n%s", want, report)
 		}
+	}
+	if strings.Contains(report, "example 5") {
+		t.Errorf("more examples than necessary:\n%s", report)
 	}
 }
 
@@ -319,7 +299,7 @@ func TestFaultTest_addAnswer(t *testing.T) {
 	} {
 		r := newFaultTest(options{}, &bytes.Buffer{})
 		r.addAnswer(answer, load.Response{Sent: at(1), Answered: at(2)}, nil, false)
-		if got := r.violations.notAllowed.count(); got != want {
+		if got := r.results.found(notAllowed); got != want {
 			t.Errorf("%v: %d violations, want %d", answer, got, want)
 		}
 	}
@@ -336,13 +316,9 @@ func TestFaultTest_compare(t *testing.T) {
 		{1000, 1000, 0}, {1000, 201, 0}, {1000, 199, 1}, {1000, 0, 1}, {1000, 5000, 0},
 	} {
 		r := newFaultTest(options{}, &bytes.Buffer{})
-		r.env = &environment{}
 		r.compare(comparison{&fault{name: "a storm", slowdown: 5}, test.before, test.during})
-		if got := r.violations.slow.count(); got != test.want {
+		if got := r.results.found(tooSlow); got != test.want {
 			t.Errorf("%+v: %d violations", test, got)
-		}
-		if report := r.report(); !strings.Contains(report, "| a storm | 1000 |") {
-			t.Errorf("the comparison is not in the report: %s", report)
 		}
 	}
 }
@@ -359,32 +335,22 @@ func TestFaultTest_checkMemory(t *testing.T) {
 	if err := r.checkMemory("a fault"); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat("/proc/self/status"); err == nil && (r.count.figures().largest < 1<<20 || r.violations.memory.count() > 0) {
-		t.Errorf("this process: %d bytes, %v", r.count.figures().largest, examples(r.violations))
+	if _, err := os.Stat("/proc/self/status"); err == nil && (r.results.memory < 1<<20 || r.results.found(tooLarge) > 0) {
+		t.Errorf("this process: %d bytes, %v", r.results.memory, r.results.violations)
 	}
 }
 
-// A checker can get more users while it is used.
-func TestStorageChecker_grow(t *testing.T) {
-	t.Parallel()
-	c := newStorageChecker("c", 9, 0)
-	c.grow(2)
-	c.addClaim(1, load.Claimed)
-	c.grow(1)
-	c.grow(5)
-	if len(c.userAnswers) != 5 || c.userAnswers[1] != gotClaimed {
-		t.Errorf("answers: %v", c.userAnswers)
-	}
-}
-
-func TestRun_wrongCommandLine(t *testing.T) {
+func TestOptions_wrong(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
-		{"--duration", "0s"}, {"--progress", "0s"}, {"--report", ""}, {"--bogus"}, {"word"}, {"--faults", "("}, {"--faults", "no such fault"},
+		{"--duration", "0s"}, {"--bogus"}, {"word"}, {"--only", "("}, {"--only", "no such fault"},
 	} {
-		var stderr bytes.Buffer
-		if code := run(t.Context(), args, &bytes.Buffer{}, &stderr); code != exitUsage || stderr.Len() == 0 {
-			t.Errorf("%v: exit code %d, %q", args, code, stderr.String())
+		parser, err := newParser(new(options))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parser.Parse(args); err == nil {
+			t.Errorf("%v: no error", args)
 		}
 	}
 }

@@ -54,27 +54,15 @@ var sequential = porcupine.Model{
 		}
 		return o.open || load.AnswerFor(outcome) == o.answer, next
 	},
-	Equal: func(a, b any) bool {
-		return a.(couponmodel.Coupon).Equal(b.(couponmodel.Coupon))
+	Equal: func(a, b any) bool { return a.(couponmodel.Coupon).Equal(b.(couponmodel.Coupon)) },
+	DescribeOperation: func(in, out any) string {
+		i, o := in.(input), out.(output)
+		what := [...]string{create: fmt.Sprintf("create %d", i.amount), claim: "claim for " + i.user, read: "read"}[i.kind]
+		if i.kind == read && o.answer == load.ReadOK {
+			return fmt.Sprintf("%s → %d, claimed by %v", what, o.coupon.Amount, o.coupon.ClaimedBy)
+		}
+		return fmt.Sprintf("%s → %v", what, o.answer)
 	},
-	DescribeOperation: func(in, out any) string { return describe(in.(input), out.(output)) },
-	DescribeState:     func(state any) string { return fmt.Sprintf("%+v", state) },
-}
-
-// describe describes an operation for the reader of a report.
-func describe(i input, o output) string {
-	what := "read"
-	switch i.kind {
-	case create:
-		what = fmt.Sprintf("create %d", i.amount)
-	case claim:
-		what = "claim for " + i.user
-	case read:
-	}
-	if i.kind == read && o.answer == load.ReadOK {
-		return fmt.Sprintf("%s → %d, claimed by %v", what, o.coupon.Amount, o.coupon.ClaimedBy)
-	}
-	return fmt.Sprintf("%s → %v", what, o.answer)
 }
 
 // history has the operations of several clients on one coupon, with their times.
@@ -100,7 +88,7 @@ func (h *history) add(client int, i input, o output, sent, answered time.Time) {
 	defer h.mu.Unlock()
 	op := porcupine.Operation{ClientId: client, Input: i, Call: int64(sent.Sub(h.began)), Output: o, Return: int64(answered.Sub(h.began))}
 	switch {
-	case isNotExecuted(o.answer):
+	case o.answer.NotExecuted():
 		return // if it was executed after all, other operations show an effect that nothing explains
 	case !o.answer.Ambiguous():
 		h.operations = append(h.operations, op)
@@ -128,14 +116,6 @@ func (h *history) check() porcupine.CheckResult {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return porcupine.CheckOperationsTimeout(sequential, h.operations, checkTimeout)
-}
-
-// draw writes an HTML page that shows the history and its longest linearizable parts.
-func (h *history) draw(path string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	_, info := porcupine.CheckOperationsVerbose(sequential, h.operations, checkTimeout)
-	return porcupine.VisualizePath(sequential, info, path)
 }
 
 // String lists the operations in the order in which they were added.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/faultproxy"
 	"scalable-coupon-system/internal/localpg"
 )
@@ -21,15 +20,23 @@ func between(random *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(random.Int64N(int64(most-least)))
 }
 
+// repeat calls f some times, at least and less than most, with pauses.
+func repeat(ctx context.Context, random *rand.Rand, least, most int, longest time.Duration, f func() error) error {
+	for range least + random.IntN(most-least) {
+		if err := f(); err != nil {
+			return err
+		}
+		pause(ctx, between(random, 0, longest))
+	}
+	return nil
+}
+
 func terminateBackends(ctx context.Context, e *environment, random *rand.Rand) error {
 	return e.asOwner(ctx, func(conn *pgx.Conn) error {
-		for range 1 + random.IntN(8) {
-			if _, err := conn.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'coupond'`); err != nil {
-				return err
-			}
-			pause(ctx, between(random, 20*time.Millisecond, 300*time.Millisecond))
-		}
-		return nil
+		return repeat(ctx, random, 1, 9, 300*time.Millisecond, func() error {
+			_, err := conn.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'coupond'`)
+			return err
+		})
 	})
 }
 
@@ -38,43 +45,47 @@ func crashPostgres(ctx context.Context, e *environment, random *rand.Rand) error
 		return err
 	}
 	pause(ctx, between(random, 0, 3*time.Second))
-	// Also when ctx has ended: the fault must be undone.
-	return e.startPostgres(context.WithoutCancel(ctx))
+	return e.startPostgres(context.WithoutCancel(ctx)) // also when ctx has ended: the fault must be undone
 }
 
 func lockRow(ctx context.Context, e *environment, random *rand.Rand) error {
-	return e.asOwner(ctx, func(conn *pgx.Conn) error {
-		coupon := e.saleCoupon.Load()
-		if coupon == nil {
-			return errors.New("no coupon is on sale")
-		}
-		tx, err := conn.Begin(ctx)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, `select from coupond.coupons where name = $1 for update`, *coupon); err != nil {
-			return err
-		}
-		pause(ctx, between(random, 200*time.Millisecond, 4*time.Second))
-		return tx.Rollback(context.WithoutCancel(ctx))
-	})
+	coupon := e.saleCoupon.Load()
+	if coupon == nil {
+		return errors.New("no coupon is on sale")
+	}
+	unlock, err := e.lock(ctx, []string{*coupon})
+	if err != nil {
+		return err
+	}
+	pause(ctx, between(random, 200*time.Millisecond, 4*time.Second))
+	return unlock()
+}
+
+// lock locks the rows of coupons in a transaction, as a psql session with a forgotten transaction
+// does, until unlock is called.
+func (e *environment) lock(ctx context.Context, coupons []string) (unlock func() error, err error) {
+	conn, err := pgx.Connect(ctx, e.ownerURL)
+	if err != nil {
+		return nil, err
+	}
+	unlock = func() error { return conn.Close(context.WithoutCancel(ctx)) }
+	if _, err = conn.Exec(ctx, `begin`); err == nil {
+		_, err = conn.Exec(ctx, `select from coupond.coupons where name = any($1) for update`, coupons)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	return unlock, nil
 }
 
 func reinstallFunctions(ctx context.Context, e *environment, random *rand.Rand) error {
-	return e.asOwner(ctx, func(conn *pgx.Conn) error {
-		for range 5 + random.IntN(16) {
-			if _, err := db.Apply(context.WithoutCancel(ctx), conn, db.Options{}); err != nil {
-				return err
-			}
-			pause(ctx, between(random, 0, 100*time.Millisecond))
-		}
-		return nil
-	})
+	return repeat(ctx, random, 5, 21, 100*time.Millisecond, func() error { return e.migrate(context.WithoutCancel(ctx)) })
 }
 
+// fillWAL fills the disk of the WAL until PostgreSQL panics, and leaves it full for some time.
 func fillWAL(ctx context.Context, e *environment, random *rand.Rand) (err error) {
 	defer func() {
-		err = errors.Join(err, e.walDisk.free(), e.waitPostgres(context.WithoutCancel(ctx)))
+		err = errors.Join(err, e.freeWALDisk(), e.waitPostgres(context.WithoutCancel(ctx)))
 	}()
 	// The existing segments have room for a while; each pg_switch_wal uses one up. The temporary
 	// replication slot, which is dropped with its session, keeps checkpoints from recycling them.
@@ -83,7 +94,7 @@ func fillWAL(ctx context.Context, e *environment, random *rand.Rand) (err error)
 		if _, err := conn.Exec(ctx, `select pg_create_physical_replication_slot('faults', true, true)`); err != nil {
 			return err
 		}
-		if err := e.walDisk.fill(); err != nil {
+		if err := e.fillWALDisk(); err != nil {
 			return err
 		}
 		for range 100 {
@@ -102,11 +113,10 @@ func fillWAL(ctx context.Context, e *environment, random *rand.Rand) (err error)
 }
 
 func cutConnections(ctx context.Context, e *environment, random *rand.Rand) error {
-	for range 1 + random.IntN(6) {
+	return repeat(ctx, random, 1, 7, 400*time.Millisecond, func() error {
 		e.proxy.CutAll()
-		pause(ctx, between(random, 20*time.Millisecond, 400*time.Millisecond))
-	}
-	return nil
+		return nil
+	})
 }
 
 func makeUnreachable(ctx context.Context, e *environment, random *rand.Rand) error {
@@ -116,6 +126,7 @@ func makeUnreachable(ctx context.Context, e *environment, random *rand.Rand) err
 	return nil
 }
 
+// stallConnections stalls both directions for up to longer than CLAIM_TIMEOUT.
 func stallConnections(ctx context.Context, e *environment, random *rand.Rand) error {
 	e.proxy.Freeze()
 	defer e.proxy.Thaw()
@@ -123,18 +134,14 @@ func stallConnections(ctx context.Context, e *environment, random *rand.Rand) er
 	return nil
 }
 
+// slowConnections delays one call in four.
 func slowConnections(ctx context.Context, e *environment, random *rand.Rand) error {
-	var calls atomic.Uint64
-	seed := random.Uint64()
-	e.proxy.Inject(func(string) faultproxy.Fault {
-		draw := rand.New(rand.NewPCG(seed, calls.Add(1)))
+	injectFor(ctx, e, random, func(_ string, draw *rand.Rand) faultproxy.Fault {
 		if draw.IntN(4) == 0 {
 			time.Sleep(between(draw, time.Millisecond, time.Second))
 		}
 		return faultproxy.Pass
 	})
-	defer e.proxy.Inject(nil)
-	pause(ctx, between(random, time.Second, 4*time.Second))
 	return nil
 }
 
@@ -143,23 +150,26 @@ func slowConnections(ctx context.Context, e *environment, random *rand.Rand) err
 func injectIntoCalls(kind faultproxy.Fault, least int) func(context.Context, *environment, *rand.Rand) error {
 	return func(ctx context.Context, e *environment, random *rand.Rand) error {
 		n := least * (1 + random.IntN(10))
-		var calls atomic.Uint64
-		seed := random.Uint64()
-		e.proxy.Inject(func(sql string) faultproxy.Fault {
-			if !strings.Contains(sql, "coupond.") { // pings and health checks
-				return faultproxy.Pass
-			}
-			if rand.New(rand.NewPCG(seed, calls.Add(1))).IntN(n) == 0 {
+		injectFor(ctx, e, random, func(sql string, draw *rand.Rand) faultproxy.Fault {
+			if strings.Contains(sql, "coupond.") && draw.IntN(n) == 0 { // no ping
 				return kind
 			}
 			return faultproxy.Pass
 		})
-		defer e.proxy.Inject(nil)
-		pause(ctx, between(random, time.Second, 4*time.Second))
 		return nil
 	}
 }
 
+// injectFor sets the fault of each call for some seconds. Each call has a random source of its own.
+func injectFor(ctx context.Context, e *environment, random *rand.Rand, faultOf func(sql string, draw *rand.Rand) faultproxy.Fault) {
+	var calls atomic.Uint64
+	seed := random.Uint64()
+	e.proxy.Inject(func(sql string) faultproxy.Fault { return faultOf(sql, rand.New(rand.NewPCG(seed, calls.Add(1)))) })
+	defer e.proxy.Inject(nil)
+	pause(ctx, between(random, time.Second, 4*time.Second))
+}
+
+// killInstance kills one instance, or both, and starts them later.
 func killInstance(ctx context.Context, e *environment, random *rand.Rand) error {
 	first := random.IntN(instances)
 	killed := []*instance{e.instances[first]}
@@ -178,6 +188,7 @@ func killInstance(ctx context.Context, e *environment, random *rand.Rand) error 
 	return nil
 }
 
+// restartInstances restarts one instance after the other.
 func restartInstances(ctx context.Context, e *environment, _ *rand.Rand) error {
 	ctx = context.WithoutCancel(ctx) // it takes a bounded time, and stopped half-way it would leave one instance
 	for _, one := range e.instances {

@@ -67,12 +67,11 @@ func (i *instance) start() error {
 func (i *instance) kill() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.cmd == nil {
-		return
+	if i.cmd != nil {
+		_ = i.cmd.Process.Kill() // it may have exited already
+		<-i.exited
+		i.cmd = nil
 	}
-	_ = i.cmd.Process.Kill() // it may have exited already
-	<-i.exited
-	i.cmd = nil
 }
 
 // stop sends SIGTERM and waits until the process exits. It fails if the process does not exit in
@@ -121,4 +120,23 @@ func (i *instance) waitHealthy(ctx context.Context) error {
 		last = response.Status
 	}
 	return fmt.Errorf("%s is not healthy: %s", i.address, last)
+}
+
+// memory returns the peak of the resident set of the process since the last call, and the bytes
+// that wait in the send buffers of its HTTP connections; in all.
+func (i *instance) memory() (int64, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.cmd == nil {
+		return 0, errors.New("the instance is not running")
+	}
+	peak, err := procmem.Peak(i.cmd.Process.Pid)
+	if err != nil {
+		return 0, err
+	}
+	if err = procmem.ResetPeak(i.cmd.Process.Pid); err != nil {
+		return 0, err
+	}
+	queued, err := procmem.SendBuffers(i.address)
+	return peak + queued, err
 }

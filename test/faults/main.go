@@ -2,9 +2,7 @@
 // every answer against a model and against the stored state.
 //
 //	make faults DURATION=10m SEED=7
-//	go run ./test/faults --duration 45s --seed 1 --faults "storm|locked"
-//
-// # What it checks
+//	go run ./test/faults --duration 45s --seed 1 --only "storm|locked"
 //
 // Two instances of coupond share a private PostgreSQL server, which they reach through a proxy.
 // Clients create, claim and read coupons over HTTP. There are many small coupons, each used by a
@@ -17,16 +15,12 @@
 //
 // Meanwhile it injects faults that the seed determines (faults.go). Each fault has a list of the
 // answers that it may cause; any other answer is a violation. At the end all answers are compared
-// with the tables.
+// with the tables. Some faults are other clients, or a lock on coupons of other clients
+// (otherclients.go), which must not slow down the others much. No instance may use more memory than
+// a container of 512 MiB has.
 //
-// Some faults are other clients, or a lock on coupons of other clients (otherclients.go). Clients
-// that have nothing to do with them claim before and during such a fault, and must not be slowed
-// down much (compare.go). No instance may use more memory than a container of 512 MiB has
-// (memory.go).
-//
-// It writes a report. The exit status is 0 without violations, 1 with violations or if the test
-// could not be completed, and 2 for a wrong command line. A failed run keeps its logs and its
-// database, and prints where they are.
+// The exit status is 0 if there are no violations. A failed run keeps its logs and its database,
+// and prints where they are.
 package main
 
 import (
@@ -42,108 +36,72 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/alecthomas/kong"
 )
-
-// The exit codes.
-const (
-	exitClean  = 0
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
-}
 
 type options struct {
-	duration time.Duration
-	seed     uint64
-	report   string
-	progress time.Duration
-	only     *regexp.Regexp // names of the faults to inject
+	Duration time.Duration  `default:"1m" help:"How long to inject faults; at least 1s."`
+	Seed     uint64         `help:"Seed of the faults and the requests; 0 takes one from the clock."`
+	Only     *regexp.Regexp `placeholder:"REGEXP" help:"Inject only faults with a matching name."`
+	Report   string         `default:"faults/report.md" help:"Write the report to this file."`
 }
 
-func parseOptions(args []string, stderr io.Writer) (options, error) {
+// Validate is called by kong.
+func (o *options) Validate() error {
+	if o.Duration < time.Second {
+		return fmt.Errorf("--duration %s: at least 1s", o.Duration)
+	}
+	if !slices.ContainsFunc(allFaults(), o.injects) {
+		return fmt.Errorf("--only %q: no fault matches", o.Only)
+	}
+	return nil
+}
+
+func (o *options) injects(f *fault) bool { return o.Only == nil || o.Only.MatchString(f.name) }
+
+func newParser(o *options) (*kong.Kong, error) {
+	return kong.New(o, kong.Name("faults"), kong.Description("Injects faults into a running service and checks all answers."))
+}
+
+func main() {
 	var o options
-	flags := pflag.NewFlagSet("faults", pflag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.SortFlags = false
-	flags.DurationVar(&o.duration, "duration", time.Minute, "how long to inject faults, at least 1s")
-	flags.Uint64Var(&o.seed, "seed", 0, "seed of the faults and the requests; 0 takes one from the clock")
-	flags.StringVar(&o.report, "report", "faults/report.md", "write the report to this `file`")
-	flags.DurationVar(&o.progress, "progress", 5*time.Second, "how often to print a line of progress")
-	only := flags.String("faults", "", "inject only faults whose names match this regular `expression`")
-	if err := flags.Parse(args); err != nil {
-		if !errors.Is(err, pflag.ErrHelp) {
-			_, _ = fmt.Fprintln(stderr, "faults:", err)
-		}
-		return o, err
-	}
-	var err error
-	o.only, err = regexp.Compile(*only)
-	switch {
-	case err != nil:
-		err = fmt.Errorf("--faults %q: %w", *only, err)
-	case flags.NArg() > 0:
-		err = fmt.Errorf("unexpected argument %q: only flags are allowed", flags.Arg(0))
-	case o.duration < time.Second:
-		err = fmt.Errorf("--duration %s: at least 1s", o.duration)
-	case o.progress <= 0:
-		err = fmt.Errorf("--progress %s: must be positive", o.progress)
-	case !slices.ContainsFunc(allFaults(), func(f *fault) bool { return o.only.MatchString(f.name) }):
-		err = fmt.Errorf("--faults %q: no fault matches", *only)
-	case o.report == "":
-		err = errors.New("--report is empty: name a file")
-	}
+	parser, err := newParser(&o)
 	if err != nil {
-		_, _ = fmt.Fprintln(stderr, "faults:", err)
-		return o, err
+		panic(err)
 	}
-	if o.seed == 0 {
-		o.seed = uint64(time.Now().UnixNano())
-	}
-	return o, nil
+	_, err = parser.Parse(os.Args[1:])
+	parser.FatalIfErrorf(err)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	err = run(ctx, o, os.Stdout)
+	stop()
+	parser.FatalIfErrorf(err)
 }
 
-// run is the program; it returns the exit code.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	o, err := parseOptions(args, stderr)
-	switch {
-	case errors.Is(err, pflag.ErrHelp):
-		return exitClean
-	case err != nil:
-		return exitUsage
+var errViolations = errors.New("there are violations")
+
+func run(ctx context.Context, o options, out io.Writer) (err error) {
+	if o.Seed == 0 {
+		o.Seed = uint64(time.Now().UnixNano())
 	}
-	t := newFaultTest(o, stdout)
-	t.printf("%s with seed %d: make faults DURATION=%s SEED=%d", o.duration, o.seed, o.duration, o.seed)
-	if err := os.MkdirAll(filepath.Dir(o.report), 0o755); err != nil {
-		_, _ = fmt.Fprintln(stderr, "faults:", err)
-		return exitFailed
+	t := newFaultTest(o, out)
+	t.printf("make faults DURATION=%s SEED=%d", o.Duration, o.Seed)
+	if err := os.MkdirAll(filepath.Dir(o.Report), 0o755); err != nil {
+		return err
 	}
-	if t.env, err = newEnvironment(ctx, stderr); err != nil {
-		_, _ = fmt.Fprintln(stderr, "faults:", err)
-		return exitFailed
+	if t.env, err = newEnvironment(ctx, os.Stderr); err != nil {
+		return err
 	}
 	t.run(ctx)
-	clean := t.violations.none()
-	if err := t.env.close(!clean); err != nil {
-		_, _ = fmt.Fprintln(stderr, "faults:", err)
-	}
+	clean := t.results.clean()
+	err = t.env.close(!clean)
 	report := t.report()
 	t.printf("\n%s", report)
-	if err := os.WriteFile(o.report, []byte(report), 0o644); err != nil {
-		_, _ = fmt.Fprintln(stderr, "faults:", err)
-		return exitFailed
-	}
-	t.printf("report: %s", o.report)
+	err = errors.Join(err, os.WriteFile(o.Report, []byte(report), 0o644))
+	t.printf("report: %s", o.Report)
 	if !clean {
 		t.printf("logs and data are kept in %s; remove it when you do not need it any more", t.env.home)
-		return exitFailed
+		err = errors.Join(err, errViolations)
 	}
-	return exitClean
+	return err
 }

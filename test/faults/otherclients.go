@@ -18,163 +18,183 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// How many clients there are.
 const (
+	bystanders    = 16   // clients that must not be slowed down much
 	lockedAtMost  = 4    // coupons
 	lockedClients = 4    // of each locked coupon
 	creators      = 1000 // connections that create coupons
 	slowReaders   = 60   // connections that do not read their answers
 	healthChecks  = 4000 // connections that ask for the health
 	healthPause   = 500 * time.Millisecond
+	// largeUsers is the number of users of the coupon that slow readers get. Their ids are as long as
+	// possible, also in JSON: 15 MB in all.
+	largeUsers = 10_000
+
+	measuredTime = 1500 * time.Millisecond // before a fault
+	faultTime    = 4 * time.Second         // longer than CLAIM_TIMEOUT, so that claims that wait fail
 )
 
-// clientFaults are the faults of clientLayer.
-func clientFaults() []*fault {
-	return []*fault{
-		{
-			name: "coupons locked for long", layer: clientLayer, slowdown: 5,
-			action: fmt.Sprintf("select … for update of up to %d coupons, held for longer than CLAIM_TIMEOUT, while %d clients claim each of them; others claim other coupons",
-				lockedAtMost, lockedClients),
-			allowed: notExecuted,
-			reason: "Claims on a locked coupon wait until PostgreSQL cancels the statement: UNAVAILABLE, or OVERLOADED behind them. Claims on " +
-				"other coupons do not wait for it.",
-			start: lockCoupons,
-		},
-		{
-			name: "creation storm", layer: clientLayer, slowdown: 10,
-			action:  fmt.Sprintf("%s connections create coupons; they wait as Retry-After says", thousands(creators)),
-			allowed: notExecuted,
-			reason:  "Creations beyond a bound are refused with OVERLOADED. Claims always find a connection to PostgreSQL.",
-			start:   createMany,
-		},
-		{
-			name: "slow readers", layer: clientLayer, slowdown: 10,
-			action:  fmt.Sprintf("%d connections get a coupon with %s users of the longest ids, and do not read the answer", slowReaders, thousands(largeUsers)),
-			allowed: []load.Answer{load.Overloaded},
-			reason:  "Reads are refused with OVERLOADED beyond a bound. An answer that is not read costs the service a bounded amount of memory, and no claim.",
-			start:   readSlowly,
-		},
-		{
-			name: "health storm", layer: clientLayer, slowdown: 10,
-			action: fmt.Sprintf("%s connections get /health again and again", thousands(healthChecks)),
-			reason: "All of them share one recent answer, which is 200.",
-			start:  askHealth,
-		},
+// comparison is how fast the bystanders claimed before a fault and during it.
+type comparison struct {
+	fault          *fault
+	before, during float64 // definite answers to claims, per second
+}
+
+// slowdown is how many times as long a claim took during the fault. A client has one request in
+// flight, so the mean time of a claim is the number of clients divided by the rate. Unlike a
+// quantile of the answers, that includes claims without an answer and repeated ones.
+func (c comparison) slowdown() float64 { return c.before / max(c.during, 0.01) }
+
+// injectAndCompare injects a fault of clientLayer. Bystanders with coupons of their own claim
+// before it and during it.
+func (t *faultTest) injectAndCompare(injecting context.Context, f *fault, random *rand.Rand) error {
+	claiming, stopClaiming := context.WithCancel(injecting)
+	claimed, waitBystanders := t.startBystanders(claiming, random.Uint64())
+	defer func() {
+		stopClaiming()
+		waitBystanders()
+	}()
+	pause(injecting, measuredTime/3) // they create their coupons
+	before := perSecond(claimed, func() { pause(injecting, measuredTime) })
+	end := t.outages.begin([]*fault{f})
+	defer end()
+	ctx, stop := context.WithCancel(injecting)
+	defer stop()
+	var undo func() error
+	var err error
+	during := perSecond(claimed, func() {
+		over := time.After(faultTime)
+		if undo, err = f.start(ctx, t, random); err == nil {
+			select {
+			case <-over:
+			case <-injecting.Done():
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if injecting.Err() == nil {
+		t.compare(comparison{f, before, during})
+	}
+	err = t.checkMemory(f.name) // while its connections are open
+	stop()
+	return errors.Join(err, undo())
+}
+
+// compare checks a comparison, and keeps it for the report.
+func (t *faultTest) compare(c comparison) {
+	t.results.mu.Lock()
+	t.results.comparisons = append(t.results.comparisons, c)
+	t.results.mu.Unlock()
+	if c.slowdown() > c.fault.slowdown {
+		t.results.violated(tooSlow, "%s: claims of others took %.0f times as long, at most %.0f times is allowed (%.1f claims/s, before it %.1f)",
+			c.fault.name, c.slowdown(), c.fault.slowdown, c.during, c.before)
 	}
 }
 
-// startClients calls work in n goroutines, each with its number. The function that it returns waits
-// for them.
-func startClients(n int, work func(i int)) (wait func()) {
+// perSecond returns by how much a counter grows per second while measured runs.
+func perSecond(counter *atomic.Int64, measured func()) float64 {
+	from, began := counter.Load(), time.Now()
+	measured()
+	return float64(counter.Load()-from) / time.Since(began).Seconds()
+}
+
+// startBystanders starts clients that claim one coupon each, every claim for another user, until
+// ctx ends. It returns the counter of their definite answers, and a function that waits for them.
+func (t *faultTest) startBystanders(ctx context.Context, number uint64) (claimed *atomic.Int64, wait func()) {
+	claimed = new(atomic.Int64)
+	return claimed, t.startClients(bystanders, func(i int, c *client) {
+		one := t.newCoupon(fmt.Sprintf("bystander-%x-%d", number, i), 1<<20)
+		c.createUntilDefinite(ctx, one)
+		for user := 0; ctx.Err() == nil; user++ {
+			c.claimUntilDefinite(ctx, userName(user), one)
+			claimed.Add(1)
+		}
+	})
+}
+
+// startClients calls work in n goroutines, each with its number and a client. The function that it
+// returns waits for them.
+func (t *faultTest) startClients(n int, work func(i int, c *client)) (wait func()) {
+	clients := t.newClients(n)
 	var all sync.WaitGroup
-	for i := range n {
-		all.Go(func() { work(i) })
+	for i, c := range clients {
+		all.Go(func() { work(i, c) })
 	}
-	return all.Wait
+	return func() {
+		all.Wait()
+		closeAll(clients)
+	}
 }
 
-// lockCoupons locks coupons, as a psql session with a forgotten transaction does, while clients
-// claim them.
+// lockCoupons locks coupons for longer than CLAIM_TIMEOUT, while clients claim them.
 func lockCoupons(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error) {
-	locked := 1 + random.IntN(lockedAtMost)
-	clients := t.newClients(locked*lockedClients, otherClientsStream, 0)
-	coupons, names := make([]*storageChecker, locked), make([]string, locked)
-	for i := range coupons {
+	locked := make([]coupon, 1+random.IntN(lockedAtMost))
+	names := make([]string, len(locked))
+	creator := t.newClients(1)
+	defer closeAll(creator)
+	for i := range locked {
 		names[i] = fmt.Sprintf("locked-%x", random.Uint64())
-		coupons[i] = newStorageChecker(names[i], 1<<20, 0)
-		t.addChecker(coupons[i])
-		clients[i].createUntilConclusive(ctx, coupons[i])
+		locked[i] = t.newCoupon(names[i], 1<<20)
+		creator[0].createUntilDefinite(ctx, locked[i])
 	}
 	unlock, err := t.env.lock(ctx, names)
 	if err != nil {
 		return nil, err
 	}
 	var users atomic.Int64
-	wait := startClients(len(clients), func(i int) {
+	wait := t.startClients(len(locked)*lockedClients, func(i int, c *client) {
 		for ctx.Err() == nil {
-			clients[i].claimUntilConclusive(ctx, coupons[i%locked], int(users.Add(1)))
+			c.claimUntilDefinite(ctx, userName(int(users.Add(1))), locked[i%len(locked)])
 		}
 	})
 	return func() error {
 		err := unlock()
 		wait()
-		closeAll(clients)
 		return err
 	}, nil
-}
-
-// lock locks the rows of coupons in a transaction, until unlock is called.
-func (e *environment) lock(ctx context.Context, coupons []string) (unlock func() error, err error) {
-	conn, err := pgx.Connect(ctx, e.ownerURL)
-	if err != nil {
-		return nil, err
-	}
-	unlock = func() error { return conn.Close(context.WithoutCancel(ctx)) }
-	if _, err = conn.Exec(ctx, `begin`); err == nil {
-		_, err = conn.Exec(ctx, `select from coupond.coupons where name = any($1) for update`, coupons)
-	}
-	if err != nil {
-		return nil, errors.Join(err, unlock())
-	}
-	return unlock, nil
 }
 
 // createMany creates coupons on many connections. A client that is refused waits as Retry-After
 // says.
 func createMany(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error) {
 	number := random.Uint64()
-	clients := t.newClients(creators, otherClientsStream, 0)
-	wait := startClients(creators, func(i int) {
+	wait := t.startClients(creators, func(i int, c *client) {
 		for n := 0; ctx.Err() == nil; n++ {
-			s := newStorageChecker(fmt.Sprintf("storm-%x-%d-%d", number, i, n), 1, 0)
-			t.addChecker(s)
-			for ctx.Err() == nil {
-				answer, response := clients[i].create(ctx, s.coupon, s.amount)
-				s.addCreation(answer)
-				if isConclusive(answer) {
-					break
-				}
-				pause(ctx, max(response.RetryAfter, time.Second))
-			}
+			one := t.newCoupon(fmt.Sprintf("storm-%x-%d-%d", number, i, n), 1)
+			load.UntilDefinite(ctx, func() (load.Answer, load.Response) { return c.create(ctx, one) })
 		}
 	})
 	return func() error {
 		wait()
-		closeAll(clients)
 		return nil
 	}, nil
 }
 
-// largeUsers is the number of users of a large coupon. Their ids are as long as possible, also in
-// JSON: 15 MB in all.
-const largeUsers = 10_000
-
 // storeLargeCoupon stores a large coupon. remove removes it.
 func (e *environment) storeLargeCoupon(ctx context.Context, name string) (remove func() error, err error) {
 	ctx = context.WithoutCancel(ctx)
-	// Without triggers: the rows satisfy them, and they refuse that claims are deleted.
-	const withoutTriggers = `set session_replication_role = replica`
-	execute := func(fill func(*pgx.Batch)) error {
+	execute := func(statements ...string) error {
 		return e.asOwner(ctx, func(conn *pgx.Conn) error {
 			var batch pgx.Batch
-			batch.Queue(withoutTriggers)
-			fill(&batch)
+			// Without triggers: the rows satisfy them, and they refuse that claims are deleted.
+			batch.Queue(`set session_replication_role = replica`)
+			for _, statement := range statements {
+				batch.Queue(statement, name)
+			}
 			return conn.SendBatch(ctx, &batch).Close()
 		})
 	}
 	remove = func() error {
-		return execute(func(batch *pgx.Batch) {
-			batch.Queue(`delete from coupond.claims where coupon_name = $1`, name)
-			batch.Queue(`delete from coupond.coupons where name = $1`, name)
-		})
+		return execute(`delete from coupond.claims where coupon_name = $1`, `delete from coupond.coupons where name = $1`)
 	}
-	return remove, execute(func(batch *pgx.Batch) {
-		batch.Queue(`insert into coupond.coupons (name, amount, remaining_amount) values ($1, $2, 0)`, name, largeUsers)
-		batch.Queue(`
+	return remove, execute(
+		fmt.Sprintf(`insert into coupond.coupons (name, amount, remaining_amount) values ($1, %d, 0)`, largeUsers),
+		fmt.Sprintf(`
 			insert into coupond.claims (coupon_name, claim_number, user_id)
 			select $1, n, rpad(n::text, 255, E'\u0001')
-			from generate_series(1, $2::integer) as n`, name, largeUsers)
-	})
+			from generate_series(1, %d) as n`, largeUsers))
 }
 
 // readSlowly gets a large coupon from one instance on many connections, and reads no more than the
@@ -183,9 +203,6 @@ func readSlowly(ctx context.Context, t *faultTest, random *rand.Rand) (undo func
 	const name = "large"
 	one := t.env.instances[random.IntN(instances)]
 	remove, err := t.env.storeLargeCoupon(ctx, name)
-	if err != nil {
-		return nil, errors.Join(err, remove())
-	}
 	var conns []net.Conn
 	undo = func() error {
 		for _, conn := range conns {
@@ -193,67 +210,66 @@ func readSlowly(ctx context.Context, t *faultTest, random *rand.Rand) (undo func
 		}
 		return remove()
 	}
-	request := "GET " + load.CouponPath(name) + " HTTP/1.1\r\nHost: x\r\n\r\n"
-	for len(conns) < slowReaders && ctx.Err() == nil {
-		conn, err := dialSlow(context.WithoutCancel(ctx), one.address)
-		if err != nil {
-			return nil, errors.Join(err, undo())
-		}
-		conns = append(conns, conn)
-		if _, err := io.WriteString(conn, request); err != nil {
-			return nil, errors.Join(err, undo())
-		}
+	for err == nil && len(conns) < slowReaders && ctx.Err() == nil {
+		var conn net.Conn
+		var status int
 		// One after another: concurrent reads would share an answer.
-		if status := firstStatus(conn); status != http.StatusOK && status != http.StatusServiceUnavailable {
-			t.violations.notAllowed.add("the answer to a slow reader began with status %d, want 200 or 503", status)
+		if conn, status, err = getSlowly(context.WithoutCancel(ctx), one.address, load.CouponPath(name)); conn != nil {
+			conns = append(conns, conn)
 		}
+		if err == nil && status != http.StatusOK && status != http.StatusServiceUnavailable {
+			t.results.violated(notAllowed, "the answer to a slow reader began with status %d, want 200 or 503", status)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, undo())
 	}
 	return undo, nil
 }
 
-// firstStatus reads the first line of an answer and returns its status, or 0 if there is none.
-func firstStatus(conn net.Conn) (status int) {
-	_ = conn.SetReadDeadline(time.Now().Add(answerTimeout)) // a failure shows in the next line
-	line, _, err := bufio.NewReader(conn).ReadLine()
-	if err != nil {
-		return 0
-	}
-	if _, err := fmt.Sscanf(string(line), "HTTP/1.1 %d ", &status); err != nil {
-		return 0
-	}
-	return status
-}
-
-// dialSlow connects with a small receive buffer, so that an answer that is not read stays with the
-// service.
-func dialSlow(ctx context.Context, address string) (net.Conn, error) {
+// getSlowly sends a request and reads the status of the answer, or 0 if there is none. The
+// connection has a small receive buffer, so that an answer that is not read stays with the service.
+func getSlowly(ctx context.Context, address, path string) (conn net.Conn, status int, err error) {
 	dialer := net.Dialer{Timeout: answerTimeout}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if conn, err = dialer.DialContext(ctx, "tcp", address); err != nil {
+		return nil, 0, err
+	}
+	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		return conn, 0, err
+	}
+	if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		return conn, 0, err
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(answerTimeout)) // a failure shows in the next line
+	line, _, err := bufio.NewReaderSize(conn, 16).ReadLine()
+	if err == nil {
+		_, err = fmt.Sscanf(string(line), "HTTP/1.1 %d", &status)
+	}
 	if err != nil {
-		return nil, err
+		status = 0
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		err = tcp.SetReadBuffer(4 << 10)
-	}
-	return conn, err
+	return conn, status, nil
 }
 
 // askHealth gets /health from one instance on many connections.
 func askHealth(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error) {
 	one := t.env.instances[random.IntN(instances)]
-	wait := startClients(healthChecks, func(int) {
-		client := load.NewClient(one.address, answerTimeout)
-		defer client.Close()
-		for ; ctx.Err() == nil; pause(ctx, healthPause) {
-			response, err := client.Get(ctx, "/health")
-			if ctx.Err() == nil && (err != nil || response.Status != http.StatusOK) {
-				t.violations.notAllowed.add("GET /health: status %d %.200s after %v, want 200: %v", response.Status, response.Body,
-					response.Answered.Sub(response.Sent).Round(time.Millisecond), err)
+	var all sync.WaitGroup
+	for range healthChecks {
+		all.Go(func() {
+			client := load.NewClient(one.address, answerTimeout)
+			defer client.Close()
+			for ; ctx.Err() == nil; pause(ctx, healthPause) {
+				response, err := client.Get(ctx, "/health")
+				if ctx.Err() == nil && (err != nil || response.Status != http.StatusOK) {
+					t.results.violated(notAllowed, "GET /health: status %d %.200s after %v, want 200: %v", response.Status, response.Body,
+						response.Answered.Sub(response.Sent).Round(time.Millisecond), err)
+				}
 			}
-		}
-	})
+		})
+	}
 	return func() error {
-		wait()
+		all.Wait()
 		return nil
 	}, nil
 }

@@ -2,95 +2,90 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-	"strings"
+	"io/fs"
+	"math/rand/v2"
 	"sync"
 	"time"
 
+	"scalable-coupon-system/bench/check"
 	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/internal/procmem"
 )
 
 const (
 	smallGroups  = 8  // groups of clients that use small coupons
 	firstSeries  = 48 // connections of the first series of sales
 	secondSeries = 16 // connections of the second
+	// overtime bounds what follows the duration: the end of the last fault and of the sales in
+	// progress, and the comparison with the tables.
+	overtime = 5 * time.Minute
 )
 
 // faultTest is one run of the test.
 type faultTest struct {
 	options options
-	out     io.Writer
-	printMu sync.Mutex
 	began   time.Time
 	took    time.Duration // until the last client was done
-	started time.Time     // the wall clock, for the report
-
-	env        *environment
-	outages    outages
-	count      *counters
-	violations *violations
-	leftOut    []string // faults that cannot be injected on this machine
-	checked    int      // coupons compared with the tables
-	claims     int      // in these coupons
+	env     *environment
+	outages outages
+	results *results
 
 	mu       sync.Mutex
-	checkers []*storageChecker
-	drawings int
+	out      io.Writer
+	checkers []*check.Checker
 }
 
 func newFaultTest(o options, out io.Writer) *faultTest {
-	return &faultTest{
-		options: o, out: out, began: time.Now(), started: time.Now(), count: newCounters(), violations: newViolations(),
-	}
+	return &faultTest{options: o, out: out, began: time.Now(), results: newResults()}
 }
 
 // printf prints a line of progress.
 func (t *faultTest) printf(format string, args ...any) {
-	t.printMu.Lock()
-	defer t.printMu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	_, _ = fmt.Fprintf(t.out, format+"\n", args...)
 }
 
-// clock returns the time since the start, for the beginning of a line.
-func (t *faultTest) clock() string {
-	return fmt.Sprintf("%7.1f s", time.Since(t.began).Seconds())
+// logf prints a line that begins with the time since the start.
+func (t *faultTest) logf(format string, args ...any) {
+	t.printf("%7.1f s  %s", time.Since(t.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// addChecker keeps the answers about a coupon for the comparison at the end.
-func (t *faultTest) addChecker(c *storageChecker) {
+// coupon is a coupon whose answers are compared with the tables at the end.
+type coupon struct {
+	*check.Checker
+	name   string
+	amount int
+}
+
+func (t *faultTest) newCoupon(name string, amount int) coupon {
+	c := coupon{check.New(name, amount, nil), name, amount}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.checkers = append(t.checkers, c)
+	t.checkers = append(t.checkers, c.Checker)
+	return c
 }
 
-// drawingPath returns where to draw a history that is not linearizable, for the first few.
-func (t *faultTest) drawingPath(coupon string) (string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.drawings == maxExamples {
-		return "", fmt.Errorf("%d histories are drawn already", maxExamples)
-	}
-	t.drawings++
-	return filepath.Join(filepath.Dir(t.options.report), "history-"+coupon+".html"), nil
-}
+// Random streams. Each has a purpose of its own, so that the faults depend on the seed only, not on
+// what the clients do.
+const (
+	faultStream = iota << 32
+	saleStream
+	smallCouponStream
+)
 
-// overtime bounds what follows the duration: the end of the last fault and of the sales in
-// progress, and the comparison with the tables.
-const overtime = 5 * time.Minute
+func (t *faultTest) random(stream uint64, number int) *rand.Rand {
+	return rand.New(rand.NewPCG(t.options.Seed, stream+uint64(number)))
+}
 
 // run runs the clients and injects faults for the duration, or until ctx ends. Then it compares the
 // answers with the tables.
 func (t *faultTest) run(ctx context.Context) {
 	t.began = time.Now()
-	faults, leftOut := availableFaults(t.env, t.options.only)
-	t.leftOut = leftOut
-	for _, what := range leftOut {
-		t.printf("NOT TESTED: %s", what)
-	}
-
-	working, stopWorking := context.WithTimeout(context.WithoutCancel(ctx), t.options.duration+overtime)
+	working, stopWorking := context.WithTimeout(context.WithoutCancel(ctx), t.options.Duration+overtime)
 	defer stopWorking()
 	// When starting ends, clients begin no new coupon.
 	starting, stopStarting := context.WithCancel(ctx)
@@ -101,98 +96,88 @@ func (t *faultTest) run(ctx context.Context) {
 	}
 	clients.Go(func() { t.sell(working, starting, 0, firstSeries) })
 	clients.Go(func() { t.sell(working, starting, 1, secondSeries) })
-
-	injecting, stopInjecting := context.WithTimeout(starting, t.options.duration)
-	defer stopInjecting()
-	injected := make(chan struct{})
-	go func() {
-		defer close(injected)
-		t.injectFaults(working, injecting, faults)
-	}()
 	printing, stopPrinting := context.WithCancel(working)
-	var printer sync.WaitGroup
-	printer.Go(func() { t.printProgress(printing) })
+	defer stopPrinting()
+	go t.printProgress(printing)
 
-	// It also ends early, if the service did not recover from a fault.
-	<-injected
+	// It ends early if the service does not recover from a fault.
+	injecting, stopInjecting := context.WithTimeout(starting, t.options.Duration)
+	defer stopInjecting()
+	t.injectFaults(working, injecting)
 	stopStarting()
 	clients.Wait()
 	stopPrinting()
-	printer.Wait()
 	t.took = time.Since(t.began)
 	if working.Err() != nil {
-		t.violations.notRecovered.add("the clients were not done %s after the end", overtime)
+		t.results.violated(notRecovered, "the clients were not done %s after the end", overtime)
 	}
 	// An interrupt ends the run, but not the comparison.
-	t.compareWithTables(context.WithoutCancel(ctx))
+	if err := t.compareWithTables(context.WithoutCancel(ctx)); err != nil {
+		t.results.violated(notRecovered, "%v", err)
+	}
+}
+
+// printProgress prints a line every few seconds until ctx ends.
+func (t *faultTest) printProgress(ctx context.Context) {
+	for pause(ctx, 5*time.Second); ctx.Err() == nil; pause(ctx, 5*time.Second) {
+		t.logf("%s", t.results.summary())
+	}
 }
 
 // compareWithTables stops the service and compares all answers with the tables.
-func (t *faultTest) compareWithTables(ctx context.Context) {
+func (t *faultTest) compareWithTables(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, overtime)
 	defer cancel()
-	t.printf("%s  comparing all answers with the tables", t.clock())
+	t.logf("comparing all answers with the tables")
+	var errs []error
 	for _, instance := range t.env.instances {
-		if err := instance.stop(); err != nil {
-			t.violations.notRecovered.add("%v", err)
-		}
+		errs = append(errs, instance.stop())
 	}
-	coupons, err := t.env.storedCoupons(ctx)
+	stored, gaps, err := t.env.storedCoupons(ctx)
 	if err != nil {
-		t.violations.notRecovered.add("cannot read the tables: %v", err)
-		return
+		return errors.Join(append(errs, err)...)
 	}
-	t.checked = len(coupons)
-	for _, c := range coupons {
-		t.claims += len(c.users)
+	for _, name := range gaps {
+		t.results.violated(check.Inconsistent, "%s: the claim numbers are not 1, 2, 3 and so on", name)
 	}
-	checkStorage(t.checkers, coupons, t.violations)
+	t.checkAll(stored)
+	return errors.Join(errs...)
 }
 
-// printProgress prints a line at every interval until ctx ends.
-func (t *faultTest) printProgress(ctx context.Context) {
-	last, then := 0, time.Now()
-	for {
-		pause(ctx, t.options.progress)
-		if ctx.Err() != nil {
-			return
-		}
-		f, now := t.count.figures(), time.Now()
-		rate := float64(f.total-last) / now.Sub(then).Seconds()
-		last, then = f.total, now
-		line := fmt.Sprintf("%s  %s operations, %s/s   %s   histories %s   sales %d   faults %d",
-			t.clock(), thousands(f.total), thousands(int(rate)), answersByStatus(f), thousands(f.histories), f.sales, f.faults)
-		if current := t.outages.current(); current != "" {
-			line += "   now: " + current
-		}
-		t.printf("%s", line)
-		for _, v := range t.violations.all() {
-			if n := v.count(); n > 0 {
-				t.printf("VIOLATION: %d %s", n, v.what)
-			}
-		}
+// checkAll compares all answers with all stored coupons.
+func (t *faultTest) checkAll(stored map[string]load.Coupon) {
+	for _, c := range stored {
+		t.results.count("coupons compared with the tables", 1)
+		t.results.count("claims stored in them", len(c.ClaimedBy))
 	}
+	t.results.add(check.All(t.checkers, stored))
 }
 
-// answersByStatus summarizes the answers in a line.
-func answersByStatus(f figures) string {
-	groups := []string{"200", "201", "400", "404", "409", "503 not executed", "503 unknown", "no answer"}
-	counts := map[string]int{}
-	for _, c := range f.answers {
-		name := fmt.Sprint(c.Answer.Status)
-		switch {
-		case c.Answer.Status == 0:
-			name = "no answer"
-		case c.Answer == load.OutcomeUnknown:
-			name = "503 unknown"
-		case isNotExecuted(c.Answer):
-			name = "503 not executed"
+// checkMemory checks the peak memory of the instances since the last check. A container's limit
+// counts the data in the send buffers of its connections, too. after names the faults.
+func (t *faultTest) checkMemory(after string) error {
+	for _, one := range t.env.instances {
+		used, err := one.memory()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // no /proc on this system
 		}
-		counts[name] += c.Times
+		if err != nil {
+			return fmt.Errorf("memory of an instance: %w", err)
+		}
+		t.results.mu.Lock()
+		t.results.memory = max(t.results.memory, used)
+		t.results.mu.Unlock()
+		if used > procmem.Limit {
+			t.results.violated(tooLarge, "%s: %d MiB with the send buffers; the limit is %d MiB", after, used>>20, procmem.Limit>>20)
+		}
 	}
-	var parts []string
-	for _, name := range groups {
-		parts = append(parts, name+" "+thousands(counts[name]))
+	return nil
+}
+
+// pause waits for d, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
-	return strings.Join(parts, "  ")
 }

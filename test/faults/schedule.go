@@ -5,32 +5,29 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-)
 
-// Random streams. Each has a purpose of its own, so that the faults depend on the seed only, not on
-// what the clients do.
-const (
-	faultStream = iota << 32
-	saleStream
-	smallCouponStream
-	smallClientStream
-	saleClientStream
-	bystanderStream
-	otherClientsStream
+	"scalable-coupon-system/bench/load"
 )
-
-func (t *faultTest) random(stream uint64, number int) *rand.Rand {
-	return rand.New(rand.NewPCG(t.options.seed, stream+uint64(number)))
-}
 
 // injection is one fault, or two of different layers that are injected together.
 type injection struct {
 	faults []*fault
 	delay  time.Duration // before it
 	seeds  []uint64      // one for each fault
+}
+
+func (n injection) String() string {
+	names := make([]string, len(n.faults))
+	for i, f := range n.faults {
+		names[i] = f.name
+	}
+	return strings.Join(names, " + ")
 }
 
 // schedule draws injections without an end. Each kind of fault comes once before any comes again,
@@ -66,18 +63,25 @@ func (s *schedule) draw(fits func(*fault) bool) *fault {
 			s.remaining[i], s.remaining[j] = s.remaining[j], s.remaining[i]
 		})
 	}
-	for i, f := range s.remaining {
-		if fits(f) {
-			s.remaining = append(s.remaining[:i:i], s.remaining[i+1:]...)
-			return f
-		}
+	i := slices.IndexFunc(s.remaining, fits)
+	if i < 0 {
+		return nil
 	}
-	return nil
+	f := s.remaining[i]
+	s.remaining = slices.Delete(s.remaining, i, i+1)
+	return f
 }
 
 // injectFaults injects one after another until injecting ends, each after the service has recovered
 // from the one before.
-func (t *faultTest) injectFaults(ctx, injecting context.Context, faults []*fault) {
+func (t *faultTest) injectFaults(ctx, injecting context.Context) {
+	faults := slices.DeleteFunc(allFaults(), func(f *fault) bool {
+		return !t.options.injects(f) || f.name == walDiskFull && !t.env.walDisk
+	})
+	if len(faults) == 0 {
+		t.results.violated(notRecovered, "no fault can be injected here: %s", t.env.noWALDisk)
+		return
+	}
 	s := &schedule{faults: faults, random: t.random(faultStream, 0)}
 	for {
 		n := s.next()
@@ -86,8 +90,7 @@ func (t *faultTest) injectFaults(ctx, injecting context.Context, faults []*fault
 			return
 		}
 		if err := t.inject(ctx, injecting, n); err != nil {
-			t.violations.notRecovered.add("%s: %v", names(n.faults), err)
-			t.printf("NOT RECOVERED: %s: %v", names(n.faults), err)
+			t.results.violated(notRecovered, "%s: %v", n, err)
 			return // a further fault would show only the consequences of this one
 		}
 	}
@@ -95,15 +98,20 @@ func (t *faultTest) injectFaults(ctx, injecting context.Context, faults []*fault
 
 // inject injects the faults and waits until the service is healthy again by itself.
 func (t *faultTest) inject(ctx, injecting context.Context, n injection) error {
+	t.results.mu.Lock()
 	for _, f := range n.faults {
-		t.count.fault(f)
+		t.results.faults[f.name]++
 	}
-	t.printf("%s  fault: %s", t.clock(), names(n.faults))
+	t.results.mu.Unlock()
+	t.logf("fault: %s", n)
 	if f := n.faults[0]; f.start != nil {
-		return t.injectAndCompare(ctx, injecting, f, rand.New(rand.NewPCG(n.seeds[0], 0)))
+		if err := t.injectAndCompare(injecting, f, rand.New(rand.NewPCG(n.seeds[0], 0))); err != nil {
+			return err
+		}
+		return t.env.waitHealthy(ctx)
 	}
-	window := t.outages.start(n.faults)
-	defer t.outages.finish(window)
+	end := t.outages.begin(n.faults)
+	defer end()
 	var all errgroup.Group
 	for i, f := range n.faults {
 		random := rand.New(rand.NewPCG(n.seeds[i], 0))
@@ -114,11 +122,59 @@ func (t *faultTest) inject(ctx, injecting context.Context, n injection) error {
 			return nil
 		})
 	}
-	if err := all.Wait(); err != nil {
-		return err
+	err := all.Wait()
+	if err == nil {
+		err = t.env.waitHealthy(ctx)
 	}
-	if err := t.env.waitHealthy(ctx); err != nil {
-		return err
+	if err == nil {
+		err = t.checkMemory(n.String())
 	}
-	return t.checkMemory(names(n.faults))
+	return err
+}
+
+// outages records when which faults were active, and so which answers were allowed when. A fault
+// applies to a request if it was active at any time between the sending of the request and its
+// answer.
+type outages struct {
+	mu      sync.Mutex
+	windows []*outage
+}
+
+// outage is the time window of one fault, or of two that were injected together.
+type outage struct {
+	faults     []*fault
+	start, end time.Time // end is zero while a fault is active
+}
+
+// aftermath is how long a fault has an effect after all instances are healthy again: a pooled
+// connection that it broke is noticed when the connection is used next (pgx checks only those that
+// were idle for a second).
+const aftermath = 1500 * time.Millisecond
+
+// begin opens a window. The function that it returns closes it, after the aftermath.
+func (o *outages) begin(faults []*fault) (end func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	window := &outage{faults: faults, start: time.Now()}
+	o.windows = append(o.windows, window)
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		window.end = time.Now().Add(aftermath)
+	}
+}
+
+// allow reports whether a fault that applies to the request may cause the answer.
+func (o *outages) allow(a load.Answer, sent, answered time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, window := range slices.Backward(o.windows) {
+		if !window.end.IsZero() && window.end.Before(sent) {
+			return false // all earlier windows ended before it, too
+		}
+		if !window.start.After(answered) && slices.ContainsFunc(window.faults, func(f *fault) bool { return slices.Contains(f.allowed, a) }) {
+			return true
+		}
+	}
+	return false
 }

@@ -13,104 +13,65 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// walDisk is a separate file system for PostgreSQL's WAL, small enough to be filled. It is in
-// memory, which is enough: the faults include crashes of PostgreSQL, but not of the machine.
-type walDisk struct {
-	mount string
-	link  string // in the data directory
-}
+// The WAL is on a file system of its own, small enough to be filled, but several times as large as
+// max_wal_size. It is in memory, which is enough: the faults include crashes of PostgreSQL, but not
+// of the machine. $0 is pg_wal, and $1 the size in bytes.
+const (
+	walDiskSize = 320 << 20
+	cannotMount = 77
+	mountScript = `mv "$0" "$0.copy" && mkdir "$0" && {
+			mount -t tmpfs -o size=$1 faults "$0" || { rmdir "$0" && mv "$0.copy" "$0" && exit 77; }
+		} && cp -a "$0.copy/." "$0" && rm -r "$0.copy"`
+	// A process that is about to exit may have a file open; a lazy unmount waits for it.
+	unmountScript = `cp -a "$0" "$0.copy" && { umount "$0" || umount --lazy "$0"; } && rmdir "$0" && mv "$0.copy" "$0"`
+)
 
-// walDiskSize is several times max_wal_size.
-const walDiskSize = "320m"
+// pgWAL is the folder of the WAL.
+func (e *environment) pgWAL() string { return filepath.Join(e.options.Dir, "data", "pg_wal") }
 
-// moveWAL moves the WAL to a walDisk, if this program may mount one. The server runs before and
+// mountWALDisk moves the WAL to its disk, if this program may mount one. The server runs before and
 // after.
-func (e *environment) moveWAL(ctx context.Context) error {
+func (e *environment) mountWALDisk(ctx context.Context) error {
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
 		e.noWALDisk = "only root on Linux can mount a disk for the WAL"
 		return nil
 	}
-	mount := filepath.Join(e.home, "wal")
-	if err := os.Mkdir(mount, 0o711); err != nil {
+	if err := e.stopPostgres((*localpg.Server).Stop); err != nil {
 		return err
 	}
-	if output, err := command(ctx, "mount", "-t", "tmpfs", "-o", "size="+walDiskSize+",mode=711", "faults", mount); err != nil {
-		e.noWALDisk = fmt.Sprintf("mount: %v: %s", err, output) // in an unprivileged container, for example
-		return nil
+	output, err := exec.CommandContext(ctx, "sh", "-c", mountScript, e.pgWAL(), fmt.Sprint(walDiskSize)).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == cannotMount {
+		e.noWALDisk = fmt.Sprintf("mount: %s", output) // in an unprivileged container, for example
+		return e.startPostgres(ctx)
 	}
-	data, err := filepath.EvalSymlinks(filepath.Join(e.options.Dir, "data"))
-	e.walDisk = &walDisk{mount, filepath.Join(data, "pg_wal")}
-	if err = errors.Join(err, e.stopPostgres((*localpg.Server).Stop)); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("mount a disk for the WAL: %w: %s", err, output)
 	}
-	if output, err := command(ctx, "cp", "-a", e.walDisk.link, e.walDisk.folder()); err != nil {
-		return fmt.Errorf("cp: %w: %s", err, output)
-	}
-	if err := errors.Join(os.RemoveAll(e.walDisk.link), os.Symlink(e.walDisk.folder(), e.walDisk.link)); err != nil {
-		return err
-	}
+	e.walDisk = true
 	return e.startPostgres(ctx)
 }
 
-// folder is the path of the WAL.
-func (d *walDisk) folder() string { return filepath.Join(d.mount, "pg_wal") }
-
-// restore copies the WAL back into the data directory, for a later look at the data.
-func (d *walDisk) restore() error {
-	if target, err := os.Readlink(d.link); err != nil || target != d.folder() {
-		return err // it was not moved
-	}
-	if err := os.Remove(d.link); err != nil {
-		return err
-	}
-	if output, err := command(context.Background(), "cp", "-a", d.folder(), d.link); err != nil {
-		return fmt.Errorf("cp: %w: %s", err, output)
-	}
-	return nil
-}
-
-func command(ctx context.Context, name string, args ...string) ([]byte, error) {
-	return exec.CommandContext(ctx, name, args...).CombinedOutput()
-}
-
-func (d *walDisk) balloon() string { return filepath.Join(d.mount, "balloon") }
-
-// fill uses all space that is left.
-func (d *walDisk) fill() (err error) {
-	balloon, err := os.OpenFile(d.balloon(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, balloon.Close()) }()
-	for size := 1 << 20; size > 0; {
-		_, err := balloon.Write(make([]byte, size))
-		switch {
-		case errors.Is(err, syscall.ENOSPC):
-			size /= 16
-		case err != nil:
-			return err
-		}
-	}
-	return nil
-}
-
-// free frees the space that fill used.
-func (d *walDisk) free() error {
-	err := os.Remove(d.balloon())
-	if errors.Is(err, os.ErrNotExist) {
+// unmountWALDisk moves the WAL back into the data directory, for a later look at it.
+func (e *environment) unmountWALDisk() error {
+	if !e.walDisk {
 		return nil
 	}
-	return err
-}
-
-// unmount unmounts the disk, which deletes what is on it.
-func (d *walDisk) unmount() error {
-	ctx := context.Background()
-	if output, err := command(ctx, "umount", d.mount); err != nil {
-		// A process that is about to exit may have a file open; a lazy unmount waits for it.
-		if lazy, err := command(ctx, "umount", "--lazy", d.mount); err != nil {
-			return fmt.Errorf("umount: %w: %s%s", err, output, lazy)
-		}
+	if output, err := exec.CommandContext(context.Background(), "sh", "-c", unmountScript, e.pgWAL()).CombinedOutput(); err != nil {
+		return fmt.Errorf("unmount the disk for the WAL: %w: %s", err, output)
 	}
 	return nil
 }
+
+func (e *environment) balloon() string { return filepath.Join(e.pgWAL(), "balloon") }
+
+// fillWALDisk uses all space that is left.
+func (e *environment) fillWALDisk() error {
+	err := os.WriteFile(e.balloon(), make([]byte, walDiskSize), 0o600)
+	if errors.Is(err, syscall.ENOSPC) {
+		return nil
+	}
+	return errors.Join(err, errors.New("the disk of the WAL is not full"))
+}
+
+// freeWALDisk frees the space that fillWALDisk used.
+func (e *environment) freeWALDisk() error { return os.RemoveAll(e.balloon()) }
