@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// deployment is the containers of a folder's docker-compose.yml.
+type deployment struct {
+	project, folder string
+	address         string // host:port of the service on this machine
+	environ         string // the variable that tells compose the address
+}
+
+func newDeployment(project, folder, variable, address string) deployment {
+	address = cmp.Or(os.Getenv(variable), address)
+	return deployment{project, folder, address, variable + "=" + address}
+}
+
+// compose runs docker compose, or docker-compose where that is missing.
+func (d *deployment) compose(ctx context.Context, args ...string) error {
+	args = append([]string{"compose", "-p", d.project, "-f", d.folder + "/docker-compose.yml"}, args...)
+	if _, err := d.command(ctx, "docker", "compose", "version"); err == nil {
+		_, err = d.command(ctx, "docker", args...)
+		return err
+	}
+	_, err := d.command(ctx, "docker-compose", args[1:]...)
+	return err
+}
+
+// container stands for the container of a service in the arguments of docker.
+const container = "CONTAINER"
+
+// docker runs docker on the container of a service, and returns the standard output.
+func (d *deployment) docker(ctx context.Context, service string, args ...string) (string, error) {
+	id, err := d.command(ctx, "docker", "ps", "--all", "--quiet", "--latest",
+		"--filter", "label=com.docker.compose.project="+d.project, "--filter", "label=com.docker.compose.service="+service)
+	if id = strings.TrimSpace(id); err == nil && id == "" {
+		err = fmt.Errorf("service %s has no container", service)
+	}
+	if err != nil {
+		return "", err
+	}
+	args[slices.Index(args, container)] = id
+	return d.command(ctx, "docker", args...)
+}
+
+// command runs a program and returns its standard output.
+func (d *deployment) command(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), d.environ)
+	// A process group of its own, so that Ctrl-C reaches only this program: a second Ctrl-C would
+	// otherwise kill compose while it removes containers. When the context ends, the group gets
+	// SIGINT instead of SIGKILL for the same reason.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	cmd.WaitDelay = 30 * time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		tail := stderr.String()
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, tail[max(0, len(tail)-2000):])
+	}
+	return stdout.String(), nil
+}
+
+// awaitHealthy waits until the service is healthy.
+func (d *deployment) awaitHealthy(ctx context.Context) error {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 3 * time.Second}
+	return waitFor(ctx, 2*time.Minute, "the service to be healthy", func() bool {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.address+"/health", nil)
+		if err != nil {
+			return false
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return false
+		}
+		_ = response.Body.Close() // only the status matters
+		return response.StatusCode == http.StatusOK
+	})
+}
+
+// waitFor polls condition until it is true. After timeout it returns an error that says what it
+// waited for.
+func waitFor(ctx context.Context, timeout time.Duration, what string, condition func() bool) error {
+	for deadline := time.Now().Add(timeout); !condition(); {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("timed out after %v waiting for %s", timeout, what)
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sleep waits for d. If ctx ends earlier, it returns ctx's error.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

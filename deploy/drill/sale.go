@@ -1,0 +1,205 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"scalable-coupon-system/bench/check"
+	"scalable-coupon-system/bench/load"
+)
+
+var errFailed = errors.New("a guarantee was violated, or others were affected")
+
+// event is what happens to the deployment during a sale.
+type event struct {
+	name         string
+	affects      func(coupon int) bool // by its index
+	failsNothing bool                  // no request may be refused
+	happen       func() error
+	begin, end   time.Time // set by sell
+}
+
+// reply is an answer to a claim.
+type reply struct {
+	coupon   int // its index
+	answer   load.Answer
+	answered time.Time
+}
+
+// sale is a running sale. Each user repeats their claim until they get a definite answer.
+type sale struct {
+	checkers []*check.Checker // by coupon
+	service  load.Service
+	run      *load.Run
+
+	mu      sync.Mutex
+	replies []reply
+}
+
+// sell lets the events happen, one after the other, during a sale of the coupons. Then it checks
+// all answers and reports the effect of each event.
+func (d *drill) sell(ctx context.Context, coupons []string, events ...event) error {
+	s, err := d.open(ctx, coupons)
+	if err != nil {
+		return err
+	}
+	opened := time.Now()
+	d.printf("%d coupons, %.0f claims per second for %v", len(coupons), d.Rate, d.Duration)
+	if err := d.letHappen(ctx, s, events); err != nil {
+		return err
+	}
+	report := s.run.Wait()
+	stored, err := s.service.Coupons(ctx, coupons...)
+	if err != nil {
+		return err
+	}
+	result := check.All(s.checkers, stored)
+	ok := result.OK()
+	for _, e := range events {
+		effect, fine := e.effect(s.replies, opened, d.Duration/12)
+		d.printf("%s", effect)
+		ok = ok && fine
+	}
+	d.printf("all answers: %s\nlost %d, duplicates %d, oversold %d", answers(report.Claims.Answers),
+		result.Count(check.Lost), result.Count(check.Duplicate), result.Count(check.Oversold))
+	if !ok {
+		return errors.Join(errFailed, result.Err(), errors.New(strings.Join(report.Errors, "\n")))
+	}
+	return nil
+}
+
+// letHappen lets the events happen, and sets their times. All must end before the sale does.
+func (d *drill) letHappen(ctx context.Context, s *sale, events []event) error {
+	for i := range events {
+		if err := sleep(ctx, d.Duration/6); err != nil {
+			return err
+		}
+		e := &events[i]
+		e.begin = time.Now()
+		if err := e.happen(); err != nil {
+			return fmt.Errorf("%s: %w", e.name, err)
+		}
+		e.end = time.Now()
+		select {
+		case <-s.run.Done():
+			return fmt.Errorf("%s: the sale ended before that; use a --duration longer than %v", e.name, d.Duration)
+		default:
+		}
+	}
+	return nil
+}
+
+// open creates the coupons, with a stock for nine tenths of their users, and starts the claims,
+// each of another user.
+func (d *drill) open(ctx context.Context, coupons []string) (*sale, error) {
+	s := &sale{service: load.Service{Address: d.address, Timeout: time.Minute}}
+	n := int(d.Rate * d.Duration.Seconds())
+	users, which := load.Users(n), load.Evenly(n, len(coupons), 1)
+	for _, coupon := range coupons {
+		stock := n / len(coupons) * 9 / 10
+		err := waitFor(ctx, time.Minute, "coupon "+coupon+" to be created", func() bool {
+			err := s.service.Create(ctx, coupon, stock)
+			return err == nil || errors.Is(err, load.ErrCouponExists) // by an attempt without an answer
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.checkers = append(s.checkers, check.New(coupon, stock, nil))
+	}
+	index := make([]int, n)
+	for i, coupon := range which {
+		index[i] = s.checkers[coupon].User(users[i])
+	}
+	var err error
+	s.run, err = load.Start(ctx, load.Plan{
+		// Enough connections that claims waiting for a dead shard do not delay the others.
+		Address: d.address, Connections: 512, Requests: n, Rate: d.Rate, Seed: 1,
+		Request: func(i int) load.Request { return load.Request{User: users[i], Coupon: coupons[which[i]]} },
+		Answered: func(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
+			s.checkers[which[i]].Record(index[i], answer, r.Sent, r.Answered)
+			s.mu.Lock()
+			s.replies = append(s.replies, reply{int(which[i]), answer, r.Answered})
+			s.mu.Unlock()
+			return load.Retry(answer, r)
+		},
+	})
+	return s, err
+}
+
+// effect describes the effect of an event until some time after its end, and not until the end of
+// the sale, when the stock runs out. ok says that the event had no effect that it may not have.
+func (e event) effect(replies []reply, opened time.Time, aftermath time.Duration) (text string, ok bool) {
+	isOther := func(coupon int) bool { return !e.affects(coupon) }
+	until := e.end.Add(aftermath)
+	_, refused := tally(replies, e.affects, e.begin, until)
+	ok = !e.failsNothing || len(refused) == 0
+	text = fmt.Sprintf("%s in %.1f s\n  its coupons: no claim granted for %.1f s; refused: %s", e.name, e.end.Sub(e.begin).Seconds(),
+		gap(replies, e.affects, e.begin, until).Seconds(), answers(refused))
+	if before, _ := tally(replies, isOther, opened, e.begin); before > 0 {
+		during, _ := tally(replies, isOther, e.begin, e.end)
+		_, refused := tally(replies, isOther, e.begin, until)
+		ok = ok && during > 0
+		text += fmt.Sprintf("\n  other coupons: %.0f claims per second granted before, %.0f meanwhile; refused: %s",
+			float64(before)/e.begin.Sub(opened).Seconds(), float64(during)/e.end.Sub(e.begin).Seconds(), answers(refused))
+	}
+	return text, ok
+}
+
+// tally counts the claims on some coupons that were granted, and by answer those that were refused.
+func tally(replies []reply, coupon func(int) bool, from, to time.Time) (granted int, refused []load.Count) {
+	for _, r := range replies {
+		if !coupon(r.coupon) || r.answered.Before(from) || r.answered.After(to) {
+			continue
+		}
+		i := slices.IndexFunc(refused, func(c load.Count) bool { return c.Answer == r.answer })
+		switch {
+		case r.answer == load.Claimed:
+			granted++
+		case r.answer.Definite():
+		case i < 0:
+			refused = append(refused, load.Count{Answer: r.answer, Times: 1})
+		default:
+			refused[i].Times++
+		}
+	}
+	return granted, refused
+}
+
+// gap returns the longest time between from and to in which claims on some coupons arrived but none
+// was granted.
+//
+// replies must include later ones: a claim that is granted or refused after to shows that coupons
+// were left until then. The time after a sell-out does not count.
+func gap(replies []reply, coupon func(int) bool, from, to time.Time) (longest time.Duration) {
+	last := from
+	for _, r := range slices.SortedFunc(slices.Values(replies), func(a, b reply) int { return a.answered.Compare(b.answered) }) {
+		granted := r.answer == load.Claimed
+		if !coupon(r.coupon) || r.answered.Before(from) || !granted && r.answer.Definite() {
+			continue
+		}
+		at := r.answered
+		if at.After(to) {
+			at = to
+		}
+		longest = max(longest, at.Sub(last))
+		if granted {
+			last = at
+		}
+	}
+	return longest
+}
+
+// answers lists counts, or "none".
+func answers(counts []load.Count) string {
+	list := make([]string, len(counts))
+	for i, c := range counts {
+		list[i] = fmt.Sprintf("%d × %v", c.Times, c.Answer)
+	}
+	return cmp.Or(strings.Join(list, ", "), "none")
+}
