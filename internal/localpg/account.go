@@ -9,7 +9,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 )
 
@@ -31,32 +30,25 @@ func serverAccount(data string) (*account, error) {
 		return nil, nil
 	}
 	if owned && owner != 0 {
+		a := &account{name: userName(owner), uid: owner, gid: owner}
 		if u, err := user.LookupId(strconv.FormatUint(uint64(owner), 10)); err == nil {
-			return accountOf(u)
+			a.gid = parseID(u.Gid)
 		}
-		return &account{name: userName(owner), uid: owner, gid: owner}, nil
+		return a, nil
 	}
 	for _, name := range []string{"postgres", "_postgres", "nobody"} {
 		if u, err := user.Lookup(name); err == nil && u.Uid != "0" {
-			return accountOf(u)
+			return &account{name: name, uid: parseID(u.Uid), gid: parseID(u.Gid)}, nil
 		}
 	}
-	return &account{name: "uid 65534", uid: 65534, gid: 65534}, nil // the ID of nobody on Linux, for an image without /etc/passwd
-}
-
-func accountOf(u *user.User) (*account, error) {
-	uid, err := parseID(u.Uid)
-	if err != nil {
-		return nil, err
-	}
-	gid, err := parseID(u.Gid)
-	return &account{name: u.Username, uid: uid, gid: gid}, err
+	const nobody = 65534 // on Linux, for an image without /etc/passwd
+	return &account{name: userName(nobody), uid: nobody, gid: nobody}, nil
 }
 
 // parseID parses a user or group ID. On macOS the user nobody has the ID -2.
-func parseID(text string) (uint32, error) {
-	n, err := strconv.ParseInt(text, 10, 64)
-	return uint32(n), err
+func parseID(text string) uint32 {
+	n, _ := strconv.ParseInt(text, 10, 64) // IDs are numbers on Unix
+	return uint32(n)
 }
 
 func userName(uid uint32) string {
@@ -73,16 +65,26 @@ func ownerOf(path string) (uint32, bool) {
 		return 0, false
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, false
+	return stat.Uid, ok
+}
+
+// owns reports whether path is a directory of the account, and not a link to one.
+func (a *account) owns(path string) bool {
+	uid := uint32(os.Geteuid())
+	if a != nil {
+		uid = a.uid
 	}
-	return stat.Uid, true
+	info, err := os.Lstat(path)
+	if err != nil || !info.IsDir() {
+		return false
+	}
+	owner, _ := ownerOf(path)
+	return owner == uid
 }
 
 // command prepares a program that runs as the account. Its working directory is /, which every user
 // may enter. It has its own process group, so that the terminal's Ctrl-C does not reach it; when
-// ctx ends, the whole group is killed. Environment variables that begin with PG are removed,
-// because they configure libpq and postgres.
+// ctx ends, the whole group is killed.
 func (a *account) command(ctx context.Context, program string, arguments ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, arguments...)
 	cmd.Dir = "/"
@@ -91,31 +93,21 @@ func (a *account) command(ctx context.Context, program string, arguments ...stri
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: a.uid, Gid: a.gid}
 	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	for _, variable := range os.Environ() {
-		if !strings.HasPrefix(variable, "PG") {
-			cmd.Env = append(cmd.Env, variable)
-		}
-	}
 	return cmd
 }
 
-// canReach reports whether the account may enter dir. The kernel decides, because access control
+// canEnter reports whether the account may enter dir. The kernel decides, because access control
 // lists, mounts and security modules matter as well as file modes.
-func (a *account) canReach(ctx context.Context, dir string) bool {
+func (a *account) canEnter(ctx context.Context, dir string) bool {
 	return a == nil || a.command(ctx, "/bin/sh", "-c", `cd -- "$0"`, dir).Run() == nil
 }
 
-// chown makes the account the owner of paths.
-func (a *account) chown(paths ...string) error {
+// chown makes the account the owner of path.
+func (a *account) chown(path string) error {
 	if a == nil {
 		return nil
 	}
-	for _, path := range paths {
-		if err := os.Lchown(path, int(a.uid), int(a.gid)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return os.Lchown(path, int(a.uid), int(a.gid))
 }
 
 // chownAll makes the account the owner of dir, a directory of the current user, and of everything

@@ -4,55 +4,36 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
-	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"scalable-coupon-system/internal/wait"
 )
 
 func TestStart_initdbFails(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
-	bin := fakeInstallation(t, `echo 15 >"${1#--pgdata=}/PG_VERSION"; echo "the disk is full" >&2; exit 3`)
-
-	_, err := Start(t.Context(), Options{Dir: dir, BinDir: bin})
+	o := fast(newDir(t))
+	o.BinDir = fakeInstallation(t, `echo 15 >"${1#--pgdata=}/PG_VERSION"; echo "the disk is full" >&2; exit 3`, "")
+	_, err := Start(t.Context(), o)
 	wantError(t, err, "initdb", "exit status 3", "the disk is full")
-	if _, err := os.Lstat(filepath.Join(dir, "data")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the data directory exists after a failed initdb: %v", err)
+	if exists(filepath.Join(o.Dir, "data")) {
+		t.Error("the data directory exists after a failed initdb")
 	}
-	startIn(t, dir)
-}
-
-// If the locale C.UTF-8 is missing, C is used.
-func TestStart_withoutLocaleCUTF8(t *testing.T) {
-	t.Parallel()
-	bin := fakeInstallation(t, `case "$*" in
-*C.UTF-8*) echo 'invalid locale name "C.UTF-8"' >&2; exit 1 ;;
-*) exec "$real/initdb" "$@" ;;
-esac`)
-	server := startWith(t, Options{Dir: newDir(t), BinDir: bin, Settings: map[string]string{"fsync": "off"}})
-	wantQuery(t, server.URL("postgres"), "select datcollate from pg_database where datname = 'postgres'", "C")
-	wantQuery(t, server.URL("postgres"), "show server_encoding", "UTF8")
+	startIn(t, o.Dir)
 }
 
 // The process is killed during initdb, which continues. The next Start waits until it has ended.
 func TestStart_afterKillDuringInitdb(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
-	bin := fakeInstallation(t, `"$real/initdb" "$@"; sleep 1`)
-	c := startChild(t, "hold", dir, bin)
+	c := startChild(t, "hold", dir, fakeInstallation(t, `"$real/initdb" "$@"; sleep 1`, ""))
 	newData := filepath.Join(dir, "data.new")
-	wait.For(t, "initdb to write PG_VERSION", func() bool {
-		_, err := os.Stat(filepath.Join(newData, "PG_VERSION"))
-		return err == nil
-	})
+	wait.For(t, "initdb to write PG_VERSION", func() bool { return exists(filepath.Join(newData, "PG_VERSION")) })
 	c.kill()
 	lock, err := os.Open(filepath.Join(dir, runningFile))
 	must(t, err)
@@ -61,36 +42,25 @@ func TestStart_afterKillDuringInitdb(t *testing.T) {
 		t.Fatalf("initdb ended with its parent, so this test proves nothing: %v", err)
 	}
 
-	server := startIn(t, dir)
-	wantQuery(t, server.URL("postgres"), "select 1", "1")
-	if _, err := os.Stat(newData); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s still exists: %v", newData, err)
+	wantQuery(t, startIn(t, dir).URL("postgres"), "select 1", "1")
+	if exists(newData) {
+		t.Errorf("%s still exists", newData)
 	}
 }
 
 func TestStart_contextCancelledDuringInitdb(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
-	bin := fakeInstallation(t, `touch "$0.runs"; sleep 60`)
-	// The script runs as the server's account and writes to bin.
-	account, err := serverAccount("")
-	must(t, err)
-	must(t, account.chown(bin))
-
+	o := fast(newDir(t))
+	o.BinDir = fakeInstallation(t, `echo >"${1#--pgdata=}/started"; sleep 600`, "")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
-		for !isFile(filepath.Join(bin, "initdb.runs")) && ctx.Err() == nil {
-			<-time.After(pollInterval)
+		for !exists(filepath.Join(o.Dir, "data.new", "started")) && t.Context().Err() == nil {
 		}
 		cancel(errors.New("the user has left"))
 	}()
-	start := time.Now()
-	_, err = Start(ctx, Options{Dir: dir, BinDir: bin})
+	_, err := Start(ctx, o)
 	wantError(t, err, "initdb", "the user has left")
-	if took := time.Since(start); took > 30*time.Second {
-		t.Errorf("Start took %s after its context was cancelled, want at most 30s", took)
-	}
-	wantGone(t, dir)
+	waitGone(t, o.Dir)
 }
 
 // After a power failure the process ID in postmaster.pid may belong to another process. If it has
@@ -99,23 +69,18 @@ func TestStart_stalePostmasterPid(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
-	data := filepath.Join(server.Dir(), "data")
-	stale, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
+	account, file := server.cluster.account, filepath.Join(server.cluster.data, pidFile)
+	stale, err := os.ReadFile(file)
 	must(t, err)
 	must(t, server.Kill())
 
-	account, err := serverAccount(data)
-	must(t, err)
 	other := account.command(t.Context(), "sleep", "600")
 	must(t, other.Start())
 	t.Cleanup(func() { _ = other.Wait() })
 	_, rest, _ := bytes.Cut(stale, []byte("\n"))
-	file := filepath.Join(data, "postmaster.pid")
 	must(t, os.WriteFile(file, append([]byte(strconv.Itoa(other.Process.Pid)+"\n"), rest...), 0o600))
 	must(t, account.chown(file))
-
 	wantQuery(t, startIn(t, dir).URL("postgres"), "select 1", "1")
-	must(t, other.Process.Kill())
 }
 
 func TestStart_serverStartedByHand(t *testing.T) {
@@ -123,22 +88,14 @@ func TestStart_serverStartedByHand(t *testing.T) {
 	dir := newCluster(t)
 	server := startIn(t, dir)
 	must(t, server.Stop())
-	data := filepath.Join(server.Dir(), "data")
-	account, err := serverAccount(data)
-	must(t, err)
-	byHand := account.command(t.Context(), filepath.Join(server.BinDir(), "postgres"), "-D", data,
-		"-c", "port="+strconv.Itoa(server.Port()), "-c", "unix_socket_directories=")
+	data := server.cluster.data
+	byHand := server.cluster.account.command(t.Context(), filepath.Join(server.BinDir(), "postgres"), "-D", data,
+		"-c", "port="+strconv.Itoa(server.Port()+1), "-c", "unix_socket_directories=")
 	must(t, byHand.Start())
-	wait.For(t, "the server to be ready", func() bool {
-		text, _ := os.ReadFile(filepath.Join(data, "postmaster.pid"))
-		return strings.Contains(string(text), "ready")
-	})
+	wait.For(t, "the server to be ready", func() bool { return new(Address).read(data) == nil })
 
-	_, err = Start(t.Context(), Options{Dir: dir})
-	running, ok := errors.AsType[*RunningError](err)
-	if !ok || running.Pid != byHand.Process.Pid {
-		t.Errorf("got %v, want ErrRunning of process %d", err, byHand.Process.Pid)
-	}
+	_, err := Start(t.Context(), fast(dir))
+	wantError(t, err, "did not start", "(PID "+strconv.Itoa(byHand.Process.Pid)+") running")
 	must(t, byHand.Process.Signal(syscall.SIGINT))
 	must(t, byHand.Wait())
 	startIn(t, dir)
@@ -146,16 +103,14 @@ func TestStart_serverStartedByHand(t *testing.T) {
 
 func TestStart_otherMajorVersion(t *testing.T) {
 	t.Parallel()
-	dir := newCluster(t)
-	server := startIn(t, dir)
+	o := fast(newCluster(t))
+	server := startWith(t, o)
 	must(t, server.Stop())
-	data := filepath.Join(server.Dir(), "data")
-	must(t, os.WriteFile(filepath.Join(data, "PG_VERSION"), []byte("12\n"), 0o600))
-
-	for _, bin := range []string{"", server.BinDir()} {
-		_, err := Start(t.Context(), Options{Dir: dir, BinDir: bin})
-		wantError(t, err, data+" was created by PostgreSQL 12", "the installed version is "+server.Version(),
-			"install version 12 as well, or move "+data+" away")
+	must(t, os.WriteFile(filepath.Join(server.cluster.data, "PG_VERSION"), []byte("12\n"), 0o600))
+	for _, o.BinDir = range []string{"", server.BinDir()} {
+		_, err := Start(t.Context(), o)
+		wantError(t, err, server.cluster.data+" was created by PostgreSQL 12", "the installed version is "+server.Version(),
+			"install version 12", "or move "+server.cluster.data+" away")
 	}
 }
 
@@ -163,7 +118,7 @@ func TestStart_notADataDirectory(t *testing.T) {
 	t.Parallel()
 	dir := newDir(t)
 	must(t, os.Mkdir(filepath.Join(dir, "data"), 0o700))
-	_, err := Start(t.Context(), Options{Dir: dir})
+	_, err := Start(t.Context(), fast(dir))
 	wantError(t, err, filepath.Join(dir, "data")+" is not a PostgreSQL data directory")
 
 	_, err = Start(t.Context(), Options{})
@@ -177,51 +132,42 @@ func TestStart_fallbackDir(t *testing.T) {
 	saved := fallbackDir
 	t.Cleanup(func() { fallbackDir = saved })
 	fallbackDir = filepath.Join(newDir(t), "coupond")
-	private := t.TempDir() // mode 0700
+	private := t.TempDir()
 	must(t, os.Chmod(private, 0o700))
-	dir := filepath.Join(private, ".coupond")
-	log := &logBuffer{}
-	o := Options{Dir: dir, Log: log, Settings: map[string]string{"fsync": "off"}}
+	o, log := fast(filepath.Join(private, ".coupond")), &bytes.Buffer{}
+	o.Log = log
 
 	server := startWith(t, o)
-	query(t, server.URL("postgres"), "create table kept as select 1")
+	wantQuery(t, server.URL("postgres"), "create table kept as select 1", "")
 	must(t, server.Stop())
-	home, err := filepath.EvalSymlinks(filepath.Join(dir, "data"))
-	must(t, err)
-	if filepath.Dir(filepath.Dir(home)) != fallbackDir {
+	home := filepath.Dir(server.cluster.data)
+	if filepath.Dir(home) != fallbackDir {
 		t.Fatalf("the data is in %s, want it below %s", home, fallbackDir)
 	}
-	if !strings.Contains(log.String(), "its data will be in "+filepath.Dir(home)) {
+	if !strings.Contains(log.String(), "its data will be in "+home) {
 		t.Errorf("the log does not say where the data is: %s", log)
 	}
 	server = startWith(t, o)
 	wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1")
 	must(t, server.Stop())
 
+	// The disk with the data is not mounted. A new cluster would hide that.
+	must(t, os.Rename(home, home+".unmounted"))
+	_, err := Start(t.Context(), o)
+	wantError(t, err, "links to a directory that does not exist")
+	must(t, os.Rename(home+".unmounted", home))
+
 	// If the user removes Dir, Start creates a new cluster but does not remove the old data.
-	must(t, os.RemoveAll(dir))
+	must(t, os.RemoveAll(o.Dir))
 	server = startWith(t, o)
 	wantQuery(t, server.URL("postgres"), "select count(*) from pg_tables where tablename = 'kept'", "0")
-	if !strings.Contains(log.String(), filepath.Dir(home)+" holds the data of an earlier cluster") {
+	if !strings.Contains(log.String(), home+" holds the data of an earlier cluster") {
 		t.Errorf("the log does not mention the old data: %s", log)
 	}
 	must(t, server.Stop())
-
-	// The process was killed between the link and the end of initdb.
-	home, err = filepath.EvalSymlinks(filepath.Join(dir, "data"))
-	must(t, err)
-	must(t, os.RemoveAll(home))
-	must(t, startWith(t, o).Stop())
-
-	// The disk with the data is not mounted. A new cluster would hide that.
-	must(t, os.Rename(filepath.Dir(home), filepath.Dir(home)+".unmounted"))
-	_, err = Start(t.Context(), o)
-	wantError(t, err, "links to "+home+", which does not exist")
-	must(t, os.Rename(filepath.Dir(home)+".unmounted", filepath.Dir(home)))
-
-	must(t, Remove(t.Context(), dir))
-	if _, err := os.Stat(filepath.Dir(home)); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Remove left %s: %v", filepath.Dir(home), err)
+	must(t, Remove(t.Context(), o.Dir))
+	if home = filepath.Dir(server.cluster.data); exists(home) {
+		t.Errorf("Remove left %s", home)
 	}
 }
 
@@ -229,18 +175,14 @@ func TestStart_rootKeepsOwnerOfData(t *testing.T) {
 	onlyRoot(t)
 	t.Parallel()
 	dir := newCluster(t)
-	server := startIn(t, dir)
-	query(t, server.URL("postgres"), "create table kept as select 1")
-	must(t, server.Stop())
-	data := filepath.Join(server.Dir(), "data")
-
+	data := filepath.Join(dir, "data")
 	for _, owner := range []uint32{
 		0,    // copied or restored by root: Start gives it to the server's account
 		4242, // another user, without an entry in /etc/passwd: the server runs as that user
 	} {
 		must(t, (&account{uid: owner, gid: owner}).chownAll(data))
-		server = startIn(t, dir)
-		wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1")
+		server := startIn(t, dir)
+		wantQuery(t, server.URL("postgres"), "select 1", "1")
 		must(t, server.Stop())
 		if now, _ := ownerOf(data); now == 0 || (owner != 0 && now != owner) {
 			t.Errorf("the owner of the data changed from uid %d to uid %d", owner, now)
@@ -248,10 +190,46 @@ func TestStart_rootKeepsOwnerOfData(t *testing.T) {
 	}
 }
 
-// This runs all tests of the package again as a user without privileges, because root takes other
-// code paths.
+// The database's superuser runs programs as the server. They have no rights of root.
+func TestStart_serverHasNoRightsOfRoot(t *testing.T) {
+	onlyRoot(t)
+	t.Parallel()
+	server := startIn(t, newCluster(t))
+	account := server.cluster.account
+	wantQuery(t, server.URL("postgres"), `
+		create table lines (line text);
+		copy lines from program 'grep -E "^(Uid|Gid|Groups)" /proc/self/status | tr "\t" " "';
+		select distinct id from lines, regexp_split_to_table(substr(line, strpos(line, ':') + 1), '\s+') as id where id not in ('`+
+		strconv.Itoa(int(account.uid))+`', '`+strconv.Itoa(int(account.gid))+`', '')`, "")
+	wantQuery(t, server.URL("postgres"), "select count(*) from lines", "3")
+}
+
+// Root may be using a directory of another user, with a link in it.
+func TestStart_followsNoLink(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{ownerFile, runningFile, "server.log"} {
+		dir, target := newCluster(t), filepath.Join(newDir(t), "target")
+		must(t, os.WriteFile(target, []byte("content"), 0o600))
+		must(t, os.Symlink(target, filepath.Join(dir, name)))
+		server, err := Start(t.Context(), fast(dir))
+		if !errors.Is(err, syscall.ELOOP) {
+			t.Errorf("%s is a link: %v", name, err)
+		}
+		if err == nil {
+			must(t, server.Stop())
+		}
+		if content, err := os.ReadFile(target); err != nil || string(content) != "content" {
+			t.Errorf("%s is a link: its target has %q, %v", name, content, err)
+		}
+		must(t, os.Remove(filepath.Join(dir, name)))
+	}
+}
+
+// This runs tests of this package again as a user without privileges, because root takes other code
+// paths.
 func TestPackage_unprivilegedUser(t *testing.T) {
 	onlyRoot(t)
+	t.Parallel()
 	executable, err := os.Executable()
 	must(t, err)
 	home := newDir(t)
@@ -259,33 +237,15 @@ func TestPackage_unprivilegedUser(t *testing.T) {
 	must(t, unprivileged.chown(home))
 	// go test puts the binary where only the current user may enter.
 	binary := filepath.Join(home, "localpg.test")
-	must(t, copyFile(binary, executable))
+	must(t, exec.CommandContext(t.Context(), "cp", executable, binary).Run())
 
-	arguments := []string{"-test.timeout=9m", "-test.count=1"}
-	if testing.Verbose() {
-		arguments = append(arguments, "-test.v")
-	}
-	cmd := unprivileged.command(t.Context(), binary, arguments...)
-	cmd.Env = append(cmd.Env, "HOME="+home, "XDG_CACHE_HOME="+filepath.Join(home, "cache"), "TMPDIR="+home)
+	cmd := unprivileged.command(t.Context(), binary, "-test.timeout=9m", "-test.v",
+		"-test.run=^Test(Start_keepsDataAndAddress|Start_stalePostmasterPid|Server_requiresPassword|Server_endsWithItsProcess|Download.*)$")
+	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_CACHE_HOME="+filepath.Join(home, "cache"), "TMPDIR="+home)
 	output, err := cmd.CombinedOutput()
-	t.Logf("%s", output)
-	if err != nil {
-		t.Errorf("as an unprivileged user: %v", err)
+	if err != nil || strings.Count(string(output), "\n--- PASS") != 7 {
+		t.Errorf("as an unprivileged user: %v\n%s", err, output)
 	}
-}
-
-func copyFile(to, from string) error {
-	source, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = source.Close() }()
-	target, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(target, source)
-	return errors.Join(err, target.Close())
 }
 
 // onlyRoot skips tests of what only root can do: run a server as another user.
@@ -293,21 +253,5 @@ func onlyRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can run a server as another user")
-	}
-}
-
-func TestStart_rotatesLog(t *testing.T) {
-	t.Parallel()
-	dir := newCluster(t)
-	log := filepath.Join(dir, "server.log")
-	must(t, os.WriteFile(log, make([]byte, maxLog+1), 0o600))
-	startIn(t, dir)
-	info, err := os.Stat(log)
-	must(t, err)
-	if info.Size() > maxLog {
-		t.Errorf("the log has %d bytes, want at most %d", info.Size(), maxLog)
-	}
-	if !isFile(log + ".old") {
-		t.Error("the old log was not kept as server.log.old")
 	}
 }

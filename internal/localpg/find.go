@@ -2,14 +2,17 @@ package localpg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 )
+
+// oldestMajor is the oldest supported major version of PostgreSQL.
+const oldestMajor = 15
 
 // installation is a PostgreSQL installation: a directory with initdb and postgres.
 type installation struct {
@@ -18,143 +21,109 @@ type installation struct {
 	major   int
 }
 
-// finder looks for an installation that can run the cluster in data.
-type finder struct {
-	account *account // must be able to run its programs
-	want    int      // the major version that created the cluster; 0: oldestMajor or newer
-	binDir  string   // Options.BinDir
-	data    string   // the cluster's data directory, for error messages
-	logf    func(string, ...any)
+// searchPatterns match the directories where systems install PostgreSQL, besides that of postgres
+// on PATH. Tests replace it.
+var searchPatterns = []string{
+	"/usr/lib/postgresql/*/bin",            // Debian, Ubuntu
+	"/usr/pgsql-*/bin",                     // PostgreSQL's own RPMs
+	"/opt/homebrew/opt/postgresql*/bin",    // Homebrew on Apple silicon
+	"/usr/local/opt/postgresql*/bin",       // Homebrew on Intel
+	"/Applications/Postgres.app/*/*/*/bin", // Contents/Versions/17/bin
 }
 
-// searchDirs returns candidate directories, one function for each place where a system may install
-// PostgreSQL. The first function that returns a suitable installation wins, with the newest of its
-// installations. Tests replace it.
-var searchDirs = []func(context.Context) []string{
-	func(ctx context.Context) []string {
-		output, err := exec.CommandContext(ctx, "pg_config", "--bindir").Output()
-		if err != nil {
-			return nil
-		}
-		return []string{strings.TrimSpace(string(output))}
-	},
-	func(context.Context) []string { // distributions that put postgres on PATH
-		path, err := exec.LookPath("postgres")
-		if err != nil {
-			return nil
-		}
-		return []string{filepath.Dir(path)}
-	},
-	glob("/usr/lib/postgresql/*/bin"),            // Debian, Ubuntu
-	glob("/usr/pgsql-*/bin"),                     // PostgreSQL's own RPMs
-	glob("/opt/homebrew/opt/postgresql@*/bin"),   // Homebrew on Apple silicon
-	glob("/opt/homebrew/opt/postgresql/bin"),     //
-	glob("/usr/local/opt/postgresql@*/bin"),      // Homebrew on Intel
-	glob("/usr/local/opt/postgresql/bin"),        //
-	glob("/Applications/Postgres.app/*/*/*/bin"), // Contents/Versions/17/bin
-	downloaded,
-}
-
-// downloaded returns the directories of downloaded installations.
-func downloaded(ctx context.Context) []string {
-	if checkDownloadDir() != nil {
-		return nil
-	}
-	return glob(filepath.Join(downloadDir, "*", "bin"))(ctx)
-}
-
-func glob(pattern string) func(context.Context) []string {
-	return func(context.Context) []string {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil // the pattern is malformed
-		}
-		return found
-	}
-}
-
-// findInstallation returns the installation to use. Without a suitable one it installs PostgreSQL,
+// findInstallation returns the installation to use: that of binDir, of PATH, or else the newest
+// that searchPatterns match, or that was downloaded. Without a suitable one it downloads one,
 // unless the cluster exists already and needs a certain version: then the user has to decide how to
 // read the old data.
-func findInstallation(ctx context.Context, f finder) (installation, error) {
-	if f.binDir != "" {
-		found, err := f.inspect(ctx, f.binDir)
-		if err != nil {
-			return installation{}, fmt.Errorf("BinDir: %w", err)
+func (c *cluster) findInstallation(ctx context.Context, binDir string) (installation, error) {
+	if binDir != "" {
+		found, err := c.inspect(ctx, binDir)
+		if err == nil && !c.fits(found) {
+			err = c.mismatch(found)
 		}
-		if !f.fits(found) {
-			return installation{}, f.mismatch(found)
-		}
-		return found, nil
+		return found, errors.Join(err, context.Cause(ctx))
 	}
-
-	found, other := f.search(ctx)
-	if found.dir != "" {
-		return found, nil
-	}
-	if ctx.Err() != nil { // the search may be incomplete
+	found, other := c.search(ctx)
+	switch {
+	case ctx.Err() != nil: // the search may be incomplete
 		return installation{}, context.Cause(ctx)
+	case found.dir != "":
+		return found, nil
+	case c.major != 0:
+		return installation{}, c.mismatch(other)
 	}
-	if f.want != 0 {
-		return installation{}, f.mismatch(other)
+	err := c.download(ctx)
+	if found, _ = c.search(ctx); found.dir == "" {
+		err = errors.Join(err, context.Cause(ctx))
+		return found, fmt.Errorf("PostgreSQL %d or newer is not installed (Debian, Ubuntu: apt-get install postgresql;"+
+			" macOS: brew install postgresql@17), and no download that runs on this machine was possible: %w", oldestMajor, err)
 	}
-	return f.install(ctx)
+	return found, nil
 }
 
-// search calls searchDirs in order. other is the newest installation it saw that is not suitable.
-func (f finder) search(ctx context.Context) (found, other installation) {
-	for _, dirs := range searchDirs {
-		for _, dir := range dirs(ctx) {
-			pg, err := f.inspect(ctx, dir)
-			switch {
-			case err != nil: // not a working installation: try the next directory
-			case f.fits(pg) && pg.major > found.major:
-				found = pg
-			case !f.fits(pg) && pg.major > other.major:
-				other = pg
-			}
-		}
-		if found.dir != "" {
-			return found, other
+// search returns the installation to use, and the newest that is not suitable.
+func (c *cluster) search(ctx context.Context) (found, other installation) {
+	var dirs []string
+	for _, pattern := range searchPatterns {
+		matches, _ := filepath.Glob(pattern) // fails only for a malformed pattern
+		dirs = append(dirs, matches...)
+	}
+	if checkDownloadDir() == nil {
+		matches, _ := filepath.Glob(filepath.Join(downloadDir, "*", "bin"))
+		dirs = append(dirs, matches...)
+	}
+	if postgres, err := exec.LookPath("postgres"); err == nil {
+		if pg, err := c.inspect(ctx, filepath.Dir(postgres)); err == nil && c.fits(pg) {
+			return pg, other
 		}
 	}
-	return installation{}, other
+	for _, dir := range dirs {
+		pg, err := c.inspect(ctx, dir)
+		switch {
+		case err != nil: // not a working installation: try the next directory
+		case c.fits(pg) && pg.major > found.major:
+			found = pg
+		case !c.fits(pg) && pg.major > other.major:
+			other = pg
+		}
+	}
+	return found, other
 }
 
-func (f finder) fits(pg installation) bool {
-	return pg.major >= oldestMajor && (f.want == 0 || f.want == pg.major)
+func (c *cluster) fits(pg installation) bool {
+	return pg.major >= oldestMajor && (c.major == 0 || c.major == pg.major)
 }
 
 // mismatch returns the error for an installation that is not suitable. The zero installation means
 // that none was found.
-func (f finder) mismatch(found installation) error {
-	switch {
-	case f.want == 0:
+func (c *cluster) mismatch(found installation) error {
+	if c.major == 0 {
 		return fmt.Errorf("PostgreSQL %s in %s is too old: version %d or newer is required", found.version, found.dir, oldestMajor)
-	case found.dir == "":
-		return fmt.Errorf("%s was created by PostgreSQL %d, and no PostgreSQL is installed on this machine:"+
-			" install version %[2]d, or move %[1]s away to start with a new cluster", f.data, f.want)
-	default:
-		return fmt.Errorf("%s was created by PostgreSQL %d, and the installed version is %s (in %s):"+
-			" install version %[2]d as well, or move %[1]s away to start with a new cluster", f.data, f.want, found.version, found.dir)
 	}
+	installed := "no PostgreSQL is installed on this machine"
+	if found.dir != "" {
+		installed = fmt.Sprintf("the installed version is %s (in %s)", found.version, found.dir)
+	}
+	return fmt.Errorf("%s was created by PostgreSQL %d, and %s: install version %[2]d (Debian, Ubuntu: apt-get install postgresql-%[2]d),"+
+		" or move %[1]s away to start with a new cluster", c.data, c.major, installed)
 }
 
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) ((\d+)\S*)`)
 
 // inspect runs postgres --version as the account that will run the server. This shows that the
 // programs exist, that the account may run them, and that they are built for this machine.
-func (f finder) inspect(ctx context.Context, dir string) (installation, error) {
+func (c *cluster) inspect(ctx context.Context, dir string) (installation, error) {
 	if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {
 		return installation{}, err
 	}
-	output, err := f.account.command(ctx, filepath.Join(dir, "postgres"), "--version").Output()
+	postgres := filepath.Join(dir, "postgres")
+	output, err := c.account.command(ctx, postgres, "--version").Output()
 	if err != nil {
-		return installation{}, fmt.Errorf("%s --version: %w", filepath.Join(dir, "postgres"), err)
+		return installation{}, fmt.Errorf("%s --version: %w", postgres, err)
 	}
 	match := versionPattern.FindStringSubmatch(string(output))
 	if match == nil {
-		return installation{}, fmt.Errorf("%s --version printed %q, which is not a PostgreSQL version", filepath.Join(dir, "postgres"), output)
+		return installation{}, fmt.Errorf("%s --version printed %q, which is not a PostgreSQL version", postgres, output)
 	}
 	major, err := strconv.Atoi(match[2])
 	return installation{dir: dir, version: match[1], major: major}, err

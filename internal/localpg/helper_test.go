@@ -2,10 +2,8 @@ package localpg
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -30,76 +29,41 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(childMode) {
-	case "":
+	mode := os.Getenv(childMode)
+	if mode == "" {
 		code := m.Run()
-		if sourceDir != "" {
-			_ = os.RemoveAll(sourceDir)
-		}
+		_ = os.RemoveAll(sourceDir)
 		os.Exit(code)
-	case "hold":
-		err := startInChild(func(*Server) error { select {} })
-		fmt.Println(err)
-		os.Exit(1)
-	case "detach":
-		if err := startInChild((*Server).Detach); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-	case "query":
-		if err := queryInChild(); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
 	}
-}
-
-// queryInChild prints what the environment could change in a session.
-func queryInChild() error {
-	ctx := context.Background()
-	server, err := Start(ctx, Options{Dir: os.Getenv(childDir), Settings: map[string]string{"fsync": "off", "TimeZone": "UTC"}})
-	if err != nil {
-		return err
-	}
-	conn, err := pgx.Connect(ctx, server.URL("postgres"))
-	if err != nil {
-		return err
-	}
-	var session string
-	if err := conn.QueryRow(ctx, `
-		select concat_ws(' ', current_user, current_database(), current_setting('transaction_read_only'),
-			current_setting('application_name'), current_setting('TimeZone'), current_setting('DateStyle'), current_setting('client_encoding'))`,
-	).Scan(&session); err != nil {
-		return err
-	}
-	fmt.Println(session)
-	return errors.Join(conn.Close(ctx), server.Stop())
-}
-
-func startInChild(then func(*Server) error) error {
 	server, err := Start(context.Background(), Options{
 		Dir: os.Getenv(childDir), BinDir: os.Getenv(childBin), Settings: map[string]string{"fsync": "off"},
 	})
 	if err != nil {
-		return err
+		fmt.Println(err)
+		os.Exit(1)
 	}
-	fmt.Println("ready", server.Pid(), server.process.cmd.Process.Pid)
-	return then(server)
+	fmt.Println("ready", server.Pid(), server.process.cmd.Process.Pid, server.URL("postgres"))
+	if mode == "keep" {
+		_ = server.Keep()
+		return
+	}
+	select {} // until it is killed
 }
 
 // child is a process of this test binary that runs a server.
 type child struct {
-	cmd      *exec.Cmd
-	output   *bufio.Reader
-	watchdog int // process ID, known after ready
+	cmd                  *exec.Cmd
+	output               *bufio.Reader
+	postmaster, watchdog int // process IDs, known after ready
+	url                  string
 }
 
-func startChild(t *testing.T, mode, dir, bin string, environment ...string) *child {
+func startChild(t *testing.T, mode, dir, bin string) *child {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
 	c := &child{cmd: exec.CommandContext(context.Background(), executable)}
-	c.cmd.Env = append(append(os.Environ(), childMode+"="+mode, childDir+"="+dir, childBin+"="+bin), environment...)
+	c.cmd.Env = append(os.Environ(), childMode+"="+mode, childDir+"="+dir, childBin+"="+bin)
 	c.cmd.Stderr = os.Stderr
 	output, err := c.cmd.StdoutPipe()
 	must(t, err)
@@ -109,15 +73,15 @@ func startChild(t *testing.T, mode, dir, bin string, environment ...string) *chi
 	return c
 }
 
-// ready waits for the child's server and returns the process ID of its postmaster.
-func (c *child) ready(t *testing.T) (postmaster int) {
+// ready waits for the child's server.
+func (c *child) ready(t *testing.T) *child {
 	t.Helper()
 	line, _ := c.output.ReadString('\n')
-	if _, err := fmt.Sscanf(line, "ready %d %d\n", &postmaster, &c.watchdog); err != nil {
+	if _, err := fmt.Sscanf(line, "ready %d %d %s\n", &c.postmaster, &c.watchdog, &c.url); err != nil {
 		rest, _ := io.ReadAll(c.output)
-		t.Fatalf("the child printed %s%s, want ready and two process IDs", line, rest)
+		t.Fatalf("the child printed %s%s, want ready, two process IDs and a URL", line, rest)
 	}
-	return postmaster
+	return c
 }
 
 // kill kills the child with SIGKILL and waits until it has ended.
@@ -138,11 +102,12 @@ func must(t *testing.T, err error) {
 func newDir(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join("/tmp", "localpg-test-"+rand.Text())
-	must(t, mkdirTraversable(dir))
+	must(t, os.Mkdir(dir, 0o700))
+	must(t, os.Chmod(dir, 0o711)) // whatever the umask is
 	t.Cleanup(func() {
-		if err := Remove(context.Background(), dir); err != nil {
-			t.Error(err)
-		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		must(t, Remove(ctx, dir))
 	})
 	return dir
 }
@@ -153,9 +118,7 @@ func newCluster(t *testing.T) string {
 	source, err := sourceCluster()
 	must(t, err)
 	dir := newDir(t)
-	for _, name := range []string{"data", passwordFile} {
-		must(t, exec.CommandContext(t.Context(), "cp", "-Rp", filepath.Join(source, name), dir).Run())
-	}
+	must(t, exec.CommandContext(t.Context(), "cp", "-Rp", filepath.Join(source, "data"), filepath.Join(source, passwordFile), dir).Run())
 	return dir
 }
 
@@ -169,7 +132,7 @@ var (
 		if err := os.Chmod(sourceDir, 0o711); err != nil {
 			return "", err
 		}
-		server, err := Start(context.Background(), Options{Dir: sourceDir, Settings: map[string]string{"fsync": "off"}})
+		server, err := Start(context.Background(), fast(sourceDir))
 		if err != nil {
 			return "", err
 		}
@@ -177,11 +140,15 @@ var (
 	})
 )
 
-// startIn starts a server in dir without fsync. Tests of a crash of the machine need fsync, other
-// tests do not.
+// fast returns options without fsync. Tests of a crash of the machine need fsync, others do not.
+func fast(dir string) Options {
+	return Options{Dir: dir, Settings: map[string]string{"fsync": "off"}}
+}
+
+// startIn starts a server without fsync.
 func startIn(t *testing.T, dir string) *Server {
 	t.Helper()
-	return startWith(t, Options{Dir: dir, Settings: map[string]string{"fsync": "off"}})
+	return startWith(t, fast(dir))
 }
 
 func startWith(t *testing.T, o Options) *Server {
@@ -192,26 +159,20 @@ func startWith(t *testing.T, o Options) *Server {
 	return server
 }
 
-// query runs sql, which may contain several statements, and returns the first column of the last
-// one's rows.
-func query(t *testing.T, url, sql string) []string {
+// wantQuery runs sql, which may contain several statements, and compares the first column of the
+// last one's rows.
+func wantQuery(t *testing.T, url, sql, want string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	must(t, err)
 	defer conn.Close(context.Background())
 	results, err := conn.PgConn().Exec(t.Context(), sql).ReadAll()
 	must(t, err)
-	rows := results[len(results)-1].Rows
-	values := make([]string, 0, len(rows))
-	for _, row := range rows {
+	var values []string
+	for _, row := range results[len(results)-1].Rows {
 		values = append(values, string(row[0]))
 	}
-	return values
-}
-
-func wantQuery(t *testing.T, url, sql, want string) {
-	t.Helper()
-	if got := strings.Join(query(t, url, sql), " "); got != want {
+	if got := strings.Join(values, " "); got != want {
 		t.Errorf("%s: got %q, want %q", sql, got, want)
 	}
 }
@@ -228,31 +189,20 @@ func wantError(t *testing.T, err error, parts ...string) {
 	}
 }
 
-// wantGone waits until the lock on dir is free: initdb, the watchdog and all processes of the
-// server have ended. This takes a moment, because a process that a parallel test starts has a copy
-// of the lock until its exec.
-func wantGone(t *testing.T, dir string) {
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// waitGone waits until initdb, the watchdog and all processes of the server have ended. This takes
+// a moment, because a process that a parallel test starts has a copy of the lock until its exec.
+func waitGone(t *testing.T, dir string) {
 	t.Helper()
 	file, err := os.Open(filepath.Join(dir, runningFile))
 	must(t, err)
 	defer func() { _ = file.Close() }()
-	wait.For(t, "the processes of the server to end", func() bool {
-		err := flock(file, syscall.LOCK_SH)
-		if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
-			t.Fatal(err)
-		}
-		return err == nil
-	})
+	wait.For(t, "the processes of the server to end", func() bool { return flock(file, syscall.LOCK_SH) == nil })
 }
-
-// realInstallation returns the installation of this machine.
-var realInstallation = sync.OnceValues(func() (installation, error) {
-	account, err := serverAccount("")
-	if err != nil {
-		return installation{}, err
-	}
-	return findInstallation(context.Background(), finder{account: account, logf: func(string, ...any) {}})
-})
 
 // script writes a shell script to dir.
 func script(t *testing.T, dir, name, text string) {
@@ -260,32 +210,28 @@ func script(t *testing.T, dir, name, text string) {
 	must(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755))
 }
 
-// fakeInstallation returns a directory with the machine's postgres and a script as initdb. In the
-// script, $real is the directory of the real programs.
-func fakeInstallation(t *testing.T, initdb string) string {
+// realInstallation returns the installation of this machine.
+var realInstallation = sync.OnceValues(func() (installation, error) {
+	c := &cluster{logf: func(string, ...any) {}}
+	var err error
+	if c.account, err = serverAccount(""); err != nil {
+		return installation{}, err
+	}
+	return c.findInstallation(context.Background(), "")
+})
+
+// fakeInstallation returns a directory with scripts as initdb and postgres. "" means the machine's
+// program. In a script, $real is the directory of the machine's programs.
+func fakeInstallation(t *testing.T, initdb, postgres string) string {
 	t.Helper()
 	found, err := realInstallation()
 	must(t, err)
 	dir := newDir(t)
-	script(t, dir, "initdb", "real='"+found.dir+"'\n"+initdb)
-	must(t, os.Symlink(filepath.Join(found.dir, "postgres"), filepath.Join(dir, "postgres")))
+	for name, text := range map[string]string{"initdb": initdb, "postgres": postgres} {
+		if text == "" {
+			text = `exec "$real/` + name + `" "$@"`
+		}
+		script(t, dir, name, "real='"+found.dir+"'\n"+text)
+	}
 	return dir
-}
-
-// logBuffer is an Options.Log that can be read while it is written.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

@@ -6,19 +6,14 @@
 //	data        the data directory, or a link to it (see below)
 //	pgpass      the superuser's name and random password, as a libpq password file with mode 0600
 //	server.log  the server's log
-//	lock        locked by the process that started the server; contains its ID and the address
+//	lock        locked by the process that called Start
 //	running     locked while any process of the server is running
 //
-// The server listens on 127.0.0.1 and on a unix socket, and requires the password on both: other
-// users of the machine can connect, but not log in. The socket is in a private directory below
-// /tmp, because its path is limited to 107 bytes (103 on macOS).
+// The server listens on 127.0.0.1 and on a unix socket in a private directory, and requires the
+// password on both.
 //
-// The server ends with the process that started it, even after SIGKILL. A small shell script
-// (watchdog.sh) runs between the two and reads a pipe; only this process has the write end. When
-// the process ends, the kernel closes the pipe, and the script stops the server. PR_SET_PDEATHSIG
-// would not do: it exists on Linux only, and it fires when the starting thread ends, which in a Go
-// program may be earlier. Ctrl-C in the terminal does not reach the server, so that a service can
-// drain before it calls Stop.
+// The server ends with the process that started it, even after SIGKILL: see watchdog.sh. Ctrl-C in
+// the terminal does not reach the server, so that a service can drain before it calls Stop.
 //
 // PostgreSQL refuses to run as root. If root starts it, it runs as the user postgres, or else as
 // nobody. If that user cannot enter Dir, for example below /root, the data is in a directory below
@@ -29,19 +24,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Options says which cluster Start runs, and how.
@@ -51,43 +51,41 @@ type Options struct {
 	Dir string
 	// User is the name of the superuser of a new cluster. "" means postgres.
 	User string
-	// Port is the TCP port on 127.0.0.1. 0 means the port of the previous run, or a free one.
+	// Port is the TCP port on 127.0.0.1. 0 means one that depends on Dir, or a random one if that is
+	// in use.
 	Port int
 	// Settings are settings of postgresql.conf, such as {"fsync": "off"}. They are passed on the
-	// command line, so ALTER SYSTEM cannot change them. Settings of the data directory and of the
-	// addresses are rejected, because Start chooses those.
+	// command line, so ALTER SYSTEM cannot change them.
 	Settings map[string]string
-	// Log receives messages for the user: what is installed, and where the data is. nil discards
-	// them.
+	// Log receives messages for the user, such as where the data is. nil discards them.
 	Log io.Writer
-	// BinDir contains initdb and postgres, version 15 or newer. If it is "", Start searches the
-	// directory that pg_config prints, that of postgres on PATH, /usr/lib/postgresql/*, Homebrew
-	// and Postgres.app, and otherwise installs PostgreSQL: see install.
+	// BinDir contains initdb and postgres, version 15 or newer. "" means to find or download them.
 	BinDir string
 }
 
-// Server is a PostgreSQL server that Start started. Its methods may be called concurrently.
+// Server is a PostgreSQL server that Start started.
 type Server struct {
 	*Address
 
-	version string
-	process *process
+	cluster      *cluster
+	installation installation
+	process      *process
+	sockets      string // directory of the unix socket
 }
 
-// oldestMajor is the oldest supported major version of PostgreSQL.
-const oldestMajor = 15
-
-const defaultUser = "postgres"
+// Address says how to reach a running server.
+type Address struct {
+	login     login
+	pid, port int
+}
 
 // Start starts the cluster in o.Dir and waits until it answers queries. It creates the cluster if
-// there is none. ctx ends the wait and the installation, but not a running server: that ends with
-// Stop, Kill or this process.
-//
-// If the cluster is already running, the error is a *RunningError (errors.Is ErrRunning). Other
-// errors say what to do; if the server did not start, they include the last lines of its log.
+// there is none. ctx ends the wait, but not a running server: that ends with Stop, Kill or this
+// process. If the cluster is already running, the error is ErrRunning.
 //
 // Start calls IgnoreEnvironment.
 func Start(ctx context.Context, o Options) (*Server, error) {
+	IgnoreEnvironment()
 	server, err := start(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("localpg: %w", err)
@@ -106,124 +104,70 @@ func IgnoreEnvironment() {
 	}
 }
 
-func start(ctx context.Context, o Options) (*Server, error) {
-	IgnoreEnvironment()
-	if o.User == "" {
-		o.User = defaultUser
-	}
-	if o.Dir == "" {
-		return nil, errors.New("Options.Dir is empty; set it to a directory for the cluster")
-	}
-	if err := checkSettings(o.Settings); err != nil {
+func start(ctx context.Context, o Options) (_ *Server, err error) {
+	s := &Server{Address: &Address{}}
+	if s.cluster, err = openCluster(ctx, o); err != nil {
 		return nil, err
 	}
-	logf := func(format string, args ...any) {
-		if o.Log != nil {
-			_, _ = fmt.Fprintf(o.Log, format+"\n", args...)
+	defer func() {
+		if err != nil {
+			s.cluster.unlock()
 		}
-	}
-
-	dir, err := makeDir(o.Dir)
-	if err != nil {
+	}()
+	if s.port, err = choosePort(o.Port, s.cluster.dir); err != nil {
 		return nil, err
 	}
-	lock, err := acquireLock(ctx, dir)
-	if err != nil {
+	if s.installation, err = s.cluster.findInstallation(ctx, o.BinDir); err != nil {
 		return nil, err
 	}
-	defer lock.release() // the running server has its own reference
-
-	ports, err := candidatePorts(o.Port, lock.previous.Port)
-	if err != nil {
-		return nil, err
-	}
-	c, err := openCluster(ctx, dir, logf)
-	if err != nil {
-		return nil, err
-	}
-	lock.removeStaleSocketDir(ctx, c.account)
-	pg, err := findInstallation(ctx, finder{account: c.account, want: c.major, binDir: o.BinDir, data: c.data, logf: logf})
-	if err != nil {
-		return nil, err
-	}
-	if c.major == 0 {
-		logf("creating a PostgreSQL %s cluster in %s", pg.version, c.data)
-		if err := c.initialize(ctx, pg, o.User, o.Settings["fsync"] == "off", lock); err != nil {
+	if s.cluster.major == 0 {
+		s.cluster.logf("creating a PostgreSQL %s cluster in %s", s.installation.version, s.cluster.data)
+		if err := s.cluster.initialize(ctx, s.installation, o); err != nil {
 			return nil, err
 		}
 	}
-	if err := c.removeStalePid(ctx); err != nil {
+	if err := s.cluster.removeStalePid(ctx); err != nil {
 		return nil, err
 	}
-	login, err := readLogin(dir)
+	if s.login, err = readLogin(s.cluster.dir); err != nil {
+		return nil, err
+	}
+	if s.sockets, err = s.cluster.makeSocketDir(); err != nil {
+		return nil, err
+	}
+	if s.process, err = s.startProcess(o.Settings); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(s.sockets))
+	}
+	if err = s.waitReady(ctx); err == nil {
+		err = s.read(s.cluster.data)
+	}
 	if err != nil {
-		return nil, err
+		_ = s.process.end(stopImmediate)
+		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", s.Version(), s.Dir(), err, s.process.logTail())
 	}
-
-	for i, port := range ports {
-		server, err := c.startServer(ctx, pg, port, login, o.Settings, lock)
-		// Another process may take the port between our check and the server's bind. Only then try
-		// the next one.
-		if err == nil || ctx.Err() != nil || i == len(ports)-1 || portIsFree(port) {
-			return server, err
-		}
-	}
-	panic("unreachable: candidatePorts returns at least one port")
+	return s, nil
 }
 
-// startServer starts the server on port and waits until it answers.
-func (c *cluster) startServer(
-	ctx context.Context, pg installation, port int, login login, settings map[string]string, lock *dirLock,
-) (*Server, error) {
-	sockets, err := c.makeSocketDir()
-	if err != nil {
-		return nil, err
-	}
-
+func (s *Server) startProcess(settings map[string]string) (*process, error) {
 	arguments := []string{
-		"-D", c.data,
-		"-c", "listen_addresses=127.0.0.1",
-		"-c", "port=" + strconv.Itoa(port),
-		"-c", "unix_socket_directories=" + sockets,
+		s.sockets, filepath.Join(s.cluster.data, pidFile), filepath.Join(s.installation.dir, "postgres"), // see watchdog.sh
+		"-D", s.cluster.data, "-c", "listen_addresses=127.0.0.1",
+		"-c", "port=" + strconv.Itoa(s.port), "-c", "unix_socket_directories=" + s.sockets,
 	}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		arguments = append(arguments, "-c", name+"="+settings[name])
 	}
-
-	started, err := c.startProcess(sockets, filepath.Join(pg.dir, "postgres"), arguments, lock)
-	if err != nil {
-		_ = os.RemoveAll(sockets)
-		return nil, err
-	}
-
-	address := &Address{
-		dir:   c.dir,
-		login: login,
-		state: serverState{Owner: os.Getpid(), Port: port, Sockets: sockets, BinDir: pg.dir},
-	}
-	err = started.waitReady(ctx, address)
-	if err == nil {
-		// postmaster.pid is that of this server only when the server answers.
-		address.state.Postmaster, err = postmasterPid(c.data)
-	}
-	if err == nil {
-		err = started.record(address.state)
-	}
-	if err != nil {
-		_ = started.kill()
-		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", pg.version, c.dir, err, started.logTail())
-	}
-	return &Server{Address: address, version: pg.version, process: started}, nil
+	return s.cluster.startProcess(arguments)
 }
 
 // waitReady waits until the server answers a query or ends, or until ctx ends. It connects to the
 // unix socket, which no other server can have; the TCP port may have been taken by another one.
-func (p *process) waitReady(ctx context.Context, a *Address) error {
-	config, err := pgx.ParseConfig(a.URL("postgres"))
+func (s *Server) waitReady(ctx context.Context) error {
+	config, err := pgx.ParseConfig(s.URL("postgres"))
 	if err != nil {
 		return err
 	}
-	config.Host = a.state.Sockets
+	config.Host = s.sockets
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 		conn, err := pgx.ConnectConfig(attempt, config)
@@ -232,16 +176,17 @@ func (p *process) waitReady(ctx context.Context, a *Address) error {
 			_ = conn.Close(attempt)
 		}
 		cancel()
-		if err == nil {
+		pgErr, refused := errors.AsType[*pgconn.PgError](err)
+		switch {
+		case err == nil:
 			return nil
-		}
-		if isWrongPassword(err) {
+		case refused && pgErr.Code == pgerrcode.InvalidPassword:
 			return fmt.Errorf("its password is not the one in %s; restore the file, or remove %s to start with a new cluster",
-				filepath.Join(a.dir, passwordFile), a.dir)
+				filepath.Join(s.Dir(), passwordFile), s.Dir())
 		}
 		select {
-		case <-p.done:
-			return fmt.Errorf("the server ended: %w", p.exitErr)
+		case <-s.Done():
+			return fmt.Errorf("the server ended: %s", s.process.cmd.ProcessState)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(pollInterval):
@@ -250,11 +195,12 @@ func (p *process) waitReady(ctx context.Context, a *Address) error {
 }
 
 // Stop shuts the server down in fast mode (sessions are ended, and a checkpoint is written) and
-// waits until it has ended. After Stop or Kill it does nothing. It returns an error if the server
-// had already ended by itself, or if it did not stop within a minute and was killed.
+// waits until it has ended. If that takes more than a minute, immediate mode and then SIGKILL
+// follow. It returns an error if the server had already ended by itself. After Stop or Kill it does
+// nothing.
 func (s *Server) Stop() error {
-	if err := s.process.stop(); err != nil {
-		return fmt.Errorf("localpg: stop PostgreSQL in %s: %w%s", s.dir, err, s.process.logTail())
+	if err := s.process.end(stopFast); err != nil {
+		return fmt.Errorf("localpg: stop PostgreSQL in %s: %w%s", s.Dir(), err, s.process.logTail())
 	}
 	return nil
 }
@@ -262,83 +208,130 @@ func (s *Server) Stop() error {
 // Kill shuts the server down in immediate mode, which is like a crash, and waits until it has
 // ended. The next Start in the same Dir recovers all committed transactions.
 func (s *Server) Kill() error {
-	if err := s.process.kill(); err != nil {
-		return fmt.Errorf("localpg: kill PostgreSQL in %s: %w", s.dir, err)
-	}
+	_ = s.process.end(stopImmediate) // fails also if the server has ended by itself
 	return nil
 }
 
-// Detach lets the server outlive this process. Stop and Kill still work; Remove can end the server
-// later.
-func (s *Server) Detach() error {
-	err := s.process.send(keepRunning)
-	if err == nil {
-		detached := s.state
-		detached.Owner = s.process.cmd.Process.Pid // the watchdog owns the server from now on
-		err = s.process.record(detached)
-	}
-	if err != nil {
-		return fmt.Errorf("localpg: detach PostgreSQL in %s: %w", s.dir, err)
-	}
-	return nil
-}
+// Keep lets the server outlive this process. It ends when its directory is removed (see Remove), or
+// after 8 hours.
+func (s *Server) Keep() error { return s.process.command(keepRunning) }
 
 // Done returns a channel that is closed when the server has ended, for any reason.
 func (s *Server) Done() <-chan struct{} { return s.process.done }
 
+// Dir returns the cluster's home directory as an absolute path.
+func (s *Server) Dir() string { return s.cluster.dir }
+
 // Version returns the server's version, such as "17.5".
-func (s *Server) Version() string { return s.version }
+func (s *Server) Version() string { return s.installation.version }
 
-var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
+// BinDir returns the directory of the server's binaries. It also contains psql, unless the binaries
+// were downloaded.
+func (s *Server) BinDir() string { return s.installation.dir }
 
-func checkSettings(settings map[string]string) error {
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		switch {
-		case !settingName.MatchString(name):
-			return fmt.Errorf("%q is not a valid setting name", name)
-		case slices.Contains([]string{"data_directory", "listen_addresses", "port", "unix_socket_directories"}, name):
-			return fmt.Errorf("setting %s is reserved: Start sets it", name)
-		}
-	}
-	return nil
-}
-
-// candidatePorts returns the ports to try, in order: only the wanted one, or else the one of the
-// previous run and some random ones.
+// Psql returns a shell command that opens database in psql. It contains the path of the password
+// file, not the password.
 //
-// Random ports are below the range of ephemeral ports (from 32768 on Linux, from 49152 on macOS):
-// an outgoing connection could take a port of that range while the server is restarting.
-func candidatePorts(wanted, previous int) ([]int, error) {
-	if wanted != 0 {
-		if wanted < 1 || wanted > 65535 {
-			return nil, fmt.Errorf("port %d is out of range (use 1 to 65535, or 0 for a free port)", wanted)
-		}
-		if !portIsFree(wanted) {
-			return nil, fmt.Errorf("port %d on 127.0.0.1 is already in use; free it or choose another port", wanted)
-		}
-		return []int{wanted}, nil
+// psql connects to the unix socket, and only if the server runs as the user that it should: once
+// this server has ended, another user could listen on its port and ask for the password.
+func (s *Server) Psql(database string) string {
+	// libpq does not decode a plus as a space, and a plain slash is easier to read.
+	value := func(text string) string {
+		return strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(text))
 	}
-	var ports []int
-	if previous != 0 && portIsFree(previous) {
-		ports = append(ports, previous)
-	}
-	for range 1000 {
-		if port := 20000 + rand.IntN(12000); portIsFree(port) {
-			ports = append(ports, port)
-		}
-		if len(ports) == 5 {
-			return ports, nil
+	u := url.URL{Scheme: "postgres", User: url.User(s.login.user), Path: "/" + database}
+	u.RawQuery = noTLS + "&host=" + value(s.sockets) + "&port=" + strconv.Itoa(s.port) +
+		"&passfile=" + value(filepath.Join(s.Dir(), passwordFile))
+	if owner, ok := ownerOf(s.cluster.data); ok {
+		// libpq knows users by name only, so the server's user must have one.
+		if account, err := user.LookupId(strconv.FormatUint(uint64(owner), 10)); err == nil {
+			u.RawQuery += "&requirepeer=" + value(account.Username)
 		}
 	}
-	return nil, errors.New("found no free port on 127.0.0.1 between 20000 and 31999")
+	return "psql '" + strings.ReplaceAll(u.String(), "'", `'\''`) + "'"
 }
 
-func portIsFree(port int) bool {
+// Port returns the server's TCP port on 127.0.0.1.
+func (a *Address) Port() int { return a.port }
+
+// Pid returns the process ID of the postmaster, the server's first process.
+func (a *Address) Pid() int { return a.pid }
+
+// noTLS also keeps pgx from reading the user's own root certificate, which may not be valid.
+const noTLS = "sslmode=disable&sslrootcert="
+
+// URL returns the superuser's connection string for database. It contains the password: do not log
+// it.
+func (a *Address) URL(database string) string {
+	u := url.URL{
+		Scheme: "postgres", User: url.UserPassword(a.login.user, a.login.password),
+		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), Path: "/" + database, RawQuery: noTLS,
+	}
+	return u.String()
+}
+
+// ErrNotRunning means that the cluster has no running server.
+var ErrNotRunning = errors.New("PostgreSQL is not running")
+
+// Running returns the address of the running server of the cluster in dir, whichever process
+// started it. The error is ErrNotRunning if there is none, or if it is still starting.
+func Running(dir string) (*Address, error) {
+	login, err := readLogin(dir)
+	a := &Address{login: login}
+	running, missing := os.Open(filepath.Join(dir, runningFile))
+	defer func() { _ = running.Close() }() // fails if it is nil
+	if missing != nil || flock(running, syscall.LOCK_SH) == nil || a.read(filepath.Join(dir, "data")) != nil {
+		err = ErrNotRunning
+	}
+	if err != nil {
+		return nil, fmt.Errorf("localpg: %s: %w", dir, err)
+	}
+	return a, nil
+}
+
+// read reads the address of a server that is ready from its postmaster.pid.
+func (a *Address) read(data string) error {
+	path := filepath.Join(data, pidFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(text), "\n")
+	if len(lines) < 8 || strings.TrimSpace(lines[7]) != "ready" {
+		return fmt.Errorf("%s is not that of a server that is ready: %q", path, text)
+	}
+	if a.pid, err = strconv.Atoi(lines[0]); err == nil {
+		a.port, err = strconv.Atoi(lines[3])
+	}
+	return err
+}
+
+// choosePort returns the port to use. Without a wanted one it is below the range of ephemeral ports
+// (from 32768 on Linux, from 49152 on macOS): an outgoing connection could take a port of that
+// range while the server is restarting.
+func choosePort(wanted int, dir string) (int, error) {
+	if wanted != 0 {
+		return wanted, listen(wanted)
+	}
+	const lowest, count = 20000, 12000
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(dir)) // never fails
+	port := lowest + int(hash.Sum32()%count)
+	for range 100 {
+		if listen(port) == nil {
+			return port, nil
+		}
+		port = lowest + rand.IntN(count)
+	}
+	return 0, listen(port)
+}
+
+// listen returns an error if nothing can listen on the port.
+func listen(port int) error {
 	var config net.ListenConfig
 	listener, err := config.Listen(context.Background(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
-		return false
+		return fmt.Errorf("PostgreSQL cannot use port %d (choose another one, or 0 for a free one): %w", port, err)
 	}
-	_ = listener.Close()
-	return true
+	return listener.Close()
 }

@@ -1,18 +1,14 @@
 package localpg
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"io"
-	"io/fs"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,45 +21,43 @@ import (
 
 func TestStart_keepsDataAndAddress(t *testing.T) {
 	t.Parallel()
-	dir, log := newDir(t), &logBuffer{}
+	o, log := fast(newDir(t)), &bytes.Buffer{}
+	o.User, o.Log = "coupond", log
 
-	first := startWith(t, Options{Dir: dir, Log: log, Settings: map[string]string{"fsync": "off"}})
+	first := startWith(t, o)
 	if !strings.Contains(log.String(), "creating a PostgreSQL") {
 		t.Errorf("the log does not say that a cluster is created: %q", log)
 	}
 	before := first.URL("postgres")
-	query(t, before, "create table kept as select 'yes' as value")
+	wantQuery(t, before, "create table kept as select 'yes' as value", "")
 	must(t, first.Stop())
 	must(t, first.Stop()) // does nothing
-	wantGone(t, dir)
-	if _, err := os.Stat(first.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket directory still exists: %v", err)
+	waitGone(t, o.Dir)
+	if exists(first.sockets) {
+		t.Error("the socket directory still exists")
 	}
 
-	second := startIn(t, dir)
+	o.User = "other" // of the cluster that it would create
+	second := startWith(t, o)
 	if second.URL("postgres") != before {
 		t.Errorf("the address changed from %s to %s", before, second.URL("postgres"))
 	}
 	wantQuery(t, before, "select value from kept", "yes")
 	wantQuery(t, before, "show server_encoding", "UTF8")
-	if got := query(t, before, "show server_version")[0]; !strings.HasPrefix(got, second.Version()) {
-		t.Errorf("Version is %s, server_version is %s", second.Version(), got)
-	}
+	wantQuery(t, before, "select usename from pg_user where usesuper", "coupond")
+	wantQuery(t, before, "select split_part(current_setting('server_version'), ' ', 1)", second.Version())
 }
 
 func TestStart_recoversAfterKill(t *testing.T) {
 	t.Parallel()
-	dir := newCluster(t)
-	options := Options{Dir: dir} // with fsync, as in production
-
-	server := startWith(t, options)
-	query(t, server.URL("postgres"), "create table kept (n int); insert into kept select generate_series(1, 1000)")
+	o := Options{Dir: newCluster(t)} // with fsync, as in production
+	server := startWith(t, o)
+	wantQuery(t, server.URL("postgres"), "create table kept (n int); insert into kept select generate_series(1, 1000)", "")
 	must(t, server.Kill())
 	must(t, server.Stop()) // does nothing
 
-	server = startWith(t, options)
-	wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1000")
-	log, err := os.ReadFile(filepath.Join(dir, "server.log"))
+	wantQuery(t, startWith(t, o).URL("postgres"), "select count(*) from kept", "1000")
+	log, err := os.ReadFile(filepath.Join(o.Dir, "server.log"))
 	must(t, err)
 	if !strings.Contains(string(log), "automatic recovery in progress") {
 		t.Error("the server log mentions no recovery, so Kill did not act like a crash")
@@ -76,7 +70,7 @@ func TestStart_afterPostmasterIsKilled(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	server := startIn(t, dir)
-	query(t, server.URL("postgres"), "create table kept as select 1")
+	wantQuery(t, server.URL("postgres"), "create table kept as select 1", "")
 	session, err := pgx.Connect(t.Context(), server.URL("postgres"))
 	must(t, err)
 	defer session.Close(context.Background())
@@ -90,73 +84,47 @@ func TestStart_afterPostmasterIsKilled(t *testing.T) {
 	wantQuery(t, startIn(t, dir).URL("postgres"), "select count(*) from kept", "1")
 }
 
-func TestServer_Stop_afterSIGSTOP(t *testing.T) {
-	t.Parallel()
-	server := startIn(t, newCluster(t))
-	must(t, syscall.Kill(server.Pid(), syscall.SIGSTOP))
-	must(t, server.Stop())
-}
-
 func TestStart_settings(t *testing.T) {
 	t.Parallel()
-	server := startWith(t, Options{Dir: newCluster(t), Settings: map[string]string{
-		"fsync": "off", "max_connections": "37", "application.name": "it's \"quoted\" $HOME",
-	}})
-	wantQuery(t, server.URL("postgres"), "show max_connections", "37")
-	wantQuery(t, server.URL("postgres"), "show application.name", "it's \"quoted\" $HOME")
-
-	for name, part := range map[string]string{
-		"port": "is reserved", "data_directory": "is reserved", "-c": "not a valid setting name", "": "not a valid setting name",
-	} {
-		_, err := Start(t.Context(), Options{Dir: newDir(t), Settings: map[string]string{name: "1"}})
-		wantError(t, err, part)
-	}
+	o := fast(newCluster(t))
+	o.Settings["application.name"] = "it's \"quoted\" $HOME"
+	wantQuery(t, startWith(t, o).URL("postgres"), "show application.name", "it's \"quoted\" $HOME")
 }
 
 func TestStart_errorHasServerLog(t *testing.T) {
 	t.Parallel()
-	dir := newCluster(t)
-	must(t, startIn(t, dir).Stop())
+	o := fast(newCluster(t))
+	must(t, startWith(t, o).Stop())
 
-	_, err := Start(t.Context(), Options{Dir: dir, Settings: map[string]string{"shared_buffers": "banana"}})
+	o.Settings["shared_buffers"] = "banana"
+	_, err := Start(t.Context(), o)
 	wantError(t, err, "did not start", "exit status 1", `invalid value for parameter "shared_buffers": "banana"`)
 	if strings.Contains(err.Error(), "database system is shut down") {
 		t.Errorf("the error contains log lines of the previous run: %v", err)
 	}
-	startIn(t, dir) // the cluster still works
+	startIn(t, o.Dir) // the cluster still works
 }
 
-func TestStart_port(t *testing.T) {
+// If another program uses the cluster's port, Start chooses another one, unless it must not.
+func TestStart_portInUse(t *testing.T) {
 	t.Parallel()
-	ports, err := candidatePorts(0, 0)
-	must(t, err)
-	server := startWith(t, Options{Dir: newCluster(t), Port: ports[0], Settings: map[string]string{"fsync": "off"}})
-	if server.Port() != ports[0] {
-		t.Errorf("the server listens on port %d, want %d", server.Port(), ports[0])
-	}
-	if u, err := url.Parse(server.URL("a database")); err != nil || u.Host != net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0])) {
-		t.Errorf("URL is %v, %v; want port %d of 127.0.0.1", u, err, ports[0])
-	}
-
-	_, err = Start(t.Context(), Options{Dir: newDir(t), Port: server.Port()})
-	wantError(t, err, "port "+strconv.Itoa(server.Port())+" on 127.0.0.1 is already in use")
-	_, err = Start(t.Context(), Options{Dir: newDir(t), Port: 65536})
-	wantError(t, err, "port 65536 is out of range")
-}
-
-// If another program uses the port of the previous run, Start chooses another one.
-func TestStart_previousPortInUse(t *testing.T) {
-	t.Parallel()
-	dir := newCluster(t)
-	server := startIn(t, dir)
+	o := fast(newCluster(t))
+	server := startWith(t, o)
+	o.Port = server.Port()
 	must(t, server.Stop())
-	other, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(server.Port())))
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(o.Port)))
 	must(t, err)
-	defer other.Close()
+	defer listener.Close()
 
-	if restarted := startIn(t, dir); restarted.Port() == server.Port() {
-		t.Errorf("the server listens on port %d, which another program uses", restarted.Port())
+	_, err = Start(t.Context(), o)
+	wantError(t, err, "cannot use port "+strconv.Itoa(o.Port), "address already in use")
+	if restarted := startIn(t, o.Dir); restarted.Port() == o.Port {
+		t.Errorf("the server listens on port %d, which another program uses", o.Port)
 	}
+	o.Port = 65536
+	o.Dir = newDir(t)
+	_, err = Start(t.Context(), o)
+	wantError(t, err, "cannot use port 65536", "invalid port")
 }
 
 func TestServer_requiresPassword(t *testing.T) {
@@ -169,7 +137,7 @@ func TestServer_requiresPassword(t *testing.T) {
 		t.Errorf("%s has mode %s", secret, info.Mode())
 	}
 
-	for _, host := range []string{"127.0.0.1", server.SocketDir()} {
+	for _, host := range []string{"127.0.0.1", server.sockets} {
 		for _, password := range []string{"", "postgres"} {
 			config, err := pgx.ParseConfig("user=postgres dbname=postgres sslmode=disable passfile=/dev/null")
 			must(t, err)
@@ -187,26 +155,37 @@ func TestServer_requiresPassword(t *testing.T) {
 	if strings.Contains(command, server.login.password) {
 		t.Errorf("the psql command contains the password: %s", command)
 	}
-	_, quoted, _ := strings.Cut(command, " '")
-	connString, peer, _ := strings.Cut(strings.TrimSuffix(quoted, "'"), "&requirepeer=") // pgx does not know the last one
+	quoted := strings.TrimSuffix(strings.TrimPrefix(command, "psql '"), "'")
+	connString, peer, _ := strings.Cut(quoted, "&requirepeer=") // pgx does not know the last one
 	wantQuery(t, connString, "select 1", "1")
-	owner, _ := ownerOf(filepath.Join(server.Dir(), "data"))
+	owner, _ := ownerOf(server.cluster.data)
 	if want := userName(owner); peer != want {
 		t.Errorf("psql requires a server of %q, want %q", peer, want)
 	}
 }
 
-func TestAddress_Psql(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
-	bin := t.TempDir()
-	a := &Address{dir: "/a b+c&d/it's", login: login{user: "postgres"}, state: serverState{Port: 5, Sockets: "/tmp/localpg-1", BinDir: bin}}
-
-	const rest = ` 'postgres://postgres@/x%20y?sslmode=disable&sslrootcert=&host=/tmp/localpg-1&port=5&passfile=/a%20b%2Bc%26d/it%27s/pgpass'`
-	if got, want := a.Psql("x y"), "psql"+rest; got != want {
-		t.Errorf("\n got %s\nwant %s", got, want)
+// The name of the socket directory can be guessed.
+func TestStart_socketDirOfAnother(t *testing.T) {
+	t.Parallel()
+	dir, victim := newCluster(t), newDir(t)
+	link := "/tmp/localpg-" + (&cluster{dir: dir}).id()
+	must(t, os.Symlink(victim, link))
+	t.Cleanup(func() { _ = os.Remove(link) })
+	server := startIn(t, dir)
+	if server.sockets == link {
+		t.Errorf("the socket is in %s, a link of another user", link)
 	}
-	script(t, bin, "psql", "")
-	if got, want := a.Psql("x y"), "'"+bin+"/psql'"+rest; got != want {
+	must(t, server.Stop())
+	if !exists(link) || !exists(victim) {
+		t.Error("the link or its target was removed")
+	}
+}
+
+func TestServer_Psql(t *testing.T) {
+	t.Parallel()
+	s := &Server{Address: &Address{login: login{user: "postgres"}, port: 5}, cluster: &cluster{dir: "/a b+c&d/it's"}, sockets: "/tmp/localpg-1"}
+	const want = `psql 'postgres://postgres@/x%20y?sslmode=disable&sslrootcert=&host=/tmp/localpg-1&port=5&passfile=/a%20b%2Bc%26d/it%27s/pgpass'`
+	if got := s.Psql("x y"); got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
 }
@@ -215,174 +194,81 @@ func TestStart_wrongPasswordFile(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
 	secret := filepath.Join(dir, passwordFile)
-
-	must(t, os.WriteFile(secret, []byte("*:*:*:postgres:wrong\n"), 0o600))
-	_, err := Start(t.Context(), Options{Dir: dir})
-	wantError(t, err, "its password is not the one in "+secret)
-
-	must(t, os.WriteFile(secret, []byte("wrong\n"), 0o600))
-	_, err = Start(t.Context(), Options{Dir: dir})
-	wantError(t, err, secret+" does not contain")
-
+	for text, part := range map[string]string{
+		"*:*:*:postgres:wrong\n": "its password is not the one in " + secret,
+		"wrong\n":                "cannot be used without the password in " + secret,
+	} {
+		must(t, os.WriteFile(secret, []byte(text), 0o600))
+		_, err := Start(t.Context(), fast(dir))
+		wantError(t, err, part, "restore the file, or remove "+dir)
+	}
 	must(t, os.Remove(secret))
-	_, err = Start(t.Context(), Options{Dir: dir})
-	wantError(t, err, secret+" is missing")
-}
-
-// The name of the superuser belongs to the cluster: another Options.User has no effect on it.
-func TestStart_user(t *testing.T) {
-	t.Parallel()
-	dir := newDir(t)
-	for _, user := range []string{"coupond", "", "other"} {
-		server := startWith(t, Options{Dir: dir, User: user, Settings: map[string]string{"fsync": "off"}})
-		wantQuery(t, server.URL("postgres"), "select current_user, usesuper from pg_user", "coupond")
-		must(t, server.Stop())
-	}
-}
-
-// libpqEnvironment has a value for each variable of libpq that would keep a program from reaching
-// its own server, or would change its sessions.
-var libpqEnvironment = []string{
-	"PGAPPNAME=other", "PGCHANNELBINDING=require", "PGCLIENTENCODING=LATIN1", "PGCONNECT_TIMEOUT=soon", "PGDATABASE=nowhere",
-	"PGDATESTYLE=German", "PGGSSENCMODE=require", "PGHOST=nowhere.invalid", "PGHOSTADDR=192.0.2.1", "PGMAXPROTOCOLVERSION=2",
-	"PGMINPROTOCOLVERSION=9", "PGOPTIONS=-c default_transaction_read_only=on", "PGPASSFILE=/nowhere", "PGPASSWORD=wrong", "PGPORT=1",
-	"PGREQUIREAUTH=none", "PGREQUIREPEER=another", "PGSERVICE=nowhere", "PGSERVICEFILE=/nowhere", "PGSSLCERT=/nowhere",
-	"PGSSLCERTMODE=require", "PGSSLKEY=/nowhere", "PGSSLMODE=verify-full", "PGSSLNEGOTIATION=direct", "PGSSLROOTCERT=/nowhere",
-	"PGTARGETSESSIONATTRS=standby", "PGTZ=Mars/Phobos", "PGUSER=another",
-}
-
-// Start succeeds whatever the environment says, and afterwards its process ignores the variables of
-// libpq, too.
-func TestStart_ignoresEnvironment(t *testing.T) {
-	t.Parallel()
-	home := t.TempDir()
-	must(t, os.Mkdir(filepath.Join(home, ".postgresql"), 0o700))
-	must(t, os.WriteFile(filepath.Join(home, ".postgresql", "root.crt"), []byte("not a certificate"), 0o600))
-	child := startChild(t, "query", newCluster(t), "", append(slices.Clone(libpqEnvironment), "HOME="+home)...)
-	output, err := io.ReadAll(child.output)
-	must(t, err)
-	if want := "postgres postgres off  UTC ISO, MDY UTF8\n"; string(output) != want {
-		t.Errorf("the child printed %q, want %q", output, want)
-	}
-}
-
-// A process that a parallel test starts has a copy of the lock until its exec. Remove waits for it.
-func TestRemove_afterFailedStart(t *testing.T) {
-	t.Parallel()
-	dir := newDir(t)
-	lock, err := acquireLock(t.Context(), dir)
-	must(t, err)
-	fd, err := syscall.Dup(int(lock.running.Fd()))
-	must(t, err)
-	lock.release()
-	time.AfterFunc(200*time.Millisecond, func() { _ = syscall.Close(fd) })
-	must(t, Remove(t.Context(), dir))
+	_, err := Start(t.Context(), fast(dir))
+	wantError(t, err, "cannot be used without the password in "+secret)
 }
 
 func TestStart_alreadyRunning(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
-	_, err := Running(dir)
-	if !errors.Is(err, ErrNotRunning) {
+	if _, err := Running(dir); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("Running before Start: got %v, want ErrNotRunning", err)
 	}
-
-	child := startChild(t, "hold", dir, "")
-	postmaster := child.ready(t)
-	_, err = Start(t.Context(), Options{Dir: dir})
-	running, ok := errors.AsType[*RunningError](err)
-	if !errors.Is(err, ErrRunning) || !ok || running.Pid != child.cmd.Process.Pid {
-		t.Fatalf("got %v, want ErrRunning of process %d", err, child.cmd.Process.Pid)
+	child := startChild(t, "hold", dir, "").ready(t)
+	if _, err := Start(t.Context(), fast(dir)); !errors.Is(err, ErrRunning) {
+		t.Fatalf("got %v, want ErrRunning", err)
 	}
-	address, err := Running(dir)
-	must(t, err)
-	if address.Pid() != postmaster {
-		t.Errorf("Running returns postmaster %d, want %d", address.Pid(), postmaster)
+	if running, err := Running(dir); err != nil || running.Pid() != child.postmaster || running.URL("postgres") != child.url {
+		t.Errorf("Running returns %+v, %v; want process %d", running, err, child.postmaster)
 	}
-	wantQuery(t, address.URL("postgres"), "select 1", "1")
+	wantQuery(t, child.url, "select 1", "1")
 
 	child.kill()
 	server := startIn(t, dir)
-	_, err = Start(t.Context(), Options{Dir: dir})
-	running, ok = errors.AsType[*RunningError](err)
-	if !ok || running.Pid != os.Getpid() {
-		t.Errorf("got %v, want ErrRunning of this process", err)
+	if _, err := Start(t.Context(), fast(dir)); !errors.Is(err, ErrRunning) {
+		t.Errorf("got %v, want ErrRunning", err)
 	}
 	must(t, server.Stop())
+	waitGone(t, dir)
 	if _, err := Running(dir); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("Running after Stop: got %v, want ErrNotRunning", err)
-	}
-}
-
-func TestStart_concurrent(t *testing.T) {
-	t.Parallel()
-	dir := newDir(t)
-	var group sync.WaitGroup
-	errs := make(chan error, 4)
-	for range cap(errs) {
-		group.Go(func() {
-			server, err := Start(t.Context(), Options{Dir: dir, Settings: map[string]string{"fsync": "off"}})
-			if err == nil {
-				t.Cleanup(func() { _ = server.Stop() })
-			}
-			errs <- err
-		})
-	}
-	group.Wait()
-	close(errs)
-
-	started := 0
-	for err := range errs {
-		switch {
-		case err == nil:
-			started++
-		case !errors.Is(err, ErrRunning):
-			t.Errorf("got %v, want nil or ErrRunning", err)
-		}
-	}
-	if started != 1 {
-		t.Errorf("%d calls of Start succeeded, want 1", started)
 	}
 }
 
 // However its process ends, the server ends, too, and the next Start finds all committed data.
 func TestServer_endsWithItsProcess(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(*testing.T, *child, int){
-		"SIGKILL": func(_ *testing.T, c *child, _ int) { c.kill() },
-		"SIGTERM": func(t *testing.T, c *child, _ int) {
+	for name, end := range map[string]func(*testing.T, *child){
+		"SIGKILL": func(_ *testing.T, c *child) { c.kill() },
+		"SIGTERM": func(t *testing.T, c *child) {
 			t.Helper()
 			must(t, c.cmd.Process.Signal(syscall.SIGTERM))
 			_ = c.cmd.Wait()
 		},
-		"SIGKILL of the process and the watchdog": func(t *testing.T, c *child, _ int) {
+		"SIGKILL of the process and the watchdog": func(t *testing.T, c *child) {
 			t.Helper()
 			must(t, c.cmd.Process.Signal(syscall.SIGSTOP)) // otherwise the child would clean up
 			must(t, syscall.Kill(c.watchdog, syscall.SIGKILL))
 			c.kill()
 		},
-		"SIGKILL while the server is stopped": func(t *testing.T, c *child, postmaster int) {
+		"SIGKILL while the server is stopped": func(t *testing.T, c *child) {
 			t.Helper()
-			must(t, syscall.Kill(postmaster, syscall.SIGSTOP))
+			must(t, syscall.Kill(c.postmaster, syscall.SIGSTOP))
 			c.kill()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := newCluster(t)
-			child := startChild(t, "hold", dir, "")
-			postmaster := child.ready(t)
-			address, err := Running(dir)
-			must(t, err)
-			query(t, address.URL("postgres"), "create table kept as select 1")
+			child := startChild(t, "hold", dir, "").ready(t)
+			wantQuery(t, child.url, "create table kept as select 1", "")
 
-			end(t, child, postmaster)
+			end(t, child)
 			server := startIn(t, dir)
 			wantQuery(t, server.URL("postgres"), "select count(*) from kept", "1")
 			must(t, server.Stop())
-			wantGone(t, dir)
-			if _, err := os.Stat(address.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("the socket directory still exists: %v", err)
+			waitGone(t, dir)
+			if exists(server.sockets) {
+				t.Errorf("the socket directory %s still exists", server.sockets)
 			}
 		})
 	}
@@ -392,20 +278,18 @@ func TestServer_endsWithItsProcess(t *testing.T) {
 func TestServer_endsWithItsWatchdog(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
-	server := startIn(t, dir)
-	must(t, server.process.cmd.Process.Kill())
-	wantGone(t, dir)
-	if _, err := os.Stat(server.SocketDir()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket directory still exists: %v", err)
+	for _, signal := range []os.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		server := startIn(t, dir)
+		must(t, server.process.cmd.Process.Signal(signal))
+		<-server.Done()
+		waitGone(t, dir)
+		if exists(server.sockets) {
+			t.Errorf("%s: the socket directory still exists", signal)
+		}
 	}
-
-	// On SIGTERM the watchdog stops the server.
-	server = startIn(t, dir)
-	must(t, server.process.cmd.Process.Signal(syscall.SIGTERM))
-	<-server.Done()
-	wantGone(t, dir)
 }
 
+// Ctrl-C in a terminal sends SIGINT to a process group.
 func TestServer_hasItsOwnProcessGroup(t *testing.T) {
 	t.Parallel()
 	server := startIn(t, newCluster(t))
@@ -418,54 +302,41 @@ func TestServer_hasItsOwnProcessGroup(t *testing.T) {
 	}
 }
 
-func TestServer_Detach(t *testing.T) {
+func TestServer_Keep(t *testing.T) {
 	t.Parallel()
 	dir := newCluster(t)
-	child := startChild(t, "detach", dir, "")
-	postmaster := child.ready(t)
+	child := startChild(t, "keep", dir, "").ready(t)
 	must(t, child.cmd.Wait())
 
-	_, err := Start(t.Context(), Options{Dir: dir})
-	running, ok := errors.AsType[*RunningError](err)
-	if !ok || !isAlive(running.Pid) || running.Pid == child.cmd.Process.Pid {
-		t.Errorf("got %v, want ErrRunning of another process that is running", err)
+	wantQuery(t, child.url, "select 1", "1")
+	if running, err := Running(dir); err != nil || running.Pid() != child.postmaster || running.URL("postgres") != child.url {
+		t.Errorf("Running returns %+v, %v; want process %d", running, err, child.postmaster)
 	}
-	address, err := Running(dir)
-	must(t, err)
-	wantQuery(t, address.URL("postgres"), "select 1", "1")
-
 	must(t, Remove(t.Context(), dir))
-	wait.For(t, "the postmaster to end", func() bool { return !isAlive(postmaster) })
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s still exists: %v", dir, err)
+	wait.For(t, "the postmaster to end", func() bool { return errors.Is(syscall.Kill(child.postmaster, 0), syscall.ESRCH) })
+	if exists(dir) {
+		t.Errorf("%s still exists", dir)
 	}
 	must(t, Remove(t.Context(), dir)) // a missing directory is not an error
-}
-
-func TestServer_Detach_thenStop(t *testing.T) {
-	t.Parallel()
-	server := startIn(t, newCluster(t))
-	must(t, server.Detach())
-	must(t, server.Stop())
-	wantError(t, server.Detach(), "detach")
 }
 
 // The context ends while the server is starting and may not handle signals yet.
 func TestStart_contextCancelled(t *testing.T) {
 	t.Parallel()
-	machine, err := realInstallation()
-	must(t, err)
-	dir, bin := newCluster(t), fakeInstallation(t, "exit 1")
-	must(t, os.Remove(filepath.Join(bin, "postgres")))
-	script(t, bin, "postgres", `[ "$1" = --version ] || sleep 2; exec '`+machine.dir+`/postgres' "$@"`)
-
+	o := fast(newCluster(t))
+	o.BinDir = fakeInstallation(t, "", `[ "$1" = --version ] || { echo starting; sleep 2; }; exec "$real/postgres" "$@"`)
 	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(time.Second, func() { cancel(errors.New("the user has left")) })
-	_, err = Start(ctx, Options{Dir: dir, BinDir: bin})
+	go func() {
+		for text := ""; !strings.Contains(text, "starting") && t.Context().Err() == nil; {
+			log, _ := os.ReadFile(filepath.Join(o.Dir, "server.log"))
+			text = string(log)
+		}
+		cancel(errors.New("the user has left"))
+	}()
+	_, err := Start(ctx, o)
 	// The log shows that the server handled the signal; otherwise it would have been killed.
 	wantError(t, err, "did not start", "the user has left", "received immediate shutdown request")
-	wantGone(t, dir)
-
-	_, err = Start(ctx, Options{Dir: dir})
+	waitGone(t, o.Dir)
+	_, err = Start(ctx, o)
 	wantError(t, err, "the user has left")
 }

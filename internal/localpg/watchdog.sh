@@ -1,13 +1,16 @@
 # The watchdog runs a server and stops it when the process that started the watchdog has ended.
 # /bin/sh may be dash or bash 3.2.
 #
-#   sh -c "$(cat watchdog.sh)" localpg <socket directory> <path of postgres> <argument>...
+#   sh -c "$(cat watchdog.sh)" localpg <socket directory> <postmaster.pid> <path of postgres> <argument>...
 #
-# fd 3 is the read end of a pipe. Its only writer is the process that started the watchdog. Each
-# line is a command: "keep", or the name of a signal for the server.
+# fd 3 is the read end of a pipe. Its only writer is the process that started the watchdog, so the
+# kernel closes it when that process ends, even after SIGKILL. PR_SET_PDEATHSIG would not do: it
+# exists on Linux only, and it fires when the starting thread ends, which in a Go program may be
+# earlier. One line is read: how to stop, or "keep".
 # fd 4 is the file running, which is locked. The server inherits it.
 sockets=$1
-shift
+pidfile=$2
+shift 2
 
 "$@" 3<&- &
 postmaster=$!
@@ -18,27 +21,34 @@ send() {
   kill -s CONT "$postmaster"
 } 2>/dev/null
 
-(
-  keep=
-  while read -r command <&3; do
-    case $command in
-      keep) keep=yes ;;
-      *) send "$command" ;;
-    esac
+# stop SIGNAL SECONDS: repeats the signal, because a server that was just started may not handle
+# signals yet.
+stop() {
+  seconds=0
+  while [ "$seconds" -lt "$2" ]; do
+    kill -s 0 "$postmaster" 2>/dev/null || exit 0
+    send "$1"
+    sleep 1
+    seconds=$((seconds + 1))
   done
+}
 
-  # The pipe is closed: its writer has ended. Shut down in fast mode, then in immediate mode, then
-  # kill. Repeat each signal, because a server that was just started may not handle signals yet.
-  [ -z "$keep" ] || exit 0
-  for signal in INT QUIT KILL; do
-    seconds=0
-    while [ "$seconds" -lt 20 ]; do
-      kill -s 0 "$postmaster" 2>/dev/null || exit 0
-      send "$signal"
-      sleep 1 3<&-
-      seconds=$((seconds + 1))
-    done
-  done
+(
+  read -r command <&3
+  exec 3<&-
+  case $command in
+    immediate) ;;
+    keep) # until the directory of the cluster is removed, for 8 hours at most
+      seconds=0
+      while [ -e "$pidfile" ] && [ "$seconds" -lt 28800 ]; do
+        sleep 1
+        seconds=$((seconds + 1))
+      done
+      ;;
+    *) stop INT 60 ;;
+  esac
+  stop QUIT 10
+  stop KILL 10
 ) 4<&- &
 reader=$!
 

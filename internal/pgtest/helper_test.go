@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,8 +23,51 @@ import (
 func TestMain(m *testing.M) { Main(m) }
 
 // The end of a test process can only be observed from outside. So the test binary runs itself again
-// with one of the tests of child_test.go, as if it were the tests of another package.
+// with one of the tests of TestChild, as if it were the tests of another package.
 const childVariable = "COUPOND_PGTEST_CHILD"
+
+// TestChild contains the tests that other tests run in child processes (see testPackage). Otherwise
+// it does nothing.
+func TestChild(t *testing.T) {
+	if os.Getenv(childVariable) == "" {
+		return
+	}
+	t.Run("none", func(*testing.T) {})
+	t.Run("passing", func(t *testing.T) { New(t).Connect(t) })
+	t.Run("failing", func(t *testing.T) {
+		NewOwned(t)
+		_, err := New(t).Connect(t).Exec(t.Context(), "create table public.evidence as select 'seen' as value")
+		must(t, err)
+		t.Error("a failure")
+	})
+	t.Run("private", func(t *testing.T) {
+		StartServer(t, map[string]string{"fsync": "off"}).New(t)
+		t.Error("a failure")
+	})
+	t.Run("many", func(t *testing.T) {
+		for i := range 10 {
+			t.Run(strconv.Itoa(i), func(t *testing.T) {
+				t.Parallel()
+				create(t, New(t), "the same name everywhere")
+				NewOwned(t).Connect(t)
+			})
+		}
+	})
+	t.Run("waiting", func(t *testing.T) { // until it is killed, or the file continue exists
+		New(t)
+		NewOwned(t)
+		must(t, os.WriteFile("ready", nil, 0o600))
+		for !exists("continue") {
+			time.Sleep(10 * time.Millisecond)
+		}
+		New(t).Connect(t) // the template still exists
+	})
+	t.Run("sharing", func(t *testing.T) {
+		command := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChild$/^failing$")
+		command.Stderr = os.Stderr
+		must(t, Share(command))
+	})
+}
 
 // testPackage is a package under test: a directory, which identifies it, and an environment.
 type testPackage struct {
@@ -35,14 +79,15 @@ type testPackage struct {
 // directories of its local servers.
 func newPackage(t *testing.T, environment ...string) *testPackage {
 	t.Helper()
-	tmp := newDir(t)
+	// Unlike t.TempDir, a directory that every user can enter.
+	tmp := filepath.Join("/tmp", "pgtest-test-"+rand.Text())
+	must(t, os.Mkdir(tmp, 0o700))
+	must(t, os.Chmod(tmp, 0o711)) // whatever the umask is
 	t.Cleanup(func() {
-		homes, _ := filepath.Glob(filepath.Join(tmp, "coupond-pgtest-*"))
-		for _, home := range homes {
-			if err := localpg.Remove(context.Background(), home); err != nil {
-				t.Error(err)
-			}
+		for _, home := range homes(t, tmp) {
+			must(t, localpg.Remove(context.Background(), home))
 		}
+		must(t, os.RemoveAll(tmp))
 	})
 	return &testPackage{dir: t.TempDir(), environment: append([]string{
 		"TMPDIR=" + tmp, urlVariable + "=", imageVariable + "=", "CI=",
@@ -52,18 +97,12 @@ func newPackage(t *testing.T, environment ...string) *testPackage {
 // withoutDocker makes the tests use a local server.
 const withoutDocker = "DOCKER_HOST=unix:///nowhere"
 
-// newDir returns a directory that every user can enter, unlike t.TempDir.
-func newDir(t *testing.T) string {
+// homes returns the home directories of local servers.
+func homes(t *testing.T, tmp string) []string {
 	t.Helper()
-	dir := filepath.Join("/tmp", "pgtest-test-"+rand.Text())
-	must(t, os.Mkdir(dir, 0o700))
-	must(t, os.Chmod(dir, 0o711)) // whatever the umask is
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
+	found, err := filepath.Glob(filepath.Join(tmp, "coupon_test_*"))
+	must(t, err)
+	return found
 }
 
 // with returns the same package with more environment variables.
@@ -114,20 +153,16 @@ func (p *testPackage) run(t *testing.T, name string, wantPass bool) string {
 	return output
 }
 
-var address = regexp.MustCompile(`postgres://\S+`)
+var address = regexp.MustCompile(` failed: its .* (postgres://\S+)`)
 
 // addressIn returns the address of the kept database in the output of a failed test.
 func addressIn(t *testing.T, output string) string {
 	t.Helper()
-	for line := range strings.Lines(output) {
-		if strings.Contains(line, " failed: its ") {
-			if found := address.FindString(line); found != "" {
-				return found
-			}
-		}
+	match := address.FindStringSubmatch(output)
+	if match == nil {
+		t.Fatalf("the output contains no address of a kept database:\n%s", output)
 	}
-	t.Fatalf("the output contains no address of a kept database:\n%s", output)
-	return ""
+	return match[1]
 }
 
 // answers reports whether the database at url accepts a connection.
@@ -136,17 +171,22 @@ func answers(t *testing.T, url string) bool {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		return false
+	return err == nil && conn.Close(ctx) == nil
+}
+
+// wantEvidence checks that url is that of the database of the test "failing".
+func wantEvidence(t *testing.T, url string) {
+	t.Helper()
+	if rows := query(t, url, "select value from public.evidence"); len(rows) != 1 {
+		t.Errorf("the kept database contains %v, want 1 row", rows)
 	}
-	return conn.Close(ctx) == nil
 }
 
 // leftovers returns the databases and roles on a server that pgtest has created.
 func leftovers(t *testing.T, admin string) []string {
 	t.Helper()
 	return query(t, admin, `select datname from pg_database where datname like 'coupon\_test\_%'
-		union select rolname from pg_roles where rolname like 'coupon\_test\_%' order by 1`)
+		union all select rolname from pg_roles where rolname like 'coupon\_test\_%' order by 1`)
 }
 
 func query(t *testing.T, url, sql string, arguments ...any) []string {
@@ -161,17 +201,13 @@ func query(t *testing.T, url, sql string, arguments ...any) []string {
 	return values
 }
 
-// waitReady waits until the test "waiting" of the packages has created its databases. This may take
+// waitReady waits until the test "waiting" of the package has created its databases. This may take
 // longer than wait.For allows, because a server has to be started first.
-func waitReady(t *testing.T, packages ...*testPackage) {
+func waitReady(t *testing.T, p *testPackage) {
 	t.Helper()
-	deadline := time.Now().Add(timeout)
-	for _, p := range packages {
-		for !exists(filepath.Join(p.dir, "ready")) {
-			if time.Now().After(deadline) {
-				t.Fatalf("waited %v for the child process to create its databases", timeout)
-			}
-			time.Sleep(20 * time.Millisecond)
+	for deadline := time.Now().Add(timeout); !exists(filepath.Join(p.dir, "ready")); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for the child process to create its databases", timeout)
 		}
 	}
 }

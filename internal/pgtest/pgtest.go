@@ -13,47 +13,48 @@
 // stderr:
 //
 //  1. The server of TEST_DATABASE_URL. Its user must be able to create databases and roles; some
-//     tests need a superuser.
+//     tests need a superuser. Several processes may use it at the same time. With `make test` all
+//     packages share such a server: see the command internal/pgtest/share.
 //  2. A container of the image TEST_POSTGRES_IMAGE. It is an error if the container cannot be
 //     started.
 //  3. A container of postgres:17, if a Docker engine answers and has or can pull the image.
-//  4. A server from binaries on this machine. Package localpg installs them if necessary.
+//  4. A server from binaries on this machine (package localpg).
 //
-// Several processes may use the server of TEST_DATABASE_URL at the same time. Each makes a template
-// database with db.Apply once and clones it for each test. The search_path of a clone is empty, so
-// that a name without its schema fails here, and not later on a server with another search_path.
+// Each process makes a template database with db.Apply once and clones it for each test. The
+// search_path of a clone is empty, so that a name without its schema fails here, and not later on a
+// server with another search_path.
 //
 // When a test passes, its database is dropped. When a test fails, its database is kept and its
 // address is printed; the server is kept, too, if pgtest started it. They are removed when the
 // tests of the same package run again, and such a server after 8 hours at the latest. With CI=true
-// nothing is kept. A killed run leaves nothing, or only what the next run removes.
+// nothing is kept. A killed run leaves no server, and databases only until the next run.
 //
 // Tests that stop, kill or configure a server use their own: StartServer.
 package pgtest
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"net/url"
 	"os"
-	"regexp"
-	"runtime"
-	"strconv"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
+	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/localpg"
 )
 
 // timeout limits each operation on a server. It is long, so that tests do not fail on a slow
 // machine.
 const timeout = 2 * time.Minute
-
-// keepTime is how long a server is kept at most after a failed test.
-const keepTime = 8 * time.Hour
 
 // Database is the database of one test.
 type Database struct {
@@ -64,50 +65,38 @@ type Database struct {
 	Name string
 }
 
-// shared is the server of this process, selected when the first test needs it.
-var shared struct {
-	once     sync.Once
-	instance *instance
-	err      error
-}
-
 // Main runs the tests of a package and then cleans up. Call it from TestMain. It removes the
 // variables of libpq (PG…) from the environment, so that the tests of all packages and servers do
 // not depend on it; TEST_DATABASE_URL has all that is needed.
 func Main(m *testing.M) {
 	localpg.IgnoreEnvironment()
 	m.Run() // m keeps the exit code
-	if shared.instance != nil {
-		shared.instance.close()
+	if selected.instance != nil {
+		selected.instance.finish()
 	}
 }
 
 // New returns a fresh database with the coupon schema and an empty search_path.
 func New(t testing.TB) *Database {
 	t.Helper()
-	return sharedInstance(t).clone(t)
+	return shared(t).New(t)
 }
 
 // Empty returns a fresh, empty database.
 func Empty(t testing.TB) *Database {
 	t.Helper()
-	return sharedInstance(t).empty(t)
+	return shared(t).Empty(t)
 }
 
-// NewOwned returns a fresh, empty database that is owned by a login of its own. Its owner is not a
-// superuser, but has CREATEROLE. URL logs in as the owner.
-//
-// The role coupon_service belongs to the whole server and exists already. From PostgreSQL 16 on, a
-// role with CREATEROLE can grant only the roles that it created or was given. There NewOwned makes
-// the owner a member of coupon_service, as an administrator would. Tests that need a server without
-// coupon_service use StartServer and Server.NewOwned.
+// NewOwned returns a fresh, empty database of a login of its own, which is not a superuser. The
+// role coupon_service exists already: see instance.NewOwned.
 func NewOwned(t testing.TB) *Database {
 	t.Helper()
-	s := sharedInstance(t)
+	s := shared(t)
 	if _, err := s.template(); err != nil { // creates the role coupon_service
 		t.Fatal(err)
 	}
-	return s.owned(t)
+	return s.NewOwned(t)
 }
 
 // Connect opens a connection as the database's owner. It is closed when the test ends.
@@ -123,59 +112,207 @@ func (d *Database) Connect(t testing.TB) *pgx.Conn {
 	return conn
 }
 
-func sharedInstance(t testing.TB) *instance {
+// selected is the server of this process, selected when the first test needs it.
+var selected struct {
+	once     sync.Once
+	instance *instance
+	err      error
+}
+
+func shared(t testing.TB) *instance {
 	t.Helper()
-	shared.once.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // PostgreSQL may have to be downloaded
-		defer cancel()
-		shared.instance, shared.err = findServer(ctx)
-	})
-	if shared.err != nil {
-		t.Fatalf("pgtest: no PostgreSQL server for the tests: %v", shared.err)
+	selected.once.Do(func() { selected.instance, selected.err = selectServer() })
+	if selected.err != nil {
+		t.Fatalf("pgtest: no PostgreSQL server for the tests: %v", selected.err)
 	}
-	return shared.instance
+	return selected.instance
+}
+
+// instance is a PostgreSQL server as one test process uses it.
+type instance struct {
+	admin   *url.URL // of a user that may create databases and roles
+	what    string   // for the user
+	private bool     // it belongs to one test, so no database has to be dropped
+	// close removes a server that this process started, with all its data, and keep lets it outlive
+	// this process and returns the shell command that removes it. Both are nil for the server of
+	// TEST_DATABASE_URL.
+	close func() error
+	keep  func() (remove string, err error)
+
+	template func() (string, error) // creates the template once and returns its name
+	created  atomic.Int64           // how many databases were created
+	kept     atomic.Bool            // a database was kept
+}
+
+func newInstance(admin, what string) (*instance, error) {
+	u, err := url.Parse(admin)
+	if err != nil || u.Host == "" {
+		return nil, errors.New("not a URL such as postgres://user:password@127.0.0.1:5432/postgres")
+	}
+	s := &instance{admin: u, what: what}
+	s.template = sync.OnceValues(s.makeTemplate)
+	return s, nil
+}
+
+// url returns the connection string of a database.
+func (s *instance) url(name string, user *url.Userinfo) string {
+	u := *s.admin
+	u.User, u.Path = user, "/"+name
+	return u.String()
+}
+
+// New returns a fresh database with the coupon schema, cloned from the template.
+func (s *instance) New(t testing.TB) *Database {
+	t.Helper()
+	template, err := s.template()
+	if err != nil {
+		t.Fatalf("pgtest: create the template: %v", err)
+	}
+	name := s.newName(t)
+	return s.create(t, name, s.admin.User,
+		"create database "+quote(name)+" template "+quote(template),
+		"alter database "+quote(name)+" set search_path = ''")
+}
+
+// Empty returns a fresh, empty database.
+func (s *instance) Empty(t testing.TB) *Database {
+	t.Helper()
+	name := s.newName(t)
+	return s.create(t, name, s.admin.User, createEmpty(name))
+}
+
+// NewOwned returns a fresh, empty database that is owned by a login of the same name. The owner is
+// not a superuser, but has CREATEROLE.
+//
+// From PostgreSQL 16 on, a role with CREATEROLE can grant only the roles that it created or was
+// given. There the owner becomes a member of coupon_service, as an administrator would make it, if
+// a database of the server has created that role before.
+func (s *instance) NewOwned(t testing.TB) *Database {
+	t.Helper()
+	name, password := s.newName(t), rand.Text()
+	return s.create(t, name, url.UserPassword(name, password),
+		"create role "+quote(name)+" login nosuperuser createrole password '"+password+"'",
+		`do $$
+		begin
+		  if current_setting('server_version_num')::int >= 160000
+		    and exists (select from pg_roles where rolname = 'coupon_service')
+		  then
+		    grant coupon_service to `+quote(name)+`;
+		  end if;
+		end $$`,
+		createEmpty(name)+" owner "+quote(name))
+}
+
+// createEmpty uses template0, because it has no connections; template1 may be in use.
+func createEmpty(name string) string {
+	return "create database " + quote(name) + " template template0 encoding 'UTF8'"
+}
+
+// create creates a database with commands. At the end of the test it is dropped or kept.
+func (s *instance) create(t testing.TB, name string, owner *url.Userinfo, commands ...string) *Database {
+	t.Helper()
+	if err := s.exec(commands...); err != nil {
+		t.Fatalf("pgtest: create a database: %v", err)
+	}
+	t.Cleanup(func() {
+		switch {
+		case s.private: // removed with its server
+		case mustKeep(t.Failed()):
+			s.kept.Store(true)
+			// Not with t.Logf: its output is lost if a test panics later. A password in TEST_DATABASE_URL
+			// is known to the user.
+			shown := s.url(name, s.admin.User)
+			if s.keep == nil {
+				shown = s.url(name, url.User(s.admin.User.Username()))
+			}
+			logf("%s failed: its database is kept until the tests of this package run again: %s", t.Name(), shown)
+		default:
+			// Only NewOwned has created a role.
+			if err := s.exec(dropDatabase(name), dropRole(name)); err != nil {
+				t.Errorf("pgtest: drop the database: %v", err)
+			}
+		}
+	})
+	return &Database{Name: name, URL: s.url(name, owner)}
+}
+
+func dropDatabase(name string) string {
+	return "drop database if exists " + quote(name) + " with (force)"
+}
+
+func dropRole(name string) string { return "drop role if exists " + quote(name) }
+
+func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// makeTemplate creates the database that New clones. It allows no connections, because a database
+// with connections cannot be cloned.
+func (s *instance) makeTemplate() (string, error) {
+	name := runPrefix() + "template"
+	if err := s.exec(createEmpty(name)); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.url(name, s.admin.User))
+	if err != nil {
+		return "", err
+	}
+	_, err = db.Apply(ctx, conn, db.Options{})
+	if err = errors.Join(err, conn.Close(ctx)); err != nil {
+		return "", err
+	}
+	return name, s.exec("alter database " + quote(name) + " allow_connections false")
+}
+
+// exec executes commands one by one on a new connection.
+//
+// It retries in two cases. Concurrent changes of one role's memberships fail with "tuple
+// concurrently updated" (an internal error), and a template that a session has just left may still
+// be "in use".
+func (s *instance) exec(commands ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.admin.String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	for _, command := range commands {
+		for attempt := 1; ; attempt++ {
+			_, err := conn.Exec(ctx, command)
+			if err == nil {
+				break
+			}
+			pgErr, ok := errors.AsType[*pgconn.PgError](err)
+			if attempt == 5 || !ok || (pgErr.Code != pgerrcode.InternalError && pgErr.Code != pgerrcode.ObjectInUse) {
+				return err
+			}
+			time.Sleep(time.Duration(attempt) * 50 * time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// finish runs at the end of the process.
+func (s *instance) finish() {
+	var err error
+	switch {
+	case s.close == nil:
+		err = s.exec(dropDatabase(runPrefix() + "template"))
+	case s.kept.Load():
+		var remove string
+		if remove, err = s.keep(); err == nil {
+			logf("the server is kept, too: %s\npgtest: to remove it now: %s", s.admin, remove)
+		}
+	default:
+		err = s.close()
+	}
+	if err != nil {
+		logf("%v", err)
+	}
 }
 
 // logf prints a message that does not belong to one test.
 func logf(format string, args ...any) {
 	_, _ = fmt.Fprintf(os.Stderr, "pgtest: "+format+"\n", args...)
-}
-
-// runsInCI reports whether CI=true is set. Nothing is kept there, because the machine is removed
-// after the run.
-func runsInCI() bool {
-	ci, err := strconv.ParseBool(os.Getenv("CI"))
-	return err == nil && ci
-}
-
-// mustKeep reports, in a cleanup, whether the test's database must be kept.
-//
-// During the cleanup of a panicking test, t.Failed is still false, and recover works in deferred
-// functions only. But the panic is on the stack.
-func mustKeep(t testing.TB) bool {
-	t.Helper()
-	if runsInCI() {
-		return false
-	}
-	if t.Failed() {
-		return true
-	}
-	callers := make([]uintptr, 64)
-	frames := runtime.CallersFrames(callers[:runtime.Callers(0, callers)])
-	for frame, more := frames.Next(); ; frame, more = frames.Next() {
-		if frame.Function == "runtime.gopanic" {
-			return true
-		}
-		if !more {
-			return false
-		}
-	}
-}
-
-var invalidInName = regexp.MustCompile(`[^a-z0-9]+`)
-
-// namePart converts a test's name to a part of a database name.
-func namePart(name string) string {
-	part := invalidInName.ReplaceAllString(strings.ToLower(strings.TrimPrefix(name, "Test")), "_")
-	return strings.Trim(part[:min(len(part), 30)], "_")
 }

@@ -1,11 +1,12 @@
 package pgtest
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/ory/dockertest/v3"
+	"github.com/ory/dockertest/v3/docker"
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/localpg"
@@ -26,25 +29,19 @@ func create(t *testing.T, d *Database, coupon string) {
 	conn := d.Connect(t)
 	_, err := conn.Exec(t.Context(), "insert into coupond.coupons (name, amount, remaining_amount) values ($1, 1, 1)", coupon)
 	must(t, err)
-	var coupons int
-	must(t, conn.QueryRow(t.Context(), "select count(*) from coupond.coupons").Scan(&coupons))
-	if coupons != 1 {
-		t.Errorf("%s contains %d coupons, want only the new one", d.Name, coupons)
+	if coupons := query(t, d.URL, "select name from coupond.coupons"); len(coupons) != 1 {
+		t.Errorf("%s contains %v, want only the new one", d.Name, coupons)
 	}
 }
 
-func TestNew_parallel(t *testing.T) {
+func TestNew(t *testing.T) {
 	t.Parallel()
-	for i := range 8 {
+	for i := range 4 {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			create(t, New(t), "the same name everywhere")
 		})
 	}
-}
-
-func TestNew_schemaAndSearchPath(t *testing.T) {
-	t.Parallel()
 	conn := New(t).Connect(t)
 	var version int32
 	must(t, conn.QueryRow(t.Context(), "select coupond.coupon_schema_version()").Scan(&version))
@@ -60,22 +57,19 @@ func TestNew_schemaAndSearchPath(t *testing.T) {
 
 func TestEmpty(t *testing.T) {
 	t.Parallel()
-	d := Empty(t)
-	if schemas := query(t, d.URL, "select nspname from pg_namespace where nspname = 'coupond'"); len(schemas) != 0 {
-		t.Error("the database has the schema coupond")
-	}
-	if encoding := query(t, d.URL, "show server_encoding")[0]; encoding != "UTF8" {
-		t.Errorf("encoding %s, want UTF8", encoding)
+	got := query(t, Empty(t).URL, `
+		select current_setting('server_encoding') || ', schemas: ' || count(*) from pg_namespace where nspname = 'coupond'`)
+	if got[0] != "UTF8, schemas: 0" {
+		t.Errorf("got %s, want encoding UTF8 and no schema", got[0])
 	}
 }
 
 func TestServer_ForProxy(t *testing.T) {
 	t.Parallel()
-	d := StartServer(t, map[string]string{"fsync": "off"}).ForProxy(t)
-	query(t, d.URL, "create extension plproxy")
+	query(t, StartServer(t, map[string]string{"fsync": "off"}).ForProxy(t).URL, "create extension plproxy")
 }
 
-func TestNewOwned_isNotSuperuser(t *testing.T) {
+func TestNewOwned(t *testing.T) {
 	t.Parallel()
 	d := NewOwned(t)
 	got := query(t, d.URL, `
@@ -90,34 +84,33 @@ func TestNewOwned_isNotSuperuser(t *testing.T) {
 
 func TestDatabase_isDroppedAfterTest(t *testing.T) {
 	t.Parallel()
-	admin := sharedInstance(t).admin
 	var created []string
-	t.Run("inner", func(t *testing.T) {
+	t.Run("inner, with a long name and \"Größe\"", func(t *testing.T) {
 		for _, d := range []*Database{New(t), Empty(t), NewOwned(t)} {
+			d.Connect(t)
 			created = append(created, d.Name)
+			if !strings.HasSuffix(d.Name, "_database_isdroppedaftert") || len(d.Name) > 63 {
+				t.Errorf("name %s", d.Name)
+			}
 		}
-		d := New(t)
-		created = append(created, d.Name)
-		d.Connect(t)
-		query(t, d.URL, "select 'an open connection does not prevent the drop'")
 	})
-	remaining := query(t, admin, "select datname from pg_database where datname = any($1) union select rolname from pg_roles where rolname = any($1)", created)
-	if len(created) != 4 || len(remaining) != 0 {
+	remaining := query(t, shared(t).admin.String(),
+		"select datname from pg_database where datname = any($1) union select rolname from pg_roles where rolname = any($1)", created)
+	if len(created) != 3 || len(remaining) != 0 {
 		t.Errorf("of %v remain %v", created, remaining)
 	}
 }
 
-// externalServer starts a server, and returns it with a package that uses it as TEST_DATABASE_URL.
-func externalServer(t *testing.T) (admin string, p *testPackage) {
+// external starts a server, and returns it with a package that uses it as TEST_DATABASE_URL.
+func external(t *testing.T) (admin string, p *testPackage) {
 	t.Helper()
 	s := StartServer(t, map[string]string{"fsync": "off", "max_connections": "200"})
-	admin = s.instance.admin
-	return admin, newPackage(t, urlVariable+"="+admin)
+	return s.admin.String(), newPackage(t, urlVariable+"="+s.admin.String())
 }
 
 func TestExternal_concurrentProcesses(t *testing.T) {
 	t.Parallel()
-	admin, p := externalServer(t)
+	admin, p := external(t)
 	var group sync.WaitGroup
 	for range 2 {
 		group.Go(func() { p.run(t, "many", true) })
@@ -130,28 +123,23 @@ func TestExternal_concurrentProcesses(t *testing.T) {
 
 func TestExternal_keepsDatabaseOfFailedTest(t *testing.T) {
 	t.Parallel()
-	admin, p := externalServer(t)
-
+	admin, p := external(t)
 	output := p.run(t, "failing", false)
-	shown := addressIn(t, output)
-	if config, err := pgconn.ParseConfig(admin); err != nil || strings.Contains(output, config.Password) {
-		t.Errorf("the output contains the password of %s (%v):\n%s", urlVariable, err, output)
+	config, err := pgconn.ParseConfig(admin)
+	must(t, err)
+	if strings.Contains(output, config.Password) {
+		t.Errorf("the output contains the password of %s:\n%s", urlVariable, output)
 	}
-	first := leftovers(t, admin)
-	if len(first) != 1 || !strings.Contains(shown, "/"+first[0]+"?sslmode=disable") {
-		t.Fatalf("%v remain, and the output contains %s", first, shown)
-	}
-	if rows := query(t, withDatabase(admin, first[0]), "select value from public.evidence"); len(rows) != 1 {
-		t.Errorf("the kept database contains %v, want 1 row", rows)
-	}
+	wantEvidence(t, strings.Replace(addressIn(t, output), "postgres@", "postgres:"+config.Password+"@", 1))
 
-	// A run of another package keeps the database, the next run of its own package drops it.
+	// A run of another package keeps them, the next run of its own package drops them.
 	newPackage(t, urlVariable+"="+admin).run(t, "passing", true)
-	if now := leftovers(t, admin); len(now) != 1 || now[0] != first[0] {
-		t.Errorf("another package's run left %v of %v", now, first)
+	first := leftovers(t, admin)
+	if len(first) != 3 { // a New, and a NewOwned with its role
+		t.Fatalf("%v remain", first)
 	}
-	p.run(t, "failing_owner", false)
-	if now := leftovers(t, admin); len(now) != 1 || now[0] == first[0] { // a role and a database of the same name
+	p.run(t, "failing", false)
+	if now := leftovers(t, admin); len(now) != 3 || now[0] == first[0] {
 		t.Errorf("the next failure left %v, before it %v", now, first)
 	}
 	p.with("CI=true").run(t, "failing", false)
@@ -162,22 +150,18 @@ func TestExternal_keepsDatabaseOfFailedTest(t *testing.T) {
 
 func TestExternal_dropsDatabasesOfKilledRun(t *testing.T) {
 	t.Parallel()
-	admin, p := externalServer(t)
-	other := newPackage(t, urlVariable+"="+admin)
-	killed, survivor := p.start(t, "waiting"), other.start(t, "waiting")
-	waitReady(t, p, other)
+	admin, p := external(t)
+	killed := p.start(t, "waiting")
+	waitReady(t, p)
 	killed.kill()
-	before := leftovers(t, admin)
-	if len(before) != 6 { // for each run: the template, a New, and a NewOwned with its role
-		t.Fatalf("two runs have %v, want 6 databases and roles", before)
+	must(t, os.Remove(filepath.Join(p.dir, "ready")))
+	survivor := p.start(t, "waiting")
+	waitReady(t, p)
+	p.run(t, "passing", true)
+	if now := leftovers(t, admin); len(now) != 4 { // of the survivor: the template, a New, and a NewOwned with its role
+		t.Errorf("%v remain, want those of one run", now)
 	}
-
-	// The server notices a little later that the client is gone.
-	wait.For(t, "the databases of the killed run to be dropped", func() bool {
-		newPackage(t, urlVariable+"="+admin).run(t, "passing", true)
-		return len(leftovers(t, admin)) == 3
-	})
-	must(t, os.WriteFile(filepath.Join(other.dir, "continue"), nil, 0o600))
+	must(t, os.WriteFile(filepath.Join(p.dir, "continue"), nil, 0o600))
 	if err := survivor.cmd.Wait(); err != nil {
 		t.Errorf("the other run failed: %v\n%s", err, survivor.output.String())
 	}
@@ -193,55 +177,26 @@ func TestMain_startsNoServerWithoutDatabase(t *testing.T) {
 	}
 }
 
-// homes returns the home directories of the package's local servers.
-func homes(t *testing.T, p *testPackage) []string {
-	t.Helper()
-	found, err := filepath.Glob(filepath.Join(p.tempDir(), "coupond-pgtest-*"))
-	must(t, err)
-	return found
-}
-
 func TestLocal_keepAndRemove(t *testing.T) {
 	t.Parallel()
 	p := newPackage(t, withoutDocker)
-
 	output := p.run(t, "passing", true)
 	if !strings.Contains(output, "pgtest: no container: no Docker engine answers") || !strings.Contains(output, ", from ") {
 		t.Errorf("the output does not say which server was selected:\n%s", output)
 	}
-	if remaining := homes(t, p); len(remaining) != 0 {
+	if remaining := homes(t, p.tempDir()); len(remaining) != 0 {
 		t.Errorf("after a passing test %v remain", remaining)
 	}
 
 	first := addressIn(t, p.run(t, "failing", false))
-	if rows := query(t, first, "select value from public.evidence"); len(rows) != 1 {
-		t.Errorf("the kept database contains %v, want 1 row", rows)
-	}
-	// A run of another package keeps it.
-	another := newPackage(t, withoutDocker)
-	another.environment[0] = p.environment[0] // the same directory for temporary files
-	another.run(t, "passing", true)
-	if !answers(t, first) {
-		t.Error("a run of another package removed the server")
-	}
-	// The next failure of its own package replaces it. A panic is a failure, too.
-	second := addressIn(t, p.run(t, "panicking", false))
-	if answers(t, first) || !answers(t, second) || len(homes(t, p)) != 1 {
-		t.Errorf("the first answers: %t, the second: %t, homes: %v", answers(t, first), answers(t, second), homes(t, p))
+	wantEvidence(t, first)
+	second := addressIn(t, p.run(t, "failing", false)) // replaces it
+	if answers(t, first) || !answers(t, second) || len(homes(t, p.tempDir())) != 1 {
+		t.Errorf("the first answers: %t, the second: %t, homes: %v", answers(t, first), answers(t, second), homes(t, p.tempDir()))
 	}
 	p.with("CI=true").run(t, "failing", false)
-	if remaining := homes(t, p); len(remaining) != 0 || answers(t, second) {
+	if remaining := homes(t, p.tempDir()); len(remaining) != 0 || answers(t, second) {
 		t.Errorf("with CI=true %v remain", remaining)
-	}
-
-	// After keepTime a run of another package removes it, too.
-	old := addressIn(t, p.run(t, "failing", false))
-	for _, home := range homes(t, p) {
-		must(t, os.Chtimes(home, time.Time{}, time.Now().Add(-keepTime)))
-	}
-	another.run(t, "passing", true)
-	if remaining := homes(t, p); len(remaining) != 0 || answers(t, old) {
-		t.Errorf("after keepTime %v remain", remaining)
 	}
 }
 
@@ -250,25 +205,41 @@ func TestLocal_killedRun(t *testing.T) {
 	p := newPackage(t, withoutDocker)
 	run := p.start(t, "waiting")
 	waitReady(t, p)
-	home := homes(t, p)
+	home := homes(t, p.tempDir())
 	if len(home) != 1 {
 		t.Fatalf("home directories: %v, want 1", home)
 	}
 	run.kill()
 	wait.For(t, "the server to end", func() bool { _, err := localpg.Running(home[0]); return err != nil })
-
-	another := newPackage(t, withoutDocker)
-	another.environment[0] = p.environment[0] // the same directory for temporary files
-	another.run(t, "passing", true)
-	if remaining := homes(t, p); len(remaining) != 0 {
-		t.Errorf("another package's run left %v", remaining)
+	p.run(t, "passing", true)
+	if remaining := homes(t, p.tempDir()); len(remaining) != 0 {
+		t.Errorf("the next run left %v", remaining)
 	}
 }
 
+// A command shares a server, which is kept with the database of its failed test.
+func TestShare(t *testing.T) {
+	t.Parallel()
+	p := newPackage(t, withoutDocker)
+	output := p.run(t, "sharing", false)
+	if !strings.Contains(output, "the server of "+urlVariable) {
+		t.Errorf("the command did not use the shared server:\n%s", output)
+	}
+	server := regexp.MustCompile(`the server is kept, too: (postgres://[^/]+@[^/]+)/`).FindStringSubmatch(output)
+	if server == nil {
+		t.Fatalf("the server was not kept:\n%s", output)
+	}
+	wantEvidence(t, server[1]+regexp.MustCompile(`/[^/]+$`).FindString(addressIn(t, output)))
+}
+
+// Whatever the environment says, and with a root certificate of the user that is not valid.
 func TestMain_ignoresEnvironment(t *testing.T) {
 	t.Parallel()
-	newPackage(t, withoutDocker, "PGSERVICE=nowhere", "PGSSLMODE=verify-full", "PGTARGETSESSIONATTRS=standby", "PGTZ=Mars/Phobos",
-		"PGOPTIONS=-c default_transaction_read_only=on", "PGSSLROOTCERT=/nowhere").run(t, "passing", true)
+	home := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(home, ".postgresql"), 0o700))
+	must(t, os.WriteFile(filepath.Join(home, ".postgresql", "root.crt"), []byte("not a certificate"), 0o600))
+	newPackage(t, withoutDocker, "HOME="+home, "PGSERVICE=nowhere", "PGSSLMODE=verify-full", "PGTARGETSESSIONATTRS=standby",
+		"PGTZ=Mars/Phobos", "PGOPTIONS=-c default_transaction_read_only=on", "PGSSLROOTCERT=/nowhere").run(t, "passing", true)
 }
 
 func TestServer(t *testing.T) {
@@ -292,11 +263,9 @@ func TestServer(t *testing.T) {
 		"Stop": s.Stop,
 		"Kill": s.Kill,
 		"kill -9": func() error {
-			if err := syscall.Kill(s.Pid(), syscall.SIGKILL); err != nil {
-				return err
-			}
+			err := syscall.Kill(s.Pid(), syscall.SIGKILL)
 			<-s.running.Done()
-			return nil
+			return err
 		},
 		"nothing": func() error { return nil },
 	} {
@@ -315,6 +284,19 @@ func TestServer(t *testing.T) {
 	}
 }
 
+func TestServer_keptAfterFailure(t *testing.T) {
+	t.Parallel()
+	p := newPackage(t)
+	url := addressIn(t, p.run(t, "private", false))
+	if names := leftovers(t, url); len(names) != 2 { // template and database
+		t.Errorf("the kept server has %v, want 2 databases", names)
+	}
+	p.with("CI=1").run(t, "private", false)
+	if remaining := homes(t, p.tempDir()); len(remaining) != 0 || answers(t, url) {
+		t.Errorf("with CI=1 %v remain", remaining)
+	}
+}
+
 func TestClusterDir(t *testing.T) {
 	t.Parallel()
 	var home string
@@ -327,41 +309,97 @@ func TestClusterDir(t *testing.T) {
 			t.Errorf("the data is in %s, %v; want %s", data, err, home)
 		}
 	})
-	if _, err := os.Stat(home); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s still exists: %v", home, err)
+	if exists(home) {
+		t.Errorf("%s still exists", home)
 	}
 }
 
-func TestServer_keptAfterFailure(t *testing.T) {
+func TestSelectServer_fails(t *testing.T) {
 	t.Parallel()
-	p := newPackage(t)
-	url := addressIn(t, p.run(t, "private", false))
-	if names := leftovers(t, url); len(names) != 2 { // template and database
-		t.Errorf("the kept server has %v, want 2 databases", names)
-	}
-	p.with("CI=1").run(t, "private", false)
-	if remaining := homes(t, p); len(remaining) != 0 || answers(t, url) {
-		t.Errorf("with CI=1 %v remain", remaining)
-	}
-}
-
-func TestExternal_connectionFails(t *testing.T) {
-	t.Parallel()
-	output := newPackage(t, urlVariable+"=postgres://missing:secret@127.0.0.1:1/none").run(t, "passing", false)
-	if !strings.Contains(output, "no PostgreSQL server for the tests: "+urlVariable) || strings.Contains(output, "secret") {
-		t.Errorf("the output is\n%s", output)
-	}
-}
-
-func TestContainer_namedImageIsRequired(t *testing.T) {
-	t.Parallel()
-	const image = "127.0.0.1:1/none:5"
-	for _, p := range []*testPackage{
-		newPackage(t, imageVariable+"="+image),
-		newPackage(t, imageVariable+"="+image, withoutDocker),
+	const image = imageVariable + "=127.0.0.1:1/none:5"
+	for _, test := range []struct{ variable, message string }{
+		{urlVariable + "=postgres://missing:secret@127.0.0.1:1/none", urlVariable + ": failed to connect"},
+		{urlVariable + "=host=127.0.0.1 password=secret", urlVariable + ": not a URL such as"},
+		{image, image + ": "},
+		{image, image + ": no Docker engine answers"},
 	} {
-		if output := p.run(t, "passing", false); !strings.Contains(output, "no PostgreSQL server for the tests: "+imageVariable+"="+image) {
-			t.Errorf("the output is\n%s", output)
+		p := newPackage(t, test.variable)
+		if strings.HasSuffix(test.message, "answers") {
+			p = p.with(withoutDocker)
+		}
+		output := p.run(t, "passing", false)
+		if !strings.Contains(output, "no PostgreSQL server for the tests: "+test.message) || strings.Contains(output, "secret") {
+			t.Errorf("%s: the output is\n%s", test.variable, output)
+		}
+	}
+}
+
+// engine returns a client of this machine's Docker engine. It skips the test if the engine or the
+// image is missing.
+func engine(t *testing.T) *dockertest.Pool {
+	t.Helper()
+	pool, err := dockertest.NewPool("")
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := pool.Client.PingWithContext(ctx); err != nil {
+		t.Skipf("no Docker engine: %v", err)
+	}
+	if _, err := pool.Client.InspectImage(defaultImage); err != nil {
+		t.Skipf("no image %s: %v", defaultImage, err)
+	}
+	return pool
+}
+
+func TestContainer(t *testing.T) {
+	t.Parallel()
+	pool := engine(t)
+	exists := func(name string) bool {
+		_, err := pool.Client.InspectContainer(name)
+		return err == nil
+	}
+	name := regexp.MustCompile(`container (coupon_test_\w+) of ` + defaultImage)
+	p := newPackage(t)
+	passed := name.FindStringSubmatch(p.run(t, "passing", true))
+	if passed == nil || exists(passed[1]) {
+		t.Fatalf("after a passing test: container %v", passed)
+	}
+
+	output := p.run(t, "failing", false)
+	failed := name.FindStringSubmatch(output)[1]
+	t.Cleanup(func() {
+		_ = pool.Client.RemoveContainer(docker.RemoveContainerOptions{ID: failed, Force: true, RemoveVolumes: true}) // after a failure
+	})
+	wantEvidence(t, addressIn(t, output))
+	if !strings.Contains(output, "docker rm --force --volumes "+failed) {
+		t.Errorf("the output does not say how to remove the container:\n%s", output)
+	}
+	if container, err := pool.Client.InspectContainer(failed); err != nil || container.NetworkSettings.Ports[postgresPort][0].HostIP != "127.0.0.1" {
+		t.Errorf("the port is published on %+v, %v; want 127.0.0.1 only", container.NetworkSettings.Ports, err)
+	}
+
+	// The next run of the package removes the container. Then that run is killed.
+	run := p.start(t, "waiting")
+	waitReady(t, p)
+	if exists(failed) {
+		t.Error("the container of the failed test still exists after the next run started")
+	}
+	run.kill()
+	killed := name.FindStringSubmatch(run.output.String())[1]
+	wait.For(t, "the removal of the container of the killed run", func() bool { return !exists(killed) })
+}
+
+func TestPublishAddresses(t *testing.T) {
+	t.Parallel()
+	for endpoint, want := range map[string][2]string{
+		"unix:///var/run/docker.sock": {"127.0.0.1", "127.0.0.1"},
+		"tcp://127.0.0.1:2375":        {"127.0.0.1", "127.0.0.1"},
+		"tcp://localhost:2375":        {"127.0.0.1", "127.0.0.1"},
+		"tcp://docker:2376":           {"0.0.0.0", "docker"},
+		"https://192.0.2.7:2376":      {"0.0.0.0", "192.0.2.7"},
+	} {
+		if bind, dial := publishAddresses(endpoint); bind != want[0] || dial != want[1] {
+			t.Errorf("%s: got publish address %s and connect address %s, want %v", endpoint, bind, dial, want)
 		}
 	}
 }

@@ -3,7 +3,6 @@ package pgtest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -11,14 +10,14 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// Server is a PostgreSQL server for one test that stops, kills or configures it. Its address, and
-// that of its databases, stays the same after a restart. Stop, Kill and Start may be called from
-// any goroutine.
+// Server is a PostgreSQL server for one test that stops, kills or configures it. Its methods New,
+// Empty and NewOwned return databases like the functions; the role coupon_service does not exist
+// until New has created it. The addresses stay the same after a restart. Stop, Kill and Start may
+// be called from any goroutine.
 type Server struct {
-	instance *instance
-	home     string
-	port     int
-	settings map[string]string
+	*instance
+
+	options localpg.Options
 
 	mu      sync.Mutex
 	running *localpg.Server // nil: not running
@@ -30,18 +29,20 @@ type Server struct {
 // ends with the test. If the test fails, it is kept like a database of New.
 func StartServer(t testing.TB, settings map[string]string) *Server {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*timeout)
-	defer cancel()
-	home, err := newHomeDir(ctx)
+	home, err := newHomeDir()
 	if err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
-	s := &Server{home: home, settings: settings}
+	s := &Server{options: localpg.Options{Dir: home, Settings: settings, Log: os.Stderr}}
 	t.Cleanup(func() { s.cleanUp(t) })
-	if err := s.start(ctx); err != nil {
+	if err := s.Start(); err != nil {
 		t.Fatalf("pgtest: start a server: %v", err)
 	}
-	s.instance = newInstance(s.running.URL("postgres"), s)
+	s.options.Port = s.running.Port()
+	if s.instance, err = newInstance(s.running.URL("postgres"), ""); err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	s.private = true
 	return s
 }
 
@@ -50,9 +51,7 @@ func StartServer(t testing.TB, settings map[string]string) *Server {
 // tests, the server's user cannot enter it, and the data would be left in /var/lib/coupond.
 func ClusterDir(t testing.TB) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	home, err := newHomeDir(ctx)
+	home, err := newHomeDir()
 	if err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
@@ -64,19 +63,6 @@ func ClusterDir(t testing.TB) string {
 		}
 	})
 	return home
-}
-
-// New returns a fresh database with the coupon schema, like the function New. The server must be
-// running.
-func (s *Server) New(t testing.TB) *Database {
-	t.Helper()
-	return s.instance.clone(t)
-}
-
-// Empty returns a fresh, empty database. The server must be running.
-func (s *Server) Empty(t testing.TB) *Database {
-	t.Helper()
-	return s.instance.empty(t)
 }
 
 // ForProxy returns a fresh, empty database for db.ApplyProxy. If the server has no PL/Proxy, the
@@ -97,14 +83,6 @@ func (s *Server) ForProxy(t testing.TB) *Database {
 		t.Skip(missing + "; tests with a proxy are skipped")
 	}
 	return d
-}
-
-// NewOwned returns a fresh, empty database that is owned by a login of its own, like the function
-// NewOwned. Here the role coupon_service does not exist until a database of this server has the
-// coupon schema. The server must be running.
-func (s *Server) NewOwned(t testing.TB) *Database {
-	t.Helper()
-	return s.instance.owned(t)
 }
 
 // Pid returns the process ID of the postmaster, or 0 if the server is not running.
@@ -138,12 +116,6 @@ func (s *Server) end(stopOrKill func(*localpg.Server) error) error {
 // Start does nothing if the server is running; if it has ended by itself, for example because its
 // postmaster was killed, Start starts it again.
 func (s *Server) Start() error {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return s.start(ctx)
-}
-
-func (s *Server) start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running != nil {
@@ -153,51 +125,34 @@ func (s *Server) start(ctx context.Context) error {
 			return nil
 		}
 	}
-	running, err := localpg.Start(ctx, localpg.Options{Dir: s.home, Port: s.port, Settings: s.settings, Log: os.Stderr})
-	if err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	running, err := localpg.Start(ctx, s.options)
+	if err == nil {
+		s.running = running
 	}
-	s.running, s.port = running, running.Port()
-	return nil
+	return err
 }
 
 // cleanUp runs at the end of the test.
 func (s *Server) cleanUp(t testing.TB) {
 	t.Helper()
-	if s.instance != nil && mustKeep(t) {
-		if err := s.Start(); err != nil {
-			logf("%s failed: its server does not start again, its data is kept in %s: %v", t.Name(), s.home, err)
-			return
+	if s.instance != nil && mustKeep(t.Failed()) {
+		err := s.Start()
+		if err == nil {
+			err = s.running.Keep()
 		}
-		remove, err := s.keep()
 		if err != nil {
-			logf("%v", err)
+			logf("%s failed: its server cannot be started again, its data is kept in %s: %v", t.Name(), s.options.Dir, err)
 			return
 		}
-		logf("%s failed: its server is kept until the tests of this package run again: %s", t.Name(), s.instance.admin)
-		logf("to remove it now: %s", remove)
+		logf("%s failed: its server is kept until the tests of this package run again: %s", t.Name(), s.admin)
+		logf("to remove it now: rm -r %s", s.options.Dir)
 		return
 	}
-	if err := s.close(s.instance); err != nil {
-		t.Errorf("pgtest: %v", err)
-	}
-}
-
-func (s *Server) keep() (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.running == nil {
-		return "", errors.New("the server is not running")
-	}
-	return local{s.running}.keep()
-}
-
-func (s *Server) close(*instance) error {
-	err := s.Kill()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	if err = errors.Join(err, localpg.Remove(ctx, s.home)); err != nil {
-		return fmt.Errorf("remove the server: %w", err)
+	if err := errors.Join(s.Kill(), localpg.Remove(ctx, s.options.Dir)); err != nil {
+		t.Errorf("pgtest: %v", err)
 	}
-	return nil
 }
