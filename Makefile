@@ -129,21 +129,11 @@ bench-quick: ## Compare in the four most important workloads, once, 2 minutes; w
 
 ##@ Deploy
 
-# Both start the containers of deploy/ha (127.0.0.1:8090) and delete them with their data.
-.PHONY: failover
-failover: ## Kill the primary under load, three times, and check that no acknowledged claim is lost
-	VERSION='$(VERSION)' $(GO) run ./deploy/ha/drill $(ARGS)
-
-.PHONY: rolling
-rolling: ## Replace both instances of the service under load and check that no request fails
-	VERSION='$(VERSION)' $(GO) run ./deploy/ha/drill --kills 0 $(ARGS)
-
-# Starts the containers of deploy/shards (127.0.0.1:8091) and deletes them with their data. Built
-# first: a SIGTERM would end `go run` and leave its program running.
-.PHONY: shards
-shards: ## Sell on four shards, kill one, move a partition, and check every answer
-	@mkdir -p .bin && $(GO) build -o .bin/shards ./deploy/shards/drill
-	@VERSION='$(VERSION)' exec .bin/shards $(ARGS)
+# Built first: a SIGTERM would end `go run` and leave its program running.
+.PHONY: drill
+drill: ## Break a deployment during a sale and check every answer: make drill ARGS=failover
+	@mkdir -p .bin && $(GO) build -o .bin/drill ./deploy/drill
+	@VERSION='$(VERSION)' exec .bin/drill $(ARGS)
 
 .PHONY: release
 release: $(CYCLONEDX) ## Build a release into dist/: archives, bills of materials, checksums; reproducible
