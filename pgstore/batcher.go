@@ -26,12 +26,12 @@ import (
 //	unknown    it has no pending claims and no call in flight; it is not in coupons
 //	ready      it has pending claims; the next shared call takes them
 //	in flight  it is in a shared call
-//	alone      it is in a solo call, or waits for a connection for one (a place in solo)
+//	solo       it is in a solo call, or waits for a connection for one (a place in soloSlots)
 //
 //	unknown, ready ──shared call──▶ in flight ──has an outcome──▶ unknown, ready
-//	                                   └─has no outcome─▶ alone ──is not locked──▶ unknown, ready
+//	                                   └─has no outcome─▶ solo ──is not locked──▶ unknown, ready
 //
-// A coupon that was locked not long ago is kept apart: it goes from unknown to alone at once.
+// A coupon that was locked not long ago (soloUntil) goes from unknown to solo at once.
 //
 // Ownership: mu guards all fields of the batcher and of its queues. A pending claim belongs to its
 // queue until it is taken for a call, then to that call until done is signalled, then to its
@@ -41,23 +41,37 @@ import (
 // have committed it. So each call has the other half left, and the deadline of its oldest claim
 // bounds the call.
 type batcher struct {
-	sender  sender
-	limit   int             // pending claims, at most
-	timeout time.Duration   // longest that a claim waits for its outcome
-	shares  int             // shared calls in flight, at most
-	solo    chan struct{}   // holds an element per solo call in flight; the batchers of a Store share it
-	calls   *sync.WaitGroup // counts shared and soloing; the batchers of a Store share it
-	reuse   sync.Pool       // of pending claims and their channels
+	sender      sender
+	limit       int             // pending claims, at most
+	timeout     time.Duration   // longest that a claim waits for its outcome
+	concurrency int             // shared calls in flight, at most
+	soloSlots   chan struct{}   // holds an element per solo call in flight; the batchers of a Store share it
+	calls       *sync.WaitGroup // counts sharedCalls and soloCoupons; the batchers of a Store share it
+	reuse       sync.Pool       // of pending claims and their channels
 
 	mu            sync.Mutex
 	closed        bool
 	coupons       map[string]*couponQueue
 	ready         []*couponQueue       // in the order in which they became ready
-	apart         map[string]time.Time // until when a coupon is kept out of shared calls
+	soloUntil     map[string]time.Time // until when a coupon is kept out of shared calls
 	pending       int                  // claims in all queues
 	pendingLocked int                  // those of coupons that are locked
-	shared        int                  // shared calls in flight
-	soloing       int                  // coupons that are alone
+	sharedCalls   int                  // in flight
+	soloCoupons   int
+}
+
+// couponQueue holds the pending claims of one coupon.
+type couponQueue struct {
+	coupon string
+	locked bool            // it is solo because it is locked
+	claims []*pendingClaim // in the order of their arrival
+}
+
+// pendingClaim is a claim that waits for its outcome.
+type pendingClaim struct {
+	claim
+	queue *couponQueue
+	done  chan struct{} // signalled once, when the outcome is set
 }
 
 // sender makes the calls of a batcher. The claims of a coupon are in the order of their arrival,
@@ -68,21 +82,23 @@ type sender interface {
 	sendShared(ctx context.Context, claims []*claim)
 	// sendSolo makes one call for claims of one coupon, and sets the status or the err of each. It
 	// returns true if the coupon would have delayed or failed the others in a shared call.
-	sendSolo(ctx context.Context, claims []*claim) (apart bool)
+	sendSolo(ctx context.Context, claims []*claim) (keepSolo bool)
 }
 
 // maxBatch is the largest number of claims in one call. The row lock is held for the whole call, so
 // larger batches delay other instances more than they gain (measured in ADR 0008).
 const maxBatch = 512
 
-// errBatcherClosed: the batcher does not accept claims any more.
-var errBatcherClosed = errors.New("the batcher is closed")
+var (
+	errBatcherClosed = errors.New("the batcher does not accept claims any more")
+	errTooManyLocked = fmt.Errorf("%w: too many claims are pending for coupons that are locked", ErrOverloaded)
+)
 
-// newBatcher returns a batcher. solo and calls may be those of other batchers as well.
-func newBatcher(s sender, shares, limit int, timeout time.Duration, solo chan struct{}, calls *sync.WaitGroup) *batcher {
+// newBatcher returns a batcher. soloSlots and calls may be those of other batchers as well.
+func newBatcher(s sender, concurrency, limit int, timeout time.Duration, soloSlots chan struct{}, calls *sync.WaitGroup) *batcher {
 	return &batcher{
-		sender: s, shares: shares, limit: limit, timeout: timeout, solo: solo, calls: calls,
-		coupons: make(map[string]*couponQueue), apart: make(map[string]time.Time),
+		sender: s, concurrency: concurrency, limit: limit, timeout: timeout, soloSlots: soloSlots, calls: calls,
+		coupons: make(map[string]*couponQueue), soloUntil: make(map[string]time.Time),
 	}
 }
 
@@ -93,21 +109,28 @@ func (b *batcher) claim(ctx context.Context, user, coupon string) (ClaimStatus, 
 	if ctx.Err() != nil {
 		return "", contextEnded(ctx)
 	}
-	p := b.newPendingClaim(user, coupon, requestID(ctx))
-	own, err := b.add(p)
+	p, reused := b.reuse.Get().(*pendingClaim)
+	if !reused {
+		p = &pendingClaim{done: make(chan struct{}, 1)}
+	}
+	p.claim = claim{user: user, coupon: coupon, requestID: requestID(ctx), arrived: time.Now()}
+	inline, err := b.add(p)
 	switch {
 	case err != nil:
 		p.err = err
-	case own && b.runOwn(ctx, p):
+	case inline && b.runInline(ctx, p):
 	case !b.wait(ctx, p):
 		p.err = contextEnded(ctx)
 	}
-	return b.release(p)
+	status, err := p.status, p.err
+	p.claim, p.queue = claim{}, nil
+	b.reuse.Put(p)
+	return status, err
 }
 
 // add queues p. If nothing keeps p from being sent now, add starts a shared call with it instead,
-// and returns own = true: the caller must make that call with runOwn.
-func (b *batcher) add(p *pendingClaim) (own bool, err error) {
+// and returns true: the caller must make that call with runInline.
+func (b *batcher) add(p *pendingClaim) (inline bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -120,25 +143,25 @@ func (b *batcher) add(p *pendingClaim) (own bool, err error) {
 	case known && q.locked && b.pendingLocked >= b.lockedLimit():
 		return false, errTooManyLocked
 	}
-	if known {
-		b.pushBack(q, p)
-		return false, nil
+	if !known {
+		q = &couponQueue{coupon: p.coupon}
+		b.coupons[p.coupon] = q
 	}
-	q = &couponQueue{coupon: p.coupon}
-	b.coupons[p.coupon] = q
-	if b.shared < b.shares && !b.isApart(p.coupon) {
-		p.queue = q
+	p.queue = q
+	if !known && b.sharedCalls < b.concurrency && !b.isKeptSolo(p.coupon) {
 		b.startShared()
 		return true, nil
 	}
-	b.pushBack(q, p)
-	b.schedule(q)
+	b.insert(q, len(q.claims), p)
+	if !known {
+		b.schedule(q)
+	}
 	return false, nil
 }
 
-// runOwn sends p in a shared call on its caller's goroutine, which saves two goroutine switches. It
-// returns false if p is to be sent again in a solo call.
-func (b *batcher) runOwn(ctx context.Context, p *pendingClaim) (answered bool) {
+// runInline sends p in a shared call on its caller's goroutine, which saves two goroutine switches.
+// It returns false if p is to be sent again in a solo call.
+func (b *batcher) runInline(ctx context.Context, p *pendingClaim) (answered bool) {
 	// Deferred, because the HTTP layer recovers from panics: the coupon must not stay in flight.
 	defer func() {
 		answered = len(b.finish([]*pendingClaim{p})) > 0
@@ -158,22 +181,23 @@ func (b *batcher) wait(ctx context.Context, p *pendingClaim) (answered bool) {
 		return true
 	case <-ctx.Done():
 	}
-	if b.leave(p) {
+	if b.withdraw(p) {
 		return false
 	}
 	<-p.done
 	return true
 }
 
-// leave removes p from its queue. It returns false if p is in a call, or if an earlier call may
+// withdraw removes p from its queue. It returns false if p is not queued, or if an earlier call may
 // have committed it.
-func (b *batcher) leave(p *pendingClaim) bool {
+func (b *batcher) withdraw(p *pendingClaim) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !p.queued || p.failed != nil && p.failed.ambiguous() {
+	at := slices.Index(p.queue.claims, p)
+	if at < 0 || p.failed != nil && p.failed.ambiguous() {
 		return false
 	}
-	b.remove(p)
+	b.remove(p.queue, at, at+1)
 	return true
 }
 
@@ -221,9 +245,7 @@ func (b *batcher) takeShared(batch []*pendingClaim) []*pendingClaim {
 			delete(b.coupons, q.coupon) // its callers have left, or were answered
 		}
 	}
-	rest := copy(b.ready, b.ready[taken:])
-	clear(b.ready[rest:])
-	b.ready = b.ready[:rest]
+	b.ready = slices.Delete(b.ready, 0, taken)
 	if len(batch) == 0 {
 		b.endShared()
 	}
@@ -235,85 +257,55 @@ func (b *batcher) takeShared(batch []*pendingClaim) []*pendingClaim {
 func (b *batcher) finish(batch []*pendingClaim) (answered []*pendingClaim) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, p := range slices.Backward(batch) {
-		if p.toSendAgain() {
-			b.pushFront(p)
-		}
-	}
-	var q *couponQueue
 	answered = batch[:0]
-	for _, p := range batch {
-		if p.queue != q { // claims of a coupon follow each other
-			q = p.queue
-			b.schedule(q)
+	for len(batch) > 0 {
+		q, n := batch[0].queue, 0 // claims of a coupon follow each other
+		var again []*pendingClaim
+		for ; n < len(batch) && batch[n].queue == q; n++ {
+			if p := batch[n]; p.toSendAgain() {
+				again = append(again, p)
+			} else {
+				answered = append(answered, p)
+			}
 		}
-		if !p.queued {
-			answered = append(answered, p)
-		}
+		batch = batch[n:]
+		b.insert(q, 0, again...)
+		b.schedule(q)
 	}
 	return answered
 }
 
-// schedule decides how the claims of a coupon that has no call in flight are sent. The caller holds
-// b.mu.
-func (b *batcher) schedule(q *couponQueue) {
-	switch {
-	case q.first == nil:
-		delete(b.coupons, q.coupon)
-	case b.mustBeAlone(q):
-		b.setAlone(q, true)
-		b.soloing++
-		b.calls.Add(1)
-		go b.runSolo(q)
-	default:
-		b.ready = append(b.ready, q)
-		if b.shared < b.shares {
-			b.startShared()
-			go b.runShared()
-		}
+// answer tells callers that their claims have an outcome. The claims belong to them from then on.
+func answer(batch []*pendingClaim) {
+	for _, p := range batch {
+		p.done <- struct{}{}
 	}
 }
 
-// mustBeAlone reports whether the next call of a coupon with pending claims is a solo call: its
-// claims come from a shared call, or the coupon was locked not long ago. The caller holds b.mu.
-func (b *batcher) mustBeAlone(q *couponQueue) bool {
-	return q.first != nil && (q.first.failed != nil || b.isApart(q.coupon))
-}
-
-// isApart reports whether a coupon is kept out of shared calls. The caller holds b.mu.
-func (b *batcher) isApart(coupon string) bool {
-	return len(b.apart) > 0 && time.Now().Before(b.apart[coupon])
-}
-
-// keepApart notes how a solo call ended. A coupon that was still locked is kept out of shared calls
-// until a solo call finds it free, and for a fifth of the time-out more: a coupon that is locked
-// again and again would otherwise delay the others each time. A solo call of a free coupon costs
-// little, so the first bound is long; it only keeps the map from growing.
-func (b *batcher) keepApart(coupon string, apart bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	maps.DeleteFunc(b.apart, func(_ string, until time.Time) bool { return now.After(until) })
-	if apart {
-		b.apart[coupon] = now.Add(60 * b.timeout)
-	} else if until, kept := b.apart[coupon]; kept && until.After(now.Add(b.timeout/5)) {
-		b.apart[coupon] = now.Add(b.timeout / 5)
+// appendClaims appends the claims of a batch to claims.
+func appendClaims(claims []*claim, batch []*pendingClaim) []*claim {
+	for _, p := range batch {
+		claims = append(claims, &p.claim)
 	}
+	return claims
 }
 
 // runSolo makes solo calls for a coupon until its claims can share a call again.
 func (b *batcher) runSolo(q *couponQueue) {
 	for b.continueSolo(q) {
-		b.waitForSolo(q)
-		if batch := b.takeSolo(q); len(batch) > 0 {
+		b.waitForSlot(q)
+		b.mu.Lock()
+		batch := b.take(q, nil)
+		b.mu.Unlock()
+		if len(batch) > 0 {
 			claims := appendClaims(nil, batch)
 			ctx, cancel := context.WithDeadline(context.Background(), claims[0].arrived.Add(b.timeout))
-			apart := b.sender.sendSolo(ctx, claims)
+			keep := b.sender.sendSolo(ctx, claims)
 			cancel()
-			b.keepApart(q.coupon, apart)
+			b.keepSolo(q.coupon, keep)
 			answer(batch)
 		}
-		<-b.solo
+		<-b.soloSlots
 	}
 }
 
@@ -321,67 +313,192 @@ func (b *batcher) runSolo(q *couponQueue) {
 func (b *batcher) continueSolo(q *couponQueue) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.mustBeAlone(q) {
-		b.setAlone(q, true) // it may be locked only now
+	if b.mustBeSolo(q) {
+		b.setSolo(q, true) // it may be locked only now
 		return true
 	}
-	b.setAlone(q, false)
+	b.setSolo(q, false)
 	b.schedule(q)
-	b.soloing--
+	b.soloCoupons--
 	b.calls.Done()
 	return false
 }
 
-// waitForSolo waits for a connection for a solo call. Meanwhile it answers claims that were queued
+// waitForSlot waits for a connection for a solo call. Meanwhile it answers claims that were queued
 // for too long.
-func (b *batcher) waitForSolo(q *couponQueue) {
+func (b *batcher) waitForSlot(q *couponQueue) {
 	for {
 		b.mu.Lock()
 		next := b.expire(q)
 		b.mu.Unlock()
 		select {
-		case b.solo <- struct{}{}:
+		case b.soloSlots <- struct{}{}:
 			return
 		case <-time.After(next):
 		}
 	}
 }
 
-// takeSolo takes up to maxBatch claims of a coupon.
-func (b *batcher) takeSolo(q *couponQueue) []*pendingClaim {
+// keepSolo notes how a solo call ended. A coupon that was still locked is kept out of shared calls
+// until a solo call finds it free, and for a fifth of the time-out more: a coupon that is locked
+// again and again would otherwise delay the others each time. A solo call of a free coupon costs
+// little, so the first bound is long; it only keeps the map from growing.
+func (b *batcher) keepSolo(coupon string, keep bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.take(q, nil)
+	now := time.Now()
+	maps.DeleteFunc(b.soloUntil, func(_ string, until time.Time) bool { return now.After(until) })
+	if keep {
+		b.soloUntil[coupon] = now.Add(60 * b.timeout)
+	} else if until, kept := b.soloUntil[coupon]; kept && until.After(now.Add(b.timeout/5)) {
+		b.soloUntil[coupon] = now.Add(b.timeout / 5)
+	}
 }
 
-// startShared and endShared count shared calls. The caller holds b.mu.
+// The methods below are for callers that hold b.mu.
+
+// schedule decides how the claims of a coupon that has no call in flight are sent.
+func (b *batcher) schedule(q *couponQueue) {
+	switch {
+	case len(q.claims) == 0:
+		delete(b.coupons, q.coupon)
+	case b.mustBeSolo(q):
+		b.setSolo(q, true)
+		b.soloCoupons++
+		b.calls.Add(1)
+		go b.runSolo(q)
+	default:
+		b.ready = append(b.ready, q)
+		if b.sharedCalls < b.concurrency {
+			b.startShared()
+			go b.runShared()
+		}
+	}
+}
+
+// mustBeSolo reports whether the next call of a coupon with pending claims is a solo call: its
+// claims come from a shared call, or the coupon was locked not long ago.
+func (b *batcher) mustBeSolo(q *couponQueue) bool {
+	return len(q.claims) > 0 && (q.claims[0].failed != nil || b.isKeptSolo(q.coupon))
+}
+
+// isKeptSolo reports whether a coupon is kept out of shared calls.
+func (b *batcher) isKeptSolo(coupon string) bool {
+	return len(b.soloUntil) > 0 && time.Now().Before(b.soloUntil[coupon])
+}
+
+// setSolo notes whether a coupon is solo. If it is because the coupon is locked, its claims and
+// those of the other locked coupons must leave room for the others: if there are too many, setSolo
+// answers those that arrived last.
+func (b *batcher) setSolo(q *couponQueue, solo bool) {
+	n := len(q.claims)
+	b.count(q, -n)
+	q.locked = solo && (b.isKeptSolo(q.coupon) || q.claims[0].failed != nil && q.claims[0].failed.lockTimeout)
+	b.count(q, n)
+	for last := n - 1; q.locked && b.pendingLocked > b.lockedLimit() && last >= 0 && q.claims[last].failed == nil; last-- {
+		p := q.claims[last]
+		b.remove(q, last, last+1)
+		reject(p, errTooManyLocked)
+	}
+}
+
+// lockedLimit is the largest number of pending claims of coupons that are locked.
+func (b *batcher) lockedLimit() int { return max(1, b.limit/2) }
+
+// startShared and endShared count shared calls.
 func (b *batcher) startShared() {
-	b.shared++
+	b.sharedCalls++
 	b.calls.Add(1)
 }
 
 func (b *batcher) endShared() {
-	b.shared--
+	b.sharedCalls--
 	b.calls.Done()
+}
+
+// insert adds claims to a queue.
+func (b *batcher) insert(q *couponQueue, at int, claims ...*pendingClaim) {
+	q.claims = slices.Insert(q.claims, at, claims...)
+	b.count(q, len(claims))
+}
+
+// remove takes a range of claims out of a queue.
+func (b *batcher) remove(q *couponQueue, from, to int) {
+	q.claims = slices.Delete(q.claims, from, to)
+	b.count(q, from-to)
+}
+
+// count notes that n claims were added to a queue.
+func (b *batcher) count(q *couponQueue, n int) {
+	b.pending += n
+	if q.locked {
+		b.pendingLocked += n
+	}
+}
+
+// take moves claims of a coupon to batch, up to a length of maxBatch. Claims that come from a
+// failed call are not mixed with others, because their outcomes are judged by that failure.
+func (b *batcher) take(q *couponQueue, batch []*pendingClaim) []*pendingClaim {
+	b.expire(q)
+	n := 0
+	for n < len(q.claims) && len(batch) < maxBatch && q.claims[n].failed == q.claims[0].failed {
+		batch = append(batch, q.claims[n])
+		n++
+	}
+	b.remove(q, 0, n)
+	return batch
+}
+
+// expire answers the claims of a coupon that were queued for too long, and returns how long the
+// next one may stay queued.
+func (b *batcher) expire(q *couponQueue) time.Duration {
+	now, next := time.Now(), b.timeout/2 // a claim that arrives meanwhile may stay as long
+	before := len(q.claims)
+	q.claims = slices.DeleteFunc(q.claims, func(p *pendingClaim) bool {
+		left := p.arrived.Add(b.queueTime(p)).Sub(now)
+		if left < 0 {
+			reject(p, p.expired())
+			return true
+		}
+		next = min(next, left+1)
+		return false
+	})
+	b.count(q, len(q.claims)-before)
+	return next
+}
+
+// queueTime returns how long after its arrival p may be queued: half of the time-out, or all of it
+// if an earlier call may have committed it, because only a second answer can tell.
+func (b *batcher) queueTime(p *pendingClaim) time.Duration {
+	if p.failed != nil && p.failed.ambiguous() {
+		return b.timeout
+	}
+	return b.timeout / 2
+}
+
+// reject answers a claim that was removed from its queue.
+func reject(p *pendingClaim, err error) {
+	p.err = err
+	p.done <- struct{}{}
 }
 
 // load is what a batcher has to do.
 type load struct {
 	pending int // claims in its queues
 	shared  int // shared calls in flight
-	alone   int // coupons that are in a solo call, or wait for a connection for one
+	solo    int // coupons that are in a solo call, or wait for a connection for one
 }
 
 func (b *batcher) load() load {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return load{b.pending, b.shared, b.soloing}
+	return load{b.pending, b.sharedCalls, b.soloCoupons}
 }
 
 // busy reports whether a call is in flight.
 func (b *batcher) busy() bool {
 	l := b.load()
-	return l.shared+l.alone > 0
+	return l.shared+l.solo > 0
 }
 
 // close refuses new claims. Pending claims are sent as before.

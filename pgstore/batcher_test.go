@@ -32,8 +32,8 @@ type fakeCall struct {
 	answer  chan struct{} // closed by the test
 }
 
-// errLocked is the failure of a shared call that waited for a lock in vain.
-var errLocked = &failedAttempt{err: errors.New("locked"), notCommitted: true, lockTimeout: true}
+// failedOnLock is the failure of a shared call that waited for a lock in vain.
+var failedOnLock = &failedAttempt{err: errors.New("locked"), notCommitted: true, lockTimeout: true}
 
 func newFakeServer() *fakeServer {
 	return &fakeServer{calls: make(chan fakeCall, 10_000), locked: map[string]bool{}}
@@ -71,14 +71,14 @@ func (f *fakeServer) sendShared(ctx context.Context, claims []*claim) {
 	f.hold(ctx, false, claims)
 	for _, c := range claims {
 		if f.isLocked(c.coupon) {
-			c.failed = errLocked
+			c.failed = failedOnLock
 		} else {
 			c.status = ClaimStatus(c.user)
 		}
 	}
 }
 
-func (f *fakeServer) sendSolo(ctx context.Context, claims []*claim) (apart bool) {
+func (f *fakeServer) sendSolo(ctx context.Context, claims []*claim) (keepSolo bool) {
 	f.hold(ctx, true, claims)
 	locked := f.isLocked(claims[0].coupon)
 	for _, c := range claims {
@@ -205,9 +205,9 @@ func withBatcher(t *testing.T, queueLimit int, test func(c *fakeCallers, f *fake
 		c.close() // deadlocks, and so fails, if a pending claim is lost
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if len(b.coupons) > 0 || len(b.ready) > 0 || b.pending != 0 || b.pendingLocked != 0 || len(b.solo) > 0 || b.soloing != 0 || b.shared != 0 {
+		if len(b.coupons) > 0 || len(b.ready) > 0 || b.pending != 0 || b.pendingLocked != 0 || len(b.soloSlots) > 0 || b.soloCoupons != 0 || b.sharedCalls != 0 {
 			t.Errorf("the batcher is not empty: %d coupons, %d of them ready, %d pending claims (%d alone), %d connections of solo calls, %d solo and %d shared calls",
-				len(b.coupons), len(b.ready), b.pending, b.pendingLocked, len(b.solo), b.soloing, b.shared)
+				len(b.coupons), len(b.ready), b.pending, b.pendingLocked, len(b.soloSlots), b.soloCoupons, b.sharedCalls)
 		}
 	})
 }
@@ -556,8 +556,8 @@ func TestBatcher_keptApart(t *testing.T) {
 		time.Sleep(60*testTimeout + 1)
 		c.claimOf(t.Context(), "other", "gil")
 		f.wantCall(t, false, "gil")
-		c.batcher.keepApart("other", true)
-		if n := len(c.batcher.apart); n != 1 {
+		c.batcher.keepSolo("other", true)
+		if n := len(c.batcher.soloUntil); n != 1 {
 			t.Errorf("%d coupons are kept apart, want 1", n)
 		}
 		c.claim(t.Context(), "hal")
@@ -593,8 +593,8 @@ func TestBatcher_manyLockedCoupons(t *testing.T) {
 		}
 		solo := []fakeCall{f.nextCall(t), f.nextCall(t)}
 		f.wantNoCall(t)
-		if load := c.batcher.load(); load.alone != count {
-			t.Errorf("%d coupons are alone, want %d", load.alone, count)
+		if load := c.batcher.load(); load.solo != count {
+			t.Errorf("%d coupons are alone, want %d", load.solo, count)
 		}
 		for n := range 10 {
 			user := fmt.Sprint("again", n)
@@ -651,11 +651,11 @@ func TestBatcher_ambiguousClaimsStay(t *testing.T) {
 		call := f.nextCall(t)
 		c.claim(ctx, "bob", "cyd")
 		c.claim(t.Context(), "dan")
-		errBefore := errLocked
-		errLocked = ambiguous
+		errBefore := failedOnLock
+		failedOnLock = ambiguous
 		close(call.answer)
 		synctest.Wait()
-		errLocked = errBefore
+		failedOnLock = errBefore
 		cancel()
 		c.wantPending(t, "ann")
 		c.wantError(t, ErrUnavailable, "bob", "cyd")
@@ -678,11 +678,11 @@ func TestBatcher_ambiguousClaimsExpireLast(t *testing.T) {
 		f.lock(true, "coupon")
 		c.claim(t.Context(), "ann")
 		call := f.nextCall(t)
-		before := errLocked
-		errLocked = &failedAttempt{err: errors.New("cut")}
+		before := failedOnLock
+		failedOnLock = &failedAttempt{err: errors.New("cut")}
 		close(call.answer)
 		synctest.Wait()
-		errLocked = before
+		failedOnLock = before
 		c.claim(t.Context(), "bob")
 		time.Sleep(testTimeout/2 + time.Millisecond)
 		c.wantPending(t, "ann")
@@ -807,11 +807,11 @@ func TestBatcher_cutConnectionRefusesNone(t *testing.T) {
 		c.claimOf(t.Context(), "hot", "first")
 		call := f.nextCall(t)
 		c.claimOf(t.Context(), "hot", "h1", "h2", "h3", "h4")
-		before := errLocked
-		errLocked = &failedAttempt{err: errors.New("cut")}
+		before := failedOnLock
+		failedOnLock = &failedAttempt{err: errors.New("cut")}
 		close(call.answer)
 		synctest.Wait()
-		errLocked = before
+		failedOnLock = before
 		c.wantPending(t, "first", "h1", "h2", "h3", "h4")
 
 		f.wantCall(t, true, "first")
@@ -832,7 +832,7 @@ func TestBatcher_cutConnectionRefusesNone(t *testing.T) {
 func TestBatcher_keptApartLeavesRoom(t *testing.T) {
 	withBatcher(t, 4, func(c *fakeCallers, f *fakeServer) {
 		t := c.t
-		c.batcher.keepApart("coupon", true)
+		c.batcher.keepSolo("coupon", true)
 		c.claim(t.Context(), "ann", "bob", "cyd", "dan")
 		c.wantError(t, ErrOverloaded, "dan")
 		f.wantCall(t, true, "ann")
@@ -1007,7 +1007,7 @@ func (r *randomServer) sendShared(_ context.Context, claims []*claim) {
 	}
 	for _, c := range claims {
 		if locked[c.coupon] {
-			c.failed = errLocked
+			c.failed = failedOnLock
 		} else {
 			r.answer([]*claim{c})
 		}
@@ -1120,7 +1120,7 @@ func (s *lockingServer) call(claims []*claim, lockTimeout time.Duration) bool {
 func (s *lockingServer) sendShared(_ context.Context, claims []*claim) {
 	if !s.call(claims, s.patient) {
 		for _, c := range claims {
-			c.failed = errLocked
+			c.failed = failedOnLock
 		}
 	}
 }

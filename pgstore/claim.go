@@ -16,14 +16,11 @@ import (
 // their schema. A solo call raises the lock_timeout of its transaction ($3), which PostgreSQL does
 // before it calls the function.
 const (
-	claimCouponSQL      = `select coupond.claim_coupon($1, $2)`
-	claimCouponsSQL     = `select coupond.claim_coupons($1, $2)`
-	claimBatchSQL       = `select "position", status from coupond.claim_batch($1, $2, $3)`
-	soloClaimCouponSQL  = claimCouponSQL + setLockTimeout
-	soloClaimCouponsSQL = claimCouponsSQL + setLockTimeout
-	lockedCouponsSQL    = `select coupond.locked_coupons($1)`
-
-	setLockTimeout = ` from pg_catalog.set_config('lock_timeout', $3, true)`
+	claimCouponSQL   = `select coupond.claim_coupon($1, $2)`
+	claimCouponsSQL  = `select coupond.claim_coupons($1, $2)`
+	claimBatchSQL    = `select "position", status from coupond.claim_batch($1, $2, $3)`
+	setLockTimeout   = ` from pg_catalog.set_config('lock_timeout', $3, true)`
+	lockedCouponsSQL = `select coupond.locked_coupons($1)`
 )
 
 // claim is one user's claim for one coupon. Once answered it has either a status or an err: one
@@ -64,37 +61,45 @@ func (c *claim) expired() error {
 // Afterwards Claim waits for the outcome, at most for ClaimTimeout. Errors: ErrUnavailable,
 // ErrOverloaded, ErrOutcomeUnknown, or an internal error.
 func (s *Store) Claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
-	status, err := s.claim(ctx, user, coupon)
-	s.metrics.countClaim(status, err)
-	return status, err
-}
-
-func (s *Store) claim(ctx context.Context, user, coupon string) (ClaimStatus, error) {
 	for {
 		status, err := s.serverOf(coupon).batcher.claim(ctx, user, coupon)
-		switch {
-		case !errors.Is(err, errBatcherClosed):
-			return status, err
-		case s.closing.Load():
-			return "", fmt.Errorf("%w: the service is stopping", ErrUnavailable)
+		if errors.Is(err, errBatcherClosed) {
+			if !s.closing.Load() {
+				continue // the map of partitions has changed: the coupon has another server now
+			}
+			err = fmt.Errorf("%w: the service is stopping", ErrUnavailable)
 		}
-		// The map of partitions has changed: the coupon has another server now.
+		s.metrics.countClaim(status, err)
+		return status, err
 	}
 }
 
 // sendShared makes one call for the claims, with one commit. A failed call says nothing about most
 // of its claims, and one bad coupon must not fail the others, so it leaves them to solo calls.
+//
+// Coupons become locked together. So for a fifth of the time-out after a call has waited for a lock
+// in vain, the next ones first ask which of their coupons are locked.
 func (s *server) sendShared(ctx context.Context, claims []*claim) {
 	s.begin(claims)
 	defer s.logSlowCall(claims)
 	ctx, cancel := firstAttempt(ctx)
 	defer cancel()
 
-	failed := s.attempt(ctx, callKind{write: true, brief: true}, s.claimCall(claims, false))
+	if time.Now().UnixNano() < s.locksUntil.Load() {
+		if free, known := s.unlocked(ctx, claims); known {
+			leaveForSolo(claims, &failedAttempt{err: errLocked, notCommitted: true, lockTimeout: true})
+			leaveForSolo(free, nil) // not yet: they are sent now
+			claims = free
+		}
+		if len(claims) == 0 {
+			return
+		}
+	}
+	failed := s.attempt(ctx, callKind{write: true, shared: true}, s.claimCall(claims, false))
 	if failed == nil {
 		return
 	}
-	keepForSolo(claims, failed)
+	leaveForSolo(claims, failed)
 	if failed.refused { // and would be again
 		for _, c := range claims {
 			c.err = bothFailed(failed, failed)
@@ -102,7 +107,11 @@ func (s *server) sendShared(ctx context.Context, claims []*claim) {
 		return
 	}
 	s.logFailed(claims, failed, "a call of claims failed; its coupons are sent alone")
-	if failed.lockTimeout && !sameCoupon(claims) {
+	if !failed.lockTimeout {
+		return
+	}
+	s.locksUntil.Store(time.Now().Add(s.timeout / 5).UnixNano())
+	if !sameCoupon(claims) {
 		s.sendUnlocked(ctx, claims)
 	}
 }
@@ -119,15 +128,18 @@ func (s *server) begin(claims []*claim) {
 	}
 }
 
-// sendUnlocked is called when a shared call of many coupons has waited for a lock in vain. It sends
-// the claims of the other coupons again, in one call.
-func (s *server) sendUnlocked(ctx context.Context, claims []*claim) {
+// errLocked is why claims are left for solo calls that were not sent.
+var errLocked = errors.New("another transaction has locked the coupon")
+
+// unlocked returns the claims of coupons that are not locked by other transactions, and whether that
+// could be found out.
+func (s *server) unlocked(ctx context.Context, claims []*claim) (free []*claim, known bool) {
 	coupons := make([]string, len(claims))
 	for i, c := range claims {
 		coupons[i] = c.coupon
 	}
 	var locked []string
-	if failed := s.attempt(ctx, callKind{write: true, brief: true}, func(ctx context.Context, conn *pgx.Conn) error {
+	if failed := s.attempt(ctx, callKind{write: true, shared: true}, func(ctx context.Context, conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, lockedCouponsSQL, coupons)
 		if err != nil {
 			return err
@@ -135,24 +147,30 @@ func (s *server) sendUnlocked(ctx context.Context, claims []*claim) {
 		locked, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	}); failed != nil {
-		return
+		return nil, false
 	}
 	if len(locked) > 0 {
 		s.sampled.Warn().Strs("coupons", locked[:min(len(locked), maxLoggedIDs)]).Msg("coupons are locked by other transactions: their claims are sent alone")
 	}
-	free := slices.DeleteFunc(slices.Clone(claims), func(c *claim) bool { return slices.Contains(locked, c.coupon) })
-	if len(free) == 0 {
+	return slices.DeleteFunc(slices.Clone(claims), func(c *claim) bool { return slices.Contains(locked, c.coupon) }), true
+}
+
+// sendUnlocked is called when a shared call of many coupons has waited for a lock in vain. It sends
+// the claims of the other coupons again, in one call.
+func (s *server) sendUnlocked(ctx context.Context, claims []*claim) {
+	free, known := s.unlocked(ctx, claims)
+	if !known || len(free) == 0 {
 		return
 	}
-	if failed := s.attempt(ctx, callKind{write: true, brief: true}, s.claimCall(free, false)); failed == nil {
+	if failed := s.attempt(ctx, callKind{write: true, shared: true}, s.claimCall(free, false)); failed == nil {
 		judge(free)
 	} else if failed.ambiguous() || free[0].failed.notCommitted {
-		keepForSolo(free, failed)
+		leaveForSolo(free, failed)
 	}
 }
 
-// keepForSolo leaves the claims of a failed call without an outcome.
-func keepForSolo(claims []*claim, failed *failedAttempt) {
+// leaveForSolo leaves claims without an outcome.
+func leaveForSolo(claims []*claim, failed *failedAttempt) {
 	for _, c := range claims {
 		c.status, c.err, c.failed = "", nil, failed
 	}
@@ -160,7 +178,7 @@ func keepForSolo(claims []*claim, failed *failedAttempt) {
 
 // sendSolo makes one call for claims of one coupon. If they were not sent before, a failed call is
 // repeated once. It returns true if the lock could not be had, or if PostgreSQL rejected the call.
-func (s *server) sendSolo(ctx context.Context, claims []*claim) (apart bool) {
+func (s *server) sendSolo(ctx context.Context, claims []*claim) (keepSolo bool) {
 	s.begin(claims)
 	defer s.logSlowCall(claims)
 	before := claims[0].failed
@@ -200,114 +218,73 @@ func judge(claims []*claim) {
 	}
 }
 
-// claimCall returns the call that makes claims. A solo call waits longer for a lock.
+// claimCall returns a call of the function for claims: claim_coupon for one, claim_coupons for
+// several of one coupon, else claim_batch. It sets the status of each claim. After an error no claim
+// has a status: rows arrive before the commit, so only a call without an error is committed.
 func (s *server) claimCall(claims []*claim, solo bool) callFunc {
 	return func(ctx context.Context, conn *pgx.Conn) error {
-		timeout := ""
+		sql, args := claimStatement(claims)
 		if solo {
-			timeout = milliseconds(lockTimeout(s.timeout))
+			sql, args = sql+setLockTimeout, append(args, milliseconds(lockTimeout(s.timeout)))
 		}
-		return callClaimFunction(ctx, conn, claims, timeout)
-	}
-}
-
-// callClaimFunction calls claim_coupon for one claim, claim_coupons for claims that are all for
-// one coupon, else claim_batch, and sets the status of each claim. lockTimeout, in milliseconds,
-// is set for the call; "": the session's. After an error no claim has a status: rows arrive before
-// the commit, so only a call that returned without error is committed.
-func callClaimFunction(ctx context.Context, conn *pgx.Conn, claims []*claim, lockTimeout string) error {
-	var err error
-	switch {
-	case len(claims) == 1:
-		err = callClaimCoupon(ctx, conn, claims[0], lockTimeout)
-	case sameCoupon(claims):
-		err = callClaimCoupons(ctx, conn, claims, lockTimeout)
-	default:
-		if err = callClaimBatch(ctx, conn, claims); err != nil {
-			err = manyCouponsError{err}
+		rows, err := conn.Query(ctx, sql, args...)
+		if err == nil {
+			err = readStatuses(rows, claims)
 		}
-	}
-	if err == nil {
 		for _, c := range claims {
-			if c.status == "" && c.err == nil {
+			switch {
+			case err != nil:
+				c.status, c.err = "", nil
+			case !c.answered():
 				c.err = fmt.Errorf("PostgreSQL did not answer a claim for coupon %q", c.coupon)
 			}
 		}
-		return nil
-	}
-	for _, c := range claims {
-		c.status, c.err = "", nil
-	}
-	return err
-}
-
-// callClaimCoupon sends one claim.
-func callClaimCoupon(ctx context.Context, conn *pgx.Conn, c *claim, lockTimeout string) error {
-	sql, args := claimCouponSQL, []any{c.user, c.coupon}
-	if lockTimeout != "" {
-		sql, args = soloClaimCouponSQL, append(args, lockTimeout)
-	}
-	rows, err := conn.Query(ctx, sql, args...)
-	if err != nil {
-		return err
-	}
-	for rows.Next() {
-		c.status, c.err = parseClaimStatus(rows.RawValues()[0])
-	}
-	return rows.Err()
-}
-
-// callClaimCoupons sends claims that are all for one coupon.
-func callClaimCoupons(ctx context.Context, conn *pgx.Conn, claims []*claim, lockTimeout string) error {
-	users := make([]string, len(claims))
-	for i, c := range claims {
-		users[i] = c.user
-	}
-	sql, args := claimCouponsSQL, []any{users, claims[0].coupon}
-	if lockTimeout != "" {
-		sql, args = soloClaimCouponsSQL, append(args, lockTimeout)
-	}
-	rows, err := conn.Query(ctx, sql, args...)
-	if err != nil {
-		return err
-	}
-	for rows.Next() {
-		// An enum array arrives as text, {claimed,out_of_stock}, and its labels are never quoted. Parsing
-		// it here avoids a copy of each label.
-		labels := bytes.Trim(rows.RawValues()[0], "{}")
-		for _, c := range claims {
-			var label []byte
-			label, labels, _ = bytes.Cut(labels, []byte{','})
-			c.status, c.err = parseClaimStatus(label)
+		if err != nil && !sameCoupon(claims) {
+			return manyCouponsError{err}
 		}
+		return err
 	}
-	return rows.Err()
 }
 
-// callClaimBatch sends claims for many coupons.
-func callClaimBatch(ctx context.Context, conn *pgx.Conn, claims []*claim) error {
+func claimStatement(claims []*claim) (sql string, args []any) {
+	if len(claims) == 1 {
+		return claimCouponSQL, []any{claims[0].user, claims[0].coupon}
+	}
 	users := make([]string, len(claims))
 	coupons := make([]string, len(claims))
 	positions := make([]int32, len(claims))
 	for i, c := range claims {
 		users[i], coupons[i], positions[i] = c.user, c.coupon, int32(i)
 	}
-	rows, err := conn.Query(ctx, claimBatchSQL, users, coupons, positions)
-	if err != nil {
-		return err
+	if sameCoupon(claims) {
+		return claimCouponsSQL, []any{users, coupons[0]}
 	}
-	var position int32
-	var label []byte
+	return claimBatchSQL, []any{users, coupons, positions}
+}
+
+// readStatuses reads the answer of one of the three functions. It parses labels without a copy of
+// each; an enum array arrives as text, {claimed,out_of_stock}, and its labels are never quoted.
+func readStatuses(rows pgx.Rows, claims []*claim) error {
+	defer rows.Close()
 	for rows.Next() {
+		if len(rows.FieldDescriptions()) == 1 {
+			labels := bytes.Trim(rows.RawValues()[0], "{}")
+			for _, c := range claims {
+				var label []byte
+				label, labels, _ = bytes.Cut(labels, []byte{','})
+				c.status, c.err = parseClaimStatus(label)
+			}
+			continue
+		}
+		var position int32
+		var label []byte
 		if err := rows.Scan(&position, &label); err != nil {
-			break // rows.Err returns it
+			return err
 		}
 		if position < 0 || int(position) >= len(claims) {
-			rows.Close()
 			return fmt.Errorf("%w: position %d for %d claims", errInconsistent, position, len(claims))
 		}
-		c := claims[position]
-		c.status, c.err = parseClaimStatus(label)
+		claims[position].status, claims[position].err = parseClaimStatus(label)
 	}
 	return rows.Err()
 }

@@ -4,10 +4,10 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -26,16 +26,29 @@ import (
 // White space around a URL is ignored, because files and secrets often end with a newline.
 func ParseURL(text string) (*pgxpool.Config, error) {
 	text = trimURL(text)
-	base, params, err := splitConnString(text)
-	if err != nil {
-		return nil, err
-	}
 	config, err := pgxpool.ParseConfig(text)
-	if err != nil {
-		return nil, joinLines(append(checkParams(params), explainParseError(err, base, params)...))
+	if err != nil && strings.Contains(err.Error(), "failed to parse as") {
+		return nil, malformed(err)
 	}
-	if problems := append(checkParams(withServiceFile(params, config)), checkCaches(config)...); len(problems) > 0 {
-		return nil, joinLines(problems)
+	base, params, wellFormed := splitParams(text)
+	if !wellFormed {
+		return nil, malformed(err)
+	}
+	problems := checkParams(params)
+	switch {
+	case err != nil:
+		problems = append(problems, explainParseError(err, base, len(problems) > 0)...)
+	default:
+		// The others come from a service file or from the PG… variables of the environment.
+		for _, name := range slices.Sorted(maps.Keys(config.ConnConfig.RuntimeParams)) {
+			if !slices.ContainsFunc(params, func(p connParam) bool { return p.name == name }) {
+				problems = append(problems, checkParams([]connParam{{name, config.ConnConfig.RuntimeParams[name]}})...)
+			}
+		}
+		problems = append(problems, checkCaches(config.ConnConfig)...)
+	}
+	if len(problems) > 0 {
+		return nil, errors.New(strings.Join(problems, "\n"))
 	}
 	return config, nil
 }
@@ -66,98 +79,38 @@ type connParam struct{ name, value string }
 
 func (p connParam) String() string { return fmt.Sprintf("%s=%q", p.name, p.value) }
 
-func (p connParam) isSecret() bool { return p.name == "password" || p.name == "sslpassword" }
-
-// pgxParams are the parameters that pgx understands, each with the allowed values, or "" if all
-// values are allowed or pgx describes them well.
-var pgxParams = map[string]string{
-	"channel_binding":               "one of disable, prefer, require",
-	"connect_timeout":               "a whole number of seconds",
-	"database":                      "",
-	"default_query_exec_mode":       "one of cache_statement, cache_describe, describe_exec, exec, simple_protocol",
-	"description_cache_capacity":    "a whole number",
-	"host":                          "",
-	"krbspn":                        "",
-	"krbsrvname":                    "",
-	"max_protocol_version":          "one of 3.0, 3.2, latest",
-	"min_protocol_version":          "one of 3.0, 3.2, latest",
-	"passfile":                      "",
-	"password":                      "",
-	"pool_health_check_period":      "a duration such as 30s or 5m",
-	"pool_max_conn_idle_time":       "a duration such as 30s or 5m",
-	"pool_max_conn_lifetime":        "a duration such as 30s or 5m",
-	"pool_max_conn_lifetime_jitter": "a duration such as 30s or 5m",
-	"pool_min_conns":                "a whole number",
-	"pool_min_idle_conns":           "a whole number",
-	"pool_ping_timeout":             "a duration such as 30s or 5m",
-	"port":                          "a number from 1 to 65535",
-	"require_auth":                  "",
-	"service":                       "",
-	"servicefile":                   "",
-	"sslcert":                       "",
-	"sslcertmode":                   "one of disable, allow, require",
-	"sslkey":                        "",
-	"sslmode":                       "one of disable, allow, prefer, require, verify-ca, verify-full",
-	"sslnegotiation":                "",
-	"sslpassword":                   "",
-	"sslrootcert":                   "",
-	"sslsni":                        "",
-	"statement_cache_capacity":      "a whole number",
-	"target_session_attrs":          "one of any, read-write, primary",
-	"user":                          "",
-}
-
-// joinedParams are groups of parameters that pgx checks together.
-var joinedParams = [][]string{
-	{"host", "port"},
-	{"sslcert", "sslkey", "sslpassword"},
-	{"service", "servicefile"},
-	{"min_protocol_version", "max_protocol_version"},
-	{"default_query_exec_mode", "statement_cache_capacity", "description_cache_capacity"},
-}
+// allowedValues has parameters of pgx by the values that they may have.
+var allowedValues = byName(map[string]string{
+	"a duration such as 30s or 5m": "pool_health_check_period pool_max_conn_idle_time pool_max_conn_lifetime" +
+		" pool_max_conn_lifetime_jitter pool_ping_timeout",
+	"a number from 1 to 65535":  "port",
+	"a whole number":            "description_cache_capacity pool_min_conns pool_min_idle_conns statement_cache_capacity",
+	"a whole number of seconds": "connect_timeout",
+	"one of 3.0, 3.2, latest":   "max_protocol_version min_protocol_version",
+	"one of any, read-write, primary, because claims are written":                  "target_session_attrs",
+	"one of cache_statement, cache_describe, describe_exec, exec, simple_protocol": "default_query_exec_mode",
+	"one of disable, allow, prefer, require, verify-ca, verify-full":               "sslmode",
+	"one of disable, allow, require":                                               "sslcertmode",
+	"one of disable, prefer, require":                                              "channel_binding",
+})
 
 // foreignParams are parameters of libpq and other clients that neither pgx nor PostgreSQL
-// understands, with what to do instead.
-var foreignParams = map[string]string{
-	"ApplicationName":           "use application_name",
-	"binary_parameters":         useExecMode,
-	"connection_limit":          useMaxConns,
-	"currentSchema":             useNoSchema,
-	"fallback_application_name": "use application_name",
-	"gssdelegation":             "GSSAPI encryption is not supported; remove it",
-	"gssencmode":                "GSSAPI encryption is not supported; remove it",
-	"gsslib":                    "GSSAPI encryption is not supported; remove it",
-	"hostaddr":                  "use host",
-	"keepalives":                useNoKeepAlive,
-	"keepalives_count":          useNoKeepAlive,
-	"keepalives_idle":           useNoKeepAlive,
-	"keepalives_interval":       useNoKeepAlive,
-	"load_balance_hosts":        "hosts are tried in their order; remove it",
-	"pgbouncer":                 useExecMode,
-	"pool_max_conns":            useMaxConns,
-	"pool_size":                 useMaxConns,
-	"prepareThreshold":          useExecMode,
-	"prepare_threshold":         useExecMode,
-	"prepared_statements":       useExecMode,
-	"replication":               "a replication connection cannot claim coupons; remove it",
-	"requirepeer":               "not supported; remove it",
-	"schema":                    useNoSchema,
-	"ssl":                       "use sslmode",
-	"ssl_max_protocol_version":  "not supported; remove it",
-	"ssl_min_protocol_version":  "not supported; remove it",
-	"sslcompression":            "not supported; remove it",
-	"sslcrl":                    "not supported; remove it",
-	"sslcrldir":                 "not supported; remove it",
-	"sslkeylogfile":             "not supported; remove it",
-	"tcpKeepAlive":              useNoKeepAlive,
-}
-
-const (
-	useExecMode    = "use default_query_exec_mode=exec behind a pooler that does not keep prepared statements"
-	useMaxConns    = "use DB_MAX_CONNS"
-	useNoKeepAlive = "TCP keep-alive is always on; remove it"
-	useNoSchema    = "the schema is always coupond; remove it"
-)
+// understands, by what to do instead.
+var foreignParams = byName(map[string]string{
+	"use application_name": "ApplicationName fallback_application_name",
+	"use default_query_exec_mode=exec behind a pooler that does not keep prepared statements": "binary_parameters pgbouncer" +
+		" prepareThreshold prepare_threshold prepared_statements",
+	"use DB_MAX_CONNS": "connection_limit pool_max_conns pool_size",
+	"use host":         "hostaddr",
+	"use sslmode":      "ssl",
+	"the schema is always coupond; remove it":                  "currentSchema schema",
+	"GSSAPI encryption is not supported; remove it":            "gssdelegation gssencmode gsslib",
+	"TCP keep-alive is always on; remove it":                   "keepalives keepalives_count keepalives_idle keepalives_interval tcpKeepAlive",
+	"hosts are tried in their order; remove it":                "load_balance_hosts",
+	"a replication connection cannot claim coupons; remove it": "replication",
+	"not supported; remove it": "requirepeer ssl_max_protocol_version ssl_min_protocol_version sslcompression" +
+		" sslcrl sslcrldir sslkeylogfile",
+})
 
 // settingsText contains the settings of PostgreSQL 15 to 18 that a session can change, in lower
 // case.
@@ -165,44 +118,42 @@ const (
 //go:embed settings.txt
 var settingsText string
 
-var serverSettings = func() map[string]bool {
-	set := map[string]bool{}
-	for name := range strings.FieldsSeq(settingsText) {
-		set[name] = true
+// knownParams are the other parameters that pgx or PostgreSQL understands.
+var knownParams = byName(map[string]string{
+	"of pgx": "database dbname host krbspn krbsrvname passfile password require_auth service servicefile sslcert sslkey" +
+		" sslnegotiation sslpassword sslrootcert sslsni user",
+	"of PostgreSQL": settingsText,
+})
+
+// byName inverts a map whose values are lists of names.
+func byName(lists map[string]string) map[string]string {
+	inverted := map[string]string{}
+	for meaning, names := range lists {
+		for name := range strings.FieldsSeq(names) {
+			inverted[name] = meaning
+		}
 	}
-	return set
-}()
+	return inverted
+}
 
 // isKnown reports whether pgx or PostgreSQL understands the parameter. Settings of extensions have
 // a dot in their names.
 func (p connParam) isKnown() bool {
-	_, ofPgx := pgxParams[p.name]
-	return ofPgx || strings.Contains(p.name, ".") || serverSettings[strings.ToLower(p.name)]
+	return allowedValues[p.name] != "" || knownParams[strings.ToLower(p.name)] != "" || strings.Contains(p.name, ".")
 }
 
-// withServiceFile adds the run-time parameters that come from a service file or from the PG…
-// variables of the environment.
-func withServiceFile(params []connParam, config *pgxpool.Config) []connParam {
-	for _, name := range slices.Sorted(maps.Keys(config.ConnConfig.RuntimeParams)) {
-		if !slices.ContainsFunc(params, func(p connParam) bool { return p.name == name }) {
-			params = append(params, connParam{name, config.ConnConfig.RuntimeParams[name]})
-		}
-	}
-	return params
-}
-
-// checkParams returns what is wrong with the parameters' names, and with values that pgx accepts
-// but the service does not.
+// checkParams returns what is wrong with the parameters, each of them alone.
 func checkParams(params []connParam) []string {
 	var problems []string
 	afterPassword := false
-	for _, p := range params {
-		advice, isForeign := foreignParams[p.name]
+	for i, p := range params {
+		advice, allowed := foreignParams[p.name], allowedValues[p.name]
 		switch {
-		case isForeign:
+		case slices.ContainsFunc(params[i+1:], func(later connParam) bool { return later.name == p.name }): // which counts
+		case advice != "":
 			problems = append(problems, fmt.Sprintf("%s: %s", p, advice))
-		case p.name == "target_session_attrs" && slices.Contains([]string{"read-only", "standby", "prefer-standby"}, p.value):
-			problems = append(problems, p.mustBe(pgxParams[p.name]+", because claims are written"))
+		case allowed != "" && !p.isAllowed():
+			problems = append(problems, fmt.Sprintf("%s: must be %s", p, allowed))
 		case p.isKnown():
 		case afterPassword: // it may be the rest of the password
 			problems = append(problems, "unknown parameter after the password: remove it,"+
@@ -211,123 +162,53 @@ func checkParams(params []connParam) []string {
 			problems = append(problems, p.name+": unknown parameter; remove it,"+
 				" or, if your server knows it, use options='-c "+p.name+"=…'")
 		}
-		afterPassword = afterPassword || p.isSecret()
+		afterPassword = afterPassword || p.name == "password" || p.name == "sslpassword"
 	}
 	return problems
 }
 
-func (p connParam) mustBe(allowed string) string { return fmt.Sprintf("%s: must be %s", p, allowed) }
+// isAllowed reports whether pgx accepts the value of a parameter, and the service as well. The host
+// is not a socket, for which pgx ignores the parameters of TLS.
+func (p connParam) isAllowed() bool {
+	switch p.value {
+	case "read-only", "standby", "prefer-standby":
+		return p.name != "target_session_attrs"
+	}
+	if strings.Contains(p.value, ",") { // the number of ports depends on that of the hosts
+		return true
+	}
+	_, err := pgxpool.ParseConfig("host=localhost " + p.name + "=" + quoteValue(p.value))
+	return err == nil
+}
 
 // checkCaches returns a problem if pgx has no room for the statements or descriptions that its mode
 // needs: then each call would fail before it is sent.
-func checkCaches(config *pgxpool.Config) []string {
+func checkCaches(conn *pgx.ConnConfig) []string {
 	const advice = `%s="%d": must be 1 or more; to prepare no statements, use default_query_exec_mode=exec`
-	conn := config.ConnConfig
-	if conn.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement && conn.StatementCacheCapacity < 1 {
+	switch mode := conn.DefaultQueryExecMode; {
+	case mode == pgx.QueryExecModeCacheStatement && conn.StatementCacheCapacity < 1:
 		return []string{fmt.Sprintf(advice, "statement_cache_capacity", conn.StatementCacheCapacity)}
-	}
-	if conn.DefaultQueryExecMode == pgx.QueryExecModeCacheDescribe && conn.DescriptionCacheCapacity < 1 {
+	case mode == pgx.QueryExecModeCacheDescribe && conn.DescriptionCacheCapacity < 1:
 		return []string{fmt.Sprintf(advice, "description_cache_capacity", conn.DescriptionCacheCapacity)}
 	}
 	return nil
 }
 
-// explainParseError finds all wrong values of a connection string for which pgx has returned err.
-// It lets pgx parse each of its parts alone.
-func explainParseError(err error, base string, params []connParam) []string {
-	if _, environmentErr := parseParams(nil); environmentErr != nil {
-		inEnvironment := fmt.Sprintf("the environment variables %s: %s", strings.Join(libpqVariables(), ", "), parseReason(environmentErr))
-		if parseReason(environmentErr) == parseReason(err) {
-			return []string{inEnvironment}
-		}
-		return []string{inEnvironment, parseReason(err)}
-	}
-	var problems []string
-	for _, group := range groupParams(params) {
-		problems = append(problems, checkGroup(group)...)
+// explainParseError returns why pgx cannot parse a connection string, besides wrong values of single
+// parameters. base is the string without parameters.
+func explainParseError(err error, base string, hasWrongValues bool) []string {
+	if _, environmentErr := pgxpool.ParseConfig("host=localhost"); environmentErr != nil {
+		return []string{fmt.Sprintf("the environment variables %s: %s", strings.Join(libpqVariables(), ", "), parseReason(environmentErr))}
 	}
 	if base != "" {
-		if _, err := pgxpool.ParseConfig(base); err != nil {
-			problems = append(problems, parseReason(err))
+		if _, baseErr := pgxpool.ParseConfig(base); baseErr != nil {
+			return []string{parseReason(baseErr)}
 		}
 	}
-	if len(problems) == 0 {
-		problems = append(problems, parseReason(err))
+	if hasWrongValues {
+		return nil
 	}
-	return problems
-}
-
-func groupParams(params []connParam) [][]connParam {
-	var groups [][]connParam
-	rest := params
-	for _, names := range joinedParams {
-		var group, others []connParam
-		for _, p := range rest {
-			if slices.Contains(names, p.name) {
-				group = append(group, p)
-			} else {
-				others = append(others, p)
-			}
-		}
-		groups, rest = append(groups, group), others
-	}
-	for _, p := range rest {
-		if p.isKnown() {
-			groups = append(groups, []connParam{p})
-		}
-	}
-	return groups
-}
-
-func checkGroup(group []connParam) []string {
-	config, err := parseParams(group)
-	if err == nil {
-		return checkCaches(config)
-	}
-	var problems []string
-	for _, p := range group {
-		// The number of ports depends on that of the hosts.
-		if allowed := pgxParams[p.name]; allowed != "" && !strings.Contains(p.value, ",") {
-			if _, err := parseParams([]connParam{p}); err != nil {
-				problems = append(problems, p.mustBe(allowed))
-			}
-		}
-	}
-	if len(problems) > 0 {
-		return problems
-	}
-	names := make([]string, 0, len(group))
-	for _, p := range group {
-		if cause, ok := errors.AsType[*fs.PathError](err); ok && cause.Path == p.value {
-			return []string{fmt.Sprintf("%s: %v", p, cause.Err)}
-		}
-		names = append(names, p.name)
-	}
-	return []string{strings.Join(names, ", ") + ": " + parseReason(err)}
-}
-
-// parseParams lets pgx parse parameters alone. The host is not a socket, for which pgx ignores the
-// parameters of TLS.
-func parseParams(params []connParam) (*pgxpool.Config, error) {
-	text := "host=localhost"
-	for _, p := range params {
-		text += " " + p.name + "=" + quoteValue(p.value)
-	}
-	return pgxpool.ParseConfig(text)
-}
-
-// parseReason returns the part of pgx's error that does not quote the connection string. The error
-// is: cannot parse `…`: problem (cause).
-func parseReason(err error) string {
-	text := err.Error()
-	text = text[strings.LastIndex(text, "`: ")+len("`: "):]
-	switch {
-	case strings.HasPrefix(text, "failed to parse as"): // it quotes a part
-		return malformed("not a valid connection string").Error()
-	case text == "invalid port":
-		return "the port is not a number from 1 to 65535, or the password has a : / ? or @ that is not percent-encoded"
-	}
-	return text
+	return []string{parseReason(err)}
 }
 
 // libpqVariables returns the names of the environment variables that pgx and libpq read.
@@ -342,10 +223,94 @@ func libpqVariables() []string {
 	return names
 }
 
-func joinLines(problems []string) error { return errors.New(strings.Join(problems, "\n")) }
+// parseReason returns the part of pgx's error that does not quote the connection string. The error
+// is: cannot parse `…`: problem (cause).
+func parseReason(err error) string {
+	text := err.Error()
+	text = text[strings.LastIndex(text, "`: ")+len("`: "):]
+	if text == "invalid port" {
+		return "the port is not a number from 1 to 65535, or the password has a : / ? or @ that is not percent-encoded"
+	}
+	return text
+}
 
 // malformed returns the error for a string of which nothing may be shown.
-func malformed(problem string) error {
+func malformed(err error) error {
+	problem := "not a connection string"
+	for cause, said := range map[string]string{
+		"percent-encoded":     "a % is not followed by two hexadecimal digits (percent-encode it: %25)",
+		"extra key/value":     "the value of a parameter has an = (percent-encode it: %3D)",
+		"unterminated quoted": "a quotation mark is missing",
+		"missing key/value":   "a parameter has no value (percent-encode / ? and @ in the password)",
+	} {
+		if strings.Contains(fmt.Sprint(err), cause) {
+			problem = said
+		}
+	}
 	return errors.New(problem + "; use postgres://user@host:5432/database (special characters percent-encoded)" +
 		" or 'host=… user=… dbname=…' (not shown, because it may hold a password)")
+}
+
+var (
+	paramName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
+	keyword   = regexp.MustCompile(`([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)`)
+	escape    = regexp.MustCompile(`\\(.)`)
+)
+
+// splitParams splits a connection string that pgx can split into its parameters and, for a URL, the
+// part before them. It is not well-formed if it may have been meant in another way: in
+// postgres://user:12/34@host/db libpq and pgx see port 12 and a database named 34@host/db.
+func splitParams(text string) (base string, params []connParam, wellFormed bool) {
+	if _, rest, isURL := cutScheme(text); isURL {
+		beforeQuery, query, _ := strings.Cut(afterUser(rest), "?")
+		if strings.ContainsAny(beforeQuery, "@\n\r\t") {
+			return "", nil, false
+		}
+		base = strings.TrimSuffix(strings.TrimSuffix(text, query), "?")
+		for item := range strings.FieldsFuncSeq(query, func(r rune) bool { return r == '&' }) {
+			name, value, _ := strings.Cut(item, "=")
+			value, _ = url.PathUnescape(strings.TrimSpace(value))
+			if name == "ssl" && value == "true" { // as in JDBC
+				name, value = "sslmode", "require"
+			}
+			params = append(params, connParam{strings.TrimSpace(name), value})
+		}
+	} else {
+		for _, match := range keyword.FindAllStringSubmatch(text, -1) {
+			value := strings.TrimSuffix(strings.TrimPrefix(match[2], "'"), "'")
+			params = append(params, connParam{match[1], escape.ReplaceAllString(value, "$1")})
+		}
+	}
+	return base, params, !slices.ContainsFunc(params, func(p connParam) bool { return !paramName.MatchString(p.name) })
+}
+
+func quoteValue(value string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(value) + "'"
+}
+
+func trimURL(text string) string {
+	if trimmed := strings.TrimSpace(text); trimmed != text {
+		if _, _, isURL := cutScheme(trimmed); isURL {
+			return trimmed
+		}
+	}
+	return text
+}
+
+// afterUser returns the part of a URL, given without its scheme, that follows the user and the
+// password. Like libpq, it assumes that these end at the first @ before any /.
+func afterUser(rest string) string {
+	if i := strings.IndexAny(rest, "@/"); i >= 0 && rest[i] == '@' {
+		return rest[i+1:]
+	}
+	return rest
+}
+
+func cutScheme(text string) (scheme, rest string, isURL bool) {
+	for _, scheme := range []string{"postgres://", "postgresql://"} {
+		if rest, ok := strings.CutPrefix(text, scheme); ok {
+			return scheme, rest, true
+		}
+	}
+	return "", text, false
 }

@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -11,7 +12,7 @@ import (
 
 const (
 	createCouponSQL = `select coupond.create_coupon($1, $2)` + setLockTimeout
-	getCouponSQL    = `select name, amount, remaining_amount from coupond.get_coupon($1)`
+	getCouponSQL    = `select amount, remaining_amount from coupond.get_coupon($1)`
 	claimersSQL     = `select coupond.coupon_claimers($1, $2, $3)`
 )
 
@@ -47,15 +48,14 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 	if err := s.creating.enter(ctx, name); err != nil {
 		return "", err
 	}
-	defer s.creating.leave(name)
+	defer s.creating.exit(name)
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
 
-	// It waits for the lock of a concurrent creation of the same name.
 	var status CreateStatus
-	patience := milliseconds(lockTimeout(s.timeout))
+	lockWait := milliseconds(lockTimeout(s.timeout)) // for a concurrent creation of the same name
 	first, err := s.serverOf(name).execute(ctx, true, nil, func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, createCouponSQL, name, int64(amount), patience).Scan(&status)
+		return conn.QueryRow(ctx, createCouponSQL, name, int64(amount), lockWait).Scan(&status)
 	})
 	if first != nil {
 		s.sampled.Warn().Err(first.err).Func(withRequestID(ctx)).Bool("not_committed", first.notCommitted).Msg("creating a coupon failed once")
@@ -93,19 +93,11 @@ func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 	err := s.executeRead(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		coupon = nil
 		var amount, remaining int
-		rows, err := conn.Query(ctx, getCouponSQL, name)
-		if err != nil {
+		err := conn.QueryRow(ctx, getCouponSQL, name).Scan(&amount, &remaining)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		} else if err != nil {
 			return err
-		}
-		found := false
-		for rows.Next() {
-			found = true
-			if err := rows.Scan(nil, &amount, &remaining); err != nil {
-				break // rows.Err returns it
-			}
-		}
-		if rows.Err() != nil || !found {
-			return rows.Err()
 		}
 
 		count := amount - remaining
@@ -240,7 +232,7 @@ func (s *Store) executeRead(ctx context.Context, name string, call callFunc) err
 	if err := s.reading.enter(ctx, ""); err != nil {
 		return err
 	}
-	defer s.reading.leave("")
+	defer s.reading.exit("")
 	_, err := s.serverOf(name).execute(ctx, false, nil, call)
 	return err
 }

@@ -382,7 +382,7 @@ func (s *testStore) abandonLockedClaim(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	srv := s.serverOf("c")
-	if failed := srv.attempt(ctx, callKind{write: true, patient: true}, srv.claimCall(newClaims("u", "c"), true)); failed == nil || !failed.ambiguous() {
+	if failed := srv.attempt(ctx, callKind{write: true, reconnect: true}, srv.claimCall(newClaims("u", "c"), true)); failed == nil || !failed.ambiguous() {
 		t.Errorf("%+v; want the call to be ambiguous", failed)
 	}
 	start := time.Now()

@@ -85,6 +85,10 @@ select
 // the reason.
 const readyTimeout = 1500 * time.Millisecond
 
+// recentResult is how long the result of a check is returned to other callers of Ready, so that
+// their number does not matter.
+const recentResult = 100 * time.Millisecond
+
 // notReadyError is why claims cannot be made.
 type notReadyError struct {
 	reason string // one sentence without secrets, which may be shown to clients
@@ -94,25 +98,21 @@ type notReadyError struct {
 func (e *notReadyError) Error() string { return e.reason }
 func (e *notReadyError) Unwrap() error { return e.cause }
 
-// readiness is the result of the last check, and the running one.
+// readiness is the newest check that has ended, and the running one.
 type readiness struct {
-	mu      sync.Mutex
-	checked time.Time // when the last check ended; zero: there was none
-	last    *notReadyError
-	running *readyCheck // nil: none
+	mu            sync.Mutex
+	last, running *readyCheck // nil: none
 
 	schemaVersion atomic.Int32 // of the database, as last seen; 0: not seen yet
 }
 
-// readyCheck is a check that several callers of Ready wait for.
+// readyCheck is a check that several callers of Ready wait for. Its fields are set when done is
+// closed.
 type readyCheck struct {
-	ended  chan struct{}
-	result *notReadyError
+	done   chan struct{}
+	ended  time.Time
+	result *notReadyError // nil: ready
 }
-
-// recentResult is how long the result of a check is returned to other callers of Ready, so that
-// their number does not matter.
-const recentResult = 100 * time.Millisecond
 
 // Ready returns nil if claims can be made: the database answers, commits complete, the role is
 // right and the schema is not too old. Otherwise its error is one sentence without secrets: what
@@ -125,14 +125,14 @@ const recentResult = 100 * time.Millisecond
 func (s *Store) Ready(ctx context.Context) (shards []Shard, err error) {
 	check := s.currentCheck(ctx)
 	select {
-	case <-check.ended:
+	case <-check.done:
+		if check.result != nil {
+			err = check.result
+		}
 	case <-ctx.Done():
-		return s.proxy.states(), &notReadyError{"the database" + silentReason, context.Cause(ctx)}
+		err = &notReadyError{"the database" + silentReason, context.Cause(ctx)}
 	}
-	if check.result != nil {
-		return s.proxy.states(), check.result
-	}
-	return s.proxy.states(), nil
+	return s.proxy.states(), err
 }
 
 // currentCheck returns a check that has ended not long ago, or the running one, or a new one.
@@ -143,26 +143,52 @@ func (s *Store) currentCheck(ctx context.Context) *readyCheck {
 	if r.running != nil {
 		return r.running
 	}
-	check := &readyCheck{ended: make(chan struct{})}
-	if time.Since(r.checked) < recentResult {
-		check.result = r.last
-		close(check.ended)
-		return check
+	if r.last != nil && time.Since(r.last.ended) < recentResult {
+		return r.last
 	}
+	check := &readyCheck{done: make(chan struct{})}
 	id := requestID(ctx)
 	if s.background.start(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
 		check.result = s.checkReady(ctx)
-		s.recordReadiness(id, check.result)
-		close(check.ended)
+		s.recordReadiness(id, check)
 	}) {
 		r.running = check
 	} else {
 		check.result = &notReadyError{reason: "the service is stopping"}
-		close(check.ended)
+		close(check.done)
 	}
 	return check
+}
+
+// recordReadiness ends a check, and logs its result if it has changed. id is that of the request
+// that has started the check.
+func (s *Store) recordReadiness(id string, check *readyCheck) {
+	r := &s.readiness
+	r.mu.Lock()
+	before := "not checked yet"
+	if r.last != nil {
+		before = r.last.reason()
+	}
+	check.ended = time.Now()
+	r.last, r.running = check, nil
+	r.mu.Unlock()
+	switch {
+	case check.reason() == before:
+	case check.result == nil:
+		s.log.Info().Func(withID(id)).Msg("the database is ready")
+	default:
+		s.log.Warn().Err(check.result.cause).Func(withID(id)).Str("reason", check.reason()).Msg("the database is not ready")
+	}
+	close(check.done)
+}
+
+func (c *readyCheck) reason() string {
+	if c.result == nil {
+		return ""
+	}
+	return c.result.reason
 }
 
 // checkReady returns why claims cannot be made; nil: they can.
@@ -171,7 +197,7 @@ func (s *Store) checkReady(ctx context.Context) *notReadyError {
 	srv := s.serverOf("")
 	single := len(s.proxy.all()) == 0
 	if single {
-		if reason := srv.settled(ctx); reason != "" {
+		if _, reason := srv.settled(ctx, true); reason != "" {
 			return &notReadyError{reason: reason}
 		}
 	}
@@ -263,28 +289,4 @@ func callProblem(err error) string {
 		return "the database answers with an error: " + serverReason(pgErr)
 	}
 	return "the database" + silentReason
-}
-
-// recordReadiness stores the result of a check and logs it if it has changed. id is that of the
-// request that has started the check.
-func (s *Store) recordReadiness(id string, notReady *notReadyError) {
-	r := &s.readiness
-	r.mu.Lock()
-	changed := r.checked.IsZero() || reasonOf(r.last) != reasonOf(notReady)
-	r.checked, r.last, r.running = time.Now(), notReady, nil
-	r.mu.Unlock()
-	switch {
-	case !changed:
-	case notReady == nil:
-		s.log.Info().Func(withID(id)).Msg("the database is ready")
-	default:
-		s.log.Warn().Err(notReady.cause).Func(withID(id)).Str("reason", notReady.reason).Msg("the database is not ready")
-	}
-}
-
-func reasonOf(e *notReadyError) string {
-	if e == nil {
-		return ""
-	}
-	return e.reason
 }

@@ -52,13 +52,18 @@ func isReady(t *testing.T, s *Store) bool {
 // ready returns the error of Ready, after a new check.
 func ready(t *testing.T, s *Store) error {
 	t.Helper()
-	s.readiness.mu.Lock()
-	if !s.readiness.checked.IsZero() {
-		s.readiness.checked = time.Now().Add(-recentResult)
-	}
-	s.readiness.mu.Unlock()
+	s.readiness.setEnd(time.Now().Add(-recentResult))
 	_, err := s.Ready(t.Context())
 	return err
+}
+
+// setEnd changes when the last check ended.
+func (r *readiness) setEnd(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last != nil {
+		r.last.ended = at
+	}
 }
 
 // A service that was started before the migration becomes ready without a restart.

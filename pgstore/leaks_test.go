@@ -118,7 +118,7 @@ func cutFaults() (all []faultproxy.Fault) {
 func (s *testStore) statements(t *testing.T) (count int) {
 	t.Helper()
 	ours := []string{
-		claimCouponSQL, claimCouponsSQL, claimBatchSQL, soloClaimCouponSQL, soloClaimCouponsSQL, lockedCouponsSQL,
+		claimCouponSQL, claimCouponsSQL, claimBatchSQL, claimCouponSQL + setLockTimeout, claimCouponsSQL + setLockTimeout, lockedCouponsSQL,
 		createCouponSQL, getCouponSQL, claimersSQL,
 	}
 	for _, conn := range s.pool.AcquireAllIdle(t.Context()) {

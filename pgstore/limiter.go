@@ -31,7 +31,7 @@ func newLimiter(running, waiting int, timeout time.Duration) *limiter {
 
 // enter waits until a call may run. It returns ErrOverloaded if too many calls wait, or if this one
 // has waited for too long, and the error of contextEnded if ctx ends first. After nil, the caller
-// must call leave with the same key. Calls with the key "" exclude no others.
+// must call exit with the same key. Calls with the key "" exclude no others.
 func (l *limiter) enter(ctx context.Context, key string) error {
 	if l.tryEnter(key) {
 		return nil
@@ -77,8 +77,8 @@ func (l *limiter) tryEnter(key string) bool {
 	}
 }
 
-// leave ends a call that enter let run.
-func (l *limiter) leave(key string) {
+// exit ends a call that enter let run.
+func (l *limiter) exit(key string) {
 	<-l.slots
 	l.unlockKey(key, true)
 }

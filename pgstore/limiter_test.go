@@ -29,7 +29,7 @@ func TestLimiter(t *testing.T) {
 		if err := l.enter(t.Context(), ""); !errors.Is(err, ErrOverloaded) || !time.Now().Equal(began) {
 			t.Errorf("a second call that waits: %v after %v; want ErrOverloaded at once", err, time.Since(began))
 		}
-		l.leave("")
+		l.exit("")
 		if err := <-third; err != nil {
 			t.Errorf("the first call that waits, after another has left: %v", err)
 		}
@@ -66,9 +66,9 @@ func TestLimiter_key(t *testing.T) {
 		if err := l.enter(t.Context(), "b"); err != nil || len(again) > 0 {
 			t.Fatalf("a call with another key: %v; %d of the same key run", err, len(again))
 		}
-		l.leave("b")
+		l.exit("b")
 		for range 3 {
-			l.leave("a")
+			l.exit("a")
 			synctest.Wait()
 			if len(again) != 1 {
 				t.Fatalf("%d calls of the key run, want 1", len(again))
@@ -86,7 +86,7 @@ func TestLimiter_key(t *testing.T) {
 		if err := <-again; !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
-		l.leave("a")
+		l.exit("a")
 		for range 2 {
 			if err := l.enter(t.Context(), ""); err != nil {
 				t.Fatal(err)
@@ -102,8 +102,8 @@ func TestLimiter_key(t *testing.T) {
 		if err := l.enter(t.Context(), "c"); !errors.Is(err, ErrOverloaded) {
 			t.Errorf("a call that waits for its place in vain: %v, want ErrOverloaded", err)
 		}
-		l.leave("")
-		l.leave("")
+		l.exit("")
+		l.exit("")
 		if len(l.keys) > 0 || len(l.slots) > 0 || l.waiting != 0 {
 			t.Errorf("%d keys, %d slots, %d waiting; want none", len(l.keys), len(l.slots), l.waiting)
 		}

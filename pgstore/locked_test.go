@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"scalable-coupon-system/internal/wait"
 )
 
@@ -75,11 +77,11 @@ func TestClaim_lockedCoupons(t *testing.T) {
 				}
 			}
 			made, stop := claimFreely(t, free, s.Store)
-			wait.For(t, "the locked coupons to be sent alone", func() bool { return s.serverOf("").batcher.load().alone > 0 })
+			wait.For(t, "the locked coupons to be sent alone", func() bool { return s.serverOf("").batcher.load().solo > 0 })
 			// Claims go on while a solo call waits for its lock.
 			before := made.Load()
 			wait.For(t, "claims beside the solo calls", func() bool { return made.Load() > before+200 })
-			if s.serverOf("").batcher.load().alone == 0 && time.Since(start) < lockTimeout(s.timeout) {
+			if s.serverOf("").batcher.load().solo == 0 && time.Since(start) < lockTimeout(s.timeout) {
 				t.Error("the solo calls ended before the other claims were made")
 			}
 			waiting.Wait()
@@ -157,5 +159,48 @@ func TestClaim_noDeadlocks(t *testing.T) {
 	var deadlocks int
 	if err := s.owner.QueryRow(t.Context(), `select deadlocks from pg_stat_database where datname = current_database()`).Scan(&deadlocks); err != nil || deadlocks != 0 {
 		t.Errorf("%d deadlocks, %v", deadlocks, err)
+	}
+}
+
+// Several coupons become locked, one after the other in shared calls. Only the first of these calls
+// waits for a lock: the next ones ask which coupons are locked.
+func TestClaim_lockedTogether(t *testing.T) {
+	t.Parallel()
+	log := new(logBuffer)
+	s := newTestStore(t, func(cfg *Config) { cfg.Log = zerolog.New(log) })
+	locked := s.createMany(t, "locked", 3)
+	s.create(t, "free", 10)
+	srv := s.serverOf("")
+	asked := func() string {
+		return s.scrape(t)[`coupond_database_call_duration_seconds_count{function="locked_coupons"}`]
+	}
+	unlock := s.lock(t, locked...)
+	var callers sync.WaitGroup
+	for i, coupon := range locked {
+		callers.Go(func() {
+			if status, err := s.Claim(t.Context(), "u", coupon); status != Claimed {
+				t.Errorf("%s, after the lock was released: %q, %v", coupon, status, err)
+			}
+		})
+		wait.For(t, "the coupon to be sent alone", func() bool { return srv.batcher.load().solo == i+1 })
+		if until := time.Unix(0, srv.locksUntil.Load()); i == 0 && time.Until(until) < 0 {
+			t.Errorf("a lock was waited for in vain, and the next calls ask until %v", until)
+		}
+		srv.locksUntil.Store(time.Now().Add(time.Hour).UnixNano()) // also on a busy machine
+	}
+	claims := newClaims("u", "free", "v", "locked0", "v", "free")
+	srv.sendShared(t.Context(), claims)
+	if claims[0].status != Claimed || claims[2].status != Claimed || !claims[1].toSendAgain() || claims[1].failed.ambiguous() {
+		t.Errorf("a call with free and locked coupons: %+v, %+v, %+v; want only the locked one left for a solo call", claims[0], claims[1], claims[2])
+	}
+	if failed := log.with(t, "a call of claims failed; its coupons are sent alone"); len(failed) != 1 {
+		t.Errorf("%d shared calls have waited for a lock in vain, want 1", len(failed))
+	}
+	unlock()
+	callers.Wait()
+	srv.locksUntil.Store(0)
+	before := asked()
+	if status, err := s.Claim(t.Context(), "w", "free"); status != Claimed || asked() != before {
+		t.Errorf("later: %q, %v, locked_coupons was called %s times, want %s", status, err, asked(), before)
 	}
 }

@@ -22,13 +22,19 @@ type metrics struct {
 	batchSize  prometheus.Histogram
 	duration   *prometheus.HistogramVec
 	failures   *prometheus.CounterVec
-	calls      map[string]callMetrics // by the SQL of the call
 }
 
-// callMetrics holds the metrics of one function.
-type callMetrics struct {
-	duration prometheus.Observer
-	failures prometheus.Counter
+// functions are the functions whose calls are measured, by the SQL of the call.
+var functions = map[string]string{
+	claimCouponSQL:                   "claim_coupon",
+	claimCouponSQL + setLockTimeout:  "claim_coupon",
+	claimCouponsSQL:                  "claim_coupons",
+	claimCouponsSQL + setLockTimeout: "claim_coupons",
+	claimBatchSQL:                    "claim_batch",
+	lockedCouponsSQL:                 "locked_coupons",
+	createCouponSQL:                  "create_coupon",
+	getCouponSQL:                     "get_coupon",
+	claimersSQL:                      "coupon_claimers",
 }
 
 // The outcomes of a claim besides every ClaimStatus.
@@ -74,23 +80,13 @@ func newMetrics() *metrics {
 			Name: "coupond_database_call_failures_total",
 			Help: "Function calls in the database that failed. Most are retried once.",
 		}, []string{"function"}),
-		calls: make(map[string]callMetrics),
 	}
 	for _, outcome := range outcomes() {
 		m.outcomes[outcome] = new(atomic.Int64)
 	}
-	for sql, function := range map[string]string{
-		claimCouponSQL:      "claim_coupon",
-		soloClaimCouponSQL:  "claim_coupon",
-		claimCouponsSQL:     "claim_coupons",
-		soloClaimCouponsSQL: "claim_coupons",
-		claimBatchSQL:       "claim_batch",
-		lockedCouponsSQL:    "locked_coupons",
-		createCouponSQL:     "create_coupon",
-		getCouponSQL:        "get_coupon",
-		claimersSQL:         "coupon_claimers",
-	} {
-		m.calls[sql] = callMetrics{m.duration.WithLabelValues(function), m.failures.WithLabelValues(function)}
+	for _, function := range functions {
+		m.duration.WithLabelValues(function)
+		m.failures.WithLabelValues(function)
 	}
 	return m
 }
@@ -122,13 +118,13 @@ func outcomeOfError(err error) string {
 
 // countCall counts a call of one of our functions. Other SQL is not counted.
 func (m *metrics) countCall(sql string, took time.Duration, err error) {
-	call, ok := m.calls[sql]
+	function, ok := functions[sql]
 	if !ok {
 		return
 	}
-	call.duration.Observe(took.Seconds())
+	m.duration.WithLabelValues(function).Observe(took.Seconds())
 	if err != nil {
-		call.failures.Inc()
+		m.failures.WithLabelValues(function).Inc()
 	}
 }
 
@@ -210,26 +206,18 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 		load, name := srv.batcher.load(), strconv.Itoa(number)
 		gauge(descPending, float64(load.pending), name)
 		gauge(descInFlight, float64(load.shared), name)
-		gauge(descAlone, float64(load.alone), name)
+		gauge(descAlone, float64(load.solo), name)
 	}
 	gauge(descQueueLimit, float64(s.serverOf("").batcher.limit))
 	for _, shard := range s.proxy.states() {
-		healthy := 0.0
-		if shard.Reason == "" {
-			healthy = 1
-		}
-		gauge(descShard, healthy, strconv.Itoa(shard.Number))
+		gauge(descShard, oneIf(shard.Reason == ""), strconv.Itoa(shard.Number))
 	}
 
 	s.readiness.mu.Lock()
-	checked, ready := !s.readiness.checked.IsZero(), s.readiness.last == nil
+	last := s.readiness.last
 	s.readiness.mu.Unlock()
-	switch {
-	case !checked:
-	case ready:
-		gauge(descReady, 1)
-	default:
-		gauge(descReady, 0)
+	if last != nil {
+		gauge(descReady, oneIf(last.result == nil))
 	}
 	gauge(descSchema, float64(s.schemaVersion))
 	if version := s.readiness.schemaVersion.Load(); version != 0 {
@@ -249,4 +237,11 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.slowClaims, m.batchSize, m.duration, m.failures}
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

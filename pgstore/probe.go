@@ -3,6 +3,7 @@ package pgstore
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgerrcode"
@@ -40,40 +41,43 @@ const (
 // without a commit after which it is notCommitting: 0.2 T.
 func unreachableAfter(claim time.Duration) time.Duration { return claim / 5 }
 
-// startProbe probes the server until it is healthy, or belongs to no map any more. The caller
-// holds s.mu, and the server was healthy until now.
+// startProbe probes the server, which was healthy until now, until it is healthy again or belongs
+// to no map any more.
 func (s *server) startProbe() {
 	s.probe.background.start(func(ctx context.Context) {
-		const maxPause, maxPatience = 250 * time.Millisecond, time.Hour
-		pause, patience := 10*time.Millisecond, max(time.Minute, s.timeout)
+		const maxPause, maxCommitTimeout = 250 * time.Millisecond, time.Hour
+		pause, commitTimeout := 10*time.Millisecond, max(time.Minute, s.timeout)
 		began := time.Now()
-		for !s.probeOnce(ctx, patience) && !s.retired.Load() {
-			if time.Since(began) > unreachableAfter(s.timeout) {
-				s.giveUp() // although each attempt failed at once
+		for !s.probeOnce(ctx, commitTimeout) && !s.retired.Load() {
+			if time.Since(began) > unreachableAfter(s.timeout) { // although each attempt failed at once
+				s.change(unreachable, s.probe.subject+silentReason, suspect)
 			}
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(pause):
 			}
-			pause, patience = min(2*pause, maxPause), min(2*patience, maxPatience)
+			pause, commitTimeout = min(2*pause, maxPause), min(2*commitTimeout, maxCommitTimeout)
 		}
 	})
 }
 
 // probeOnce probes the server, and records its state as soon as it is known. It returns true if
 // the server is healthy. It waits for an answer for at most ClaimTimeout, because another server
-// may take the place of this one, and for the commit for at most patience: a session that is given
-// up while it commits stays on the server.
-func (s *server) probeOnce(ctx context.Context, patience time.Duration) bool {
+// may take the place of this one, and for the commit for at most commitTimeout: a session that is
+// given up while it commits stays on the server.
+func (s *server) probeOnce(ctx context.Context, commitTimeout time.Duration) bool {
 	readCtx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	var conn *pgxpool.Conn
 	err := s.meanwhile(unreachable, s.probe.subject+silentReason, func() (err error) {
-		if conn, err = s.probeConnection(readCtx); err != nil {
-			return err
+		conn, err = s.probe.pool.Acquire(readCtx)
+		if sqlState(err) == pgerrcode.TooManyConnections {
+			conn, err = s.pool.Acquire(readCtx) // one of those that calls use
 		}
-		_, err = conn.Exec(readCtx, s.probe.read, s.probe.args...)
+		if err == nil {
+			_, err = conn.Exec(readCtx, s.probe.read, s.probe.args...)
+		}
 		return err
 	})
 	if conn != nil {
@@ -87,11 +91,17 @@ func (s *server) probeOnce(ctx context.Context, patience time.Duration) bool {
 	}
 
 	hangs := s.probe.subject + notCommittingReason
-	s.recordAnswer(hangs)
-	commitCtx, cancel := context.WithTimeout(ctx, patience)
+	s.change(suspect, hangs, unreachable, suspect)
+	s.change(notCommitting, hangs, notCommitting)
+	commitCtx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	err = s.meanwhile(notCommitting, hangs, func() error {
-		return execCommit(commitCtx, conn, s.probe.commit, s.probe.args...)
+		sc := beginCall(conn.Conn())
+		_, err := conn.Exec(commitCtx, s.probe.commit, s.probe.args...)
+		if err == nil && sc.ambiguous {
+			err = errNotReplicated
+		}
+		return err
 	})
 	switch {
 	case isNotInstalled(sqlState(err)):
@@ -108,69 +118,23 @@ func (s *server) probeOnce(ctx context.Context, patience time.Duration) bool {
 	return true
 }
 
-// probeConnection returns a connection for a probe. If the server has none left, it takes one of
-// those that calls use.
-func (s *server) probeConnection(ctx context.Context) (*pgxpool.Conn, error) {
-	conn, err := s.probe.pool.Acquire(ctx)
-	if sqlState(err) == pgerrcode.TooManyConnections {
-		return s.pool.Acquire(ctx)
-	}
-	return conn, err
-}
-
 // meanwhile runs f. If f takes longer than unreachableAfter, it changes the state before f has
 // ended.
-func (s *server) meanwhile(late state, reason string, f func() error) error {
+func (s *server) meanwhile(late serverState, reason string, f func() error) error {
+	var mu sync.Mutex // the state does not change after f has ended
 	ended := false
 	timer := time.AfterFunc(unreachableAfter(s.timeout), func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
+		mu.Lock()
+		defer mu.Unlock()
 		if !ended {
-			s.setState(late, reason)
+			s.record(late, reason)
 		}
 	})
+	defer timer.Stop()
 	err := f()
-	timer.Stop()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	mu.Lock()
+	defer mu.Unlock()
 	ended = true
-	return err
-}
-
-// record records a result of the probe.
-func (s *server) record(to state, reason string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.setState(to, reason)
-}
-
-// giveUp records that a suspect server is unreachable.
-func (s *server) giveUp() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state == suspect {
-		s.setState(unreachable, s.probe.subject+silentReason)
-	}
-}
-
-// recordAnswer records that the server answers. reason is what may be wrong nevertheless.
-func (s *server) recordAnswer(reason string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state == unreachable {
-		s.setState(suspect, reason)
-	}
-	s.reason = reason
-}
-
-// execCommit executes SQL that commits. It returns errNotReplicated if the commit did not wait for
-// the synchronous standby.
-func execCommit(ctx context.Context, conn *pgxpool.Conn, sql string, args ...any) error {
-	sc := beginCall(conn.Conn())
-	_, err := conn.Exec(ctx, sql, args...)
-	if err == nil && sc.ambiguous {
-		err = errNotReplicated
-	}
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,24 +50,25 @@ type server struct {
 	log     zerolog.Logger
 	sampled zerolog.Logger // for what may happen on each call
 
-	retired   atomic.Bool // the map of the proxy has changed: another server has its coupons
-	defective atomic.Bool // a write failed with an error that other writes may meet too (health.go)
+	retired    atomic.Bool  // the map of the proxy has changed: another server has its coupons
+	defective  atomic.Bool  // a write failed with an error that other writes may meet too (health.go)
+	locksUntil atomic.Int64 // shared calls ask for locked coupons first (claim.go); in Unix nanoseconds
 
 	mu      sync.Mutex
-	state   state
+	state   serverState
 	reason  string        // why the server is not healthy, or may not be; "": it is
 	changed chan struct{} // closed when state changes
 	logged  bool          // the log says that the server is not healthy
 }
 
-// state is what is known of a server.
-type state string
+// serverState is what is known of a server.
+type serverState string
 
 const (
-	healthy       state = "healthy"
-	suspect       state = "suspect"
-	notCommitting state = "not committing"
-	unreachable   state = "unreachable"
+	healthy       serverState = "healthy"
+	suspect       serverState = "suspect"
+	notCommitting serverState = "not committing"
+	unreachable   serverState = "unreachable"
 )
 
 // refusedError is why admit refused a call.
@@ -79,9 +81,9 @@ type callFunc func(context.Context, *pgx.Conn) error
 
 // callKind is what attempt must know about a call.
 type callKind struct {
-	write   bool // it commits something, or takes locks, whose release waits for a commit as well
-	brief   bool // it waits for a lock only briefly, so that the end of this wait means nothing
-	patient bool // try to connect until ctx ends, instead of failing at once
+	write     bool // it commits something, or takes locks, whose release waits for a commit as well
+	shared    bool // it waits for a lock only briefly, so that the end of this wait means nothing
+	reconnect bool // try to connect until ctx ends, instead of failing at once
 }
 
 // execute makes a call, and once more if that fails. If an attempt was made before, failed is its
@@ -102,7 +104,7 @@ func (s *server) execute(ctx context.Context, write bool, failed *failedAttempt,
 	}
 	// If the first attempt may have been committed, wait for a server that is restarting, because only
 	// a second answer resolves it. If it was not committed, the client can retry as well.
-	second := s.attempt(ctx, callKind{write: write, patient: write && failed.ambiguous()}, call)
+	second := s.attempt(ctx, callKind{write: write, reconnect: write && failed.ambiguous()}, call)
 	switch {
 	case second == nil:
 		return failed, nil
@@ -134,7 +136,7 @@ func (s *server) attempt(ctx context.Context, kind callKind, call callFunc) *fai
 	switch {
 	case !kind.write:
 	// While the commit of another instance's claim hangs, the coupon stays locked.
-	case failed.lockTimeout && !kind.brief, errors.Is(err, errNotReplicated):
+	case failed.lockTimeout && !kind.shared, errors.Is(err, errNotReplicated):
 		s.markSuspect()
 	case failed.defective:
 		s.defective.Store(true)
@@ -148,72 +150,32 @@ func (s *server) connection(ctx context.Context, kind callKind) (*pgxpool.Conn, 
 		if err := s.admit(ctx, kind.write); err != nil {
 			return nil, err
 		}
-		conn, err := s.acquire(ctx, kind.patient)
+		conn, err := s.acquire(ctx, kind.reconnect)
 		if err != nil {
 			if stat := s.pool.Stat(); errors.Is(err, context.DeadlineExceeded) && stat.AcquiredConns() < stat.MaxConns() {
 				s.markSuspect() // neither an idle connection nor a new one was answered
 			}
 			return nil, err
 		}
-		// The state may have changed while the call waited for its connection, which may even come from a
-		// call that was given up.
-		switch deadline, ok := ctx.Deadline(); {
-		case ok && time.Until(deadline) < s.timeNeeded(kind):
+		if deadline, bounded := ctx.Deadline(); bounded && time.Until(deadline) < s.timeNeeded(kind) {
 			conn.Release()
 			return nil, fmt.Errorf("%w: the call got its connection too late", ErrOverloaded)
-		case s.admits(kind.write):
+		}
+		// The state may have changed while the call waited for its connection, which may even come from a
+		// call that was given up.
+		if state, _, _ := s.current(); state.admits(kind.write) {
 			return conn, nil
 		}
 		conn.Release()
 	}
 }
 
-// timeNeeded returns the time without which a call is not sent: enough for the server's own
-// time-outs to end a write, because their errors prove that nothing was committed. A patient call
-// is sent as long as it can be answered, because its outcome is unknown anyway.
-func (s *server) timeNeeded(kind callKind) time.Duration {
-	if kind.write && !kind.patient {
-		return statementTimeout(s.timeout)
-	}
-	return s.timeout / 100
-}
-
-// admit returns nil if a call may be sent now. While the server is suspect it waits, at most until
-// ctx ends.
-func (s *server) admit(ctx context.Context, write bool) error {
-	for {
-		state, reason, changed := s.current()
-		if state.admits(write) {
-			return nil
-		}
-		if state != suspect {
-			return refusedError{reason}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return refusedError{reason}
-		}
-	}
-}
-
-// admits reports whether a call may be sent now.
-func (s *server) admits(write bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.state.admits(write)
-}
-
-func (st state) admits(write bool) bool {
-	return st == healthy || !write && st != unreachable
-}
-
-// acquire returns a connection of the pool. With patient it retries until ctx ends.
-func (s *server) acquire(ctx context.Context, patient bool) (*pgxpool.Conn, error) {
+// acquire returns a connection of the pool. With reconnect it tries again until ctx ends.
+func (s *server) acquire(ctx context.Context, reconnect bool) (*pgxpool.Conn, error) {
 	const maxPause = 250 * time.Millisecond
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, maxPause) {
 		conn, err := s.pool.Acquire(ctx)
-		if err == nil || !patient || errors.Is(err, puddle.ErrClosedPool) {
+		if err == nil || !reconnect || errors.Is(err, puddle.ErrClosedPool) {
 			return conn, err
 		}
 		select {
@@ -224,51 +186,97 @@ func (s *server) acquire(ctx context.Context, patient bool) (*pgxpool.Conn, erro
 	}
 }
 
+// timeNeeded returns the time without which a call is not sent: enough for the server's own
+// time-outs to end a write, because their errors prove that nothing was committed. A call that
+// reconnects is sent as long as it can be answered, because its outcome is unknown anyway.
+func (s *server) timeNeeded(kind callKind) time.Duration {
+	if kind.write && !kind.reconnect {
+		return statementTimeout(s.timeout)
+	}
+	return s.timeout / 100
+}
+
+// admit returns nil if a call may be sent now. While the server is suspect a write waits, at most
+// until ctx ends.
+func (s *server) admit(ctx context.Context, write bool) error {
+	state, reason := s.settled(ctx, write)
+	if state.admits(write) {
+		return nil
+	}
+	return refusedError{reason}
+}
+
+func (st serverState) admits(write bool) bool {
+	return st == healthy || !write && st != unreachable
+}
+
+// settled waits as long as the server is suspect, unless it admits the call nevertheless, and at
+// most until ctx ends. It returns the state and why it is not healthy; "": it is.
+func (s *server) settled(ctx context.Context, write bool) (state serverState, reason string) {
+	for {
+		state, reason, changed := s.current()
+		if state != suspect || state.admits(write) || ctx.Err() != nil {
+			return state, reason
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// current returns the state and its reason, and a channel that is closed when the state changes.
+func (s *server) current() (state serverState, reason string, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state, s.reason, s.changed
+}
+
+// isHealthy reports whether nothing is known to be wrong.
+func (s *server) isHealthy() bool {
+	state, _, _ := s.current()
+	return state == healthy
+}
+
+// refusalReason returns why calls are refused; "": they are not.
+func (s *server) refusalReason() string {
+	if state, reason, _ := s.current(); state == notCommitting || state == unreachable {
+		return reason
+	}
+	return ""
+}
+
 // markSuspect notes that a write was not answered in time, or that there is another sign that
 // commits hang.
 func (s *server) markSuspect() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state == healthy {
-		s.setState(suspect, s.probe.subject+silentReason)
+	if s.change(suspect, s.probe.subject+silentReason, healthy) {
 		s.startProbe()
 	}
 }
 
 // markUnreachable notes that a health check was not answered.
 func (s *server) markUnreachable(reason string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state == healthy {
-		s.setState(unreachable, reason)
+	if s.change(unreachable, reason, healthy) {
 		s.startProbe()
 	}
 }
 
-// isHealthy reports whether nothing is known to be wrong.
-func (s *server) isHealthy() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.state == healthy
+// record changes the state, whatever it was.
+func (s *server) record(to serverState, reason string) {
+	s.change(to, reason, healthy, suspect, notCommitting, unreachable)
 }
 
-// refusalReason returns why calls are refused; "": they are not.
-func (s *server) refusalReason() string {
+// change changes the state if it is one of from, and reports whether it was. reason is a sentence
+// that says what is wrong; for suspect, what may be.
+func (s *server) change(to serverState, reason string, from ...serverState) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state == notCommitting || s.state == unreachable {
-		return s.reason
+	if !slices.Contains(from, s.state) {
+		return false
 	}
-	return ""
-}
-
-// setState changes the state. reason is a sentence that says what is wrong; for suspect, what may
-// be. The caller holds s.mu.
-func (s *server) setState(to state, reason string) {
-	from := s.state
 	s.reason = reason
-	if from == to {
-		return
+	if s.state == to {
+		return true
 	}
 	s.state = to
 	close(s.changed)
@@ -281,26 +289,5 @@ func (s *server) setState(to state, reason string) {
 		s.log.Info().Msg("the server is healthy again")
 		s.logged = false
 	}
-}
-
-// settled waits as long as the server is suspect, at most until ctx ends, and returns why it is not
-// healthy; "": it is.
-func (s *server) settled(ctx context.Context) (reason string) {
-	for {
-		state, reason, changed := s.current()
-		if state != suspect || ctx.Err() != nil {
-			return reason
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// current returns the state and its reason, and a channel that is closed when the state changes.
-func (s *server) current() (st state, reason string, changed <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.state, s.reason, s.changed
+	return true
 }

@@ -23,7 +23,7 @@ func isolated() *server {
 	return &server{timeout: testTimeout, state: healthy, changed: make(chan struct{})}
 }
 
-func (s *server) currentState() state {
+func (s *server) currentState() serverState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state
@@ -31,7 +31,7 @@ func (s *server) currentState() state {
 
 func TestState_admits(t *testing.T) {
 	t.Parallel()
-	for st, want := range map[state]struct{ read, write bool }{
+	for st, want := range map[serverState]struct{ read, write bool }{
 		healthy:       {true, true},
 		suspect:       {true, false},
 		notCommitting: {true, false},
@@ -48,7 +48,7 @@ func TestServer_admit(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name     string
-		from, to state // to: after a second
+		from, to serverState // to: after a second
 		write    bool
 		after    time.Duration
 		refused  bool
@@ -108,7 +108,7 @@ func TestServer_probeOnce(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		silent string // SQL of a step
-		want   state
+		want   serverState
 	}{
 		{probeReadSQL, unreachable},
 		{probeCommitSQL, notCommitting},
@@ -160,7 +160,7 @@ func TestServer_probeOnce_cancelledCommit(t *testing.T) {
 }
 
 // If the server has no connection left, the probe takes one of those that calls use.
-func TestServer_probeConnection(t *testing.T) {
+func TestServer_probeOnce_noConnectionLeft(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	name := fmt.Sprint("pgstore_probe_", time.Now().UnixNano())
@@ -172,11 +172,9 @@ func TestServer_probeConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.exec(t, `alter role `+name+` connection limit 1`)
-	conn, err := limited.serverOf("c").probeConnection(t.Context())
-	if err != nil {
-		t.Fatalf("the only connection is idle, and the probe does not get it: %v", err)
+	if !limited.serverOf("c").probeOnce(t.Context(), longTimeout) {
+		t.Error("the only connection is idle, and the probe does not get it")
 	}
-	conn.Release()
 }
 
 // What makes the server suspect: signs that commits hang, and nothing else.
@@ -206,10 +204,10 @@ func TestServer_attempt_suspect(t *testing.T) {
 		timeout time.Duration
 		want    bool
 	}{
-		{"a write that is not answered", callKind{write: true, patient: true}, silent, soon, true},
+		{"a write that is not answered", callKind{write: true, reconnect: true}, silent, soon, true},
 		{"a read that is not answered", callKind{}, silent, soon, false},
 		{"a lock time-out of a solo call", callKind{write: true}, fails(pgError("ERROR", "55P03")), s.timeout, true},
-		{"a lock time-out of a shared call", callKind{write: true, brief: true}, fails(pgError("ERROR", "55P03")), s.timeout, false},
+		{"a lock time-out of a shared call", callKind{write: true, shared: true}, fails(pgError("ERROR", "55P03")), s.timeout, false},
 		{"a deadlock", callKind{write: true}, fails(pgError("ERROR", "40P01")), s.timeout, false},
 		{"a write without the standby", callKind{write: true}, notReplicated, s.timeout, true},
 	} {
@@ -295,7 +293,7 @@ func TestServer_connection(t *testing.T) {
 
 	srv.record(healthy, "")
 	for name, kind := range map[string]callKind{
-		"read": {}, "write": {write: true}, "patient write": {write: true, patient: true},
+		"read": {}, "write": {write: true}, "write that reconnects": {write: true, reconnect: true},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), srv.timeNeeded(kind)*9/10)
 		if failed := srv.attempt(ctx, kind, never); failed == nil || !errors.Is(failed.err, ErrOverloaded) || !failed.notCommitted {
@@ -655,7 +653,7 @@ func TestPool_silentCallsLeaveConnections(t *testing.T) {
 			var callers sync.WaitGroup
 			for n := range 20 {
 				coupon := fmt.Sprint("c", n)
-				s.serverOf(coupon).batcher.keepApart(coupon, true)
+				s.serverOf(coupon).batcher.keepSolo(coupon, true)
 				callers.Go(func() { test.call(s, coupon) })
 			}
 			wait.For(t, "the calls that may run", func() bool { return blocked.Load() >= test.limit })
@@ -730,22 +728,12 @@ func TestReady_shared(t *testing.T) {
 		t.Error("a second check runs at the same time")
 	}
 	close(release)
-	<-running.ended
-	checked := func(at time.Time) {
-		s.readiness.mu.Lock()
-		defer s.readiness.mu.Unlock()
-		s.readiness.checked = at
-	}
-	wait.For(t, "its result", func() bool {
-		s.readiness.mu.Lock()
-		defer s.readiness.mu.Unlock()
-		return s.readiness.running == nil
-	})
-	checked(time.Now().Add(time.Hour)) // a moment that does not end
+	<-running.done
+	s.readiness.setEnd(time.Now().Add(time.Hour)) // a moment that does not end
 	if _, err := s.Ready(t.Context()); err != nil || checks.Load() != 1 {
 		t.Errorf("a moment later: %v, %d checks; want the result of the first", err, checks.Load())
 	}
-	checked(time.Now().Add(-recentResult))
+	s.readiness.setEnd(time.Now().Add(-recentResult))
 	if _, err := s.Ready(t.Context()); err != nil || checks.Load() != 2 {
 		t.Errorf("later: %v, %d checks; want a new one", err, checks.Load())
 	}
@@ -769,7 +757,7 @@ func TestReady_firstCallerLeaves(t *testing.T) {
 		t.Error("a caller that leaves gets an answer")
 	}
 	close(release)
-	if <-check.ended; check.result != nil {
+	if <-check.done; check.result != nil {
 		t.Errorf("%v; want the check to succeed", check.result)
 	}
 }

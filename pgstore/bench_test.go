@@ -1,20 +1,62 @@
 package pgstore
 
 import (
-	"errors"
+	"context"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
-
-	"github.com/rs/zerolog"
+	"time"
 
 	"scalable-coupon-system/internal/pgtest"
 )
+
+// BenchmarkBatcher measures batching alone: claims are handed to a call that does nothing. The
+// benchmarks of whole claims are in package bench.
+func BenchmarkBatcher(b *testing.B) {
+	for _, goroutines := range []int{1, 2, 16, 128, 1024} {
+		b.Run(fmt.Sprintf("goroutines=%d", goroutines), func(b *testing.B) {
+			var calls sync.WaitGroup
+			batcher := newBatcher(instantServer{}, 1, 4096, time.Minute, make(chan struct{}, 1), &calls)
+			b.Cleanup(calls.Wait)
+			users := make([]string, b.N)
+			for i := range users {
+				users[i] = fmt.Sprintf("%s-%09d", b.Name(), i)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			var all sync.WaitGroup
+			for g := range goroutines {
+				all.Go(func() {
+					for i := g; i < b.N; i += goroutines {
+						if _, err := batcher.claim(context.Background(), users[i], "coupon"); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+		})
+	}
+}
+
+// instantServer answers each call at once.
+type instantServer struct{}
+
+func (instantServer) sendShared(_ context.Context, claims []*claim) {
+	for _, c := range claims {
+		c.status = Claimed
+	}
+}
+
+func (s instantServer) sendSolo(ctx context.Context, claims []*claim) bool {
+	s.sendShared(ctx, claims)
+	return false
+}
 
 // BenchmarkProxy_batch measures one call of claim_batch for 512 coupons, directly to a shard and
 // through a proxy with 1 and 4 shards, and the CPU time of the proxy and of the shards for each
@@ -31,14 +73,7 @@ func BenchmarkProxy_batch(b *testing.B) {
 			}
 			store := s.Store
 			if shards == 0 {
-				cfg := testConfig(s.urls[0])
-				cfg.ClaimTimeout = longTimeout
-				direct, err := Open(cfg)
-				if err != nil {
-					b.Fatal(err)
-				}
-				b.Cleanup(direct.Close)
-				store = direct
+				store = openStore(b, s.urls[0])
 			}
 			conn, err := store.pool.Acquire(b.Context())
 			if err != nil {
@@ -47,6 +82,7 @@ func BenchmarkProxy_batch(b *testing.B) {
 			b.Cleanup(conn.Release)
 
 			claims, user := make([]*claim, maxBatch), 0
+			call := store.serverOf("").claimCall(claims, false)
 			newClaims := func() {
 				for i := range claims {
 					claims[i] = &claim{user: fmt.Sprint("user-", user), coupon: names[i]}
@@ -55,7 +91,7 @@ func BenchmarkProxy_batch(b *testing.B) {
 			}
 			for range 6 { // PostgreSQL chooses between custom and generic plans after five executions
 				newClaims()
-				if err := callClaimFunction(b.Context(), conn.Conn(), claims, ""); err != nil {
+				if err := call(b.Context(), conn.Conn()); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -65,7 +101,7 @@ func BenchmarkProxy_batch(b *testing.B) {
 				b.StopTimer()
 				newClaims()
 				b.StartTimer()
-				if err := callClaimFunction(b.Context(), conn.Conn(), claims, ""); err != nil {
+				if err := call(b.Context(), conn.Conn()); err != nil {
 					b.Fatal(err)
 				}
 				n += len(claims)
@@ -80,57 +116,6 @@ func BenchmarkProxy_batch(b *testing.B) {
 			b.ReportMetric(10_000*float64(cpu(b, s.shards...)-shardsCPU)/float64(n), "shards-CPU-µs/claim")
 		})
 	}
-}
-
-// BenchmarkProxy_claims measures Claim from 1,024 goroutines on 512 coupons of 4 shards: with one
-// batcher for all shards, as while the map of partitions is unknown, and with batchers for each
-// shard.
-func BenchmarkProxy_claims(b *testing.B) {
-	const shards = 4
-	s := newShardedStore(b, shards, func(cfg *Config) { cfg.ClaimQueue, cfg.Log = 4096, zerolog.Nop() })
-	names := slices.Concat(s.couponsOf(b, maxBatch/shards)...)
-	for _, name := range names {
-		if status, err := s.CreateCoupon(b.Context(), name, 2147483647); status != Created {
-			b.Fatal(status, err)
-		}
-	}
-	s.wantShards(b, shards, nil)
-	perShard := *s.servers.Load()
-	shared := slices.Repeat(perShard[:1], len(perShard))
-	var n atomic.Int64
-	for _, batchers := range []string{"shared", "per-shard", "shared", "per-shard"} {
-		b.Run("batchers="+batchers, func(b *testing.B) {
-			if batchers == "shared" {
-				s.servers.Store(&shared)
-			} else {
-				s.servers.Store(&perShard)
-			}
-			before, calls := n.Load(), s.calls(b)
-			proxyCPU, shardsCPU := cpu(b, s.front), cpu(b, s.shards...)
-			benchmarkClaims(b, 1024, func(string) error {
-				i := n.Add(1)
-				status, err := s.Claim(b.Context(), fmt.Sprint("user-", i), names[rand.IntN(len(names))])
-				if err == nil && status != Claimed {
-					err = errors.New(string(status))
-				}
-				return err
-			})
-			claims := float64(n.Load() - before)
-			b.ReportMetric(claims/(s.calls(b)-calls), "claims/call")
-			b.ReportMetric(10_000*float64(cpu(b, s.front)-proxyCPU)/claims, "proxy-CPU-µs/claim")
-			b.ReportMetric(10_000*float64(cpu(b, s.shards...)-shardsCPU)/claims, "shards-CPU-µs/claim")
-		})
-	}
-}
-
-// calls returns how many calls the batchers have sent.
-func (s *shardedStore) calls(b *testing.B) float64 {
-	b.Helper()
-	calls, err := strconv.ParseFloat(s.scrape(b)["coupond_batch_size_count"], 64)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return calls
 }
 
 // cpu returns the CPU time of the servers' processes so far, in hundredths of a second (Linux).
