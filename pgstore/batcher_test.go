@@ -23,6 +23,7 @@ type fakeServer struct {
 
 	mu     sync.Mutex
 	locked map[string]bool
+	failed *failedAttempt // of shared calls with a locked coupon
 }
 
 type fakeCall struct {
@@ -36,7 +37,7 @@ type fakeCall struct {
 var failedOnLock = &failedAttempt{err: errors.New("locked"), notCommitted: true, lockTimeout: true}
 
 func newFakeServer() *fakeServer {
-	return &fakeServer{calls: make(chan fakeCall, 10_000), locked: map[string]bool{}}
+	return &fakeServer{calls: make(chan fakeCall, 10_000), locked: map[string]bool{}, failed: failedOnLock}
 }
 
 // lock locks coupons, or unlocks them.
@@ -71,7 +72,7 @@ func (f *fakeServer) sendShared(ctx context.Context, claims []*claim) {
 	f.hold(ctx, false, claims)
 	for _, c := range claims {
 		if f.isLocked(c.coupon) {
-			c.failed = failedOnLock
+			c.failed = f.failed
 		} else {
 			c.status = ClaimStatus(c.user)
 		}
@@ -91,12 +92,16 @@ func (f *fakeServer) sendSolo(ctx context.Context, claims []*claim) (keepSolo bo
 	return locked
 }
 
-// nextCall returns the next call, which must have started.
-func (f *fakeServer) nextCall(t *testing.T) fakeCall {
+// nextCall returns the next call, which must have started and, if users are given, have their
+// claims.
+func (f *fakeServer) nextCall(t *testing.T, users ...string) fakeCall {
 	t.Helper()
 	synctest.Wait()
 	select {
 	case call := <-f.calls:
+		if len(users) > 0 && !slices.Equal(call.users, users) {
+			t.Errorf("the call has the claims of %q, want %q", call.users, users)
+		}
 		return call
 	default:
 		t.Fatal("no call is in flight")
@@ -115,6 +120,14 @@ func (f *fakeServer) wantNoCall(t *testing.T) {
 	}
 }
 
+// cut ends a call without an answer: it may have been committed.
+func (f *fakeServer) cut(call fakeCall) {
+	f.failed = &failedAttempt{err: errors.New("cut")}
+	close(call.answer)
+	synctest.Wait()
+	f.failed = failedOnLock
+}
+
 type outcome struct {
 	status ClaimStatus
 	err    error
@@ -123,7 +136,6 @@ type outcome struct {
 // fakeCallers makes claims in the background, each queued before the next one starts, and collects
 // their outcomes.
 type fakeCallers struct {
-	t        *testing.T // of the synctest bubble
 	batcher  *batcher
 	close    func()                  // closes the batcher and waits for its calls
 	outcomes map[string]chan outcome // by user
@@ -144,29 +156,30 @@ func (c *fakeCallers) claimOf(ctx context.Context, coupon string, users ...strin
 	}
 }
 
+// wantAnswered checks that the users have the outcome of their own claim.
 func (c *fakeCallers) wantAnswered(t *testing.T, users ...string) {
 	t.Helper()
-	synctest.Wait()
-	for _, user := range users {
-		select {
-		case o := <-c.outcomes[user]:
-			if o.err != nil || o.status != ClaimStatus(user) {
-				t.Errorf("%s: status %q, error %v", user, o.status, o.err)
-			}
-		default:
-			t.Errorf("%s: no outcome", user)
-		}
-	}
+	c.wantOutcomes(t, nil, users...)
 }
 
+// wantError checks that the users have got an error.
 func (c *fakeCallers) wantError(t *testing.T, want error, users ...string) {
+	t.Helper()
+	c.wantOutcomes(t, want, users...)
+}
+
+func (c *fakeCallers) wantOutcomes(t *testing.T, want error, users ...string) {
 	t.Helper()
 	synctest.Wait()
 	for _, user := range users {
+		status := ClaimStatus(user)
+		if want != nil {
+			status = ""
+		}
 		select {
 		case o := <-c.outcomes[user]:
-			if !errors.Is(o.err, want) || o.status != "" {
-				t.Errorf("%s: status %q, error %v; want error %v", user, o.status, o.err, want)
+			if !errors.Is(o.err, want) || o.status != status {
+				t.Errorf("%s: status %q, error %v; want %q, %v", user, o.status, o.err, status, want)
 			}
 		default:
 			t.Errorf("%s: no outcome", user)
@@ -178,10 +191,8 @@ func (c *fakeCallers) wantPending(t *testing.T, users ...string) {
 	t.Helper()
 	synctest.Wait()
 	for _, user := range users {
-		select {
-		case o := <-c.outcomes[user]:
-			t.Errorf("%s has an outcome too early: status %q, error %v", user, o.status, o.err)
-		default:
+		if len(c.outcomes[user]) > 0 {
+			t.Errorf("%s has an outcome too early: %+v", user, <-c.outcomes[user])
 		}
 	}
 }
@@ -190,18 +201,18 @@ const testTimeout = 5 * time.Second
 
 // withBatcher runs a test in a bubble of fake time, on a batcher with one shared call at a time and
 // connections for two solo calls.
-func withBatcher(t *testing.T, queueLimit int, test func(c *fakeCallers, f *fakeServer)) {
+func withBatcher(t *testing.T, queueLimit int, test func(t *testing.T, c *fakeCallers, f *fakeServer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeServer()
 		var calls sync.WaitGroup
 		b := newBatcher(f, 1, queueLimit, testTimeout, make(chan struct{}, 2), &calls)
-		c := &fakeCallers{t: t, batcher: b, outcomes: map[string]chan outcome{}}
+		c := &fakeCallers{batcher: b, outcomes: map[string]chan outcome{}}
 		c.close = func() {
 			b.close()
 			calls.Wait()
 		}
-		test(c, f)
+		test(t, c, f)
 		c.close() // deadlocks, and so fails, if a pending claim is lost
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -212,32 +223,23 @@ func withBatcher(t *testing.T, queueLimit int, test func(c *fakeCallers, f *fake
 	})
 }
 
-func wantUsers(t *testing.T, call fakeCall, users ...string) {
-	t.Helper()
-	if !slices.Equal(call.users, users) {
-		t.Errorf("the call has the claims of %q, want %q", call.users, users)
-	}
-}
-
 // occupySolo makes claims of two locked coupons, "a" and "b", and returns their solo calls, which
 // use both connections.
-func (c *fakeCallers) occupySolo(f *fakeServer) (first, second fakeCall) {
-	c.t.Helper()
+func (c *fakeCallers) occupySolo(t *testing.T, f *fakeServer) (first, second fakeCall) {
+	t.Helper()
 	f.lock(true, "a", "b")
-	var solo []fakeCall
-	for _, coupon := range []string{"a", "b"} {
-		c.claimOf(c.t.Context(), coupon, coupon)
-		f.wantCall(c.t, false, coupon)
-		solo = append(solo, f.nextCall(c.t))
-	}
-	return solo[0], solo[1]
+	c.claimOf(t.Context(), "a", "a")
+	f.wantCall(t, false, "a")
+	c.claimOf(t.Context(), "b", "b")
+	first = f.nextCall(t, "a")
+	f.wantCall(t, false, "b")
+	return first, f.nextCall(t, "b")
 }
 
 // wantCall answers the next call, which must be of that kind and have the claims of these users.
 func (f *fakeServer) wantCall(t *testing.T, solo bool, users ...string) {
 	t.Helper()
-	call := f.nextCall(t)
-	wantUsers(t, call, users...)
+	call := f.nextCall(t, users...)
 	if call.solo != solo {
 		t.Errorf("the call with the claims of %q is a solo call: %v, want %v", call.users, call.solo, solo)
 	}
@@ -246,58 +248,37 @@ func (f *fakeServer) wantCall(t *testing.T, solo bool, users ...string) {
 }
 
 func TestBatcher_batchesClaimsQueuedDuringACall(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		ctx := t.Context()
 		c.claim(ctx, "ann", "bob", "cyd", "dan")
-		first := f.nextCall(t)
-		wantUsers(t, first, "ann")
+		first := f.nextCall(t, "ann")
 		f.wantNoCall(t) // at most one call in flight
+		c.wantPending(t, "ann")
 
 		close(first.answer)
 		c.wantAnswered(t, "ann")
 		c.wantPending(t, "bob", "cyd", "dan")
 
-		second := f.nextCall(t)
-		wantUsers(t, second, "bob", "cyd", "dan") // in order of arrival
+		second := f.nextCall(t, "bob", "cyd", "dan") // in order of arrival
 		c.claim(ctx, "eve")
 		f.wantNoCall(t)
 		close(second.answer)
 		c.wantAnswered(t, "bob", "cyd", "dan")
 
-		third := f.nextCall(t)
-		wantUsers(t, third, "eve")
+		third := f.nextCall(t, "eve")
 		close(third.answer)
 		c.wantAnswered(t, "eve")
 
 		// The batcher is idle again: the next claim is sent at once.
 		c.claim(ctx, "fay")
-		fourth := f.nextCall(t)
-		wantUsers(t, fourth, "fay")
+		fourth := f.nextCall(t, "fay")
 		close(fourth.answer)
 		c.wantAnswered(t, "fay")
 	})
 }
 
-func TestBatcher_answersAfterTheCallReturned(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		c.claim(t.Context(), "ann", "bob")
-		first := f.nextCall(t)
-		time.Sleep(testTimeout / 4)
-		c.wantPending(t, "ann", "bob")
-		close(first.answer)
-		second := f.nextCall(t)
-		time.Sleep(testTimeout / 4)
-		c.wantPending(t, "bob")
-		close(second.answer)
-		c.wantAnswered(t, "ann", "bob")
-	})
-}
-
 func TestBatcher_abandonedClaimIsNotSent(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		ctx, cancel := context.WithCancel(t.Context())
 		c.claim(t.Context(), "ann")
 		c.claim(ctx, "bob")
@@ -306,48 +287,34 @@ func TestBatcher_abandonedClaimIsNotSent(t *testing.T) {
 		cancel()
 		c.wantError(t, ErrUnavailable, "bob")
 		close(first.answer)
-		second := f.nextCall(t)
-		wantUsers(t, second, "cyd")
+		second := f.nextCall(t, "cyd")
 		close(second.answer)
 		c.wantAnswered(t, "ann", "cyd")
 	})
 }
 
+// A caller that leaves after its claim was taken, by its own call or another, waits for the outcome.
 func TestBatcher_takenClaimIsAnswered(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		ctx, cancel := context.WithCancel(t.Context())
-		c.claim(ctx, "ann", "bob") // ann's claim is sent at once, bob's is queued
-		first := f.nextCall(t)
-		close(first.answer)
-		second := f.nextCall(t)
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
+		first, leaveFirst := context.WithCancel(t.Context())
+		second, leaveSecond := context.WithCancel(t.Context())
+		c.claim(first, "ann") // is sent at once
+		c.claim(second, "bob")
+		own := f.nextCall(t, "ann")
+		leaveFirst()
+		c.wantPending(t, "ann")
+		close(own.answer)
+		call := f.nextCall(t, "bob")
 		c.wantAnswered(t, "ann")
-		cancel()
-		c.wantPending(t, "bob") // taken: bob waits for the outcome
-		close(second.answer)
+		leaveSecond()
+		c.wantPending(t, "bob")
+		close(call.answer)
 		c.wantAnswered(t, "bob")
 	})
 }
 
-func TestBatcher_canceledOwnCallIsAnswered(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		ctx, cancel := context.WithCancel(t.Context())
-		c.claim(ctx, "ann")
-		c.claim(t.Context(), "bob")
-		first := f.nextCall(t)
-		cancel()
-		c.wantPending(t, "ann")
-		close(first.answer)
-		second := f.nextCall(t)
-		close(second.answer)
-		c.wantAnswered(t, "ann", "bob")
-	})
-}
-
 func TestBatcher_canceledContextIsRefused(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		c.claim(ctx, "ann")
@@ -357,8 +324,7 @@ func TestBatcher_canceledContextIsRefused(t *testing.T) {
 }
 
 func TestBatcher_fullQueueIsOverloaded(t *testing.T) {
-	withBatcher(t, 2, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 2, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		ctx, cancel := context.WithCancel(t.Context())
 		c.claim(t.Context(), "ann", "bob")
 		c.claim(ctx, "cyd")
@@ -372,16 +338,14 @@ func TestBatcher_fullQueueIsOverloaded(t *testing.T) {
 		c.wantError(t, ErrOverloaded, "fay")
 
 		close(f.nextCall(t).answer)
-		second := f.nextCall(t)
-		wantUsers(t, second, "bob", "eve")
+		second := f.nextCall(t, "bob", "eve")
 		close(second.answer)
 		c.wantAnswered(t, "ann", "bob", "eve")
 	})
 }
 
 func TestBatcher_claimQueuedForHalfOfTheTimeoutIsNotSent(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.claim(t.Context(), "ann", "bob")
 		first := f.nextCall(t)
 		if first.timeout != testTimeout {
@@ -395,8 +359,7 @@ func TestBatcher_claimQueuedForHalfOfTheTimeoutIsNotSent(t *testing.T) {
 		c.wantError(t, ErrOverloaded, "bob")
 
 		// cyd's claim was queued for exactly half of the time-out: the other half is left for its call.
-		second := f.nextCall(t)
-		wantUsers(t, second, "cyd")
+		second := f.nextCall(t, "cyd")
 		if second.timeout != testTimeout/2 {
 			t.Errorf("the second call has a time-out of %v, want %v", second.timeout, testTimeout/2)
 		}
@@ -406,8 +369,7 @@ func TestBatcher_claimQueuedForHalfOfTheTimeoutIsNotSent(t *testing.T) {
 }
 
 func TestBatcher_isIdleWhenNoClaimIsLeftToSend(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.claim(t.Context(), "ann", "bob")
 		time.Sleep(testTimeout)
 		close(f.nextCall(t).answer)
@@ -420,8 +382,7 @@ func TestBatcher_isIdleWhenNoClaimIsLeftToSend(t *testing.T) {
 }
 
 func TestBatcher_maxBatch(t *testing.T) {
-	withBatcher(t, 3*maxBatch, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 3*maxBatch, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.claim(t.Context(), "first")
 		first := f.nextCall(t)
 		for range 2*maxBatch + 1 {
@@ -442,8 +403,7 @@ func TestBatcher_maxBatch(t *testing.T) {
 
 // Claims of other coupons share a call, in the order in which the coupons became ready.
 func TestBatcher_couponsShareACall(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.claimOf(t.Context(), "x", "x1")
 		c.claimOf(t.Context(), "y", "y1")
 		c.claimOf(t.Context(), "x", "x2")
@@ -457,8 +417,7 @@ func TestBatcher_couponsShareACall(t *testing.T) {
 
 // A coupon that fills a batch does not keep the others out of the next one.
 func TestBatcher_hotCouponLeavesRoom(t *testing.T) {
-	withBatcher(t, 3*maxBatch, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 3*maxBatch, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.claimOf(t.Context(), "first", "first")
 		for range 2 * maxBatch {
 			go func() { _, _ = c.batcher.claim(t.Context(), "x", "hot") }()
@@ -483,8 +442,7 @@ func TestBatcher_hotCouponLeavesRoom(t *testing.T) {
 
 // The claims of a locked coupon wait in a solo call, and those of the others in none of it.
 func TestBatcher_lockedCouponIsSentAlone(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		f.lock(true, "locked")
 		c.claimOf(t.Context(), "free", "f1")
 		c.claimOf(t.Context(), "locked", "l1", "l2")
@@ -492,8 +450,7 @@ func TestBatcher_lockedCouponIsSentAlone(t *testing.T) {
 		f.wantCall(t, false, "f1")
 		f.wantCall(t, false, "l1", "l2", "f2")
 		c.wantAnswered(t, "f1", "f2")
-		solo := f.nextCall(t)
-		wantUsers(t, solo, "l1", "l2")
+		solo := f.nextCall(t, "l1", "l2")
 		if !solo.solo {
 			t.Error("the claims of the locked coupon are in a shared call")
 		}
@@ -524,8 +481,7 @@ func TestBatcher_lockedCouponIsSentAlone(t *testing.T) {
 // A coupon that was locked is kept out of shared calls until a solo call finds it free and for a
 // while more, also if it has no claims meanwhile. Then it shares calls again.
 func TestBatcher_keptApart(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		f.lock(true, "coupon")
 		c.claim(t.Context(), "ann")
 		f.wantCall(t, false, "ann")
@@ -547,7 +503,7 @@ func TestBatcher_keptApart(t *testing.T) {
 		f.wantCall(t, false, "eve")
 		c.wantAnswered(t, "eve")
 
-		// A coupon that nobody claims any more is forgotten.
+		// A coupon without claims is forgotten.
 		f.lock(true, "coupon")
 		c.claim(t.Context(), "fay")
 		f.wantCall(t, false, "fay")
@@ -570,8 +526,7 @@ func TestBatcher_keptApart(t *testing.T) {
 // Many coupons become locked at once. Two of them at a time have a connection, in their order, and
 // the free coupons do not wait.
 func TestBatcher_manyLockedCoupons(t *testing.T) {
-	withBatcher(t, 1000, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 1000, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		const count = 50
 		c.claimOf(t.Context(), "free", "first")
 		var locked []string
@@ -619,9 +574,8 @@ func TestBatcher_manyLockedCoupons(t *testing.T) {
 
 // Claims that wait for a connection for their solo call are answered in time.
 func TestBatcher_soloCallsAreBounded(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		first, second := c.occupySolo(f)
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
+		first, second := c.occupySolo(t, f)
 		f.lock(true, "x")
 		c.claimOf(t.Context(), "x", "x1")
 		f.wantCall(t, false, "x1")
@@ -641,21 +595,15 @@ func TestBatcher_soloCallsAreBounded(t *testing.T) {
 // The claims of a call that may have been committed are not mixed with others, and their callers
 // cannot leave.
 func TestBatcher_ambiguousClaimsStay(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		ambiguous := &failedAttempt{err: errors.New("cut")}
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		ctx, cancel := context.WithCancel(t.Context())
-		first, second := c.occupySolo(f)
+		first, second := c.occupySolo(t, f)
 		f.lock(true, "coupon")
 		c.claim(ctx, "ann")
 		call := f.nextCall(t)
 		c.claim(ctx, "bob", "cyd")
 		c.claim(t.Context(), "dan")
-		errBefore := failedOnLock
-		failedOnLock = ambiguous
-		close(call.answer)
-		synctest.Wait()
-		failedOnLock = errBefore
+		f.cut(call)
 		cancel()
 		c.wantPending(t, "ann")
 		c.wantError(t, ErrUnavailable, "bob", "cyd")
@@ -672,17 +620,12 @@ func TestBatcher_ambiguousClaimsStay(t *testing.T) {
 // A claim that may have been committed waits for its second attempt until the time-out, and its
 // outcome is unknown then. Claims behind it are answered before.
 func TestBatcher_ambiguousClaimsExpireLast(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		first, second := c.occupySolo(f)
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
+		first, second := c.occupySolo(t, f)
 		f.lock(true, "coupon")
 		c.claim(t.Context(), "ann")
 		call := f.nextCall(t)
-		before := failedOnLock
-		failedOnLock = &failedAttempt{err: errors.New("cut")}
-		close(call.answer)
-		synctest.Wait()
-		failedOnLock = before
+		f.cut(call)
 		c.claim(t.Context(), "bob")
 		time.Sleep(testTimeout/2 + time.Millisecond)
 		c.wantPending(t, "ann")
@@ -697,8 +640,7 @@ func TestBatcher_ambiguousClaimsExpireLast(t *testing.T) {
 
 // A caller can leave at each point before its claim is sent, also from a solo queue.
 func TestBatcher_leave(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		f.lock(true, "coupon")
 		leaving := func() (context.Context, context.CancelFunc) { return context.WithCancel(t.Context()) }
 		c.claim(t.Context(), "ann")
@@ -713,14 +655,12 @@ func TestBatcher_leave(t *testing.T) {
 		leave[3]() // from its end
 		c.wantError(t, ErrUnavailable, "b2", "b4")
 		close(call.answer)
-		solo := f.nextCall(t)
-		wantUsers(t, solo, "ann")
+		solo := f.nextCall(t, "ann")
 		leave[0]() // from its front, while the coupon is in a solo call
 		c.wantError(t, ErrUnavailable, "b1")
 		close(solo.answer)
 		c.wantError(t, ErrUnavailable, "ann")
-		solo = f.nextCall(t)
-		wantUsers(t, solo, "b3")
+		solo = f.nextCall(t, "b3")
 		leave[2]() // too late
 		c.wantPending(t, "b3")
 		f.lock(false, "coupon")
@@ -734,12 +674,11 @@ func TestBatcher_leave(t *testing.T) {
 	})
 }
 
-// A caller whose claim came back from a shared call, without effect, can leave as well. This is its
+// A caller can leave as well if its claim came back from a shared call without effect. This is its
 // own goroutine's call.
 func TestBatcher_leaveBeforeTheSoloCall(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		first, second := c.occupySolo(f)
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
+		first, second := c.occupySolo(t, f)
 		f.lock(true, "coupon")
 		ctx, cancel := context.WithCancel(t.Context())
 		c.claim(ctx, "ann")
@@ -756,8 +695,7 @@ func TestBatcher_leaveBeforeTheSoloCall(t *testing.T) {
 
 // The claims of locked coupons, even of the hottest, leave room for those of the others.
 func TestBatcher_lockedCouponsLeaveRoom(t *testing.T) {
-	withBatcher(t, 40, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 40, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		f.lock(true, "hot", "second")
 		users := func(prefix string, count int) (users []string) {
 			for n := range count {
@@ -774,14 +712,12 @@ func TestBatcher_lockedCouponsLeaveRoom(t *testing.T) {
 		close(call.answer)
 		c.wantPending(t, hot[:19]...) // and the first: half of the limit
 		c.wantError(t, ErrOverloaded, hot[19:]...)
-		solo := f.nextCall(t)
-		wantUsers(t, solo, "first")
+		solo := f.nextCall(t, "first")
 
 		// A second locked coupon gets what is left, and the others have their half.
 		c.claimOf(t.Context(), "second", "s0")
 		f.wantCall(t, false, "s0")
-		second := f.nextCall(t)
-		wantUsers(t, second, "s0")
+		second := f.nextCall(t, "s0")
 		c.claimOf(t.Context(), "second", "s1", "s2")
 		c.wantError(t, ErrOverloaded, "s2")
 		c.claimOf(t.Context(), "free", users("f", 21)...)
@@ -801,24 +737,18 @@ func TestBatcher_lockedCouponsLeaveRoom(t *testing.T) {
 // The claims of a coupon that is alone for another reason, because a connection was cut, may use
 // the whole queue. If the coupon turns out to be locked, they may not.
 func TestBatcher_cutConnectionRefusesNone(t *testing.T) {
-	withBatcher(t, 4, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 4, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		f.lock(true, "hot")
 		c.claimOf(t.Context(), "hot", "first")
 		call := f.nextCall(t)
 		c.claimOf(t.Context(), "hot", "h1", "h2", "h3", "h4")
-		before := failedOnLock
-		failedOnLock = &failedAttempt{err: errors.New("cut")}
-		close(call.answer)
-		synctest.Wait()
-		failedOnLock = before
+		f.cut(call)
 		c.wantPending(t, "first", "h1", "h2", "h3", "h4")
 
 		f.wantCall(t, true, "first")
 		c.wantError(t, ErrUnavailable, "first")
 		c.wantError(t, ErrOverloaded, "h3", "h4")
-		solo := f.nextCall(t)
-		wantUsers(t, solo, "h1", "h2")
+		solo := f.nextCall(t, "h1", "h2")
 		c.claimOf(t.Context(), "hot", "i1", "i2", "i3")
 		c.wantError(t, ErrOverloaded, "i3")
 		f.lock(false, "hot")
@@ -830,8 +760,7 @@ func TestBatcher_cutConnectionRefusesNone(t *testing.T) {
 
 // The claims of a coupon that was locked not long ago leave room as well.
 func TestBatcher_keptApartLeavesRoom(t *testing.T) {
-	withBatcher(t, 4, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 4, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.batcher.keepSolo("coupon", true)
 		c.claim(t.Context(), "ann", "bob", "cyd", "dan")
 		c.wantError(t, ErrOverloaded, "dan")
@@ -847,13 +776,11 @@ func TestBatcher_concurrency(t *testing.T) {
 		f := newFakeServer()
 		var calls sync.WaitGroup
 		b := newBatcher(f, 2, 100, testTimeout, make(chan struct{}, 1), &calls)
-		c := &fakeCallers{t: t, batcher: b, outcomes: map[string]chan outcome{}}
+		c := &fakeCallers{batcher: b, outcomes: map[string]chan outcome{}}
 		c.claimOf(t.Context(), "x", "x1", "x2")
 		c.claimOf(t.Context(), "y", "y1", "y2")
 		c.claimOf(t.Context(), "z", "z1")
-		x, y := f.nextCall(t), f.nextCall(t)
-		wantUsers(t, x, "x1")
-		wantUsers(t, y, "y1")
+		x, y := f.nextCall(t, "x1"), f.nextCall(t, "y1")
 		f.wantNoCall(t)
 		close(y.answer)
 		f.wantCall(t, false, "z1", "y2")
@@ -867,9 +794,8 @@ func TestBatcher_concurrency(t *testing.T) {
 
 // Close waits for pending claims, also for those that wait for a connection for a solo call.
 func TestBatcher_close(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		first, second := c.occupySolo(f)
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
+		first, second := c.occupySolo(t, f)
 		f.lock(true, "x")
 		c.claimOf(t.Context(), "x", "x")
 		f.wantCall(t, false, "x")
@@ -900,9 +826,8 @@ func TestBatcher_close(t *testing.T) {
 }
 
 func TestBatcher_closeWaitsForSoloCalls(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
-		first, second := c.occupySolo(f)
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
+		first, second := c.occupySolo(t, f)
 		var closed atomic.Bool
 		go func() {
 			c.close()
@@ -938,8 +863,7 @@ func (p *panickingServer) sendShared(ctx context.Context, claims []*claim) {
 }
 
 func TestBatcher_continuesAfterAPanic(t *testing.T) {
-	withBatcher(t, 100, func(c *fakeCallers, f *fakeServer) {
-		t := c.t
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.batcher.sender = &panickingServer{fakeServer: f}
 		go func() {
 			defer func() { _ = recover() }() // as the HTTP layer does
@@ -1085,7 +1009,7 @@ func TestBatcher_random(t *testing.T) {
 // in order, works for a while and releases the locks.
 type lockingServer struct {
 	locks   map[string]chan struct{} // of the database, by coupon
-	patient time.Duration            // lock_timeout of shared calls
+	timeout time.Duration            // lock_timeout of shared calls
 	claims  atomic.Int64             // that had an effect
 }
 
@@ -1118,7 +1042,7 @@ func (s *lockingServer) call(claims []*claim, lockTimeout time.Duration) bool {
 }
 
 func (s *lockingServer) sendShared(_ context.Context, claims []*claim) {
-	if !s.call(claims, s.patient) {
+	if !s.call(claims, s.timeout) {
 		for _, c := range claims {
 			c.failed = failedOnLock
 		}
@@ -1151,7 +1075,7 @@ func TestBatcher_competingInstances(t *testing.T) {
 					var calls, callers sync.WaitGroup
 					var servers []*lockingServer
 					for range instances {
-						s := &lockingServer{locks: locks, patient: sharedLockTimeout(testTimeout)}
+						s := &lockingServer{locks: locks, timeout: sharedLockTimeout(testTimeout)}
 						servers = append(servers, s)
 						b := newBatcher(s, 1, 1000, testTimeout, make(chan struct{}, 2), &calls)
 						for caller := range 128 / instances {

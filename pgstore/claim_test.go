@@ -16,20 +16,10 @@ func TestClaim_statuses(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	s.create(t, "c", 1)
-	for _, step := range []struct {
-		user, coupon string
-		want         ClaimStatus
-	}{
-		{"u1", "c", Claimed},
-		{"u1", "c", AlreadyClaimed}, // takes precedence over out_of_stock
-		{"u2", "c", OutOfStock},
-		{"u1", "unknown", CouponNotFound},
-	} {
-		status, err := s.Claim(t.Context(), step.user, step.coupon)
-		if status != step.want || err != nil {
-			t.Errorf("%s claims %s: %q, %v; want %q", step.user, step.coupon, status, err, step.want)
-		}
-	}
+	s.wantClaim(t, "u1", "c", Claimed)
+	s.wantClaim(t, "u1", "c", AlreadyClaimed) // takes precedence over out_of_stock
+	s.wantClaim(t, "u2", "c", OutOfStock)
+	s.wantClaim(t, "u1", "unknown", CouponNotFound)
 	s.wantHolders(t, "c", "u1")
 }
 
@@ -38,18 +28,12 @@ func TestClaim_rejectionIsNotCached(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	for _, coupon := range []string{"c", "d"} {
-		if status, err := s.Claim(t.Context(), "u", coupon); status != CouponNotFound || err != nil {
-			t.Errorf("before %s is created: %q, %v", coupon, status, err)
-		}
+		s.wantClaim(t, "u", coupon, CouponNotFound)
 	}
 	s.create(t, "c", 1) // directly in the database, as another instance would
-	if _, err := s.CreateCoupon(t.Context(), "d", 1); err != nil {
-		t.Error(err)
-	}
+	s.wantCreate(t, "d", 1, Created)
 	for _, coupon := range []string{"c", "d"} {
-		if status, err := s.Claim(t.Context(), "u", coupon); status != Claimed || err != nil {
-			t.Errorf("after %s is created: %q, %v; want claimed", coupon, status, err)
-		}
+		s.wantClaim(t, "u", coupon, Claimed)
 	}
 }
 
@@ -60,25 +44,13 @@ func TestClaim_keepsNamesByteForByte(t *testing.T) {
 		"a/b", "%2F", " padded ", "\t tabs", `"quotes" and 'quotes'`, `back\slash`, "{a,b}", "{}", ",", "NULL", "🎟️ ❤️",
 		"'; drop table claims; --", "claim", strings.Repeat("€", 255), "\u200b", "A", "a", "$1",
 	} {
-		if status, err := s.CreateCoupon(t.Context(), name, 3); status != Created || err != nil {
-			t.Errorf("creating %q: %q, %v", name, status, err)
-		}
-		if status, err := s.Claim(t.Context(), name, name); status != Claimed || err != nil {
-			t.Errorf("claiming %q: %q, %v", name, status, err)
-		}
+		s.wantCreate(t, name, 3, Created)
+		s.wantClaim(t, name, name, Claimed)
 		// A batch for many coupons uses the other function.
 		claims := newClaims("another user", name, name, name, "u", "unknown")
 		s.sendWithin(t, longTimeout, claims)
-		for i, want := range []ClaimStatus{Claimed, AlreadyClaimed, CouponNotFound} {
-			if claims[i].status != want {
-				t.Errorf("claim %d of %q in a batch: %q, %v; want %q", i, name, claims[i].status, claims[i].err, want)
-			}
-		}
-		coupon, found, err := s.Coupon(t.Context(), name)
-		if err != nil || !found || coupon.Name != name {
-			t.Fatalf("reading %q: %v, %v", name, found, err)
-		}
-		if users, _ := coupon.Whole(); users[0] != name {
+		wantStatuses(t, claims, Claimed, AlreadyClaimed, CouponNotFound)
+		if users := s.claimers(t, name); users[0] != name {
 			t.Errorf("%q: claimed by %q", name, users[0])
 		}
 	}
@@ -127,11 +99,7 @@ func TestSendBatch_oneCoupon(t *testing.T) {
 	s.create(t, "c", 3)
 	claims := newClaims("a", "c", "b", "c", "a", "c", "d", "c", "e", "c", "b", "c")
 	s.sendWithin(t, longTimeout, claims)
-	for i, want := range []ClaimStatus{Claimed, Claimed, AlreadyClaimed, Claimed, OutOfStock, AlreadyClaimed} {
-		if claims[i].status != want {
-			t.Errorf("claim %d, of user %s: %q, %v; want %q", i, claims[i].user, claims[i].status, claims[i].err, want)
-		}
-	}
+	wantStatuses(t, claims, Claimed, Claimed, AlreadyClaimed, Claimed, OutOfStock, AlreadyClaimed)
 	s.wantHolders(t, "c", "a", "b", "d")
 }
 
@@ -142,14 +110,7 @@ func TestSendBatch_manyCoupons(t *testing.T) {
 	s.create(t, "y", 2)
 	claims := newClaims("a", "y", "a", "x", "b", "x", "a", "y", "b", "y", "c", "y", "a", "nothing", "a", "x")
 	s.sendWithin(t, longTimeout, claims)
-	for i, want := range []ClaimStatus{
-		Claimed, Claimed, OutOfStock, AlreadyClaimed, Claimed, OutOfStock, CouponNotFound, AlreadyClaimed,
-	} {
-		if claims[i].status != want {
-			t.Errorf("claim %d, of user %s for %s: %q, %v; want %q",
-				i, claims[i].user, claims[i].coupon, claims[i].status, claims[i].err, want)
-		}
-	}
+	wantStatuses(t, claims, Claimed, Claimed, OutOfStock, AlreadyClaimed, Claimed, OutOfStock, CouponNotFound, AlreadyClaimed)
 	s.wantHolders(t, "x", "a")
 	s.wantHolders(t, "y", "a", "b")
 }
@@ -208,17 +169,9 @@ func TestClaim_rejectedByPostgreSQL(t *testing.T) {
 	s.create(t, "c", 5)
 	claims := newClaims("u1", "c", "", "c", "u2", "d", " ", "d")
 	s.sendWithin(t, longTimeout, claims)
-	for _, c := range claims {
-		if c.err == nil || errors.Is(c.err, ErrUnavailable) || errors.Is(c.err, ErrOutcomeUnknown) {
-			t.Errorf("user %q, coupon %q: %q, %v; want an internal error", c.user, c.coupon, c.status, c.err)
-		}
-	}
-	if _, err := s.CreateCoupon(t.Context(), "e", 0); err == nil || errors.Is(err, ErrUnavailable) {
-		t.Errorf("an amount of 0: %v; want an internal error", err)
-	}
-	if _, _, err := s.Coupon(t.Context(), ""); err == nil || errors.Is(err, ErrUnavailable) {
-		t.Errorf("an empty name: %v; want an internal error", err)
-	}
+	wantStatuses(t, claims, internal, internal, internal, internal)
+	s.wantCreate(t, "e", 0, internal)
+	s.wantReadError(t, "", internal)
 	s.wantHolders(t, "c")
 }
 
@@ -232,30 +185,15 @@ func TestStore_execModes(t *testing.T) {
 			s := newTestStore(t, func(cfg *Config) { cfg.URL = withParam(cfg.URL, "default_query_exec_mode", mode) })
 			wantReady(t, s.Store)
 			for _, coupon := range []string{"x", "y"} {
-				if status, err := s.CreateCoupon(t.Context(), coupon, 2); status != Created {
-					t.Errorf("creating %s: %q, %v", coupon, status, err)
-				}
+				s.wantCreate(t, coupon, 2, Created)
 			}
-			for _, claims := range [][]*claim{
-				newClaims("a", "x", `b,"}`, "x", "c", "x"),
-				newClaims("a", "y", "c", "x", "a", "x", "a", "no"),
-			} {
-				s.sendWithin(t, longTimeout, claims)
-				want := []ClaimStatus{Claimed, Claimed, OutOfStock}
-				if len(claims) == 4 {
-					want = []ClaimStatus{Claimed, OutOfStock, AlreadyClaimed, CouponNotFound}
-				}
-				for i, c := range claims {
-					if c.status != want[i] {
-						t.Errorf("%s claims %s: %q, %v; want %q", c.user, c.coupon, c.status, c.err, want[i])
-					}
-				}
-			}
-			coupon, _, err := s.Coupon(t.Context(), "x")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if users, _ := coupon.Whole(); !slices.Equal(users, []string{"a", `b,"}`}) {
+			one := newClaims("a", "x", `b,"}`, "x", "c", "x")
+			s.sendWithin(t, longTimeout, one)
+			wantStatuses(t, one, Claimed, Claimed, OutOfStock)
+			many := newClaims("a", "y", "c", "x", "a", "x", "a", "no")
+			s.sendWithin(t, longTimeout, many)
+			wantStatuses(t, many, Claimed, OutOfStock, AlreadyClaimed, CouponNotFound)
+			if users := s.claimers(t, "x"); !slices.Equal(users, []string{"a", `b,"}`}) {
 				t.Errorf("claimers are %q", users)
 			}
 		})
@@ -268,9 +206,7 @@ func TestSendBatch_incompleteAnswer(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	s.create(t, "c", 5)
-	if status, err := s.Claim(t.Context(), "u1", "c"); status != Claimed {
-		t.Fatal(status, err)
-	}
+	s.wantClaim(t, "u1", "c", Claimed)
 	// Invalidates the statement that the connection has prepared.
 	s.exec(t, `drop function coupond.claim_coupons(text[], text) cascade`)
 	s.exec(t, `
@@ -280,10 +216,5 @@ language sql
 as $$ select array['claimed']::coupond.claim_status[] $$`)
 	claims := newClaims("u2", "c", "u3", "c")
 	s.sendWithin(t, longTimeout, claims)
-	if claims[0].status != Claimed || claims[0].err != nil {
-		t.Errorf("the claim that has a status: %q, %v", claims[0].status, claims[0].err)
-	}
-	if claims[1].err == nil || claims[1].status != "" {
-		t.Errorf("the claim that has no status: %q, %v; want an error", claims[1].status, claims[1].err)
-	}
+	wantStatuses(t, claims, Claimed, internal)
 }

@@ -48,22 +48,18 @@ func TestReady_poolerRefusesParameter(t *testing.T) {
 	url := refusingServer(t, &pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "unsupported startup parameter: role"})
 	s := openStore(t, url)
 	wantReady(t, s, "unsupported startup parameter: role", "pooler", "ignore role, search_path", "default_transaction_read_only")
-	if _, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a claim: %v; want ErrUnavailable", err)
-	}
+	s.wantClaim(t, "u", "c", ErrUnavailable)
 }
 
 // If pg_hba.conf has no entry for unencrypted connections, the reason does not blame the password.
 func TestReady_encryptionRequired(t *testing.T) {
 	t.Parallel()
-	url := startServer(t).New(t).URL
-	s := newTestStoreAt(t, url, connect(t, url))
-	s.exec(t, `create role encrypted login password 's3cr3t' in role coupon_service`)
-	s.exec(t, `copy (values ('hostssl all encrypted all scram-sha-256'), ('host all postgres all scram-sha-256'), ('local all all scram-sha-256'))
+	s := newServerStore(t)
+	name, url := s.newLogin(t, `in role coupon_service`)
+	s.exec(t, `copy (values ('hostssl all `+name+` all scram-sha-256'), ('host all postgres all scram-sha-256'), ('local all all scram-sha-256'))
 		to program 'cat > pg_hba.conf'`)
 	s.exec(t, `select pg_reload_conf()`)
-	_, host, _ := strings.Cut(url, "@")
-	store := openStore(t, "postgres://encrypted:s3cr3t@"+host)
+	store := openStore(t, url)
 	wait.For(t, "the server to refuse the login", func() bool {
 		return !isReady(t, store)
 	})
@@ -71,7 +67,7 @@ func TestReady_encryptionRequired(t *testing.T) {
 	if _, err := store.Ready(t.Context()); err != nil && strings.Contains(err.Error(), "password") {
 		t.Errorf("%q blames the password", err)
 	}
-	wantReady(t, openStore(t, withParam("postgres://encrypted:s3cr3t@"+host, "sslmode", "require")), "does not offer TLS")
+	wantReady(t, openStore(t, withParam(url, "sslmode", "require")), "does not offer TLS")
 }
 
 func TestReady_unknownHost(t *testing.T) {

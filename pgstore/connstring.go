@@ -125,7 +125,7 @@ var knownParams = byName(map[string]string{
 	"of PostgreSQL": settingsText,
 })
 
-// byName inverts a map whose values are lists of names.
+// byName inverts a map from meanings to lists of names.
 func byName(lists map[string]string) map[string]string {
 	inverted := map[string]string{}
 	for meaning, names := range lists {

@@ -18,20 +18,9 @@ import (
 func TestCreateCoupon_statuses(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	for _, step := range []struct {
-		name   string
-		amount int32
-		want   CreateStatus
-	}{
-		{"a", 1, Created},
-		{"a", 2, CouponExists},
-		{"most", 2147483647, Created},
-	} {
-		status, err := s.CreateCoupon(t.Context(), step.name, step.amount)
-		if status != step.want || err != nil {
-			t.Errorf("creating %s with a stock of %d: %q, %v; want %q", step.name, step.amount, status, err, step.want)
-		}
-	}
+	s.wantCreate(t, "a", 1, Created)
+	s.wantCreate(t, "a", 2, CouponExists)
+	s.wantCreate(t, "most", 2147483647, Created)
 	coupon, found, err := s.Coupon(t.Context(), "a")
 	if err != nil || !found || coupon.Amount != 1 || coupon.RemainingAmount != 1 {
 		t.Errorf("coupon a: %v, %v, %v; want it as first created", coupon, found, err)
@@ -213,9 +202,7 @@ func TestCoupon_missingClaim(t *testing.T) {
 	s := newTestStore(t)
 	s.fill(t, "c", 100, 10)
 	s.exec(t, `delete from coupond.claims where coupon_name = 'c' and claim_number = 5`)
-	if _, _, err := s.Coupon(t.Context(), "c"); err == nil || errors.Is(err, ErrUnavailable) {
-		t.Errorf("error %v; want an internal error", err)
-	}
+	s.wantReadError(t, "c", internal)
 }
 
 // Concurrent reads are shared, and each of them contains the claims answered before it started.
@@ -240,20 +227,9 @@ func TestCoupon_sharedReads(t *testing.T) {
 		all.Go(func() {
 			for round := range rounds {
 				user := fmt.Sprint(i, "/", round)
-				if status, err := s.Claim(t.Context(), user, "c"); status != Claimed {
-					t.Error(status, err)
-				}
-				coupon, _, err := s.Coupon(t.Context(), "c")
-				if err != nil {
-					t.Error(err)
-					continue
-				}
-				users, _ := coupon.Whole()
-				if !slices.Contains(users, user) {
+				s.wantClaim(t, user, "c", Claimed)
+				if users := s.claimers(t, "c"); !slices.Contains(users, user) {
 					t.Errorf("user %s is not among the claimers after their claim", user)
-				}
-				if len(users)+coupon.RemainingAmount != coupon.Amount {
-					t.Errorf("%d claimed and %d remain of %d", len(users), coupon.RemainingAmount, coupon.Amount)
 				}
 			}
 		})
@@ -279,33 +255,19 @@ func TestPool_limit(t *testing.T) {
 		}
 		return faultproxy.Pass
 	})
-	stop := make(chan struct{})
-	var all sync.WaitGroup
-	for i := range 50 {
-		all.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if _, _, err := s.Coupon(t.Context(), fmt.Sprint("r", i)); err != nil {
-					t.Error(err)
-				}
-				if i >= 5 { // Ready uses one connection, and waits for it 1.5 s at most
-					continue
-				}
-				if _, err := s.Ready(t.Context()); err != nil {
-					t.Error(err)
-				}
+	stop := concurrently(t, 50, func(client, _ int) {
+		if _, _, err := s.Coupon(t.Context(), fmt.Sprint("r", client)); err != nil {
+			t.Error(err)
+		}
+		if client < 5 { // Ready uses one connection, and waits for it 1.5 s at most
+			if _, err := s.Ready(t.Context()); err != nil {
+				t.Error(err)
 			}
-		})
-	}
+		}
+	})
 	wait.For(t, "reads that use all read slots", func() bool { return len(s.reading.slots) == cap(s.reading.slots) })
 	for i := range 30 {
-		if status, err := s.Claim(t.Context(), fmt.Sprint(i), "c"); status != Claimed {
-			t.Error(status, err)
-		}
+		s.wantClaim(t, fmt.Sprint(i), "c", Claimed)
 		if n := s.sessions(t); n > maxConns {
 			t.Errorf("%d sessions, want at most %d", n, maxConns)
 		}
@@ -313,8 +275,7 @@ func TestPool_limit(t *testing.T) {
 			t.Errorf("%d connections of the pool are in use, want at most %d", held, maxConns-2)
 		}
 	}
-	close(stop)
-	all.Wait()
+	stop()
 }
 
 // Reads that the database does not answer use at most half of the connections: a claim gets one.
@@ -322,13 +283,7 @@ func TestPool_readsLeaveConnectionsForClaims(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 4 })
 	s.create(t, "c", 10)
-	release := make(chan struct{})
-	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		if strings.Contains(sql, "get_coupon") {
-			<-release
-		}
-		return faultproxy.Pass
-	})
+	_, release := s.hold("get_coupon")
 	var readers sync.WaitGroup
 	for i := range 10 {
 		readers.Go(func() { _, _, _ = s.Coupon(t.Context(), fmt.Sprint("r", i)) })
@@ -342,7 +297,7 @@ func TestPool_readsLeaveConnectionsForClaims(t *testing.T) {
 	if took := time.Since(start); status != Claimed || err != nil || took > longTimeout/3 {
 		t.Errorf("a claim during blocked reads: %q, %v, after %v", status, err, took)
 	}
-	close(release)
+	release()
 	readers.Wait()
 }
 

@@ -42,6 +42,20 @@ func (s *testStore) injectOnce(function string, f faultproxy.Fault) {
 	})
 }
 
+// wantAfterCut checks the outcome of a call after its first attempt was cut: that of the retry,
+// unless the first attempt was committed, or may have been.
+func wantAfterCut[S ~string](t *testing.T, committed *bool, status S, err error, retry S) {
+	t.Helper()
+	if committed == nil && status == retry {
+		committed = new(false)
+	}
+	if committed == nil || *committed {
+		wantOutcome(t, "after the cut", status, err, ErrOutcomeUnknown)
+	} else {
+		wantOutcome(t, "by the retry", status, err, retry)
+	}
+}
+
 // After its connection is cut, a claim gets an exact outcome or ErrOutcomeUnknown: "claimed" only
 // if the call that returned it was committed, and never "already_claimed" if that may be the effect
 // of the first attempt.
@@ -57,34 +71,18 @@ func TestClaim_connectionCut(t *testing.T) {
 
 			s.injectOnce("claim_coupon($1", test.fault)
 			status, err := s.Claim(t.Context(), "u", "c")
-			switch {
-			case test.committed == nil && status == Claimed && err == nil:
-			case test.committed == nil || *test.committed:
-				if status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-					t.Errorf("%q, %v; want ErrOutcomeUnknown", status, err)
-				}
-			case status != Claimed || err != nil:
-				t.Errorf("%q, %v; want claimed, by the retry", status, err)
-			}
+			wantAfterCut(t, test.committed, status, err, Claimed)
 			s.wantHolders(t, "c", "u")
 
 			// These outcomes depend only on the retry: they are the same after each fault.
 			s.injectOnce("claim_coupon($1", test.fault)
-			if status, err := s.Claim(t.Context(), "u", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-				t.Errorf("a user with an earlier claim: %q, %v; want ErrOutcomeUnknown", status, err)
-			}
+			s.wantClaim(t, "u", "c", ErrOutcomeUnknown)
 			s.injectOnce("claim_coupon($1", test.fault)
-			if status, err := s.Claim(t.Context(), "v", "sold out"); status != OutOfStock || err != nil {
-				t.Errorf("sold out: %q, %v; want out_of_stock", status, err)
-			}
+			s.wantClaim(t, "v", "sold out", OutOfStock)
 			s.injectOnce("claim_coupon($1", test.fault)
-			if status, err := s.Claim(t.Context(), "u", "unknown"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-				t.Errorf("no such coupon: %q, %v; want ErrOutcomeUnknown", status, err)
-			}
+			s.wantClaim(t, "u", "unknown", ErrOutcomeUnknown)
 			s.proxy.Inject(nil)
-			if status, err := s.Claim(t.Context(), "v", "c"); status != Claimed || err != nil {
-				t.Errorf("afterwards: %q, %v", status, err)
-			}
+			s.wantClaim(t, "v", "c", Claimed)
 			s.wantNoCancelRequest(t)
 		})
 	}
@@ -98,11 +96,7 @@ func TestSendBatch_oneCouponConnectionCut(t *testing.T) {
 	s.injectOnce("claim_coupons", faultproxy.CutBeforeCommit)
 	claims := newClaims("a", "c", "b", "c", "a", "c", "d", "c")
 	s.sendWithin(t, longTimeout, claims)
-	for i, want := range []ClaimStatus{Claimed, Claimed, AlreadyClaimed, OutOfStock} {
-		if claims[i].status != want {
-			t.Errorf("claim %d, of user %s: %q, %v; want %q", i, claims[i].user, claims[i].status, claims[i].err, want)
-		}
-	}
+	wantStatuses(t, claims, Claimed, Claimed, AlreadyClaimed, OutOfStock)
 	s.wantHolders(t, "c", "a", "b")
 }
 
@@ -125,15 +119,11 @@ func TestSendBatch_connectionCut(t *testing.T) {
 			// If the first attempt was not committed, all outcomes are exact, also for the user with two
 			// claims, because the retry granted one of them. If it was committed, only "out_of_stock" is
 			// exact.
-			want := []ClaimStatus{Claimed, Claimed, OutOfStock, AlreadyClaimed, Claimed}
+			want := []any{Claimed, Claimed, OutOfStock, AlreadyClaimed, Claimed}
 			if *test.committed {
-				want = []ClaimStatus{"", "", OutOfStock, "", ""}
+				want = []any{ErrOutcomeUnknown, ErrOutcomeUnknown, OutOfStock, ErrOutcomeUnknown, ErrOutcomeUnknown}
 			}
-			for i, c := range claims {
-				if c.status != want[i] || (c.status == "") != errors.Is(c.err, ErrOutcomeUnknown) {
-					t.Errorf("claim %d, of user %s for %s: %q, %v; want %q", i, c.user, c.coupon, c.status, c.err, want[i])
-				}
-			}
+			wantStatuses(t, claims, want...)
 			s.wantHolders(t, "x", "a")
 			s.wantHolders(t, "y", "a", "b")
 		})
@@ -148,19 +138,9 @@ func TestCreateCoupon_connectionCut(t *testing.T) {
 			s := newTestStore(t)
 			s.injectOnce("create_coupon", test.fault)
 			status, err := s.CreateCoupon(t.Context(), "c", 7)
-			switch {
-			case test.committed == nil && status == Created && err == nil:
-			case test.committed == nil || *test.committed:
-				if status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-					t.Errorf("%q, %v; want ErrOutcomeUnknown", status, err)
-				}
-			case status != Created || err != nil:
-				t.Errorf("%q, %v; want created, by the retry", status, err)
-			}
+			wantAfterCut(t, test.committed, status, err, Created)
 			s.proxy.Inject(nil)
-			if status, err := s.CreateCoupon(t.Context(), "c", 7); status != CouponExists || err != nil {
-				t.Errorf("afterwards: %q, %v", status, err)
-			}
+			s.wantCreate(t, "c", 7, CouponExists)
 		})
 	}
 }
@@ -173,12 +153,7 @@ func TestCoupon_connectionCut(t *testing.T) {
 	for _, test := range faults {
 		for _, function := range []string{"get_coupon", "coupon_claimers"} {
 			s.injectOnce(function, test.fault)
-			coupon, found, err := s.Coupon(t.Context(), "c")
-			if err != nil || !found || coupon.RemainingAmount != 5 {
-				t.Errorf("%s cut %s: %v, %v, %v", function, test.name, coupon, found, err)
-				continue
-			}
-			if users, _ := coupon.Whole(); !slices.Equal(users, []string{"a", "b"}) {
+			if users := s.claimers(t, "c"); !slices.Equal(users, []string{"a", "b"}) {
 				t.Errorf("%s cut %s: claimers are %q", function, test.name, users)
 			}
 		}
@@ -195,15 +170,9 @@ func TestStore_bothAttemptsCut(t *testing.T) {
 		}
 		return faultproxy.Pass
 	})
-	if status, err := s.Claim(t.Context(), "u", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("claim: %q, %v; want ErrOutcomeUnknown", status, err)
-	}
-	if status, err := s.CreateCoupon(t.Context(), "d", 1); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("creation: %q, %v; want ErrOutcomeUnknown", status, err)
-	}
-	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("read: %v; want ErrUnavailable", err)
-	}
+	s.wantClaim(t, "u", "c", ErrOutcomeUnknown)
+	s.wantCreate(t, "d", 1, ErrOutcomeUnknown)
+	s.wantReadError(t, "c", ErrUnavailable)
 	s.wantHolders(t, "c")
 }
 
@@ -214,13 +183,9 @@ func TestStore_stalledConnection(t *testing.T) {
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 6 * time.Second })
 	s.create(t, "c", 5)
 	s.injectOnce("claim_coupon($1", faultproxy.Stall)
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed || err != nil {
-		t.Errorf("claim: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 	s.injectOnce("create_coupon", faultproxy.Stall)
-	if status, err := s.CreateCoupon(t.Context(), "d", 5); status != Created || err != nil {
-		t.Errorf("creation: %q, %v", status, err)
-	}
+	s.wantCreate(t, "d", 5, Created)
 	s.injectOnce("get_coupon", faultproxy.Stall)
 	if _, found, err := s.Coupon(t.Context(), "d"); !found || err != nil {
 		t.Errorf("read: %v, %v", found, err)
@@ -248,13 +213,9 @@ func TestStore_serverDownForAMoment(t *testing.T) {
 		})
 	}
 	downDuring("claim_coupon($1")
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed || err != nil {
-		t.Errorf("claim: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 	downDuring("create_coupon")
-	if status, err := s.CreateCoupon(t.Context(), "d", 5); status != Created || err != nil {
-		t.Errorf("creation: %q, %v", status, err)
-	}
+	s.wantCreate(t, "d", 5, Created)
 }
 
 // A claim or a creation that was sent is answered although its context ends.
@@ -311,25 +272,16 @@ func TestSendBatch_lockedCoupon(t *testing.T) {
 	if took := time.Since(start); took > timeout {
 		t.Errorf("took %v, want at most %v", took, timeout)
 	}
-	for i, want := range []ClaimStatus{Claimed, "", "", Claimed, CouponNotFound} {
-		c := claims[i]
-		if c.status != want || (want == "") != errors.Is(c.err, ErrUnavailable) {
-			t.Errorf("user %s, coupon %s: %q, %v; want %q", c.user, c.coupon, c.status, c.err, want)
-		}
-	}
+	wantStatuses(t, claims, Claimed, ErrUnavailable, ErrUnavailable, Claimed, CouponNotFound)
 	if made := s.pool.Stat().NewConnsCount(); made != 1 {
 		t.Errorf("%d connections were made, want 1", made)
 	}
 	s.wantHolders(t, "locked", "had it")
 
 	// A rejection needs no lock.
-	if status, err := s.Claim(t.Context(), "had it", "locked"); status != AlreadyClaimed || err != nil {
-		t.Errorf("rejected claim of the locked coupon: %q, %v", status, err)
-	}
+	s.wantClaim(t, "had it", "locked", AlreadyClaimed)
 	unlock()
-	if status, err := s.Claim(t.Context(), "u", "locked"); status != Claimed || err != nil {
-		t.Errorf("claim after the lock was released: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "locked", Claimed)
 	s.wantNoCancelRequest(t)
 }
 
@@ -345,11 +297,7 @@ func TestSendBatch_lockReleasedBeforeTheRetry(t *testing.T) {
 
 	claims := newClaims("u", "c", "had it", "c", "u", "unknown")
 	s.sendWithin(t, 12*time.Second, claims)
-	for i, want := range []ClaimStatus{Claimed, AlreadyClaimed, CouponNotFound} {
-		if claims[i].status != want {
-			t.Errorf("user %s: %q, %v; want %q", claims[i].user, claims[i].status, claims[i].err, want)
-		}
-	}
+	wantStatuses(t, claims, Claimed, AlreadyClaimed, CouponNotFound)
 }
 
 // If we give up a claim before the server does, the connection is closed, no cancel request is
@@ -373,12 +321,10 @@ func TestServerConn_closesInsteadOfCancelling(t *testing.T) {
 func (s *testStore) abandonLockedClaim(t *testing.T) {
 	t.Helper()
 	s.create(t, "c", 5)
-	if status, err := s.Claim(t.Context(), "connected", "c"); status != Claimed {
-		t.Fatal(status, err)
-	}
+	s.wantClaim(t, "connected", "c", Claimed)
 	unlock := s.lock(t, "c")
 
-	// A patient call is sent although we give it up before the server's time-outs end it.
+	// A call that reconnects is sent although we give it up before the server's time-outs end it.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	srv := s.serverOf("c")
@@ -466,9 +412,7 @@ func TestStore_serverDown(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, func(cfg *Config) { cfg.URL = strings.Replace(cfg.URL, "127.0.0.1", "127.0.0.1:1,127.0.0.1", 1) })
 	s.create(t, "c", 50)
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Fatal("the first of two hosts is down, and the second is not used: ", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 
 	down := newTestStore(t, func(cfg *Config) {
 		cfg.URL = "postgres://u:s3cr3t@127.0.0.1:1/nothing"
@@ -496,81 +440,42 @@ func TestStore_serverDown(t *testing.T) {
 func TestSendBatch_terminatedBackends(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	const users, stock = 600, 500
-	s.create(t, "c", stock)
-	s.create(t, "d", stock)
-
-	stop := make(chan struct{})
-	var killer sync.WaitGroup
-	killer.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
-			s.exec(t, `select pg_terminate_backend(pid) from pg_stat_activity
-				where datname = current_database() and application_name = 'coupond' order by random() limit 1`)
-		}
-	})
-
-	const batchSize = 10
-	claims := make([]*claim, 2*users)
-	for i := range users {
-		claims[2*i] = &claim{user: fmt.Sprint("u", i), coupon: "c"}
-		claims[2*i+1] = &claim{user: fmt.Sprint("u", i), coupon: "d"}
+	const users, stock, batchSize = 600, 500, 10
+	coupons := []string{"c", "d"}
+	for _, coupon := range coupons {
+		s.create(t, coupon, stock)
 	}
+	stopKilling := concurrently(t, 1, func(int, int) {
+		time.Sleep(10 * time.Millisecond)
+		_, _ = s.owner.Exec(t.Context(), `select pg_terminate_backend(pid) from pg_stat_activity
+			where datname = current_database() and application_name = 'coupond' order by random() limit 1`)
+	})
+	var answers [2]recorder
 	var clients sync.WaitGroup
 	var next atomic.Int64
 	for range 6 {
 		clients.Go(func() {
-			for {
-				from := int(next.Add(batchSize)) - batchSize
-				if from >= len(claims) {
-					return
+			for from := int(next.Add(batchSize)) - batchSize; from < 2*users; from = int(next.Add(batchSize)) - batchSize {
+				var claims []*claim
+				for i := from; i < from+batchSize; i++ {
+					claims = append(claims, newClaims(fmt.Sprint("u", i/2), coupons[i%2])...)
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), longTimeout)
-				s.sendBatch(ctx, claims[from:from+batchSize])
+				s.sendBatch(ctx, claims)
 				cancel()
+				for i, c := range claims {
+					record(&answers[i%2], c.user, c.status, c.err)
+				}
 			}
 		})
 	}
 	clients.Wait()
-	close(stop)
-	killer.Wait()
-
-	counts := make(map[string]int)
-	for _, coupon := range []string{"c", "d"} {
+	stopKilling()
+	for i, coupon := range coupons {
 		holders := s.holders(t, coupon)
-		for _, c := range claims {
-			if c.coupon != coupon {
-				continue
-			}
-			has := slices.Contains(holders, c.user)
-			switch {
-			case c.status == Claimed && !has:
-				t.Errorf("user %s: claimed, but %s has no such claim", c.user, coupon)
-			case c.status == OutOfStock && (has || len(holders) < stock):
-				t.Errorf("user %s: out_of_stock, but %s has %d of %d claims, theirs among them: %v", c.user, coupon, len(holders), stock, has)
-			case c.status == AlreadyClaimed, c.status == CouponNotFound:
-				t.Errorf("user %s: %s, but it was their only claim of an existing coupon", c.user, c.status)
-			case errors.Is(c.err, ErrUnavailable) && has:
-				t.Errorf("user %s: ErrUnavailable, but %s has their claim", c.user, coupon)
-			case c.err != nil && !errors.Is(c.err, ErrUnavailable) && !errors.Is(c.err, ErrOutcomeUnknown):
-				t.Errorf("user %s: %v", c.user, c.err)
-			}
-			switch {
-			case c.err == nil:
-				counts[string(c.status)]++
-			case errors.Is(c.err, ErrOutcomeUnknown):
-				counts["unknown"]++
-			default:
-				counts["unavailable"]++
-			}
-		}
+		answers[i].wantTrue(t, holders, stock)
 		s.wantHolders(t, coupon, holders...)
 	}
-	t.Logf("%v on %d connections", counts, s.pool.Stat().NewConnsCount())
 	if made := s.pool.Stat().NewConnsCount(); made < 10 {
 		t.Errorf("%d connections were made, want at least 10: no session was terminated", made)
 	}

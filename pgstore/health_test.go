@@ -72,25 +72,15 @@ func TestReady_afterMigration(t *testing.T) {
 	database := pgtest.Empty(t)
 	s := newTestStoreAt(t, database.URL, database.Connect(t), func(cfg *Config) { cfg.SchemaVersion = db.Version() })
 	wantReady(t, s.Store, "coupond migrate")
-	if _, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a claim before the migration: %v", err)
-	}
-	if _, err := s.CreateCoupon(t.Context(), "c", 1); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a creation before the migration: %v", err)
-	}
-	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a read before the migration: %v", err)
-	}
+	s.wantClaim(t, "u", "c", ErrUnavailable)
+	s.wantCreate(t, "c", 1, ErrUnavailable)
+	s.wantReadError(t, "c", ErrUnavailable)
 	if _, err := db.Apply(t.Context(), s.owner, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	wantReady(t, s.Store)
-	if status, err := s.CreateCoupon(t.Context(), "c", 1); status != Created {
-		t.Error(status, err)
-	}
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Error(status, err)
-	}
+	s.wantCreate(t, "c", 1, Created)
+	s.wantClaim(t, "u", "c", Claimed)
 }
 
 func TestReady_schemaVersion(t *testing.T) {
@@ -239,9 +229,7 @@ func TestReady_frozenServer(t *testing.T) {
 func TestReady_sessionRefused(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	name := fmt.Sprint("pgstore_test_", time.Now().UnixNano())
-	s.exec(t, `create role `+name+` login password 's3cr3t'`)
-	t.Cleanup(func() { _, _ = s.owner.Exec(context.Background(), `drop role `+name) })
+	name, _ := s.newLogin(t, "")
 
 	at := func(user, database string) *testStore {
 		return newTestStoreAt(t, s.url, s.owner, func(cfg *Config) {
@@ -289,9 +277,7 @@ func TestReady_oneConnection(t *testing.T) {
 	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 1 })
 	s.create(t, "c", 1)
 	wantReady(t, s.Store)
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Error(status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 	if n := s.sessions(t); n != 1 {
 		t.Errorf("%d sessions, want 1", n)
 	}

@@ -42,7 +42,7 @@ func TestLimiter(t *testing.T) {
 		left := enter(ctx)
 		cancel()
 		if err := <-left; !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled) {
-			t.Errorf("a call whose caller has left: %v", err)
+			t.Errorf("a call after its caller has left: %v", err)
 		}
 		if n := l.waiting; n != 0 {
 			t.Errorf("%d calls are waiting, want 0", n)

@@ -19,27 +19,9 @@ import (
 // user of its own. Every claim must succeed.
 func claimFreely(t *testing.T, coupons []string, stores ...*Store) (made *atomic.Int64, stop func()) {
 	made = new(atomic.Int64)
-	stopped := make(chan struct{})
-	var clients sync.WaitGroup
-	for client := range 8 * len(stores) {
-		clients.Go(func() {
-			for n := 0; ; n++ {
-				select {
-				case <-stopped:
-					return
-				default:
-				}
-				coupon := coupons[rand.IntN(len(coupons))]
-				if status, err := stores[client%len(stores)].Claim(t.Context(), fmt.Sprintf("u%d-%d", client, n), coupon); status != Claimed {
-					t.Errorf("%s, which is not locked for long: %q, %v", coupon, status, err)
-				}
-				made.Add(1)
-			}
-		})
-	}
-	return made, sync.OnceFunc(func() {
-		close(stopped)
-		clients.Wait()
+	return made, concurrently(t, 8*len(stores), func(client, n int) {
+		stores[client%len(stores)].wantClaim(t, fmt.Sprintf("u%d-%d", client, n), coupons[rand.IntN(len(coupons))], Claimed)
+		made.Add(1)
 	})
 }
 
@@ -91,9 +73,7 @@ func TestClaim_lockedCoupons(t *testing.T) {
 			}
 			unlock()
 			for _, coupon := range stuck {
-				if status, err := s.Claim(t.Context(), "after", coupon); status != Claimed {
-					t.Errorf("%s, after the lock was released: %q, %v", coupon, status, err)
-				}
+				s.wantClaim(t, "after", coupon, Claimed)
 				s.wantHolders(t, coupon, "after")
 			}
 			wantReady(t, s.Store)
@@ -143,22 +123,17 @@ func TestClaim_noDeadlocks(t *testing.T) {
 	for range 30 {
 		names := slices.Clone(coupons)
 		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
-		if _, err := conn.Exec(t.Context(), `begin`); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, conn, `begin`)
 		for _, name := range names[:5] {
 			if _, err := conn.Exec(t.Context(), `select from coupond.coupons where name = $1 for update`, name); err != nil {
 				t.Error(err)
 			}
 		}
-		if _, err := conn.Exec(t.Context(), `commit`); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, conn, `commit`)
 	}
 	stop()
-	var deadlocks int
-	if err := s.owner.QueryRow(t.Context(), `select deadlocks from pg_stat_database where datname = current_database()`).Scan(&deadlocks); err != nil || deadlocks != 0 {
-		t.Errorf("%d deadlocks, %v", deadlocks, err)
+	if deadlocks := queryValue[int](t, s.owner, `select deadlocks from pg_stat_database where datname = current_database()`); deadlocks != 0 {
+		t.Errorf("%d deadlocks", deadlocks)
 	}
 }
 
@@ -178,9 +153,7 @@ func TestClaim_lockedTogether(t *testing.T) {
 	var callers sync.WaitGroup
 	for i, coupon := range locked {
 		callers.Go(func() {
-			if status, err := s.Claim(t.Context(), "u", coupon); status != Claimed {
-				t.Errorf("%s, after the lock was released: %q, %v", coupon, status, err)
-			}
+			s.wantClaim(t, "u", coupon, Claimed)
 		})
 		wait.For(t, "the coupon to be sent alone", func() bool { return srv.batcher.load().solo == i+1 })
 		if until := time.Unix(0, srv.locksUntil.Load()); i == 0 && time.Until(until) < 0 {

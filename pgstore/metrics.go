@@ -24,7 +24,7 @@ type metrics struct {
 	failures   *prometheus.CounterVec
 }
 
-// functions are the functions whose calls are measured, by the SQL of the call.
+// functions has the functions that are measured, by the SQL of the call.
 var functions = map[string]string{
 	claimCouponSQL:                   "claim_coupon",
 	claimCouponSQL + setLockTimeout:  "claim_coupon",

@@ -116,9 +116,7 @@ func TestMetrics_busyBatcher(t *testing.T) {
 	var callers sync.WaitGroup
 	claim := func(user string) {
 		callers.Go(func() {
-			if status, err := s.Claim(t.Context(), user, "c"); status != Claimed {
-				t.Error(status, err)
-			}
+			s.wantClaim(t, user, "c", Claimed)
 		})
 	}
 	claim("first")

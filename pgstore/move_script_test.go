@@ -2,12 +2,10 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -24,16 +22,12 @@ func TestMoveScript_duringASale(t *testing.T) {
 	coupons := s.couponsOf(t, 1)
 	moving, staying := coupons[0][0], coupons[1][0]
 	for _, coupon := range []string{moving, staying} {
-		if status, err := s.CreateCoupon(t.Context(), coupon, 1_000_000); status != Created {
-			t.Fatal(status, err)
-		}
+		s.wantCreate(t, coupon, 1_000_000, Created)
 	}
 	old, target := connect(t, s.urls[0]), connect(t, s.urls[1])
 	do := func(conn *pgx.Conn, sql string, args ...any) {
 		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
+		execSQL(t, conn, sql, args...)
 	}
 	value := func(conn *pgx.Conn, sql string) (text string) {
 		t.Helper()
@@ -44,44 +38,13 @@ func TestMoveScript_duringASale(t *testing.T) {
 	}
 	partition := value(old, `select (hashtext('`+moving+`') & 63)::text`)
 
-	var mu sync.Mutex
-	claimed := make(map[string]map[string]bool) // by coupon and user
-	refused := make(map[string]int)
-	sold := func(coupon string) int {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(claimed[coupon])
-	}
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	for client := range 8 {
-		clients.Go(func() {
-			for n := 0; ; n++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				coupon, user := coupons[n%2][0], fmt.Sprint(client, "/", n)
-				status, err := s.Claim(t.Context(), user, coupon)
-				mu.Lock()
-				switch {
-				case status == Claimed:
-					if claimed[coupon] == nil {
-						claimed[coupon] = make(map[string]bool)
-					}
-					claimed[coupon][user] = true
-				case errors.Is(err, ErrUnavailable), errors.Is(err, ErrOutcomeUnknown):
-					refused[coupon]++
-				default:
-					t.Errorf("user %s, %s: %q, %v", user, coupon, status, err)
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	end := sync.OnceFunc(func() { close(stop); clients.Wait() })
-	defer end()
+	answers := map[string]*recorder{moving: {}, staying: {}}
+	stop := concurrently(t, 8, func(client, n int) {
+		coupon, user := coupons[n%2][0], fmt.Sprint(client, "/", n)
+		status, err := s.Claim(t.Context(), user, coupon)
+		record(answers[coupon], user, status, err)
+	})
+	sold := func(coupon string) int { return answers[coupon].count(string(Claimed)) }
 	move := func() (output string, err error) {
 		cmd := exec.CommandContext(t.Context(), "../deploy/shards/move", partition, s.urls[0], s.urls[1], libpq(t, s.urls[1]), s.proxy)
 		text, err := cmd.CombinedOutput()
@@ -121,33 +84,14 @@ func TestMoveScript_duringASale(t *testing.T) {
 		t.Error("the new server does not have the coupon")
 	}
 	waitForClaims()
-	end()
-	if refused[moving] == 0 {
+	stop()
+	if answers[moving].count(refused) == 0 {
 		t.Error("no claim was refused: the partition was not fenced")
 	}
-
-	for i, coupon := range []string{moving, staying} {
-		n := s.claims(t, 1, coupon)
-		if n < len(claimed[coupon]) || n > len(claimed[coupon])+refused[coupon] {
-			t.Errorf("%s: %d claims, %d were acknowledged and %d refused or ambiguous", coupon, n, len(claimed[coupon]), refused[coupon])
-		}
-		has := make(map[string]bool, n)
-		rows, err := target.Query(t.Context(), `select user_id from coupond.claims where coupon_name = $1`, coupon)
-		if err != nil {
-			t.Fatal(err)
-		}
-		users, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, user := range users {
-			has[user] = true
-		}
-		for user := range claimed[coupon] {
-			if !has[user] {
-				t.Errorf("user %s: claimed coupon %d, but the table does not have the claim", user, i)
-			}
-		}
+	s.owner = target
+	for _, coupon := range []string{moving, staying} {
+		answers[coupon].wantTrue(t, s.holders(t, coupon), 1_000_000)
+		s.claims(t, 1, coupon)
 	}
 }
 
@@ -157,15 +101,11 @@ func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 	t.Parallel()
 	s := newShardedStore(t, 2)
 	coupon := s.couponsOf(t, 1)[0][0]
-	if status, err := s.CreateCoupon(t.Context(), coupon, 10); status != Created {
-		t.Fatal(status, err)
-	}
+	s.wantCreate(t, coupon, 10, Created)
 	old, target, proxy := connect(t, s.urls[0]), connect(t, s.urls[1]), connect(t, s.proxy)
 	do := func(conn *pgx.Conn, sql string) {
 		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
+		execSQL(t, conn, sql)
 	}
 	exists := func(conn *pgx.Conn, sql string) (found bool) {
 		t.Helper()
@@ -174,10 +114,7 @@ func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 		}
 		return found
 	}
-	var partition string
-	if err := old.QueryRow(t.Context(), `select (hashtext($1) & 63)::text`, coupon).Scan(&partition); err != nil {
-		t.Fatal(err)
-	}
+	partition := queryValue[string](t, old, `select (hashtext($1) & 63)::text`, coupon)
 	owned := `select from coupond.shard where ` + partition + ` = any (owned)`
 	published := `select from pg_publication where pubname = 'move_` + partition + `'`
 	copied := `select from coupond.coupons where name = '` + coupon + `'`

@@ -2,6 +2,8 @@ package pgstore
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/internal/faultproxy"
@@ -35,6 +38,13 @@ func newTestStore(t *testing.T, change ...func(*Config)) *testStore {
 	t.Helper()
 	database := pgtest.New(t)
 	return newTestStoreAt(t, database.URL, database.Connect(t), change...)
+}
+
+// newServerStore is newTestStore on a server of its own, for what must not be done to a shared one.
+func newServerStore(t *testing.T, change ...func(*Config)) *testStore {
+	t.Helper()
+	url := startServer(t).New(t).URL
+	return newTestStoreAt(t, url, connect(t, url), change...)
 }
 
 // newTestStoreAt creates a store on an existing database.
@@ -68,9 +78,7 @@ func openStore(t testing.TB, url string, change ...func(*Config)) *Store {
 // exec runs SQL as the owner.
 func (s *testStore) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	if _, err := s.owner.Exec(t.Context(), sql, args...); err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
+	execSQL(t, s.owner, sql, args...)
 }
 
 // create creates a coupon directly in the database.
@@ -102,11 +110,7 @@ func (s *testStore) wantHolders(t *testing.T, coupon string, want ...string) {
 	if !slices.Equal(holders, want) {
 		t.Errorf("coupon %q: holders are %q, want %q", coupon, holders, want)
 	}
-	var sold int
-	if err := s.owner.QueryRow(t.Context(),
-		`select amount - remaining_amount from coupond.coupons where name = $1`, coupon).Scan(&sold); err != nil {
-		t.Fatal(err)
-	}
+	sold := queryValue[int](t, s.owner, `select amount - remaining_amount from coupond.coupons where name = $1`, coupon)
 	if sold != len(holders) {
 		t.Errorf("coupon %q: the stock shows %d sold, the table has %d claims", coupon, sold, len(holders))
 	}
@@ -122,13 +126,60 @@ func (s *testStore) lock(t *testing.T, coupons ...string) (unlock func()) {
 	}
 	unlock = func() { _ = conn.Close(context.Background()) }
 	t.Cleanup(unlock)
-	if _, err := conn.Exec(t.Context(), `begin`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := conn.Exec(t.Context(), `select from coupond.coupons where name = any ($1) for update`, coupons); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, conn, `begin`)
+	execSQL(t, conn, `select from coupond.coupons where name = any ($1) for update`, coupons)
 	return unlock
+}
+
+// hold holds calls with SQL that contains text until release is called, and counts them.
+func (s *testStore) hold(text string) (held *atomic.Int32, release func()) {
+	held = new(atomic.Int32)
+	released := make(chan struct{})
+	s.proxy.Inject(func(sql string) faultproxy.Fault {
+		if strings.Contains(sql, text) {
+			held.Add(1)
+			<-released
+		}
+		return faultproxy.Pass
+	})
+	return held, sync.OnceFunc(func() { close(released) })
+}
+
+// concurrently calls f from that number of goroutines, again and again until stop is called. stop
+// waits for them.
+func concurrently(t *testing.T, clients int, f func(client, n int)) (stop func()) {
+	t.Helper()
+	stopped := make(chan struct{})
+	var running sync.WaitGroup
+	for client := range clients {
+		running.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stopped:
+					return
+				default:
+					f(client, n)
+				}
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		close(stopped)
+		running.Wait()
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// newLogin creates a login with the password s3cr3t, which the end of the test drops, and returns its
+// name and its URL of the database.
+func (s *testStore) newLogin(t *testing.T, options string) (name, url string) {
+	t.Helper()
+	name = fmt.Sprint("pgstore_test_", time.Now().UnixNano())
+	s.exec(t, `create role `+name+` login password 's3cr3t' `+options)
+	t.Cleanup(func() { _, _ = s.owner.Exec(context.Background(), `drop role `+name) })
+	_, host, _ := strings.Cut(s.url, "@")
+	return name, "postgres://" + name + ":s3cr3t@" + host
 }
 
 // watchWrites returns a function that reports whether a claim or a creation was sent meanwhile.
@@ -197,4 +248,168 @@ func (s *testStore) sendWithin(t *testing.T, timeout time.Duration, claims []*cl
 			t.Errorf("user %s: status %q and error %v; want exactly one of them", c.user, c.status, c.err)
 		}
 	}
+}
+
+// wantClaim makes a claim and checks its outcome: a ClaimStatus, or an error of the package.
+func (s *Store) wantClaim(t testing.TB, user, coupon string, want any) {
+	t.Helper()
+	status, err := s.Claim(t.Context(), user, coupon)
+	wantOutcome(t, fmt.Sprintf("claim of %q by %q", coupon, user), status, err, want)
+}
+
+// wantCreate creates a coupon and checks the outcome: a CreateStatus, or an error of the package.
+func (s *Store) wantCreate(t testing.TB, coupon string, amount int32, want any) {
+	t.Helper()
+	status, err := s.CreateCoupon(t.Context(), coupon, amount)
+	wantOutcome(t, fmt.Sprintf("creation of %q", coupon), status, err, want)
+}
+
+// claimers returns the users that have a coupon, as Coupon returns them in memory.
+func (s *Store) claimers(t testing.TB, coupon string) []string {
+	t.Helper()
+	c, found, err := s.Coupon(t.Context(), coupon)
+	if err != nil || !found || c.Name != coupon {
+		t.Fatalf("read of %q: %v, %v, %v", coupon, c, found, err)
+	}
+	users, _ := c.Whole()
+	if len(users)+c.RemainingAmount != c.Amount {
+		t.Errorf("%q: %d claimed and %d remain of %d", coupon, len(users), c.RemainingAmount, c.Amount)
+	}
+	return users
+}
+
+// wantReadError checks that reading a coupon fails with an error of the package, or internal.
+func (s *Store) wantReadError(t testing.TB, coupon string, want any) {
+	t.Helper()
+	_, _, err := s.Coupon(t.Context(), coupon)
+	wantOutcome(t, fmt.Sprintf("read of %q", coupon), "", err, want)
+}
+
+// wantOutcome checks an outcome: a status without an error, an error of the package without a
+// status, or, if want is internal, an error that says nothing about the database.
+func wantOutcome[S ~string](t testing.TB, what string, status S, err error, want any) {
+	t.Helper()
+	is := func(target error) bool { return errors.Is(err, target) }
+	ok := status == want && err == nil
+	switch want {
+	case error(ErrUnavailable), error(ErrOverloaded):
+		ok = status == "" && is(want.(error)) && !is(ErrOutcomeUnknown)
+	case error(ErrOutcomeUnknown):
+		ok = status == "" && is(ErrOutcomeUnknown)
+	case internal:
+		ok = status == "" && err != nil && !is(ErrUnavailable) && !is(ErrOverloaded) && !is(ErrOutcomeUnknown)
+	}
+	if !ok {
+		t.Errorf("%s: %q, %v; want %v", what, status, err, want)
+	}
+}
+
+const internal = "an internal error"
+
+// wantStatuses checks the outcomes of claims, as wantOutcome does.
+func wantStatuses(t testing.TB, claims []*claim, want ...any) {
+	t.Helper()
+	for i, c := range claims {
+		if i < len(want) {
+			wantOutcome(t, fmt.Sprintf("claim %d, of %q by %q", i, c.coupon, c.user), c.status, c.err, want[i])
+		}
+	}
+}
+
+// querier is a connection or a pool.
+type querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// execSQL executes SQL.
+func execSQL(t testing.TB, conn querier, sql string, args ...any) {
+	t.Helper()
+	if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// queryValue returns the only value of a query.
+func queryValue[V any](t testing.TB, conn querier, sql string, args ...any) V {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	value, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[V])
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return value
+}
+
+// recorder keeps the outcomes of calls, by caller.
+type recorder struct {
+	mu       sync.Mutex
+	outcomes map[string]string
+}
+
+const (
+	unknown = "unknown"
+	refused = "not committed"
+)
+
+// record stores the outcome of a call: its status, unknown, refused or the text of its error.
+func record[S ~string](r *recorder, caller string, status S, err error) {
+	outcome := string(status)
+	switch {
+	case errors.Is(err, ErrOutcomeUnknown):
+		outcome = unknown
+	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrOverloaded):
+		outcome = refused
+	case err != nil:
+		outcome = err.Error()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.outcomes == nil {
+		r.outcomes = map[string]string{}
+	}
+	r.outcomes[caller] = outcome
+}
+
+// callers returns the callers with an outcome.
+func (r *recorder) callers(outcome string) (callers []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for caller, o := range r.outcomes {
+		if o == outcome {
+			callers = append(callers, caller)
+		}
+	}
+	return callers
+}
+
+// count returns the number of callers with an outcome.
+func (r *recorder) count(outcome string) int { return len(r.callers(outcome)) }
+
+// wantTrue checks the outcomes of claims, one for each user, of a coupon that these users have by
+// now: each granted claim is stored, and none that was not committed.
+func (r *recorder) wantTrue(t *testing.T, holders []string, stock int) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	has := make(map[string]bool)
+	for _, user := range holders {
+		has[user] = true
+	}
+	counts := map[string]int{}
+	for user, outcome := range r.outcomes {
+		counts[outcome]++
+		switch {
+		case outcome == unknown,
+			outcome == string(Claimed) && has[user],
+			outcome == refused && !has[user],
+			outcome == string(OutOfStock) && !has[user] && len(holders) == stock:
+		default:
+			t.Errorf("user %s: %s; stored: %v, with %d of %d claims", user, outcome, has[user], len(holders), stock)
+		}
+	}
+	t.Log(counts)
 }

@@ -62,7 +62,7 @@ func (s *server) startProbe() {
 	})
 }
 
-// probeOnce probes the server, and records its state as soon as it is known. It returns true if
+// probeOnce probes the server, and records its state once it is known. It returns true if
 // the server is healthy. It waits for an answer for at most ClaimTimeout, because another server
 // may take the place of this one, and for the commit for at most commitTimeout: a session that is
 // given up while it commits stays on the server.

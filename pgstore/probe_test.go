@@ -2,12 +2,9 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -80,15 +77,12 @@ const commitsHang = "commits do not complete"
 // again without a restart. Health checks meanwhile leave no sessions behind.
 func TestReady_commitsHang(t *testing.T) {
 	t.Parallel()
-	url := startServer(t).New(t).URL
-	s := newTestStoreAt(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := newServerStore(t, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	s.create(t, "c", 100)
 	wantReady(t, s.Store)
 
 	s.loseStandby(t)
-	if status, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("a claim: %q, %v; want ErrOutcomeUnknown", status, err)
-	}
+	s.wantClaim(t, "u", "c", ErrOutcomeUnknown)
 	wantReady(t, s.Store, commitsHang, "synchronous standby")
 	before := s.sessions(t)
 	for range 3 {
@@ -101,9 +95,7 @@ func TestReady_commitsHang(t *testing.T) {
 
 	s.setStandbyName(t, "")
 	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
-	if status, err := s.Claim(t.Context(), "after", "c"); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	s.wantClaim(t, "after", "c", Claimed)
 	if holders := s.holders(t, "c"); !slices.Contains(holders, "after") {
 		t.Errorf("holders are %q, want \"after\" among them", holders)
 	}
@@ -113,23 +105,18 @@ func TestReady_commitsHang(t *testing.T) {
 // claim. That makes the server suspect as well.
 func TestReady_commitsOfAnotherInstanceHang(t *testing.T) {
 	t.Parallel()
-	url := startServer(t).New(t).URL
 	shortTimeout := func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second }
-	s := newTestStoreAt(t, url, connect(t, url), shortTimeout)
-	other := openStore(t, url, shortTimeout)
+	s := newServerStore(t, shortTimeout)
+	other := openStore(t, s.url, shortTimeout)
 	s.create(t, "c", 100)
 	wantReady(t, other)
 
 	s.loseStandby(t)
-	if status, err := s.Claim(t.Context(), "first", "c"); !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("claim on the first instance: %q, %v; want ErrOutcomeUnknown", status, err)
-	}
+	s.wantClaim(t, "first", "c", ErrOutcomeUnknown)
 	wantReady(t, other) // for it, the server is not suspect yet
 	waiting := s.sessionsWaiting(t)
 	for range 3 {
-		if status, err := other.Claim(t.Context(), "second", "c"); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("claim on the second instance: %q, %v; want ErrUnavailable", status, err)
-		}
+		other.wantClaim(t, "second", "c", ErrUnavailable)
 	}
 	wantReady(t, other, commitsHang)
 	if more := s.sessionsWaiting(t) - waiting; more > 1 {
@@ -140,9 +127,7 @@ func TestReady_commitsOfAnotherInstanceHang(t *testing.T) {
 	wait.For(t, "both instances to be ready", func() bool { return isReady(t, s.Store) && isReady(t, other) })
 	wait.For(t, "the first claim to be visible", func() bool { return len(s.holders(t, "c")) > 0 })
 	s.wantHolders(t, "c", "first")
-	if status, err := other.Claim(t.Context(), "second", "c"); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	other.wantClaim(t, "second", "c", Claimed)
 }
 
 // A locked coupon makes the server suspect, but the probe commits: other coupons are not affected.
@@ -152,12 +137,8 @@ func TestReady_lockedCoupon(t *testing.T) {
 	s.create(t, "locked", 100)
 	s.create(t, "c", 100)
 	s.lock(t, "locked")
-	if status, err := s.Claim(t.Context(), "u", "locked"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("claim of the locked coupon: %q, %v; want ErrUnavailable", status, err)
-	}
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Errorf("claim of the other coupon: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "locked", ErrUnavailable)
+	s.wantClaim(t, "u", "c", Claimed)
 	wantReady(t, s.Store)
 }
 
@@ -165,11 +146,8 @@ func TestReady_lockedCoupon(t *testing.T) {
 func TestProbe_loginRefused(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	name := fmt.Sprint("pgstore_test_", time.Now().UnixNano())
-	s.exec(t, `create role `+name+` login password 's3cr3t' in role coupon_service`)
-	t.Cleanup(func() { _, _ = s.owner.Exec(context.Background(), `drop role `+name) })
-	_, host, _ := strings.Cut(s.url, "@")
-	refused := openStore(t, "postgres://"+name+":wrong@"+host)
+	_, url := s.newLogin(t, `in role coupon_service`)
+	refused := openStore(t, strings.Replace(url, "s3cr3t", "wrong", 1))
 	srv := refused.serverOf("c")
 	srv.markSuspect()
 	wait.For(t, "the probe to be refused", func() bool { return srv.refusalReason() != "" })
@@ -191,9 +169,7 @@ begin
   end loop;
 end $$`)
 	s.serverOf("c").markSuspect()
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Errorf("%q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 	wantReady(t, s.Store)
 }
 
@@ -203,8 +179,7 @@ end $$`)
 func TestProbe_boundsSessionsLeftBehind(t *testing.T) {
 	t.Parallel()
 	const maxConns, coupons, clientCount = 8, 400, 40
-	url := startServer(t).New(t).URL
-	s := newTestStoreAt(t, url, connect(t, url), func(cfg *Config) {
+	s := newServerStore(t, func(cfg *Config) {
 		cfg.ClaimTimeout = 2 * time.Second
 		cfg.MaxConns, cfg.ClaimConcurrency = maxConns, 2
 	})
@@ -214,62 +189,41 @@ func TestProbe_boundsSessionsLeftBehind(t *testing.T) {
 	wantReady(t, s.Store)
 
 	s.loseStandby(t)
-	var next, refused, unknown atomic.Int64
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	for range clientCount {
-		clients.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				case <-time.After(20 * time.Millisecond):
-				}
-				// Every third call is a creation, which does not go through a batcher.
-				n := next.Add(1)
-				var err error
-				if n%3 == 0 {
-					_, err = s.CreateCoupon(t.Context(), fmt.Sprint("new", n), 1)
-				} else {
-					_, err = s.Claim(t.Context(), "u", fmt.Sprint("c", n%coupons))
-				}
-				switch {
-				case errors.Is(err, ErrUnavailable), errors.Is(err, ErrOverloaded):
-					refused.Add(1)
-				case errors.Is(err, ErrOutcomeUnknown):
-					unknown.Add(1)
-				default:
-					t.Errorf("call %d: %v", n, err)
-				}
-			}
-		})
-	}
+	var answers recorder
+	stop := concurrently(t, clientCount, func(client, n int) {
+		time.Sleep(20 * time.Millisecond)
+		caller := fmt.Sprint(client, "/", n)
+		if n%3 == 0 { // does not go through a batcher
+			_, err := s.CreateCoupon(t.Context(), "new"+caller, 1)
+			record(&answers, caller, "", err)
+			return
+		}
+		_, err := s.Claim(t.Context(), "u", fmt.Sprint("c", (client+clientCount*n)%coupons))
+		record(&answers, caller, "", err)
+	})
 	time.Sleep(3 * s.timeout)
-	close(stop)
-	clients.Wait()
-	waiting := s.sessionsWaiting(t)
-	t.Logf("%d calls are ambiguous and %d were not committed; %d sessions wait for the standby", unknown.Load(), refused.Load(), waiting)
+	stop()
+	waiting, ambiguous, not := s.sessionsWaiting(t), answers.count(unknown), answers.count(refused)
+	t.Logf("%d calls are ambiguous and %d were not committed; %d sessions wait for the standby", ambiguous, not, waiting)
 	if waiting > maxConns {
 		t.Errorf("%d sessions wait for the standby, want at most %d", waiting, maxConns)
 	}
-	if unknown.Load() == 0 || refused.Load() < 10*unknown.Load() {
-		t.Errorf("%d calls are ambiguous and %d were not committed; want at least 1, and at least 10 times as many not committed", unknown.Load(), refused.Load())
+	if ambiguous == 0 || not < 10*ambiguous || ambiguous+not != len(answers.outcomes) {
+		t.Errorf("of %d calls, %d are ambiguous and %d were not committed; want at least 1, at least 10 times as many not committed, and no others",
+			len(answers.outcomes), ambiguous, not)
 	}
 	wantReady(t, s.Store, commitsHang)
 	s.wantNoCancelRequest(t)
 
 	s.setStandbyName(t, "")
 	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
-	if status, err := s.Claim(t.Context(), "after", "c1"); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	s.wantClaim(t, "after", "c1", Claimed)
 	wait.For(t, "all sessions to end their wait", func() bool { return s.sessionsWaiting(t) == 0 })
 }
 
 func TestClose_duringAProbe(t *testing.T) {
 	t.Parallel()
-	url := startServer(t).New(t).URL
-	s := newTestStoreAt(t, url, connect(t, url))
+	s := newServerStore(t)
 	s.loseStandby(t)
 	s.serverOf("c").markSuspect()
 	wantReady(t, s.Store, commitsHang)
@@ -286,8 +240,7 @@ func TestClose_duringAProbe(t *testing.T) {
 // probe.
 func TestProbe_notStartedByReads(t *testing.T) {
 	t.Parallel()
-	url := startServer(t).New(t).URL
-	s := newTestStoreAt(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = time.Second })
+	s := newServerStore(t, func(cfg *Config) { cfg.ClaimTimeout = time.Second })
 	s.fill(t, "big", 3*pageSize, 2*pageSize)
 	s.create(t, "c", 1)
 	wantReady(t, s.Store)
@@ -302,9 +255,7 @@ func TestProbe_notStartedByReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(t.Context(), "lock table coupond.claims"); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, tx, "lock table coupond.claims")
 	for _, timeout := range []time.Duration{100 * time.Millisecond, time.Minute} {
 		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		for _, err := range coupon.Claimers(ctx) {
@@ -322,7 +273,5 @@ func TestProbe_notStartedByReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.setStandbyName(t, "")
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Errorf("%q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 }

@@ -63,9 +63,7 @@ func newShardedStore(t testing.TB, shards int, change ...func(*Config)) *sharded
 			// So that the test passes on a busy machine.
 			`alter role coupon_proxy_login set statement_timeout = '5s'`,
 		} {
-			if _, err := shard.Exec(t.Context(), sql); err != nil {
-				t.Fatal(err)
-			}
+			execSQL(t, shard, sql)
 		}
 	}
 	for _, sql := range []string{
@@ -73,9 +71,7 @@ func newShardedStore(t testing.TB, shards int, change ...func(*Config)) *sharded
 		`grant usage on foreign server coupond to coupon_proxy`,
 		`create user mapping for coupon_proxy server coupond options (user 'coupon_proxy_login', password 'of the test')`,
 	} {
-		if _, err := admin.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, admin, sql)
 	}
 
 	s.testStore = &testStore{Store: openStore(t, s.proxy, change...)}
@@ -102,10 +98,7 @@ func (s *shardedStore) couponsOf(t testing.TB, each int) [][]string {
 	found := make([][]string, len(s.urls))
 	for n := 0; slices.ContainsFunc(found, func(c []string) bool { return len(c) < each }); n++ {
 		name := fmt.Sprint("coupon-", n)
-		var i int
-		if err := conn.QueryRow(t.Context(), `select (hashtext($1) & $2) % $3`, name, partitions-1, len(s.urls)).Scan(&i); err != nil {
-			t.Fatal(err)
-		}
+		i := queryValue[int](t, conn, `select (hashtext($1) & $2) % $3`, name, partitions-1, len(s.urls))
 		if len(found[i]) < each {
 			found[i] = append(found[i], name)
 		}
@@ -118,9 +111,7 @@ func (s *shardedStore) sell(t testing.TB, each int, amount int32) [][]string {
 	t.Helper()
 	coupons := s.couponsOf(t, each)
 	for _, coupon := range slices.Concat(coupons...) {
-		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != Created {
-			t.Fatal(status, err)
-		}
+		s.wantCreate(t, coupon, amount, Created)
 	}
 	return coupons
 }
@@ -153,16 +144,10 @@ func TestProxy_sale(t *testing.T) {
 	coupons := s.couponsOf(t, each)
 	all := slices.Concat(coupons...)
 	for _, coupon := range all {
-		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != Created {
-			t.Fatal(status, err)
-		}
-		if status, err := s.CreateCoupon(t.Context(), coupon, amount); status != CouponExists {
-			t.Fatal(status, err)
-		}
+		s.wantCreate(t, coupon, amount, Created)
+		s.wantCreate(t, coupon, amount, CouponExists)
 	}
-	if status, err := s.Claim(t.Context(), "u", "none"); status != CouponNotFound {
-		t.Error(status, err)
-	}
+	s.wantClaim(t, "u", "none", CouponNotFound)
 
 	var mu sync.Mutex
 	counts := make(map[string]map[ClaimStatus]int) // by coupon
@@ -225,9 +210,7 @@ func TestProxy_deadShard(t *testing.T) {
 	// If a split call fails, the part of the running shard may have been committed. So its coupons are
 	// claimed alone first …
 	for i, coupon := range coupons[0] {
-		if status, err := s.Claim(t.Context(), fmt.Sprint("meanwhile", i), coupon); status != Claimed {
-			t.Errorf("meanwhile: %s, %v", status, err)
-		}
+		s.wantClaim(t, fmt.Sprint("meanwhile", i), coupon, Claimed)
 	}
 	// … and then in a mixed batch, where each claim is either made or reported as unknown.
 	claims = mixed("down")
@@ -242,9 +225,7 @@ func TestProxy_deadShard(t *testing.T) {
 			t.Errorf("claim on the running shard: %q, %v", c.status, c.err)
 		}
 	}
-	if _, _, err := s.Coupon(t.Context(), coupons[1][0]); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("read on the dead shard: %v", err)
-	}
+	s.wantReadError(t, coupons[1][0], ErrUnavailable)
 	wantReady(t, s.Store)
 	for _, coupon := range coupons[0] {
 		if n := s.claims(t, 0, coupon); n != 3 {
@@ -279,35 +260,21 @@ func TestProxy_movingCoupon(t *testing.T) {
 	coupons := s.couponsOf(t, 1)
 	ours, moving := coupons[0][0], coupons[1][0]
 	for _, coupon := range []string{ours, moving} {
-		if status, err := s.CreateCoupon(t.Context(), coupon, 100); status != Created {
-			t.Fatal(status, err)
-		}
+		s.wantCreate(t, coupon, 100, Created)
 	}
 	shard := connect(t, s.urls[1])
 	own := func(sql string) {
 		t.Helper()
-		if _, err := shard.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, shard, sql)
 	}
 	own(`update coupond.shard set owned = '{}'`)
 
-	if status, err := s.Claim(t.Context(), "u", moving); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("a claim: %q, %v", status, err)
-	}
-	if status, err := s.CreateCoupon(t.Context(), moving, 5); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("a creation: %q, %v", status, err)
-	}
-	if _, _, err := s.Coupon(t.Context(), moving); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a read: %v", err)
-	}
-	if status, err := s.Claim(t.Context(), "u", ours); status != Claimed {
-		t.Errorf("meanwhile: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", moving, ErrUnavailable)
+	s.wantCreate(t, moving, 5, ErrUnavailable)
+	s.wantReadError(t, moving, ErrUnavailable)
+	s.wantClaim(t, "u", ours, Claimed)
 	own(`update coupond.shard set owned = (select array_agg(p) from generate_series(1, 63, 2) as p)`)
-	if status, err := s.Claim(t.Context(), "u", moving); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", moving, Claimed)
 	if n := s.claims(t, 1, moving); n != 1 {
 		t.Errorf("%d claims, want 1", n)
 	}
@@ -320,24 +287,12 @@ func TestProxy_lockedCoupon(t *testing.T) {
 	s := newShardedStore(t, 2)
 	coupons := s.sell(t, 1, 100)
 	holder := connect(t, s.urls[1])
-	if _, err := holder.Exec(t.Context(), `begin`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := holder.Exec(t.Context(), `select from coupond.coupons for update`); err != nil {
-		t.Fatal(err)
-	}
-	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("claim of the locked coupon: %q, %v", status, err)
-	}
-	if status, err := s.Claim(t.Context(), "u", coupons[0][0]); status != Claimed {
-		t.Errorf("claim of the other coupon: %q, %v", status, err)
-	}
-	if _, err := holder.Exec(t.Context(), `rollback`); err != nil {
-		t.Fatal(err)
-	}
-	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	execSQL(t, holder, `begin`)
+	execSQL(t, holder, `select from coupond.coupons for update`)
+	s.wantClaim(t, "u", coupons[1][0], ErrOutcomeUnknown)
+	s.wantClaim(t, "u", coupons[0][0], Claimed)
+	execSQL(t, holder, `rollback`)
+	s.wantClaim(t, "u", coupons[1][0], Claimed)
 }
 
 // Only the functions' owner can use the connection to the shards, and on a shard the proxy's login
@@ -347,14 +302,10 @@ func TestProxy_roles(t *testing.T) {
 	s := newShardedStore(t, 1)
 	as := func(at, sql string) *pgx.Conn {
 		conn := connect(t, at)
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, conn, sql)
 		return conn
 	}
-	if _, err := connect(t, s.proxy).Exec(t.Context(), `create role service login in role coupon_service`); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, connect(t, s.proxy), `create role service login in role coupon_service`)
 	service := as(s.proxy, `set session authorization service`)
 	shard := as(s.urls[0], `set session authorization coupon_proxy_login`)
 	for _, test := range []struct {
@@ -391,9 +342,7 @@ func TestProxy_silentShard(t *testing.T) {
 	s.silence(t, 1)
 
 	start := time.Now()
-	if status, err := s.Claim(t.Context(), "u", coupons[1][0]); !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("claim on the silent shard: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", coupons[1][0], ErrOutcomeUnknown)
 	took := time.Since(start)
 	t.Logf("the claim on the silent shard was answered after %v", took)
 	if took > s.timeout+time.Second {
@@ -401,15 +350,10 @@ func TestProxy_silentShard(t *testing.T) {
 	}
 	admin := connect(t, s.proxy)
 	wait.For(t, "the proxy to end the session of that call, while the shard is silent", func() bool {
-		var left int
-		if err := admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity where query = $1 and state = 'active'`, claimCouponsSQL).Scan(&left); err != nil {
-			t.Fatal(err)
-		}
+		left := queryValue[int](t, admin, `select count(*) from pg_stat_activity where query = $1 and state = 'active'`, claimCouponsSQL)
 		return left == 0
 	})
 	start = time.Now()
-	if status, err := s.Claim(t.Context(), "u", coupons[0][0]); status != Claimed {
-		t.Errorf("claim on the other shard: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", coupons[0][0], Claimed)
 	t.Logf("the claim on the other shard was answered after %v", time.Since(start))
 }

@@ -35,7 +35,7 @@ import (
 // A probe runs whenever the server is not healthy (probe.go). There is one at a time, so the
 // sessions left behind on the server are those of the writes in flight when it became suspect.
 // Other signs make a server suspect as well: a solo call or a creation that waits for a lock in
-// vain, because a claim whose commit hangs may hold it; a commit that did not wait for its standby;
+// vain, because a claim may hold it that cannot commit; a commit that did not wait for its standby;
 // a connection that cannot be had in time although the pool is not full.
 //
 // admit is the only place that refuses a call before it is sent. execute makes the second attempt,
@@ -81,7 +81,7 @@ type callFunc func(context.Context, *pgx.Conn) error
 
 // callKind is what attempt must know about a call.
 type callKind struct {
-	write     bool // it commits something, or takes locks, whose release waits for a commit as well
+	write     bool // it commits something, or takes locks, which a commit releases
 	shared    bool // it waits for a lock only briefly, so that the end of this wait means nothing
 	reconnect bool // try to connect until ctx ends, instead of failing at once
 }

@@ -47,9 +47,7 @@ func TestReady_missingRole(t *testing.T) {
 	url := startServer(t).Empty(t).URL
 	s := newTestStoreAt(t, url, connect(t, url))
 	wantReady(t, s.Store, "coupon_service", "coupond migrate")
-	if _, err := s.Claim(t.Context(), "u", "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a claim: %v", err)
-	}
+	s.wantClaim(t, "u", "c", ErrUnavailable)
 	if _, err := db.Apply(t.Context(), s.owner, db.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -100,14 +98,10 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 		"server.key": {Type: "PRIVATE KEY", Bytes: key},
 	} {
 		lines := `select unnest(string_to_array('` + string(pem.EncodeToMemory(&block)) + `', E'\n'))`
-		if _, err := owner.Exec(t.Context(), `copy (`+lines+`) to program 'umask 077; cat > `+name+`'`); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, owner, `copy (`+lines+`) to program 'umask 077; cat > `+name+`'`)
 	}
 	for _, sql := range []string{`alter system set ssl = on`, `select pg_reload_conf()`} {
-		if _, err := owner.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, owner, sql)
 	}
 	wait.For(t, "the server to offer TLS", func() bool {
 		conn, err := pgx.Connect(t.Context(), withParam(owner.Config().ConnString(), "sslmode", "require"))
@@ -122,19 +116,14 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 // it, however the wait ends.
 func TestClaim_synchronousStandby(t *testing.T) {
 	t.Parallel()
-	url := startServer(t).New(t).URL
 	shortTimeout := func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second }
-	s := newTestStoreAt(t, url, connect(t, url), shortTimeout)
+	s := newServerStore(t, shortTimeout)
 	s.create(t, "c", 100)
-	if status, err := s.Claim(t.Context(), "before", "c"); status != Claimed {
-		t.Fatal(status, err)
-	}
+	s.wantClaim(t, "before", "c", Claimed)
 
 	s.loseStandby(t)
 	// A rejection writes nothing and does not wait.
-	if status, err := s.Claim(t.Context(), "before", "c"); status != AlreadyClaimed {
-		t.Fatal(status, err)
-	}
+	s.wantClaim(t, "before", "c", AlreadyClaimed)
 
 	// These would end the wait early, or hide the warning. They hold for sessions that start later.
 	s.set(t, "synchronous_commit", "off")
@@ -144,7 +133,7 @@ func TestClaim_synchronousStandby(t *testing.T) {
 		{"terminated", `select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`},
 	} {
 		// A new store for each: once the server is suspect, a store sends no claim.
-		store := openStore(t, s.proxy.URL(url), shortTimeout)
+		store := openStore(t, s.proxy.URL(s.url), shortTimeout)
 		answered := make(chan struct{})
 		var ended atomic.Bool
 		go func() {
@@ -175,9 +164,7 @@ func TestClaim_synchronousStandby(t *testing.T) {
 	// We give up the wait. The claim continues to wait, without a cancel request, and is committed
 	// when the standby answers (here: when none is required any more).
 	start := time.Now()
-	if status, err := s.Claim(t.Context(), "given up", "c"); status != "" || !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("given up: %q, %v; want ErrOutcomeUnknown", status, err)
-	}
+	s.wantClaim(t, "given up", "c", ErrOutcomeUnknown)
 	if took := time.Since(start); took > s.timeout+time.Second {
 		t.Errorf("given up after %v, want at most %v", took, s.timeout+time.Second)
 	}
@@ -188,9 +175,7 @@ func TestClaim_synchronousStandby(t *testing.T) {
 	s.setStandbyName(t, "")
 	wait.For(t, "the claim to be committed", func() bool { return slices.Contains(s.holders(t, "c"), "given up") })
 	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
-	if status, err := s.Claim(t.Context(), "after", "c"); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	s.wantClaim(t, "after", "c", Claimed)
 }
 
 // The server crashes during a sale and is started again: all outcomes are true, and the sale
@@ -202,85 +187,32 @@ func TestStore_serverCrashes(t *testing.T) {
 	s := newTestStoreAt(t, url, connect(t, url), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	s.create(t, "c", 1_000_000)
 
-	var mu sync.Mutex
-	answers := make(map[string]string) // by user
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	for i := range 8 {
-		clients.Go(func() {
-			for n := 0; ; n++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				user := fmt.Sprint(i, "/", n)
-				status, err := s.Claim(t.Context(), user, "c")
-				answer := string(status)
-				switch {
-				case errors.Is(err, ErrOutcomeUnknown):
-					answer = "unknown"
-				case errors.Is(err, ErrUnavailable), errors.Is(err, ErrOverloaded):
-					answer = "refused"
-				case err != nil:
-					answer = err.Error()
-				}
-				mu.Lock()
-				answers[user] = answer
-				mu.Unlock()
-			}
-		})
-	}
-	count := func(answer string) (n int) {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, a := range answers {
-			if a == answer {
-				n++
-			}
-		}
-		return n
-	}
+	var answers recorder
+	stop := concurrently(t, 8, func(client, n int) {
+		user := fmt.Sprint(client, "/", n)
+		status, err := s.Claim(t.Context(), user, "c")
+		record(&answers, user, status, err)
+	})
+	claimed := func() int { return answers.count(string(Claimed)) }
 	for range 2 {
-		before := count("claimed")
-		wait.For(t, "claims before the crash", func() bool { return count("claimed") > before+100 })
-		refused := count("refused")
+		before := claimed()
+		wait.For(t, "claims before the crash", func() bool { return claimed() > before+100 })
+		refusedBefore := answers.count(refused)
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		wait.For(t, "claims that are refused", func() bool { return count("refused") > refused })
+		wait.For(t, "claims that are refused", func() bool { return answers.count(refused) > refusedBefore })
 		wantReady(t, s.Store, "does not answer")
 		if err := server.Start(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	before := count("claimed")
-	wait.For(t, "claims after the restart", func() bool { return count("claimed") > before+100 })
+	before := claimed()
+	wait.For(t, "claims after the restart", func() bool { return claimed() > before+100 })
 	wantReady(t, s.Store)
-	close(stop)
-	clients.Wait()
-
+	stop()
 	s.owner = connect(t, url)
-	has := make(map[string]bool)
-	for _, user := range s.holders(t, "c") {
-		has[user] = true
-	}
-	for user, answer := range answers {
-		switch answer {
-		case "claimed":
-			if !has[user] {
-				t.Errorf("user %s: claimed, but the table does not have the claim", user)
-			}
-		case "refused":
-			if has[user] {
-				t.Errorf("user %s: refused, but the table has the claim", user)
-			}
-		case "unknown":
-		default:
-			t.Errorf("user %s: %q", user, answer)
-		}
-	}
-	t.Logf("claimed %d, refused %d, unknown %d", count("claimed"), count("refused"), count("unknown"))
+	answers.wantTrue(t, s.holders(t, "c"), 1_000_000)
 }
 
 func TestClose_leaksNothing(t *testing.T) {
@@ -301,9 +233,7 @@ func TestClose_leaksNothing(t *testing.T) {
 	var callers sync.WaitGroup
 	for i := range 5 {
 		callers.Go(func() {
-			if status, err := s.Claim(t.Context(), fmt.Sprint(i), "c"); status != Claimed {
-				t.Errorf("a claim pending at Close: %q, %v; want claimed", status, err)
-			}
+			s.wantClaim(t, fmt.Sprint(i), "c", Claimed)
 		})
 	}
 	if _, _, err := s.Coupon(t.Context(), "c"); err != nil {
@@ -320,15 +250,9 @@ func TestClose_leaksNothing(t *testing.T) {
 	goleak.VerifyNone(t, before)
 
 	// Calls after Close are refused, and a second Close has no effect.
-	if _, err := s.Claim(t.Context(), "late", "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a claim after Close: %v", err)
-	}
-	if _, err := s.CreateCoupon(t.Context(), "late", 1); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a creation after Close: %v", err)
-	}
-	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a read after Close: %v", err)
-	}
+	s.wantClaim(t, "late", "c", ErrUnavailable)
+	s.wantCreate(t, "late", 1, ErrUnavailable)
+	s.wantReadError(t, "c", ErrUnavailable)
 	if isReady(t, store) {
 		t.Error("ready after Close")
 	}

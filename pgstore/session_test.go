@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -57,12 +58,8 @@ func TestSession_databaseSettings(t *testing.T) {
 			if got := s.show(t, store, test.setting); got != test.want {
 				t.Errorf("%s is %s, want %s", test.setting, got, test.want)
 			}
-			if status, err := store.CreateCoupon(t.Context(), "c", 2); status != Created {
-				t.Errorf("creation: %q, %v", status, err)
-			}
-			if status, err := store.Claim(t.Context(), "u", "c"); status != Claimed {
-				t.Errorf("claim: %q, %v", status, err)
-			}
+			store.wantCreate(t, "c", 2, Created)
+			store.wantClaim(t, "u", "c", Claimed)
 		})
 	}
 }
@@ -75,25 +72,15 @@ func TestSession_clientEncoding(t *testing.T) {
 	latin := openStore(t, s.url)
 	names := []string{"für", strings.Repeat("ü", 255), "€", "🎟️"}
 	for _, name := range names {
-		if status, err := latin.CreateCoupon(t.Context(), name, 2); status != Created {
-			t.Errorf("creating %q: %q, %v", name, status, err)
-		}
-		if status, err := latin.Claim(t.Context(), name, name); status != Claimed {
-			t.Errorf("claiming %q: %q, %v", name, status, err)
-		}
+		latin.wantCreate(t, name, 2, Created)
+		latin.wantClaim(t, name, name, Claimed)
 	}
 	// s.Store started no session yet.
 	s.set(t, "client_encoding", "UTF8")
 	for _, name := range names {
-		if status, err := s.Claim(t.Context(), name, name); status != AlreadyClaimed {
-			t.Errorf("the same user again, in UTF8: %q, %v; want already_claimed", status, err)
-		}
+		s.wantClaim(t, name, name, AlreadyClaimed)
 		s.wantHolders(t, name, name)
-		coupon, found, err := s.Coupon(t.Context(), name)
-		if err != nil || !found || coupon.Name != name {
-			t.Fatalf("reading %q: %v, %v", name, found, err)
-		}
-		if users, _ := coupon.Whole(); len(users) != 1 || users[0] != name {
+		if users := s.claimers(t, name); !slices.Equal(users, []string{name}) {
 			t.Errorf("%q: claimed by %q", name, users)
 		}
 	}
@@ -111,9 +98,7 @@ func TestSession_isolation(t *testing.T) {
 	for i := range users {
 		for name, store := range map[string]*Store{"a": s.Store, "b": other} {
 			clients.Go(func() {
-				if status, err := store.Claim(t.Context(), fmt.Sprint(name, i), "c"); status != Claimed {
-					t.Errorf("%q, %v", status, err)
-				}
+				store.wantClaim(t, fmt.Sprint(name, i), "c", Claimed)
 			})
 		}
 	}
@@ -143,28 +128,18 @@ func TestReady_standby(t *testing.T) {
 		return err != nil && strings.Contains(err.Error(), "standby")
 	})
 	for _, user := range []string{"u", "v"} {
-		if _, err := s.Claim(t.Context(), user, "c"); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("a claim: %v; want ErrUnavailable", err)
-		}
+		s.wantClaim(t, user, "c", ErrUnavailable)
 	}
-	if _, err := s.CreateCoupon(t.Context(), "d", 1); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a creation: %v; want ErrUnavailable", err)
-	}
+	s.wantCreate(t, "d", 1, ErrUnavailable)
 	// Its state may be old, so it is not asked for that either.
-	if status, err := s.Claim(t.Context(), "u", "perhaps created meanwhile"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a claim of an unknown coupon: %q, %v; want ErrUnavailable", status, err)
-	}
-	if _, _, err := s.Coupon(t.Context(), "c"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("a read: %v; want ErrUnavailable", err)
-	}
+	s.wantClaim(t, "u", "perhaps created meanwhile", ErrUnavailable)
+	s.wantReadError(t, "c", ErrUnavailable)
 	wantReady(t, s.Store, "standby")
 	wait.For(t, "the connections to the standby to be closed", func() bool { return s.pool.Stat().TotalConns() == 0 })
 
 	s.exec(t, `select pg_promote()`)
 	wait.For(t, "Ready", func() bool { return isReady(t, s.Store) })
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 }
 
 // An error of PostgreSQL is a rollback, whatever its class: the claim and the creation are
@@ -219,13 +194,10 @@ func TestClaim_errorIsARollback(t *testing.T) {
 
 			s.exec(t, `drop function coupond.fail() cascade`)
 			wantReady(t, s.Store)
-			if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-				t.Errorf("afterwards: %q, %v", status, err)
-			}
+			s.wantClaim(t, "u", "c", Claimed)
 			s.wantHolders(t, "c", "u")
-			var coupons int // without those of trials
-			if err := s.owner.QueryRow(t.Context(), `select count(*) from coupond.coupons`).Scan(&coupons); err != nil || coupons != 1 {
-				t.Errorf("%d coupons, %v; want 1", coupons, err)
+			if coupons := queryValue[int](t, s.owner, `select count(*) from coupond.coupons`); coupons != 1 {
+				t.Errorf("%d coupons; want 1", coupons)
 			}
 		})
 	}
@@ -253,8 +225,7 @@ func TestReady_diskFull(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	url := startServer(t).New(t).URL
-	s := newTestStoreAt(t, url, connect(t, url))
+	s := newServerStore(t)
 	s.exec(t, `copy (select) to program 'mkdir --mode=700 `+disk+`/space'`)
 	s.exec(t, `create tablespace small location '`+disk+`/space'`)
 	s.exec(t, `alter table all in tablespace pg_default owned by current_user set tablespace small`)
@@ -304,13 +275,9 @@ func TestReady_errorOfOneCoupon(t *testing.T) {
 	s.exec(t, `create function coupond.fail() returns trigger language plpgsql as $$
 		begin raise exception 'invalid page' using errcode = 'XX001'; end $$`)
 	s.exec(t, `create trigger fail before insert on coupond.claims for each row when (new.coupon_name = 'broken') execute function coupond.fail()`)
-	if _, err := s.Claim(t.Context(), "u", "broken"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("claim of the broken coupon: %v; want ErrUnavailable", err)
-	}
+	s.wantClaim(t, "u", "broken", ErrUnavailable)
 	wantReady(t, s.Store)
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Errorf("claim of another coupon: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 }
 
 // Warnings of triggers and of auto_explain do not make an outcome unknown.
@@ -339,9 +306,7 @@ func TestClaim_otherWarnings(t *testing.T) {
 			t.Errorf("%d claims: %q, %v; want claimed", len(claims), claims[0].status, claims[0].err)
 		}
 	}
-	if status, err := s.CreateCoupon(t.Context(), "d", 1); status != Created {
-		t.Errorf("creation: %q, %v", status, err)
-	}
+	s.wantCreate(t, "d", 1, Created)
 	wantReady(t, s.Store)
 	s.wantHolders(t, "c", "u1", "u2", "u3", "u4")
 }

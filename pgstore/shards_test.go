@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -75,11 +74,7 @@ func (s *shardedStore) wantShards(t testing.TB, count int, unhealthy map[int]str
 func (s *shardedStore) silence(t *testing.T, shard int) (resume func()) {
 	t.Helper()
 	pids := []int{s.shards[shard].Pid()}
-	var sessions []int
-	if err := connect(t, s.urls[shard]).QueryRow(t.Context(),
-		`select array_agg(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`).Scan(&sessions); err != nil {
-		t.Fatal(err)
-	}
+	sessions := queryValue[[]int](t, connect(t, s.urls[shard]), `select array_agg(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`)
 	pids = append(pids, sessions...)
 	signal := func(sig syscall.Signal) {
 		for _, pid := range pids {
@@ -108,9 +103,7 @@ func TestShards_deadAndSilent(t *testing.T) {
 	}
 	resume := s.silence(t, silent)
 	before := time.Now()
-	if status, err := s.Claim(t.Context(), "first", coupons[silent][0]); !errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("claim in flight on the silent shard: %q, %v; want ErrOutcomeUnknown", status, err)
-	}
+	s.wantClaim(t, "first", coupons[silent][0], ErrOutcomeUnknown)
 	t.Logf("the claim in flight on the silent shard was answered after %v", time.Since(before))
 	s.wantShards(t, 4, map[int]string{dead: "gets no answer", silent: "does not answer"})
 	wantReady(t, s.Store)
@@ -136,12 +129,8 @@ func TestShards_deadAndSilent(t *testing.T) {
 				if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
 					t.Errorf("claim on shard %d: %q, %v; want ErrUnavailable", shard, status, err)
 				}
-				if _, _, err := s.Coupon(t.Context(), coupon); !errors.Is(err, ErrUnavailable) {
-					t.Errorf("read on shard %d: %v; want ErrUnavailable", shard, err)
-				}
-				if status, err := s.CreateCoupon(t.Context(), coupon, 1); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
-					t.Errorf("creation on shard %d: %q, %v; want ErrUnavailable", shard, status, err)
-				}
+				s.wantReadError(t, coupon, ErrUnavailable)
+				s.wantCreate(t, coupon, 1, ErrUnavailable)
 			default:
 				if status != Claimed {
 					t.Errorf("claim on shard %d: %q, %v", shard, status, err)
@@ -169,9 +158,7 @@ func TestShards_deadAndSilent(t *testing.T) {
 	}
 	s.wantShards(t, 4, nil)
 	for shard := range coupons {
-		if status, err := s.Claim(t.Context(), "last", coupons[shard][0]); status != Claimed {
-			t.Errorf("afterwards, claim on shard %d: %q, %v", shard, status, err)
-		}
+		s.wantClaim(t, "last", coupons[shard][0], Claimed)
 		least, most := 51, 51
 		switch shard {
 		case dead:
@@ -286,83 +273,57 @@ func TestShards_commitsHang(t *testing.T) {
 	const maxConns, clientCount, stuck = 8, 40, 1
 	s := newShardedStore(t, 2, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = 4*time.Second, maxConns })
 	coupons := s.sell(t, 20, 1_000_000)
-	fresh := s.couponsOf(t, 1500)[stuck][20:]
+	unsold := s.couponsOf(t, 1500)[stuck][20:]
 	s.wantShards(t, 2, nil)
 	shard := &testStore{url: s.urls[stuck], owner: connect(t, s.urls[stuck])}
 	admin := connect(t, s.proxy)
 
-	var mu sync.Mutex
-	counts := map[string]int{} // of calls, by shard and outcome
-	var refused []string       // users of claims that returned ErrUnavailable
-	var next atomic.Int64
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	end := sync.OnceFunc(func() { close(stop); clients.Wait() })
-	defer end()
-	for client := range clientCount {
-		clients.Go(func() {
-			at := client % 2
-			for n := 0; ; n++ {
-				select {
-				case <-stop:
-					return
-				case <-time.After(20 * time.Millisecond):
-				}
-				user, kind := fmt.Sprint("u", client, "-", n), "claim"
-				var err error
-				if at == stuck && n%3 == 0 && int(next.Load()) < len(fresh)-clientCount { // does not go through a batcher
-					kind = "creation"
-					_, err = s.CreateCoupon(t.Context(), fresh[next.Add(1)], 1)
-				} else {
-					_, err = s.Claim(t.Context(), user, coupons[at][n%len(coupons[at])])
-				}
-				outcome := "done"
-				switch {
-				case errors.Is(err, ErrOutcomeUnknown):
-					outcome = "ambiguous"
-				case errors.Is(err, ErrUnavailable), errors.Is(err, ErrOverloaded):
-					outcome = "not committed"
-				case err != nil:
-					t.Errorf("%s on shard %d: %v", kind, at, err)
-				}
-				mu.Lock()
-				counts[fmt.Sprintf("shard %d: %s", at, outcome)]++
-				if at == stuck && kind == "claim" && outcome == "not committed" {
-					refused = append(refused, user)
-				}
-				mu.Unlock()
-			}
-		})
-	}
+	var claims [2]recorder // by shard
+	var creations recorder
+	stop := concurrently(t, clientCount, func(client, n int) {
+		time.Sleep(20 * time.Millisecond)
+		at, user := client%2, fmt.Sprint("u", client, "-", n)
+		if fresh := client/2 + clientCount/2*(n/3); at == stuck && n%3 == 0 && fresh < len(unsold) { // does not go through a batcher
+			status, err := s.CreateCoupon(t.Context(), unsold[fresh], 1)
+			record(&creations, user, status, err)
+			return
+		}
+		status, err := s.Claim(t.Context(), user, coupons[at][n%len(coupons[at])])
+		record(&claims[at], user, status, err)
+	})
 	shard.loseStandby(t)
-	mu.Lock()
-	clear(counts)
-	mu.Unlock()
+	for _, r := range []*recorder{&claims[0], &claims[1], &creations} {
+		r.mu.Lock()
+		clear(r.outcomes)
+		r.mu.Unlock()
+	}
 
 	// An administrator ends the wait of the first claims: they are committed, but not on a standby.
 	wait.For(t, "a claim that waits for the standby", func() bool { return shard.sessionsWaiting(t) > 0 })
 	shard.exec(t, cancelWaiting)
 	time.Sleep(3 * s.timeout)
 	waiting, found := shard.sessionsWaiting(t), s.Store.proxy.states()
-	var active int
-	if err := admin.QueryRow(t.Context(),
-		`select count(*) from pg_stat_activity where application_name = 'coupond' and state = 'active'`).Scan(&active); err != nil {
-		t.Fatal(err)
-	}
+	active := queryValue[int](t, admin, `select count(*) from pg_stat_activity where application_name = 'coupond' and state = 'active'`)
 	if _, _, err := s.Coupon(t.Context(), coupons[stuck][0]); err != nil {
 		t.Errorf("read: %v", err)
 	}
 	wantReady(t, s.Store)
-	end()
-	t.Logf("%v; %d sessions wait for the standby, %d sessions of the proxy are active", counts, waiting, active)
+	stop()
+	ambiguous, not := claims[stuck].count(unknown)+creations.count(unknown), claims[stuck].count(refused)+creations.count(refused)
+	t.Logf("%d ambiguous and %d not committed; %d sessions wait for the standby, %d sessions of the proxy are active", ambiguous, not, waiting, active)
 	if waiting > maxConns || active > maxConns {
 		t.Errorf("%d sessions wait for the standby and %d of the proxy are active, want at most %d", waiting, active, maxConns)
 	}
-	if counts["shard 1: not committed"] < 5*counts["shard 1: ambiguous"] {
-		t.Errorf("%v; want at least 5 times as many calls of shard 1 not committed as ambiguous", counts)
+	if not < 5*ambiguous {
+		t.Errorf("%d calls of the shard were not committed and %d are ambiguous; want at least 5 times as many", not, ambiguous)
 	}
-	if counts["shard 0: done"] < 10*(counts["shard 0: ambiguous"]+counts["shard 0: not committed"]) {
-		t.Errorf("%v; want at least 10 times as many claims of shard 0 done as not", counts)
+	if made := claims[0].count(string(Claimed)); made < 10*(claims[0].count(unknown)+claims[0].count(refused)) || made == 0 {
+		t.Errorf("%d claims of the other shard were made, %d not; want at least 10 times as many", made, claims[0].count(unknown)+claims[0].count(refused))
+	}
+	for at := range claims {
+		if n := len(claims[at].outcomes) - claims[at].count(string(Claimed)) - claims[at].count(unknown) - claims[at].count(refused); n > 0 {
+			t.Errorf("%d claims of shard %d had another outcome", n, at)
+		}
 	}
 	if len(found) != 2 || found[0].Reason != "" || !strings.Contains(found[stuck].Reason, commitsHang) {
 		t.Errorf("shards are %v; want shard 1 not to complete commits", found)
@@ -370,13 +331,10 @@ func TestShards_commitsHang(t *testing.T) {
 
 	shard.setStandbyName(t, "")
 	s.wantShards(t, 2, nil)
-	if status, err := s.Claim(t.Context(), "after", coupons[stuck][0]); status != Claimed {
-		t.Errorf("afterwards: %q, %v", status, err)
-	}
+	s.wantClaim(t, "after", coupons[stuck][0], Claimed)
 	wait.For(t, "all sessions to end their wait", func() bool { return shard.sessionsWaiting(t) == 0 })
-	var done int
-	if err := shard.owner.QueryRow(t.Context(), `select count(*) from coupond.claims where user_id = any ($1)`, refused).Scan(&done); err != nil || done > 0 {
-		t.Errorf("%d claims that returned ErrUnavailable were made: %v", done, err)
+	if done := queryValue[int](t, shard.owner, `select count(*) from coupond.claims where user_id = any ($1)`, claims[stuck].callers(refused)); done > 0 {
+		t.Errorf("%d claims that returned ErrUnavailable were made", done)
 	}
 	for _, coupon := range coupons[stuck] {
 		s.claims(t, stuck, coupon)
@@ -411,15 +369,11 @@ func TestShards_mapChanges(t *testing.T) {
 	s.wantShards(t, 2, map[int]string{0: "gets no answer"})
 	admin := connect(t, s.proxy)
 	// Move partition 0 to the running shard, which becomes number 0; the dead one becomes number 2.
-	if _, err := admin.Exec(t.Context(), `alter server coupond options (set p0 '`+libpq(t, s.urls[1])+`')`); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, admin, `alter server coupond options (set p0 '`+libpq(t, s.urls[1])+`')`)
 	s.wantShards(t, 2, map[int]string{2: "gets no answer"})
 	// Move the other partitions as well, so that only one shard is left.
 	for p := 2; p < partitions; p += 2 {
-		if _, err := admin.Exec(t.Context(), fmt.Sprintf(`alter server coupond options (set p%d '%s')`, p, libpq(t, s.urls[1]))); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, admin, fmt.Sprintf(`alter server coupond options (set p%d '%s')`, p, libpq(t, s.urls[1])))
 	}
 	s.wantShards(t, 1, nil)
 	if reason := s.serverOf("coupon").refusalReason(); reason != "" {
@@ -433,17 +387,11 @@ func TestShards_olderSchema(t *testing.T) {
 	s := newShardedStore(t, 2, func(cfg *Config) { cfg.SchemaVersion = db.Version() })
 	s.wantShards(t, 2, nil)
 	shard := connect(t, s.urls[1])
-	if _, err := shard.Exec(t.Context(), `update coupond.schema_version set version = version - 1`); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, shard, `update coupond.schema_version set version = version - 1`)
 	s.wantShards(t, 2, map[int]string{1: "run coupond migrate"})
 	coupon := s.couponsOf(t, 1)[1][0]
-	if status, err := s.CreateCoupon(t.Context(), coupon, 1); status != Created {
-		t.Error(status, err)
-	}
-	if status, err := s.Claim(t.Context(), "u", coupon); status != Claimed {
-		t.Error(status, err)
-	}
+	s.wantCreate(t, coupon, 1, Created)
+	s.wantClaim(t, "u", coupon, Claimed)
 }
 
 // A shard on which the proxy's sessions have a setting that breaks a promise is reported as
@@ -459,17 +407,13 @@ func TestShards_sessionProblem(t *testing.T) {
 			`alter role coupon_proxy_login set synchronous_commit = ` + value,
 			`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`,
 		} {
-			if _, err := shard.Exec(t.Context(), sql); err != nil {
-				t.Fatal(err)
-			}
+			execSQL(t, shard, sql)
 		}
 	}
 	set("off")
 	s.wantShards(t, 2, map[int]string{1: "synchronous_commit is off"})
 	coupon := s.couponsOf(t, 1)[1][0]
-	if status, err := s.CreateCoupon(t.Context(), coupon, 1); status != Created {
-		t.Error(status, err)
-	}
+	s.wantCreate(t, coupon, 1, Created)
 	set("on")
 	s.wantShards(t, 2, nil)
 }
@@ -483,9 +427,7 @@ func TestProxy_olderProxy(t *testing.T) {
 	s.wantShards(t, 2, nil)
 	s.Close()
 	admin := connect(t, s.proxy)
-	if _, err := admin.Exec(t.Context(), `drop function coupond.coupon_shards()`); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, admin, `drop function coupond.coupon_shards()`)
 	s.Store = openStore(t, s.proxy, func(cfg *Config) { cfg.ClaimQueue, cfg.Log = 4096, zerolog.New(log) })
 	if _, err := s.Ready(t.Context()); err != nil {
 		t.Error(err)
@@ -540,9 +482,7 @@ func TestProxy_otherWarnings(t *testing.T) {
 		`alter role coupon_proxy_login set auto_explain.log_level = warning`,
 		`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'coupon_proxy_login'`,
 	} {
-		if _, err := shard.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, shard, sql)
 	}
 	s.wantShards(t, 2, nil)
 	coupon := s.sell(t, 1, 10)[1][0]
@@ -569,9 +509,7 @@ returns coupond.claim_status
 language sql
 as $$ select 'not_yet'::coupond.claim_status $$`,
 	} {
-		if _, err := shard.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
+		execSQL(t, shard, sql)
 	}
 	wantInternalError := func(user string) {
 		t.Helper()
@@ -579,13 +517,9 @@ as $$ select 'not_yet'::coupond.claim_status $$`,
 		if status != "" || err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown) {
 			t.Errorf("user %s: %q, %v; want an internal error", user, status, err)
 		}
-		if status, err := s.Claim(t.Context(), user, coupons[0][0]); status != Claimed {
-			t.Errorf("user %s, on the other shard: %q, %v", user, status, err)
-		}
+		s.wantClaim(t, user, coupons[0][0], Claimed)
 	}
 	wantInternalError("before")
-	if _, err := connect(t, s.proxy).Exec(t.Context(), `alter type coupond.claim_status add value 'not_yet'`); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, connect(t, s.proxy), `alter type coupond.claim_status add value 'not_yet'`)
 	wantInternalError("after")
 }

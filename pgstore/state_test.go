@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -43,7 +42,7 @@ func TestState_admits(t *testing.T) {
 	}
 }
 
-// A call that may not be sent waits as long as the server is suspect, a patient one until ctx ends.
+// A call that may not be sent waits as long as the server is suspect, at most until ctx ends.
 func TestServer_admit(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -145,8 +144,7 @@ func TestServer_probeOnce(t *testing.T) {
 // A commit that an administrator ends proves nothing about the next one.
 func TestServer_probeOnce_cancelledCommit(t *testing.T) {
 	t.Parallel()
-	url := startServer(t).New(t).URL
-	s := newTestStoreAt(t, url, connect(t, url))
+	s := newServerStore(t)
 	s.loseStandby(t)
 	srv := s.serverOf("c")
 	srv.record(suspect, "of the test")
@@ -163,11 +161,8 @@ func TestServer_probeOnce_cancelledCommit(t *testing.T) {
 func TestServer_probeOnce_noConnectionLeft(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	name := fmt.Sprint("pgstore_probe_", time.Now().UnixNano())
-	s.exec(t, `create role `+name+` login password 's3cr3t' in role coupon_service`)
-	t.Cleanup(func() { _, _ = s.owner.Exec(context.Background(), `drop role `+name) })
-	_, host, _ := strings.Cut(s.url, "@")
-	limited := openStore(t, "postgres://"+name+":s3cr3t@"+host)
+	name, url := s.newLogin(t, `in role coupon_service`)
+	limited := openStore(t, url)
 	if _, err := limited.Claim(t.Context(), "u", "c"); err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +347,7 @@ func TestServer_execute_secondAttempt(t *testing.T) {
 	}
 }
 
-// asProxy makes the idle session of the pool look like one on a proxy, whose errors prove nothing.
+// asProxy makes the idle session of the pool look like one on a proxy: its errors prove nothing.
 func (s *testStore) asProxy(t *testing.T) {
 	t.Helper()
 	for _, conn := range s.pool.AcquireAllIdle(t.Context()) {
@@ -368,7 +363,7 @@ func TestServer_sendShared_lockedCoupon(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		proxy bool
-		had   ClaimStatus // of the user who has the free coupon already
+		had   ClaimStatus // of the user that has the free coupon already
 	}{
 		{"a single server", false, AlreadyClaimed},
 		{"a proxy", true, ""},
@@ -392,7 +387,7 @@ func TestServer_sendShared_lockedCoupon(t *testing.T) {
 			s.serverOf("free").sendShared(ctx, claims)
 			had, granted, locked := claims[0], claims[1], claims[2]
 			if had.status != test.had || test.proxy != errors.Is(had.err, ErrOutcomeUnknown) {
-				t.Errorf("a user who has the coupon: %q, %v; want %q", had.status, had.err, test.had)
+				t.Errorf("a user that has the coupon: %q, %v; want %q", had.status, had.err, test.had)
 			}
 			if granted.status != Claimed {
 				t.Errorf("another user: %q, %v; want claimed", granted.status, granted.err)
@@ -559,9 +554,7 @@ func TestStore_setServers(t *testing.T) {
 	}
 	old.batcher.close() // as setServers does, later
 	time.AfterFunc(100*time.Millisecond, func() { s.setServers(servers) })
-	if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-		t.Errorf("a claim while the map changes: %q, %v", status, err)
-	}
+	s.wantClaim(t, "u", "c", Claimed)
 	for n := range 100 {
 		coupon := fmt.Sprint("c", n)
 		if want := servers[hashText(coupon)%4]; s.serverOf(coupon) != want {
@@ -587,7 +580,7 @@ func TestProxy_setPartitions_closing(t *testing.T) {
 	}
 }
 
-// withFailingProbe returns a Store and its server, whose probe fails at once, again and again, and
+// withFailingProbe returns a Store and its server, with a probe that fails at once, again and again, and
 // says nothing about the server. A shard has such a probe while its proxy is down.
 func withFailingProbe(t *testing.T) (*testStore, *server) {
 	t.Helper()
@@ -641,15 +634,7 @@ func TestPool_silentCallsLeaveConnections(t *testing.T) {
 			t.Parallel()
 			s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 10 })
 			s.create(t, "c", 5)
-			var blocked atomic.Int32
-			release := make(chan struct{})
-			s.proxy.Inject(func(sql string) faultproxy.Fault {
-				if strings.Contains(sql, test.sql) {
-					blocked.Add(1)
-					<-release
-				}
-				return faultproxy.Pass
-			})
+			blocked, release := s.hold(test.sql)
 			var callers sync.WaitGroup
 			for n := range 20 {
 				coupon := fmt.Sprint("c", n)
@@ -657,13 +642,11 @@ func TestPool_silentCallsLeaveConnections(t *testing.T) {
 				callers.Go(func() { test.call(s, coupon) })
 			}
 			wait.For(t, "the calls that may run", func() bool { return blocked.Load() >= test.limit })
-			if status, err := s.Claim(t.Context(), "u", "c"); status != Claimed {
-				t.Errorf("a claim meanwhile: %q, %v", status, err)
-			}
+			s.wantClaim(t, "u", "c", Claimed)
 			if n := blocked.Load(); n != test.limit {
 				t.Errorf("%d calls run at the same time, want %d", n, test.limit)
 			}
-			close(release)
+			release()
 			callers.Wait()
 		})
 	}
@@ -673,15 +656,7 @@ func TestPool_silentCallsLeaveConnections(t *testing.T) {
 func TestStore_creationsOfOneName(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 10 })
-	var running atomic.Int32
-	release := make(chan struct{})
-	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		if sql == createCouponSQL {
-			running.Add(1)
-			<-release
-		}
-		return faultproxy.Pass
-	})
+	running, release := s.hold(createCouponSQL)
 	var callers sync.WaitGroup
 	var created atomic.Int32
 	for range 2 {
@@ -702,7 +677,7 @@ func TestStore_creationsOfOneName(t *testing.T) {
 	if n := running.Load(); n != 1 {
 		t.Errorf("%d creations of the coupon run at the same time, want 1", n)
 	}
-	close(release)
+	release()
 	callers.Wait()
 	if n := created.Load(); n != 1 {
 		t.Errorf("%d of them have created it, want 1", n)
@@ -713,21 +688,13 @@ func TestStore_creationsOfOneName(t *testing.T) {
 func TestReady_shared(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	var checks atomic.Int32
-	release := make(chan struct{})
-	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		if sql == readySQL {
-			checks.Add(1)
-			<-release
-		}
-		return faultproxy.Pass
-	})
+	checks, release := s.hold(readySQL)
 	running := s.currentCheck(t.Context())
 	wait.For(t, "the check", func() bool { return checks.Load() > 0 })
 	if s.currentCheck(t.Context()) != running {
 		t.Error("a second check runs at the same time")
 	}
-	close(release)
+	release()
 	<-running.done
 	s.readiness.setEnd(time.Now().Add(time.Hour)) // a moment that does not end
 	if _, err := s.Ready(t.Context()); err != nil || checks.Load() != 1 {
@@ -743,20 +710,14 @@ func TestReady_shared(t *testing.T) {
 func TestReady_firstCallerLeaves(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	release := make(chan struct{})
-	s.proxy.Inject(func(sql string) faultproxy.Fault {
-		if sql == readySQL {
-			<-release
-		}
-		return faultproxy.Pass
-	})
+	_, release := s.hold(readySQL)
 	ctx, cancel := context.WithCancel(t.Context())
 	check := s.currentCheck(ctx)
 	cancel()
 	if _, err := s.Ready(ctx); err == nil {
 		t.Error("a caller that leaves gets an answer")
 	}
-	close(release)
+	release()
 	if <-check.done; check.result != nil {
 		t.Errorf("%v; want the check to succeed", check.result)
 	}
@@ -773,7 +734,7 @@ func TestServerConn_mayBeProxy(t *testing.T) {
 	}{
 		{kindServer, full, false}, {kindServer, missing, false},
 		{kindProxy, full, true}, {kindProxy, missing, true},
-		{kindUnknown, full, true}, {kindUnknown, missing, false}, // nothing of ours is there
+		{kindUnknown, full, true}, {kindUnknown, missing, false}, // our functions are not there
 	} {
 		sc := &serverConn{kind: test.kind}
 		if got := sc.mayBeProxy(test.err); got != test.want {

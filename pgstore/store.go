@@ -6,13 +6,13 @@
 //	store.go       Config, Open, Close; the server of a coupon
 //	server.go      one PostgreSQL: its state, what may be sent to it, two attempts
 //	probe.go       how a server that is not healthy becomes healthy again
-//	batcher.go     batches of concurrent claims; queue.go: the claims that wait for one
+//	batcher.go     batches of concurrent claims
 //	claim.go       the calls that claim
 //	coupon.go      creating and reading coupons
 //	sharedread.go  one read for several callers
 //	limiter.go     bounds for creations and reads
 //	pool.go        configuration of the pool and its sessions, time-outs
-//	connstring.go  the connection string, and all that is wrong with it; connsplit.go: its parts
+//	connstring.go  the connection string, and all that is wrong with it
 //	connect.go     a new session: its settings, and why it cannot be started
 //	conn.go        one connection: never sends a cancel request, notes warnings
 //	outcome.go     what a failed call proves

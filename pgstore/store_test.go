@@ -143,10 +143,7 @@ func TestStore_boundsPreparedStatements(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Release()
-	var statements int
-	if err := conn.QueryRow(t.Context(), `select count(*) from pg_prepared_statements`).Scan(&statements); err != nil {
-		t.Fatal(err)
-	}
+	statements := queryValue[int](t, conn, `select count(*) from pg_prepared_statements`)
 	if ours := 7 + 1; statements > ours { // and this query
 		t.Errorf("the session has %d prepared statements, want at most %d", statements, ours)
 	}
