@@ -313,16 +313,6 @@ func TestBatcher_takenClaimIsAnswered(t *testing.T) {
 	})
 }
 
-func TestBatcher_canceledContextIsRefused(t *testing.T) {
-	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		c.claim(ctx, "ann")
-		c.wantError(t, ErrUnavailable, "ann")
-		f.wantNoCall(t)
-	})
-}
-
 func TestBatcher_fullQueueIsOverloaded(t *testing.T) {
 	withBatcher(t, 2, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		ctx, cancel := context.WithCancel(t.Context())

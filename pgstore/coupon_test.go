@@ -278,29 +278,6 @@ func TestPool_limit(t *testing.T) {
 	stop()
 }
 
-// Reads that the database does not answer use at most half of the connections: a claim gets one.
-func TestPool_readsLeaveConnectionsForClaims(t *testing.T) {
-	t.Parallel()
-	s := newTestStore(t, func(cfg *Config) { cfg.MaxConns = 4 })
-	s.create(t, "c", 10)
-	_, release := s.hold("get_coupon")
-	var readers sync.WaitGroup
-	for i := range 10 {
-		readers.Go(func() { _, _, _ = s.Coupon(t.Context(), fmt.Sprint("r", i)) })
-	}
-	wait.For(t, "connections acquired for all read slots", func() bool {
-		return int(s.pool.Stat().AcquiredConns()) == cap(s.reading.slots)
-	})
-	start := time.Now()
-	status, err := s.Claim(t.Context(), "u", "c")
-	// Reads release their connections after half of the time-out: the claim must not wait for that.
-	if took := time.Since(start); status != Claimed || err != nil || took > longTimeout/3 {
-		t.Errorf("a claim during blocked reads: %q, %v, after %v", status, err, took)
-	}
-	release()
-	readers.Wait()
-}
-
 // Between two pages a read pauses for as long as the last page took, but only while claims are in
 // flight.
 func TestPacedPages(t *testing.T) {

@@ -74,12 +74,10 @@ func healthCheckInterval(claim time.Duration) time.Duration {
 // newProxy returns the proxy of a Store. Nothing happens until start.
 func newProxy(s *Store, calls *pgxpool.Config) (*proxy, error) {
 	// One connection for the map, maxUnanswered for health checks, and one for each shard that is
-	// being probed. They are opened when they are needed.
-	config := calls.Copy()
-	config.MaxConns, config.MinConns, config.MinIdleConns = 1<<17, 0, 0
-	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	// being probed.
+	pool, err := newPool(calls, 1<<17)
 	if err != nil {
-		return nil, fmt.Errorf("connections for health checks of shards: %w", err)
+		return nil, err
 	}
 	return &proxy{store: s, pool: pool, slots: make(chan struct{}, maxUnanswered)}, nil
 }

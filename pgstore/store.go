@@ -23,6 +23,7 @@
 package pgstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +81,7 @@ type Store struct {
 	background *background    // probes and health checks
 	calls      sync.WaitGroup // of all batchers
 
-	reads     sharedReads[*Coupon]
+	reads     *sharedReads[*Coupon]
 	reading   *limiter
 	creating  *limiter
 	readiness readiness
@@ -110,13 +111,11 @@ func Open(cfg Config) (*Store, error) {
 		s.closePools()
 		return nil, err
 	}
-	s.reads.read = s.readCoupon
-	s.reads.timeout = cfg.ClaimTimeout
-
 	// Each kind of call may use a part of the pool, so that no kind keeps the others from a
 	// connection: reads 3/8, solo calls and creations a quarter each. The rest is for shared calls.
 	conns := int(s.pool.Config().MaxConns)
 	s.reading = newLimiter(max(1, conns*3/8), cfg.ClaimQueue, cfg.ClaimTimeout)
+	s.reads = &sharedReads[*Coupon]{read: s.readCoupon, limiter: s.reading, timeout: cfg.ClaimTimeout}
 	s.creating = newLimiter(max(1, conns/4), cfg.ClaimQueue, cfg.ClaimTimeout)
 	solo := make(chan struct{}, max(1, conns/4))
 
@@ -151,29 +150,38 @@ func (s *Store) openPools(cfg Config) error {
 	if s.proxy, err = newProxy(s, config); err != nil {
 		return err
 	}
-	one := config.Copy()
-	one.MaxConns, one.MinConns, one.MinIdleConns = 1, 0, 0
-	config.MaxConns = max(1, cfg.MaxConns-2)
-	if cfg.MaxConns < 4 {
-		config.MaxConns = max(1, cfg.MaxConns-1)
+	config.MaxConns = cfg.MaxConns
+	if cfg.MaxConns > 1 {
+		config.MaxConns--
+		if s.healthPool, err = newPool(config, 1); err != nil {
+			return err
+		}
+	}
+	if cfg.MaxConns >= 4 {
+		config.MaxConns--
+		if s.probePool, err = newPool(config, 1); err != nil {
+			return err
+		}
 	}
 	// The context is the parent of the connections made in advance, not of the pool.
 	if s.pool, err = pgxpool.NewWithConfig(context.Background(), config); err != nil {
 		return fmt.Errorf("connection pool: %w", err)
 	}
-	s.healthPool = s.pool
-	if cfg.MaxConns > 1 {
-		if s.healthPool, err = pgxpool.NewWithConfig(context.Background(), one); err != nil {
-			return fmt.Errorf("connection for health checks: %w", err)
-		}
-	}
-	s.probePool = s.healthPool
-	if cfg.MaxConns >= 4 {
-		if s.probePool, err = pgxpool.NewWithConfig(context.Background(), one); err != nil {
-			return fmt.Errorf("connection for probes: %w", err)
-		}
-	}
+	s.healthPool = cmp.Or(s.healthPool, s.pool)
+	s.probePool = cmp.Or(s.probePool, s.healthPool)
 	return nil
+}
+
+// newPool creates a pool for a purpose besides claims. Its connections are made when they are
+// needed.
+func newPool(config *pgxpool.Config, maxConns int32) (*pgxpool.Pool, error) {
+	config = config.Copy()
+	config.MaxConns, config.MinConns, config.MinIdleConns = maxConns, 0, 0
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		return nil, fmt.Errorf("connection pool for health checks: %w", err)
+	}
+	return pool, nil
 }
 
 // setServers replaces the servers. The old ones, if any, refuse new claims and finish what they
