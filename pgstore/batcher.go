@@ -77,8 +77,8 @@ type pendingClaim struct {
 // sender makes the calls of a batcher. The claims of a coupon are in the order of their arrival,
 // one after the other.
 type sender interface {
-	// sendShared makes one call for claims of one or several coupons. It sets the status or the err of
-	// each claim, or only failed if the claim must be sent again in a solo call.
+	// sendShared makes one call for claims of one or several coupons. It sets the status or the err
+	// of each claim, or only failed if the claim must be sent again in a solo call.
 	sendShared(ctx context.Context, claims []*claim)
 	// sendSolo makes one call for claims of one coupon, and sets the status or the err of each. It
 	// returns true if the coupon would have delayed or failed the others in a shared call.

@@ -293,7 +293,8 @@ func TestBatcher_abandonedClaimIsNotSent(t *testing.T) {
 	})
 }
 
-// A caller that leaves after its claim was taken, by its own call or another, waits for the outcome.
+// A caller that leaves after its claim was taken, by its own call or another, waits for the
+// outcome.
 func TestBatcher_takenClaimIsAnswered(t *testing.T) {
 	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		first, leaveFirst := context.WithCancel(t.Context())
@@ -348,7 +349,8 @@ func TestBatcher_claimQueuedForHalfOfTheTimeoutIsNotSent(t *testing.T) {
 		close(first.answer)
 		c.wantError(t, ErrOverloaded, "bob")
 
-		// cyd's claim was queued for exactly half of the time-out: the other half is left for its call.
+		// cyd's claim was queued for exactly half of the time-out: the other half is left for its
+		// call.
 		second := f.nextCall(t, "cyd")
 		if second.timeout != testTimeout/2 {
 			t.Errorf("the second call has a time-out of %v, want %v", second.timeout, testTimeout/2)

@@ -131,8 +131,8 @@ func (s *server) begin(claims []*claim) {
 // errLocked is why claims are left for solo calls that were not sent.
 var errLocked = errors.New("another transaction has locked the coupon")
 
-// unlocked returns the claims of coupons that are not locked by other transactions, and whether that
-// could be found out.
+// unlocked returns the claims of coupons that are not locked by other transactions, and whether
+// that could be found out.
 func (s *server) unlocked(ctx context.Context, claims []*claim) (free []*claim, known bool) {
 	coupons := make([]string, len(claims))
 	for i, c := range claims {
@@ -219,8 +219,8 @@ func judge(claims []*claim) {
 }
 
 // claimCall returns a call of the function for claims: claim_coupon for one, claim_coupons for
-// several of one coupon, else claim_batch. It sets the status of each claim. After an error no claim
-// has a status: rows arrive before the commit, so only a call without an error is committed.
+// several of one coupon, else claim_batch. It sets the status of each claim. After an error no
+// claim has a status: rows arrive before the commit, so only a call without an error is committed.
 func (s *server) claimCall(claims []*claim, solo bool) callFunc {
 	return func(ctx context.Context, conn *pgx.Conn) error {
 		sql, args := claimStatement(claims)

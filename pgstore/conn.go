@@ -127,8 +127,9 @@ func (sc *serverConn) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
 	case "SyncRepWaitForLSN":
 		sc.ambiguous = true
 	case "plproxy_remote_error":
-		// PL/Proxy forwards a shard's warning without its function, but with its detail and context. This
-		// one has a detail, and no context because the commit is not part of a statement.
+		// PL/Proxy forwards a shard's warning without its function, but with its detail and
+		// context. This one has a detail, and no context because the commit is not part of a
+		// statement.
 		sc.ambiguous = sc.ambiguous || n.Detail != "" && !strings.Contains(n.Where, "Remote context: ")
 	case "": // not from PostgreSQL itself
 		sc.ambiguous = true

@@ -32,8 +32,8 @@ func ConnectProblem(err error) string {
 		return networkProblem(err)
 	}
 	reason := serverReason(pgErr)
-	// Only the text of an error says which parameter, or which role, it is about. The names in it are
-	// not translated.
+	// Only the text of an error says which parameter, or which role, it is about. The names in it
+	// are not translated.
 	aboutRole := ownRole.MatchString(pgErr.Message)
 	switch pgErr.Code {
 	case pgerrcode.InvalidParameterValue:

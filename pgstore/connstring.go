@@ -194,8 +194,8 @@ func checkCaches(conn *pgx.ConnConfig) []string {
 	return nil
 }
 
-// explainParseError returns why pgx cannot parse a connection string, besides wrong values of single
-// parameters. base is the string without parameters.
+// explainParseError returns why pgx cannot parse a connection string, besides wrong values of
+// single parameters. base is the string without parameters.
 func explainParseError(err error, base string, hasWrongValues bool) []string {
 	if _, environmentErr := pgxpool.ParseConfig("host=localhost"); environmentErr != nil {
 		return []string{fmt.Sprintf("the environment variables %s: %s", strings.Join(libpqVariables(), ", "), parseReason(environmentErr))}

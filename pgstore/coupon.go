@@ -210,8 +210,8 @@ func (s *Store) readPage(ctx context.Context, name string, after, upto int) (use
 // queryPage reads a page on a connection. The ids share one string: a page is kept or freed as a
 // whole.
 func queryPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int) ([]string, error) {
-	// int32 is the type of the function's parameters: some exec modes of pgx do not ask PostgreSQL for
-	// it.
+	// int32 is the type of the function's parameters: some exec modes of pgx do not ask PostgreSQL
+	// for it.
 	rows, err := conn.Query(ctx, claimersSQL, name, int32(after), int32(upto))
 	if err != nil {
 		return nil, err

@@ -116,9 +116,9 @@ func TestSendBatch_connectionCut(t *testing.T) {
 			claims := newClaims("a", "y", "a", "x", "b", "x", "a", "y", "b", "y")
 			s.sendWithin(t, longTimeout, claims)
 
-			// If the first attempt was not committed, all outcomes are exact, also for the user with two
-			// claims, because the retry granted one of them. If it was committed, only "out_of_stock" is
-			// exact.
+			// If the first attempt was not committed, all outcomes are exact, also for the user
+			// with two claims, because the retry granted one of them. If it was committed, only
+			// "out_of_stock" is exact.
 			want := []any{Claimed, Claimed, OutOfStock, AlreadyClaimed, Claimed}
 			if *test.committed {
 				want = []any{ErrOutcomeUnknown, ErrOutcomeUnknown, OutOfStock, ErrOutcomeUnknown, ErrOutcomeUnknown}

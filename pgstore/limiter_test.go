@@ -77,8 +77,8 @@ func TestLimiter_key(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		// A call that leaves without its turn does not keep the key, whether it has waited for the key or
-		// for a place.
+		// A call that leaves without its turn does not keep the key, whether it has waited for the
+		// key or for a place.
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { again <- l.enter(ctx, "a") }()
 		synctest.Wait()

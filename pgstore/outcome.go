@@ -25,8 +25,8 @@ type failedAttempt struct {
 	lockTimeout bool
 	// refused: admit did not let the call be sent.
 	refused bool
-	// defective: PostgreSQL answered with an error that other calls of the same kind may meet too (a
-	// full disk, a missing privilege), so Ready must find out.
+	// defective: PostgreSQL answered with an error that other calls of the same kind may meet too
+	// (a full disk, a missing privilege), so Ready must find out.
 	defective bool
 }
 
@@ -49,7 +49,8 @@ func classify(err error, executed, mayBeProxy bool) *failedAttempt {
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		f.notCommitted = f.notCommitted || provesRollback(pgErr) && !mayBeProxy
-		// A proxy splits a call for many coupons by shard: another shard may have committed its part.
+		// A proxy splits a call for many coupons by shard: another shard may have committed its
+		// part.
 		if _, manyCoupons := errors.AsType[manyCouponsError](err); pgErr.Code == notOwner {
 			f.notCommitted = f.notCommitted || !manyCoupons || !mayBeProxy
 		}

@@ -65,8 +65,8 @@ func parsePoolConfig(cfg Config, m *metrics, onProxy func()) (*pgxpool.Config, e
 	params["client_min_messages"] = "warning" // serverConn.notice needs warnings
 	params["default_transaction_isolation"] = "read committed"
 	params["default_transaction_read_only"] = "off"
-	// Our calls are schema-qualified. All other names must resolve to PostgreSQL's own objects, never
-	// to temporary ones.
+	// Our calls are schema-qualified. All other names must resolve to PostgreSQL's own objects,
+	// never to temporary ones.
 	params["search_path"] = "pg_catalog, pg_temp"
 	params["lock_timeout"] = milliseconds(sharedLockTimeout(cfg.ClaimTimeout))
 	params["statement_timeout"] = milliseconds(statementTimeout(cfg.ClaimTimeout))
@@ -78,8 +78,8 @@ func parsePoolConfig(cfg Config, m *metrics, onProxy func()) (*pgxpool.Config, e
 	}
 
 	// The bound is per host: a dead host must not delay the next one, and a busy one needs time for
-	// TLS and authentication. It may exceed ClaimTimeout: the pool completes the connection after its
-	// caller has given up, and gives it to the next caller.
+	// TLS and authentication. It may exceed ClaimTimeout: the pool completes the connection after
+	// its caller has given up, and gives it to the next caller.
 	connectTimeout := max(2*time.Second, 2*cfg.ClaimTimeout/5)
 	if conn.ConnectTimeout <= 0 || conn.ConnectTimeout > connectTimeout {
 		conn.ConnectTimeout = connectTimeout
@@ -103,7 +103,8 @@ func parsePoolConfig(cfg Config, m *metrics, onProxy func()) (*pgxpool.Config, e
 		return true, nil
 	}
 	// pgxpool pings a connection that was idle for more than a second before it is used. That keeps
-	// claims off broken connections; the bound keeps a silent server from using up the claim's time.
+	// claims off broken connections; the bound keeps a silent server from using up the claim's
+	// time.
 	if pool.PingTimeout <= 0 {
 		pool.PingTimeout = cfg.ClaimTimeout / 5
 	}

@@ -171,8 +171,8 @@ func concurrently(t *testing.T, clients int, f func(client, n int)) (stop func()
 	return stop
 }
 
-// newLogin creates a login with the password s3cr3t, which the end of the test drops, and returns its
-// name and its URL of the database.
+// newLogin creates a login with the password s3cr3t, which the end of the test drops, and returns
+// its name and its URL of the database.
 func (s *testStore) newLogin(t *testing.T, options string) (name, url string) {
 	t.Helper()
 	name = fmt.Sprint("pgstore_test_", time.Now().UnixNano())
@@ -292,9 +292,9 @@ func wantOutcome[S ~string](t testing.TB, what string, status S, err error, want
 	is := func(target error) bool { return errors.Is(err, target) }
 	ok := status == want && err == nil
 	switch want {
-	case error(ErrUnavailable), error(ErrOverloaded):
+	case ErrUnavailable, ErrOverloaded:
 		ok = status == "" && is(want.(error)) && !is(ErrOutcomeUnknown)
-	case error(ErrOutcomeUnknown):
+	case ErrOutcomeUnknown:
 		ok = status == "" && is(ErrOutcomeUnknown)
 	case internal:
 		ok = status == "" && err != nil && !is(ErrUnavailable) && !is(ErrOverloaded) && !is(ErrOutcomeUnknown)

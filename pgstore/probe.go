@@ -20,7 +20,8 @@ type probe struct {
 	args       []any         // of both
 	background *background
 
-	// problem returns a sentence that says what an error of read proves about the server; "": nothing.
+	// problem returns a sentence that says what an error of read proves about the server; "":
+	// nothing.
 	problem func(err error) string
 }
 

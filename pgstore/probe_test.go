@@ -240,7 +240,7 @@ func TestClose_duringAProbe(t *testing.T) {
 // probe.
 func TestProbe_notStartedByReads(t *testing.T) {
 	t.Parallel()
-	s := newServerStore(t, func(cfg *Config) { cfg.ClaimTimeout = time.Second })
+	s := newServerStore(t, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	s.fill(t, "big", 3*pageSize, 2*pageSize)
 	s.create(t, "c", 1)
 	wantReady(t, s.Store)
@@ -256,7 +256,7 @@ func TestProbe_notStartedByReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	execSQL(t, tx, "lock table coupond.claims")
-	for _, timeout := range []time.Duration{100 * time.Millisecond, time.Minute} {
+	for _, timeout := range []time.Duration{2 * time.Second, time.Minute} {
 		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		for _, err := range coupon.Claimers(ctx) {
 			if err == nil {

@@ -207,8 +207,8 @@ func TestProxy_deadShard(t *testing.T) {
 	if err := s.shards[1].Kill(); err != nil {
 		t.Fatal(err)
 	}
-	// If a split call fails, the part of the running shard may have been committed. So its coupons are
-	// claimed alone first …
+	// If a split call fails, the part of the running shard may have been committed. So its coupons
+	// are claimed alone first …
 	for i, coupon := range coupons[0] {
 		s.wantClaim(t, fmt.Sprint("meanwhile", i), coupon, Claimed)
 	}

@@ -102,8 +102,8 @@ func (s *server) execute(ctx context.Context, write bool, failed *failedAttempt,
 	if !write && failed.rejected {
 		return failed, readFailed(failed)
 	}
-	// If the first attempt may have been committed, wait for a server that is restarting, because only
-	// a second answer resolves it. If it was not committed, the client can retry as well.
+	// If the first attempt may have been committed, wait for a server that is restarting, because
+	// only a second answer resolves it. If it was not committed, the client can retry as well.
 	second := s.attempt(ctx, callKind{write: write, reconnect: write && failed.ambiguous()}, call)
 	switch {
 	case second == nil:
@@ -161,8 +161,8 @@ func (s *server) connection(ctx context.Context, kind callKind) (*pgxpool.Conn, 
 			conn.Release()
 			return nil, fmt.Errorf("%w: the call got its connection too late", ErrOverloaded)
 		}
-		// The state may have changed while the call waited for its connection, which may even come from a
-		// call that was given up.
+		// The state may have changed while the call waited for its connection, which may even come
+		// from a call that was given up.
 		if state, _, _ := s.current(); state.admits(kind.write) {
 			return conn, nil
 		}

@@ -14,8 +14,8 @@ import (
 // ended. So a key has at most two reads: one running and one that collects callers. Nothing is
 // cached: a value lives as long as a caller holds it.
 //
-// A read has a time-out but not the contexts of its callers, so a caller that gives up does not fail
-// the others.
+// A read has a time-out but not the contexts of its callers, so a caller that gives up does not
+// fail the others.
 type sharedReads[V any] struct {
 	read    func(ctx context.Context, key string) (V, error)
 	limiter *limiter      // runs the reads of a key one after the other

@@ -41,8 +41,8 @@ func TestSharedReads_joinTheNextRead(t *testing.T) {
 		count := 0
 		r := slowReads(&count)
 
-		// The first call starts a read. The others arrive 100 ms apart during that read, so all of them
-		// share the second.
+		// The first call starts a read. The others arrive 100 ms apart during that read, so all of
+		// them share the second.
 		results := make([]*readResult, 6)
 		var callers sync.WaitGroup
 		for i := range results {

@@ -580,8 +580,8 @@ func TestProxy_setPartitions_closing(t *testing.T) {
 	}
 }
 
-// withFailingProbe returns a Store and its server, with a probe that fails at once, again and again, and
-// says nothing about the server. A shard has such a probe while its proxy is down.
+// withFailingProbe returns a Store and its server, with a probe that fails at once, again and
+// again, and says nothing about the server. A shard has such a probe while its proxy is down.
 func withFailingProbe(t *testing.T) (*testStore, *server) {
 	t.Helper()
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = time.Second })

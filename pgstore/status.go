@@ -48,13 +48,13 @@ func CreateStatuses() []CreateStatus {
 // The errors of a Store. They are wrapped: compare with errors.Is. Every other error is internal: a
 // bug, or a schema that does not match this program.
 var (
-	// ErrUnavailable: the database was not reached, or it ended the call by its own time-out (a lock,
-	// for example) and rolled it back. Nothing was committed.
+	// ErrUnavailable: the database was not reached, or it ended the call by its own time-out (a
+	// lock, for example) and rolled it back. Nothing was committed.
 	ErrUnavailable = errors.New("the database is unreachable or blocked")
 	// ErrOverloaded: too many claims are pending. Nothing was committed.
 	ErrOverloaded = errors.New("too many requests are waiting for the database")
-	// ErrOutcomeUnknown: the call was sent, and it is not known whether it was committed. Claims and
-	// creations can be repeated safely.
+	// ErrOutcomeUnknown: the call was sent, and it is not known whether it was committed. Claims
+	// and creations can be repeated safely.
 	ErrOutcomeUnknown = errors.New("it is not known whether the database committed the call")
 )
 
@@ -65,8 +65,8 @@ type Coupon struct {
 	Amount          int // 1 to 2147483647
 	RemainingAmount int // 0 to Amount
 
-	// Claimers yields the user ids in claim order, in pages of 1 to 10,000. If a page cannot be read,
-	// it yields the error and ends. A page is valid until the next one is requested.
+	// Claimers yields the user ids in claim order, in pages of 1 to 10,000. If a page cannot be
+	// read, it yields the error and ends. A page is valid until the next one is requested.
 	Claimers func(ctx context.Context) iter.Seq2[[]string, error]
 
 	whole    bool     // claimers has all of them

@@ -43,17 +43,17 @@ type Config struct {
 	URL string
 	// MaxConns is the largest number of connections, 1 or more. From 2 on, one of them is reserved
 	// for Ready, and from 4 on another one for probes; from 8 on, no kind of call can keep another
-	// from its connections. Behind a proxy there are additional ones: one that reads its map, up to 8
-	// for health checks of shards, and one for each shard that is probed.
+	// from its connections. Behind a proxy there are additional ones: one that reads its map, up to
+	// 8 for health checks of shards, and one for each shard that is probed.
 	MaxConns int32
-	// ClaimConcurrency is the number of shared calls of claims in flight, 1 or more; behind a proxy,
-	// per shard.
+	// ClaimConcurrency is the number of shared calls of claims in flight, 1 or more; behind a
+	// proxy, per shard.
 	ClaimConcurrency int
-	// ClaimQueue is the largest number of pending claims per server, 1 or more. It is also the largest
-	// number of reads, and of creations, that wait for a connection.
+	// ClaimQueue is the largest number of pending claims per server, 1 or more. It is also the
+	// largest number of reads, and of creations, that wait for a connection.
 	ClaimQueue int
-	// ClaimTimeout is the longest that a claim, a creation or a read waits for its outcome, 20 ms or
-	// more. The time-outs of the server are derived from it.
+	// ClaimTimeout is the longest that a claim, a creation or a read waits for its outcome, 20 ms
+	// or more. The time-outs of the server are derived from it.
 	ClaimTimeout time.Duration
 	// SchemaVersion is the oldest schema version that the service can work with.
 	SchemaVersion int32
