@@ -118,12 +118,9 @@ var foreignParams = byName(map[string]string{
 //go:embed settings.txt
 var settingsText string
 
-// knownParams are the other parameters that pgx or PostgreSQL understands.
-var knownParams = byName(map[string]string{
-	"of pgx": "database dbname host krbspn krbsrvname passfile password require_auth service servicefile sslcert sslkey" +
-		" sslnegotiation sslpassword sslrootcert sslsni user",
-	"of PostgreSQL": settingsText,
-})
+// pgxParams are the parameters of pgx that may have any value, or values that pgx describes well.
+const pgxParams = "database dbname host krbspn krbsrvname passfile password require_auth service servicefile sslcert" +
+	" sslkey sslnegotiation sslpassword sslrootcert sslsni user"
 
 // byName inverts a map from meanings to lists of names.
 func byName(lists map[string]string) map[string]string {
@@ -139,7 +136,8 @@ func byName(lists map[string]string) map[string]string {
 // isKnown reports whether pgx or PostgreSQL understands the parameter. Settings of extensions have
 // a dot in their names.
 func (p connParam) isKnown() bool {
-	return allowedValues[p.name] != "" || knownParams[strings.ToLower(p.name)] != "" || strings.Contains(p.name, ".")
+	return allowedValues[p.name] != "" || slices.Contains(strings.Fields(pgxParams), p.name) ||
+		slices.Contains(strings.Fields(settingsText), strings.ToLower(p.name)) || strings.Contains(p.name, ".")
 }
 
 // checkParams returns what is wrong with the parameters, each of them alone.

@@ -62,6 +62,7 @@ func TestParseURL_namesEveryProblem(t *testing.T) {
 		{"postgres://me@host/db?target_session_attrs=standby", []string{`target_session_attrs="standby": must be one of any, read-write, primary`}},
 		{"postgres://me@host/db?target_session_attrs=some", []string{`target_session_attrs="some": must be one of any, read-write, primary`}},
 		{"postgres://me@host/db?sslmod=disable", []string{"sslmod: unknown parameter; remove it"}},
+		{"postgres://me@host/db?SSLMode=disable", []string{"SSLMode: unknown parameter; remove it"}}, // pgx is case-sensitive
 		{"postgres://me@host/db?ssl_mode=x&max_connections=5", []string{"ssl_mode: unknown parameter", "max_connections: unknown parameter"}},
 		{
 			"postgres://me@host:x/db?sslmode=maybe&connect_timeout=soon&gssencmode=prefer&pool_min_conns=-&default_query_exec_mode=fast",

@@ -448,7 +448,7 @@ func TestServer_sendShared_refused(t *testing.T) {
 // call. A call that is slow for another reason, or not sent, does not matter.
 func TestServer_sendSolo_apart(t *testing.T) {
 	t.Parallel()
-	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 12 * time.Second })
 	s.create(t, "c", 5)
 	srv := s.serverOf("c")
 	send := func(user string) bool {
