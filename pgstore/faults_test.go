@@ -258,7 +258,7 @@ func (s *testStore) wantNoCancelRequest(t *testing.T) {
 // its claim is not committed. The connection is kept.
 func TestSendBatch_lockedCoupon(t *testing.T) {
 	t.Parallel()
-	const timeout = 8 * time.Second // the server waits for locks for 1.2 s
+	const timeout = 16 * time.Second // the server waits for locks for 1.6 and 2.4 s
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = timeout })
 	for _, coupon := range []string{"locked", "a", "z"} {
 		s.create(t, coupon, 5)
