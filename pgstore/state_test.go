@@ -584,7 +584,7 @@ func TestProxy_setPartitions_closing(t *testing.T) {
 // again, and says nothing about the server. A shard has such a probe while its proxy is down.
 func withFailingProbe(t *testing.T) (*testStore, *server) {
 	t.Helper()
-	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = time.Second })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
 	srv := s.serverOf("c")
 	srv.probe.read = `select 1 / 0`
 	srv.probe.problem = func(error) string { return "" }
