@@ -42,7 +42,7 @@ import (
 
 type options struct {
 	Only    *regexp.Regexp `placeholder:"REGEXP" help:"Run only the mutants with a matching file name."`
-	List    bool           `help:"Print the list of mutants for docs/mutants.md and run none."`
+	List    bool           `help:"List the mutants and run none."`
 	Workers int            `default:"${cpus}" help:"How many mutants are built at the same time. Twice as many may run."`
 }
 
@@ -68,8 +68,10 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	if o.List {
-		_, err := os.Stdout.WriteString(table(mutants))
-		return err
+		for _, m := range mutants {
+			fmt.Printf("%-45s %s: %s in %s\n", m.name, m.title, m.test, m.pkg)
+		}
+		return nil
 	}
 
 	// In the system's temporary folder, because the path of a unix socket is limited to some 100

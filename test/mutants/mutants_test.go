@@ -174,18 +174,3 @@ func TestEvaluate(t *testing.T) {
 		}
 	}
 }
-
-// docs/mutants.md is the list of the patches: go run ./test/mutants --list >docs/mutants.md
-func TestTable_isCurrent(t *testing.T) {
-	mutants, err := readMutants(".", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	document, err := os.ReadFile("../../docs/mutants.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(document) != table(mutants) {
-		t.Error("docs/mutants.md does not list the patches; run: go run ./test/mutants --list >docs/mutants.md")
-	}
-}
