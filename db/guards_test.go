@@ -188,3 +188,21 @@ func TestGuards_amountByHand(t *testing.T) {
 		update coupond.coupons set amount = amount - 1, remaining_amount = remaining_amount - 1`)
 	equal(t, "users of the coupon", s.claims("lamp"), []string{"ann", "bob"})
 }
+
+// The schema has the rule for coupon names, too, because claim_coupon checks the name only of a
+// coupon that does not exist.
+func TestGuards_namesByHand(t *testing.T) {
+	t.Parallel()
+	s := owner(t, pgtest.New(t))
+	s.create("lamp", 5)
+	for _, name := range []string{"", " ", "\u00a0", strings.Repeat("x", 256)} {
+		for _, sql := range []string{
+			"insert into coupond.coupons (name, amount, remaining_amount) values ($1, 1, 1)",
+			"update coupond.coupons set name = $1 where name = 'lamp'",
+		} {
+			if err := onlyError(s.Exec(bounded(t), sql, name)); sqlstate(t, err) != "23514" {
+				t.Errorf("%s with %q: %v", sql, name, err)
+			}
+		}
+	}
+}

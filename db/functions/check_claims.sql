@@ -19,15 +19,16 @@ declare
   v_amount integer;
 begin
   -- A subquery and not a join: each coupon is one index probe, whatever the planner knows.
-  select coupon_name, claim_number
+  select n.coupon_name, max(n.claim_number)
   into v_coupon, v_number
-  from (
-    select coupon_name, max(claim_number) as claim_number
-    from new_claims
-    group by coupon_name
-  ) as highest
-  where claim_number <= (select amount from coupons where name = coupon_name for no key update) is not true
-  limit 1;
+  from new_claims as n
+  group by n.coupon_name
+  having max(n.claim_number) <= (
+    select c.amount
+    from coupons as c
+    where c.name = n.coupon_name
+    for no key update
+  ) is not true;
 
   if not found then
     return null;

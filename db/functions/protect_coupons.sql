@@ -1,9 +1,9 @@
--- The trigger function of coupons: a coupon that has claims is not deleted, renamed or truncated, its
--- amount is not lowered below its claims, and a new amount comes with the remaining_amount that goes
--- with it. (A claim changes remaining_amount only, and does not fire the trigger.) It is the other
--- side of check_claims, which locks the coupon: the statement that fires this trigger has waited for
--- claims in flight, and the query below has a snapshot of its own that sees them, but only under
--- READ COMMITTED.
+-- The trigger function of coupons. The name of a coupon is valid. A coupon that has claims is not
+-- deleted, renamed or truncated, its amount is not lowered below its claims, and a new amount comes
+-- with the remaining_amount that goes with it. (A claim changes remaining_amount only, and does not
+-- fire the trigger.) It is the other side of check_claims, which locks the coupon: the statement that
+-- fires this trigger has waited for claims in flight, and the query below has a snapshot of its own
+-- that sees them, but only under READ COMMITTED.
 create or replace function coupond.protect_coupons()
 returns trigger
 language plpgsql
@@ -17,6 +17,17 @@ as $$
 declare
   v_number integer;
 begin
+  if tg_op in ('INSERT', 'UPDATE') and not is_valid_name(new.name) then
+    raise exception using
+      errcode = 'check_violation',
+      message = 'the name of a coupon must have 1 to 255 characters that are not all white space',
+      detail = format('It has %s characters.', char_length(new.name));
+  end if;
+
+  if tg_op = 'INSERT' then
+    return null;
+  end if;
+
   if tg_op = 'UPDATE'
     and new.name = old.name
     and new.amount >= old.amount
@@ -81,5 +92,5 @@ $$;
 
 comment on function coupond.protect_coupons() is
   'Trigger function of coupons. Raises 23503 (foreign_key_violation) when a coupon that has claims would be deleted or '
-  'renamed, and 23514 (check_violation) when its amount would be below its claims, or its amount would change and not be '
+  'renamed, and 23514 (check_violation) when a name is not valid, when its amount would be below its claims, or its amount would change and not be '
   'its remaining_amount plus its claims. Needs READ COMMITTED.';

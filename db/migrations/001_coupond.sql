@@ -28,9 +28,10 @@ comment on type coupond.create_status is
 -- Names are compared as bytes (collate "C"), so no locale decides whether two names are equal, and
 -- an upgrade of the operating system's collations cannot corrupt an index.
 --
--- Domains where possible, because an INSERT parses the CHECK constraints of its table each time, and
--- a session parses those of a domain once (ADR 0010). The names of coupons are plain text: the row
--- filter of a publication, by which deploy/shards moves a partition, refuses user-defined types.
+-- Domains where possible, because an INSERT or UPDATE parses the CHECK constraints of its table each
+-- time, and a session parses those of a domain once (ADR 0020). The names of coupons are plain text,
+-- which a trigger checks: the row filter of a publication, by which deploy/shards moves a partition,
+-- refuses user-defined types.
 
 create domain coupond.user_id as text collate "C"
   constraint user_id_has_1_to_255_characters
@@ -53,8 +54,6 @@ create table coupond.coupons (
   created_at timestamptz not null default clock_timestamp(),
   constraint coupons_pkey
     primary key (name),
-  constraint coupons_name_has_1_to_255_characters
-    check (char_length(name) between 1 and 255),
   constraint coupons_remaining_amount_is_within_amount
     check (remaining_amount between 0 and amount)
 )
@@ -120,7 +119,7 @@ create trigger claims_updated
 
 -- The decrement of remaining_amount does not fire it.
 create trigger coupons_changed
-  after delete or update of name, amount on coupond.coupons
+  after insert or delete or update of name, amount on coupond.coupons
   for each row
   execute function coupond.protect_coupons();
 

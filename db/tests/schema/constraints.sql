@@ -1,6 +1,6 @@
 -- The tables refuse what the functions never write, even from the owner.
 begin;
-select plan(23);
+select plan(25);
 
 insert into coupond.coupons (name, amount, remaining_amount)
 values ('lamp', 2, 1);
@@ -34,6 +34,12 @@ select throws_ok(
 select throws_ok(
   $$ insert into coupond.coupons (name, amount, remaining_amount) values (repeat('x', 256), 1, 1) $$,
   '23514', null, 'a name of 256 characters');
+select throws_ok(
+  $$ insert into coupond.coupons (name, amount, remaining_amount) values (E' \u00a0', 1, 1) $$,
+  '23514', null, 'a name that is all white space');
+select throws_ok(
+  $$ update coupond.coupons set name = ' ' $$,
+  '23514', null, 'a renamed coupon whose name is all white space');
 select throws_ok(
   $$ insert into coupond.coupons (name, amount, remaining_amount) values (null, 1, 1) $$,
   '23502', null, 'a null name');

@@ -64,7 +64,7 @@ select results_eq(
     'FOR EACH STATEMENT EXECUTE FUNCTION coupond.check_claims()',
     'CREATE TRIGGER claims_updated AFTER UPDATE ON coupond.claims REFERENCING NEW TABLE AS new_claims '
     'FOR EACH STATEMENT EXECUTE FUNCTION coupond.check_claims()',
-    'CREATE TRIGGER coupons_changed AFTER DELETE OR UPDATE OF name, amount ON coupond.coupons '
+    'CREATE TRIGGER coupons_changed AFTER INSERT OR DELETE OR UPDATE OF name, amount ON coupond.coupons '
     'FOR EACH ROW EXECUTE FUNCTION coupond.protect_coupons()',
     'CREATE TRIGGER coupons_truncated AFTER TRUNCATE ON coupond.coupons '
     'FOR EACH STATEMENT EXECUTE FUNCTION coupond.protect_coupons()'],
