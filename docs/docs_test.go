@@ -186,7 +186,7 @@ func TestPictures(t *testing.T) {
 	existing := keys(files(t))
 	named := 0
 	fileName := regexp.MustCompile(`[\w/]+\.(?:go|sql)\b`)
-	for _, picture := range []string{"docs/pictures/house.svg", "docs/pictures/way-of-a-claim.svg"} {
+	for _, picture := range []string{"docs/pictures/architecture.svg", "docs/pictures/way-of-a-claim.svg"} {
 		for _, name := range fileName.FindAllString(read(t, picture), -1) {
 			named++
 			if !slices.ContainsFunc(existing, func(path string) bool { return path == name || strings.HasSuffix(path, "/"+name) }) {
