@@ -246,8 +246,8 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	return b.lines.Write(p)
 }
 
-// line waits for a line, which is written after the response, removes and decodes it. It must be the
-// only one.
+// line waits for a line, which is written after the response, and removes and decodes it. It must
+// be the only one.
 func (b *logBuffer) line(tb testing.TB) map[string]any {
 	tb.Helper()
 	var text string

@@ -92,6 +92,17 @@ const (
 	maxChecked = 1 << 20
 )
 
+// readBody reads the body of a response and replaces it, so that it can be read again. It reports
+// whether the body was complete.
+func readBody(response *http.Response) (body []byte, complete bool) {
+	body, err := io.ReadAll(response.Body)
+	response.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), iotest.ErrReader(cmp.Or(err, io.EOF))), response.Body}
+	return body, err == nil
+}
+
 // Check returns an error if a response violates openapi.yaml:
 //
 //   - The status, the headers or the body are not what it documents for the operation, or for an
@@ -106,12 +117,8 @@ func Check(request *http.Request, response *http.Response) error {
 	if err != nil {
 		return err
 	}
-	body, cutOff := io.ReadAll(response.Body)
-	response.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(body), iotest.ErrReader(cmp.Or(cutOff, io.EOF))), response.Body}
-	if cutOff != nil || request.URL.Path == "/" {
+	body, complete := readBody(response)
+	if !complete || request.URL.Path == "/" {
 		return nil
 	}
 	isHead := request.Method == http.MethodHead

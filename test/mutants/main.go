@@ -69,7 +69,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	if o.List {
 		for _, m := range mutants {
-			fmt.Printf("%-45s %s: %s in %s\n", m.name, m.title, m.test, m.pkg)
+			_, _ = fmt.Fprintf(os.Stdout, "%-45s %s: %s in %s\n", m.name, m.title, m.test, m.pkg)
 		}
 		return nil
 	}
