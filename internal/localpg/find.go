@@ -73,6 +73,10 @@ func (c *cluster) search(ctx context.Context) (found, other installation) {
 		dirs = append(dirs, matches...)
 	}
 	if postgres, err := exec.LookPath("postgres"); err == nil {
+		// A link may be alone in its directory; psql and the others are where it leads.
+		if linked, err := filepath.EvalSymlinks(postgres); err == nil {
+			postgres = linked
+		}
 		if pg, err := c.inspect(ctx, filepath.Dir(postgres)); err == nil && c.fits(pg) {
 			return pg, other
 		}

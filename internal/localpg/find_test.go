@@ -53,7 +53,8 @@ func finder(t *testing.T, major int) (c *cluster, logged *atomic.Int32) {
 func TestFindInstallation(t *testing.T) {
 	first, second := versions(t, "9.6.24", "15.4", "16.1"), versions(t, "14.2", "18beta1", "17.0")
 	lookIn(t, filepath.Join(first, "*", "bin"), filepath.Join(second, "*", "bin"))
-	onPath := filepath.Join(first, "16.1", "bin")
+	onPath := t.TempDir() // a link to a program, without the other programs
+	must(t, os.Symlink(filepath.Join(first, "16.1", "bin", "postgres"), filepath.Join(onPath, "postgres")))
 	t.Setenv("PATH", onPath)
 	for major, version := range map[int]string{0: "16.1", 15: "15.4", 18: "18beta1"} {
 		c, _ := finder(t, major)
