@@ -235,14 +235,15 @@ func parseReason(err error) string {
 // malformed returns the error for a string of which nothing may be shown.
 func malformed(err error) error {
 	problem := "not a connection string"
-	for cause, said := range map[string]string{
-		"percent-encoded":     "a % is not followed by two hexadecimal digits (percent-encode it: %25)",
-		"extra key/value":     "the value of a parameter has an = (percent-encode it: %3D)",
-		"unterminated quoted": "a quotation mark is missing",
-		"missing key/value":   "a parameter has no value (percent-encode / ? and @ in the password)",
+	for _, known := range []struct{ cause, problem string }{
+		{"percent-encoded token", "a % is not followed by two hexadecimal digits (percent-encode it: %25)"},
+		{"unexpected spaces", "it has a space (percent-encode it: %20)"},
+		{"extra key/value", "the value of a parameter has an = (percent-encode it: %3D)"},
+		{"unterminated quoted", "a quotation mark is missing"},
+		{"missing key/value", "a parameter has no value (percent-encode / ? and @ in the password)"},
 	} {
-		if strings.Contains(fmt.Sprint(err), cause) {
-			problem = said
+		if strings.Contains(fmt.Sprint(err), known.cause) {
+			problem = known.problem
 		}
 	}
 	return errors.New(problem + "; use postgres://user@host:5432/database (special characters percent-encoded)" +

@@ -78,6 +78,7 @@ func TestParseURL_namesEveryProblem(t *testing.T) {
 		{"postgres://me@host/db?sslcert=" + missing, []string{`failed to configure TLS (both "sslcert" and "sslkey" are required)`}},
 		{"postgres://me@host/db?service=none&servicefile=/dev/null", []string{"failed to read service (unable to find service: none)"}},
 		{"postgres://me@host/db?options=-c work_mem=8MB", []string{"the value of a parameter has an = (percent-encode it: %3D)"}},
+		{"postgres://me:pass word@host/db", []string{"it has a space (percent-encode it: %20)"}},
 		{"postgres://me@host/db?application_name=100%", []string{"a % is not followed by two hexadecimal digits"}},
 		{"postgres://me@host/db\n?sslmode=disable", []string{"not a connection string; use postgres://"}},
 		{`"postgres://me@host/db"`, []string{"not a connection string; use postgres://"}},

@@ -90,7 +90,7 @@ func (s *Store) Coupon(ctx context.Context, name string) (coupon *Coupon, found 
 // of the coupon's row alive. A coupon that fits into one page is read at once.
 func (s *Store) readCoupon(ctx context.Context, name string) (*Coupon, error) {
 	var coupon *Coupon
-	_, err := s.serverOf(name).execute(ctx, false, nil, func(ctx context.Context, conn *pgx.Conn) error {
+	err := s.executeRead(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		coupon = nil
 		var amount, remaining int
 		err := conn.QueryRow(ctx, getCouponSQL, name).Scan(&amount, &remaining)
@@ -196,11 +196,7 @@ func pacedPages(ctx context.Context, claimsInFlight func() bool, count int, read
 func (s *Store) readPage(ctx context.Context, name string, after, upto int) (users []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	if err := s.reading.enter(ctx, ""); err != nil {
-		return nil, err
-	}
-	defer s.reading.exit("")
-	_, err = s.serverOf(name).execute(ctx, false, nil, func(ctx context.Context, conn *pgx.Conn) error {
+	err = s.executeRead(ctx, name, func(ctx context.Context, conn *pgx.Conn) error {
 		users, err = queryPage(ctx, conn, name, after, upto)
 		return err
 	})
@@ -236,4 +232,14 @@ func queryPage(ctx context.Context, conn *pgx.Conn, name string, after, upto int
 		users[i], start = all[start:end], end
 	}
 	return users, nil
+}
+
+// executeRead makes a call that changes nothing.
+func (s *Store) executeRead(ctx context.Context, name string, call callFunc) error {
+	if err := s.reading.enter(ctx, ""); err != nil {
+		return err
+	}
+	defer s.reading.exit("")
+	_, err := s.serverOf(name).execute(ctx, false, nil, call)
+	return err
 }

@@ -25,7 +25,6 @@ type readResult struct {
 // slowReads returns sharedReads on a fake read that takes a second.
 func slowReads(count *int) *sharedReads[*readResult] {
 	return &sharedReads[*readResult]{
-		limiter: newLimiter(100, 100, time.Hour),
 		timeout: time.Hour,
 		read: func(ctx context.Context, _ string) (*readResult, error) {
 			*count++
@@ -77,7 +76,7 @@ func TestSharedReads_joinTheNextRead(t *testing.T) {
 func TestSharedReads_keysAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var started atomic.Int32
-		r := &sharedReads[int]{limiter: newLimiter(100, 100, time.Hour), timeout: time.Hour, read: func(context.Context, string) (int, error) {
+		r := &sharedReads[int]{timeout: time.Hour, read: func(context.Context, string) (int, error) {
 			started.Add(1)
 			time.Sleep(time.Second)
 			return 0, nil
@@ -126,9 +125,32 @@ func TestSharedReads_canceledCallerFailsNoOther(t *testing.T) {
 	})
 }
 
+func TestSharedReads_abandonedReadIsNotStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		count := 0
+		r := slowReads(&count)
+
+		canceled, cancel := context.WithCancel(t.Context())
+		go func() { _, _ = r.get(t.Context(), "c") }()
+		synctest.Wait()
+		go func() { _, _ = r.get(canceled, "c") }()
+		synctest.Wait()
+		cancel()
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+
+		if count != 1 {
+			t.Errorf("%d reads, want 1", count)
+		}
+		if len(r.running) != 0 {
+			t.Errorf("%d reads are left in the map, want 0", len(r.running))
+		}
+	})
+}
+
 func TestSharedReads_timeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &sharedReads[int]{limiter: newLimiter(1, 1, time.Hour), timeout: 5 * time.Second, read: func(ctx context.Context, _ string) (int, error) {
+		r := &sharedReads[int]{timeout: 5 * time.Second, read: func(ctx context.Context, _ string) (int, error) {
 			<-ctx.Done() // a database that does not answer
 			return 0, ctx.Err()
 		}}
@@ -144,7 +166,7 @@ func TestSharedReads_errorIsSharedButNotKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
 		var count atomic.Int32
-		r := &sharedReads[int]{limiter: newLimiter(100, 100, time.Hour), timeout: time.Hour, read: func(context.Context, string) (int, error) {
+		r := &sharedReads[int]{timeout: time.Hour, read: func(context.Context, string) (int, error) {
 			time.Sleep(time.Second)
 			if count.Add(1) == 2 {
 				return 0, broken
@@ -169,7 +191,7 @@ func TestSharedReads_errorIsSharedButNotKept(t *testing.T) {
 }
 
 func TestSharedReads_keepNothing(t *testing.T) {
-	r := &sharedReads[*readResult]{limiter: newLimiter(100, 100, time.Hour), timeout: time.Hour, read: func(context.Context, string) (*readResult, error) {
+	r := &sharedReads[*readResult]{timeout: time.Hour, read: func(context.Context, string) (*readResult, error) {
 		return &readResult{number: 1}, nil
 	}}
 	kept := func() weak.Pointer[readResult] {
@@ -192,7 +214,7 @@ func TestSharedReads_keepNothing(t *testing.T) {
 // A read returns what was written before it was requested, however many callers share it.
 func TestSharedReads_seeEarlierWrites(t *testing.T) {
 	var written [3]atomic.Int64
-	r := &sharedReads[int64]{limiter: newLimiter(100, 100, time.Hour), timeout: time.Hour, read: func(_ context.Context, key string) (int64, error) {
+	r := &sharedReads[int64]{timeout: time.Hour, read: func(_ context.Context, key string) (int64, error) {
 		seen := written[key[0]-'0'].Load()
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Microsecond)
 		return seen, nil
@@ -221,9 +243,9 @@ func TestSharedReads_seeEarlierWrites(t *testing.T) {
 	clients.Wait()
 	// Reads of canceled callers end as well.
 	wait.For(t, "all reads to end", func() bool {
-		r.limiter.mu.Lock()
-		defer r.limiter.mu.Unlock()
-		return len(r.limiter.keys) == 0
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.running) == 0
 	})
 }
 

@@ -81,7 +81,7 @@ type Store struct {
 	background *background    // probes and health checks
 	calls      sync.WaitGroup // of all batchers
 
-	reads     *sharedReads[*Coupon]
+	reads     sharedReads[*Coupon]
 	reading   *limiter
 	creating  *limiter
 	readiness readiness
@@ -115,7 +115,7 @@ func Open(cfg Config) (*Store, error) {
 	// connection: reads 3/8, solo calls and creations a quarter each. The rest is for shared calls.
 	conns := int(s.pool.Config().MaxConns)
 	s.reading = newLimiter(max(1, conns*3/8), cfg.ClaimQueue, cfg.ClaimTimeout)
-	s.reads = &sharedReads[*Coupon]{read: s.readCoupon, limiter: s.reading, timeout: cfg.ClaimTimeout}
+	s.reads.read, s.reads.timeout = s.readCoupon, cfg.ClaimTimeout
 	s.creating = newLimiter(max(1, conns/4), cfg.ClaimQueue, cfg.ClaimTimeout)
 	solo := make(chan struct{}, max(1, conns/4))
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
 )
 
 // Client is a keep-alive connection to one service that sends one request at a time. It dials when
@@ -81,7 +82,8 @@ type conn struct {
 	net.Conn
 	in      *bufio.Reader
 	out     *bufio.Writer
-	written int // bytes of the current request
+	used    time.Time // when the last answer was read
+	written int       // bytes of the current request
 	err     error
 }
 
@@ -102,8 +104,29 @@ func (c *conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// maxUnchecked is how long a kept connection may be idle before it is checked. The check is a
+// system call, and a draining service closes connections that were idle for 250 ms.
+const maxUnchecked = 50 * time.Millisecond
+
+// isClosed reports whether the service has closed a connection on which no answer is due.
+func (c *conn) isClosed() (closed bool) {
+	raw, err := c.Conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		closed = err != unix.EAGAIN && err != unix.EINTR // readable: the end, or bytes that are no answer
+		return true                                      // does not wait
+	})
+	return closed || err != nil
+}
+
 // open dials unless the connection is open.
 func (c *Client) open(ctx context.Context) error {
+	if c.conn != nil && time.Since(c.conn.used) > maxUnchecked && c.conn.isClosed() {
+		c.Close() // nothing was sent on it since the last answer
+	}
 	if c.conn != nil {
 		return nil
 	}
@@ -112,7 +135,7 @@ func (c *Client) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("not sent: %w", err)
 	}
-	c.conn = &conn{Conn: dialled}
+	c.conn = &conn{Conn: dialled, used: time.Now()}
 	c.conn.in, c.conn.out = bufio.NewReader(c.conn), bufio.NewWriter(c.conn)
 	return nil
 }
@@ -180,6 +203,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (Answer,
 		c.Close()
 		return answer, r, err
 	}
+	c.conn.used = r.Answered
 	if c.response.ConnectionClose() {
 		c.Close()
 	}

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"scalable-coupon-system/internal/wait"
 )
 
 const created = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
@@ -158,6 +160,19 @@ func TestClient_dialsAgain(t *testing.T) {
 		if a, _, err := c.Send(t.Context(), claim); a != Claimed {
 			t.Errorf("after %q: %v, %v", first, a, err)
 		}
+	}
+}
+
+// A connection that the service has closed while it was idle is not used for the next request.
+func TestClient_closedWhileIdle(t *testing.T) {
+	t.Parallel()
+	c := newClient(t, serveAnswer(t, created), time.Minute) // closes after each answer
+	for i := range 3 {
+		if answer, _, err := c.Send(t.Context(), claim); answer != Claimed {
+			t.Errorf("request %d: %v, %v", i, answer, err)
+		}
+		wait.For(t, "the end of the connection", c.conn.isClosed)
+		c.conn.used = time.Time{} // idle for long
 	}
 }
 

@@ -53,7 +53,7 @@ func (c *devCommand) Run(ctx context.Context, command *kong.Context, std streams
 		Dir:  c.Dir,
 		User: devDatabase,
 		Log:  std.stderr,
-		// For psql: select claim_coupon('ada', 'early bird').
+		// For psql: select claim_coupon('ada', 'night owl').
 		Settings: map[string]string{"search_path": "coupond, public"},
 	})
 	if err != nil {
@@ -123,8 +123,8 @@ func createDatabase(ctx context.Context, server *localpg.Server) (err error) {
 	return err
 }
 
-// firstSteps returns the commands that a user may want to try first. They are those of the README's
-// session, so that it can be continued.
+// firstSteps returns the commands that a user may want to try first. Their coupon is not the
+// README's, so that both can be tried.
 func firstSteps(address net.Addr, dir, psql string) string {
 	host := address.String()
 	if tcp, ok := address.(*net.TCPAddr); ok && (tcp.IP.IsUnspecified() || tcp.IP.IsLoopback()) {
@@ -135,14 +135,14 @@ coupond serves http://%[1]s; its data are in %[2]s. Ctrl-C stops it.
 
 Create a coupon, claim it, read it:
 
-  curl -si %[1]s/api/coupons -H 'Content-Type: application/json' -d '{"name": "early bird", "amount": 2}'
-  curl -sw '%%{http_code}\n' %[1]s/api/coupons/claim -H 'Content-Type: application/json' -d '{"user_id": "ada", "coupon_name": "early bird"}'
-  curl -s %[1]s/api/coupons/early%%20bird
+  curl -si %[1]s/api/coupons -H 'Content-Type: application/json' -d '{"name": "night owl", "amount": 2}'
+  curl -sw '%%{http_code}\n' %[1]s/api/coupons/claim -H 'Content-Type: application/json' -d '{"user_id": "ada", "coupon_name": "night owl"}'
+  curl -s %[1]s/api/coupons/night%%20owl
 
 The same in psql:
 
   %[3]s
-  select claim_coupon('ada', 'early bird');
+  select claim_coupon('ada', 'night owl');
   select coupon_name, claim_number, user_id from claims;
 
 `, host, dir, psql)

@@ -81,12 +81,12 @@ func TestDev(t *testing.T) {
 	if len(curl) != 3 {
 		t.Fatalf("%d curl commands, want 3: %s", len(curl), p.stdout.String())
 	}
-	for i, want := range []string{"HTTP/1.1 201 Created\r\n", "201\n", `{"name":"early bird","amount":2,"remaining_amount":1,"claimed_by":["ada"]}`} {
+	for i, want := range []string{"HTTP/1.1 201 Created\r\n", "201\n", `{"name":"night owl","amount":2,"remaining_amount":1,"claimed_by":["ada"]}`} {
 		if got := sh(t, curl[i]); !strings.Contains(got, want) {
 			t.Errorf("%s\ngot %s\nwant %s", curl[i], got, want)
 		}
 	}
-	if got := sh(t, psql); got != "already_claimed\nearly bird|1|ada\n" {
+	if got := sh(t, psql); got != "already_claimed\nnight owl|1|ada\n" {
 		t.Errorf("%s\ngot %s", psql, got)
 	}
 
@@ -118,10 +118,10 @@ func TestDev(t *testing.T) {
 	waitGone(t, dir, postmaster, time.Minute)
 
 	p, postmaster = restart()
-	if s := p.coupon(t, "early bird"); s.Remaining != 1 || strings.Join(s.ClaimedBy, " ") != "ada" {
+	if s := p.coupon(t, "night owl"); s.Remaining != 1 || strings.Join(s.ClaimedBy, " ") != "ada" {
 		t.Errorf("coupon after the restart: %+v", s)
 	}
-	p.client(t).claimed(t, "bob", "early bird")
+	p.client(t).claimed(t, "bob", "night owl")
 	p.stop(t, syscall.SIGINT)
 	waitGone(t, dir, postmaster, 0)
 	if _, err := os.Stat(script); !errors.Is(err, os.ErrNotExist) {
@@ -130,7 +130,7 @@ func TestDev(t *testing.T) {
 
 	// If PostgreSQL is stopped from outside, dev ends and names the cause.
 	p, postmaster = restart()
-	if s := p.coupon(t, "early bird"); s.Remaining != 0 {
+	if s := p.coupon(t, "night owl"); s.Remaining != 0 {
 		t.Errorf("coupon after the second restart: %+v", s)
 	}
 	if err := syscall.Kill(postmaster, syscall.SIGINT); err != nil {

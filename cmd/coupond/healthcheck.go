@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -26,6 +28,9 @@ For containers that have no curl.`
 
 // Run checks the service.
 func (c *healthcheckCommand) Run(ctx context.Context, std streams) error {
+	if strings.HasSuffix(c.Listen.ListenAddr, ":0") {
+		return errors.New("LISTEN_ADDR has port 0, which means any free port: only the service knows which one; set its port")
+	}
 	url := "http://" + c.Listen.ListenAddr + "/health" // without a host, or with a wildcard, Go connects to this machine
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -35,7 +40,7 @@ func (c *healthcheckCommand) Run(ctx context.Context, std streams) error {
 	client := http.Client{
 		Timeout:       healthcheckTimeout,
 		Transport:     &http.Transport{DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // coupond never redirects
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // /health never redirects
 	}
 	response, err := client.Do(request)
 	if err != nil {
@@ -48,9 +53,21 @@ func (c *healthcheckCommand) Run(ctx context.Context, std streams) error {
 		return fmt.Errorf("unhealthy: %s: %w", url, err)
 	}
 	if response.StatusCode != http.StatusOK {
-		line, _, _ := strings.Cut(string(body), "\n")
-		return fmt.Errorf("unhealthy: %s: %s: %s", url, response.Status, line)
+		return fmt.Errorf("unhealthy: %s: %s: %s", url, response.Status, unhealthyReason(body))
 	}
 	_, err = fmt.Fprintln(std.stdout, "healthy:", url)
 	return err
+}
+
+// unhealthyReason returns the error in the body of a response to /health, or the first line of a
+// body that another program sent.
+func unhealthyReason(body []byte) string {
+	var answer struct {
+		Error string `json:"error"`
+	}
+	if err := json.Unmarshal(body, &answer); err == nil && answer.Error != "" {
+		return answer.Error
+	}
+	line, _, _ := strings.Cut(string(body), "\n")
+	return line
 }

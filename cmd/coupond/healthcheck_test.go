@@ -29,7 +29,7 @@ func TestHealthcheck(t *testing.T) {
 			func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(http.StatusServiceUnavailable)
 				_, _ = io.WriteString(w, `{"status":"unhealthy","error":"run coupond migrate"}`)
-			}, 1, `503 Service Unavailable: {"status":"unhealthy","error":"run coupond migrate"}` + "\n",
+			}, 1, `503 Service Unavailable: run coupond migrate` + "\n",
 		},
 		"another program listens": {
 			func(w http.ResponseWriter, _ *http.Request) {
@@ -60,6 +60,11 @@ func TestHealthcheck(t *testing.T) {
 			checkHealth(t, address, 1, "connection refused\n")
 		})
 	}
+}
+
+func TestHealthcheck_anyPort(t *testing.T) {
+	t.Parallel()
+	checkHealth(t, ":0", 1, "set its port\n")
 }
 
 // A service that accepts the connection and does not answer, or does not finish its answer, fails

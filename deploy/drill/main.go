@@ -55,18 +55,22 @@ type drill struct {
 
 func (d *drill) printf(format string, args ...any) { _, _ = fmt.Fprintf(d.out, format+"\n", args...) }
 
-// run runs the steps of each deployment in the order of the command line.
+// run runs the steps of deploy/ha and then those of deploy/shards, both in the order of the command
+// line.
 func run(ctx context.Context, o options, out io.Writer) error {
 	ha := &drill{o, newDeployment("coupond-ha", "deploy/ha", "COUPOND_HA_PUBLISH", "127.0.0.1:8090"), out}
 	// Another project than in its README.md, because the containers are removed at the end.
 	shards := &drill{o, newDeployment("coupond-shards-drill", "deploy/shards", "COUPOND_SHARDS_PUBLISH", "127.0.0.1:8091"), out}
-	for d, steps := range map[*drill]map[string]func(context.Context) error{
-		ha:     {"failover": ha.failover, "rolling": ha.rolling},
-		shards: {"shards": shards.killAndMove, "move": shards.move},
+	for _, d := range []struct {
+		*drill
+		steps map[string]func(context.Context) error
+	}{
+		{ha, map[string]func(context.Context) error{"failover": ha.failover, "rolling": ha.rolling}},
+		{shards, map[string]func(context.Context) error{"shards": shards.killAndMove, "move": shards.move}},
 	} {
 		var wanted []func(context.Context) error
 		for _, name := range o.Steps {
-			if step := steps[name]; step != nil {
+			if step := d.steps[name]; step != nil {
 				wanted = append(wanted, step)
 			}
 		}

@@ -55,6 +55,7 @@ func (c *client) send(do func(*load.Client) (load.Answer, load.Response, error))
 	for i, conn := range c.conns {
 		if time.Since(c.answered[i]) > maxIdle {
 			conn.Close()
+			c.answered[i] = time.Time{} // the next connection has no answer yet, so it is not idle
 		}
 		before := c.answered[i]
 		var err error
