@@ -78,8 +78,8 @@ var docsFiles = sync.OnceValues(func() (map[string]docsFile, error) {
 	return files, nil
 })
 
-// root handles GET /, for people with a browser. The Location is relative, so that
-// it also holds behind a path prefix.
+// root handles GET /, for people with a browser. The Location is relative, so that it also holds
+// behind a path prefix.
 func (h *Handler) root(x *exchange) {
 	x.Header().Set("Location", strings.TrimPrefix(pathDocs, "/"))
 	x.send(http.StatusFound, nil)

@@ -128,7 +128,16 @@ func TestNames(t *testing.T) {
 		}
 	}
 
+	commands := map[string]bool{} // targets of make and sections of .ci/run
+	for _, match := range regexp.MustCompile(`(?m)^([a-z][\w-]*):`).FindAllStringSubmatch(read(t, "Makefile"), -1) {
+		commands["make "+match[1]] = true
+	}
+	for _, match := range regexp.MustCompile(`(?m)^([a-z]\w*)\(\) \{`).FindAllStringSubmatch(read(t, ".ci/run"), -1) {
+		commands[".ci/run "+match[1]] = true
+	}
+
 	testName := regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z]\w+`)
+	command := regexp.MustCompile("(?:`|\\$ )(make [a-z-]+|\\.ci/run [a-z]\\w*)")
 	fileName := regexp.MustCompile("`([\\w./-]+\\.(?:go|sql|yaml|yml|awk))`")
 	named := 0
 	for from, text := range documents(t) {
@@ -136,6 +145,12 @@ func TestNames(t *testing.T) {
 			named++
 			if !tests[name] {
 				t.Errorf("%s names the test %s, which does not exist", from, name)
+			}
+		}
+		for _, match := range command.FindAllStringSubmatch(text, -1) {
+			named++
+			if !commands[match[1]] && !strings.HasPrefix(match[1], "make --") {
+				t.Errorf("%s names the command %s, which does not exist", from, match[1])
 			}
 		}
 		for _, match := range fileName.FindAllStringSubmatch(text, -1) {

@@ -459,9 +459,9 @@ func TestServer_sendSolo_apart(t *testing.T) {
 	if send("u") {
 		t.Error("a call that is answered at once: the coupon is kept apart")
 	}
+	// Longer than a shared call waits for a lock, shorter than the statement_timeout.
 	s.exec(t, `create function coupond.slow() returns trigger language plpgsql as 'begin perform pg_catalog.pg_sleep(1.6); return null; end'`)
 	s.exec(t, `create trigger slow after insert on coupond.claims execute function coupond.slow()`)
-	// Longer than a shared call waits for a lock, shorter than the statement_timeout.
 	if send("slow") {
 		t.Error("a call that is slow: the coupon is kept apart")
 	}

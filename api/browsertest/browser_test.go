@@ -1,7 +1,7 @@
 //go:build browser
 
 // Package browsertest tests the docs page of a running service in Chromium. It has a build tag
-// because `make test` must not require a browser; run it with `make test-browser`.
+// because `make test` must not require a browser; run it with `.ci/run browser`.
 package browsertest
 
 import (

@@ -169,7 +169,7 @@ func TestClient_closedWhileIdle(t *testing.T) {
 	c := newClient(t, serveAnswer(t, created), time.Minute) // closes after each answer
 	for i := range 3 {
 		if answer, _, err := c.Send(t.Context(), claim); answer != Claimed {
-			t.Errorf("request %d: %v, %v", i, answer, err)
+			t.Fatalf("request %d: %v, %v", i, answer, err)
 		}
 		wait.For(t, "the end of the connection", c.conn.isClosed)
 		c.conn.used = time.Time{} // idle for long

@@ -33,18 +33,6 @@ func Evenly(requests, coupons int, seed uint64) []int32 {
 	return shuffle(indexes, seed)
 }
 
-// Zipf returns the coupon of each request, as indexes from 0 to coupons-1, where some coupons are
-// far more popular than others: coupon k has a probability proportional to 1/(k+1)^exponent. The
-// exponent must be more than 1; 1.1 is the long tail of a shop.
-func Zipf(requests, coupons int, exponent float64, seed uint64) []int32 {
-	zipf := rand.NewZipf(newRandom(seed), exponent, 1, uint64(coupons-1))
-	indexes := make([]int32, requests)
-	for i := range indexes {
-		indexes[i] = int32(zipf.Uint64())
-	}
-	return indexes
-}
-
 func shuffle(s []int32, seed uint64) []int32 {
 	newRandom(seed).Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
 	return s

@@ -22,8 +22,8 @@ import (
 
 // TestBounds runs the service at its bounds and beyond them: with more claims than it can process
 // (overload_test.go), with clients that misbehave (misbehaving_clients_test.go), and with upgrades
-// under load (upgrade_test.go). Each trial takes a second here, and a minute in `make bounds`, on a
-// machine where nothing else runs. It is not parallel, because it would slow other tests down.
+// under load (upgrade_test.go). Each trial takes a second here, and a minute in `.ci/run bounds`,
+// on a machine where nothing else runs. It is not parallel, because it would slow other tests down.
 func TestBounds(t *testing.T) {
 	b := &bounds{duration: time.Second, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second, idle: 1_000, writers: 4_000, binary: plainBinary(t)}
 	if text := os.Getenv("COUPOND_BOUNDS"); text != "" {

@@ -29,7 +29,7 @@ For containers that have no curl.`
 // Run checks the service.
 func (c *healthcheckCommand) Run(ctx context.Context, std streams) error {
 	if strings.HasSuffix(c.Listen.ListenAddr, ":0") {
-		return errors.New("LISTEN_ADDR has port 0, which means any free port: only the service knows which one; set its port")
+		return usageError{errors.New("LISTEN_ADDR has port 0, which means any free port: only the service knows which one; set its port")}
 	}
 	url := "http://" + c.Listen.ListenAddr + "/health" // without a host, or with a wildcard, Go connects to this machine
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

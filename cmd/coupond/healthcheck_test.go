@@ -64,7 +64,7 @@ func TestHealthcheck(t *testing.T) {
 
 func TestHealthcheck_anyPort(t *testing.T) {
 	t.Parallel()
-	checkHealth(t, ":0", 1, "set its port\n")
+	checkHealth(t, ":0", exitUsage, "set its port\n")
 }
 
 // A service that accepts the connection and does not answer, or does not finish its answer, fails

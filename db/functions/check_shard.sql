@@ -12,4 +12,4 @@ end;
 $$;
 
 comment on function coupond.check_shard(text) is
-  'Internal. Raises SC421 unless owns_coupon() is true for p_coupon, before anything is read or written.';
+  'Internal. Raises SC421 unless owns_coupon() is true for p_coupon, so that nothing is answered or written for it.';

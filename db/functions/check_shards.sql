@@ -31,4 +31,4 @@ end;
 $$;
 
 comment on function coupond.check_shards(text[]) is
-  'Internal. Raises SC421 unless owns_coupon() is true for all p_coupons, before anything is read or written.';
+  'Internal. Raises SC421 unless owns_coupon() is true for all p_coupons, so that nothing is answered or written for them.';

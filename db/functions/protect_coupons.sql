@@ -92,5 +92,5 @@ $$;
 
 comment on function coupond.protect_coupons() is
   'Trigger function of coupons. Raises 23503 (foreign_key_violation) when a coupon that has claims would be deleted or '
-  'renamed, and 23514 (check_violation) when a name is not valid, when its amount would be below its claims, or its amount would change and not be '
-  'its remaining_amount plus its claims. Needs READ COMMITTED.';
+  'renamed, and 23514 (check_violation) when a name is not valid, or when an amount would be below the claims, or would '
+  'change and not be remaining_amount plus the claims. Needs READ COMMITTED.';

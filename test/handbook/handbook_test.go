@@ -18,7 +18,7 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// update makes TestHandbook write the real output into docs/dba.md: UPDATE_HANDBOOK=1 make test-dba
+// update makes TestHandbook write the real output into docs/dba.md: UPDATE_HANDBOOK=1 .ci/run dba
 var update = os.Getenv("UPDATE_HANDBOOK") != ""
 
 // TestHandbook runs all commands in the ```console blocks of docs/dba.md, from top to bottom, and
