@@ -282,8 +282,10 @@ var specs = []spec{
 				A:begin+x=claimed A:commit C:x=claimed B:x=out_of_stock | x:a,c
 				A:begin+x=claimed B:x... A:commit B:x=claimed C:x=out_of_stock | x:a,b
 				A:begin+x=claimed B:x... C:x... A:commit B:x=claimed C:x=out_of_stock | x:a,b
+				or A:begin+x=claimed B:x... C:x... A:commit B:x=out_of_stock C:x=claimed | x:a,c
 				A:begin+x=claimed C:x... A:commit C:x=claimed B:x=out_of_stock | x:a,c
 				A:begin+x=claimed C:x... B:x... A:commit C:x=claimed B:x=out_of_stock | x:a,c
+				or A:begin+x=claimed C:x... B:x... A:commit C:x=out_of_stock B:x=claimed | x:a,b
 				B:x=claimed A:begin+x=claimed A:commit C:x=out_of_stock | x:b,a
 				B:x=claimed A:begin+x=claimed C:x... A:commit C:x=out_of_stock | x:b,a
 				B:x=claimed C:x=claimed A:begin+x=out_of_stock A:commit | x:b,c
