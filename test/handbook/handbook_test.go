@@ -173,7 +173,7 @@ func normalize(text string) string {
 	return strings.TrimSpace(text)
 }
 
-// session is a psql session that stays open.
+// session is a session of psql -At that stays open.
 type session struct {
 	t      *testing.T
 	name   string
@@ -190,7 +190,7 @@ func (r *runner) session(name string) *session {
 	if s := r.sessions[name]; s != nil {
 		return s
 	}
-	cmd := exec.Command("psql", "--no-psqlrc")
+	cmd := exec.Command("psql", "--no-psqlrc", "-At")
 	for _, variable := range r.env {
 		if path, ok := strings.CutPrefix(variable, "PATH="); ok {
 			cmd.Path = lookIn(r.t, path, "psql")
