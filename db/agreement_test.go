@@ -10,34 +10,12 @@ import (
 	"github.com/jackc/pgx/v5"
 	"pgregory.net/rapid"
 
+	"scalable-coupon-system/internal/couponmodel"
 	"scalable-coupon-system/internal/pgtest"
 )
 
 // claim is one claim of a batch.
 type claim struct{ user, coupon string }
-
-// model is the claim rule in memory.
-type model struct {
-	stock map[string]int      // the remaining amount of each coupon
-	users map[string][]string // the users that have each coupon, in claim order
-}
-
-func newModel() model { return model{map[string]int{}, map[string][]string{}} }
-
-func (m model) claim(c claim) string {
-	left, exists := m.stock[c.coupon]
-	switch {
-	case !exists:
-		return couponNotFound
-	case slices.Contains(m.users[c.coupon], c.user):
-		return alreadyClaimed
-	case left == 0:
-		return outOfStock
-	}
-	m.stock[c.coupon]--
-	m.users[c.coupon] = append(m.users[c.coupon], c.user)
-	return claimed
-}
 
 // The claim rule is implemented three times: for one user, for a batch for one coupon, and for a
 // batch over several coupons. Each returns the same statuses for random batches, and leaves the
@@ -49,7 +27,7 @@ func TestClaimFunctions_agree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		run++
 		s := &session{s.Conn, t}
-		m := newModel()
+		m := couponmodel.Coupons{}
 		// Each function has its own coupons, which differ only in their prefix.
 		functions := map[string]func([]claim) []string{
 			fmt.Sprintf("%d one by one ", run): s.oneByOne,
@@ -58,7 +36,7 @@ func TestClaimFunctions_agree(t *testing.T) {
 		}
 		prefixes := slices.Sorted(maps.Keys(functions))
 		create := func(coupon string, amount int) {
-			m.stock[coupon] = amount
+			m.Create(coupon, amount)
 			for _, prefix := range prefixes {
 				s.create(prefix+coupon, amount)
 			}
@@ -74,7 +52,7 @@ func TestClaimFunctions_agree(t *testing.T) {
 			batch := drawBatch(t, users, coupons, 40)
 			want := make([]string, len(batch))
 			for i, c := range batch {
-				want[i] = m.claim(c)
+				want[i] = string(m.Claim(c.user, c.coupon))
 			}
 			for _, prefix := range prefixes {
 				prefixed := make([]claim, len(batch))
@@ -84,13 +62,15 @@ func TestClaimFunctions_agree(t *testing.T) {
 				equal(t, prefix, functions[prefix](prefixed), want)
 			}
 			// A coupon may be created between two batches.
-			if coupon := rapid.SampledFrom(coupons).Draw(t, "new coupon"); m.stock[coupon] == 0 && m.users[coupon] == nil {
+			if coupon := rapid.SampledFrom(coupons).Draw(t, "new coupon"); m[coupon].Amount == 0 {
 				create(coupon, rapid.IntRange(1, 3).Draw(t, "amount"))
 			}
 		}
-		for coupon := range m.stock {
+		for name, coupon := range m {
 			for _, prefix := range prefixes {
-				equal(t, "users of "+prefix+coupon, s.claims(prefix+coupon), m.users[coupon])
+				if coupon.Amount > 0 {
+					equal(t, "users of "+prefix+name, s.claims(prefix+name), coupon.ClaimedBy)
+				}
 			}
 		}
 	})
@@ -104,13 +84,23 @@ func drawBatch(t *rapid.T, users, coupons []string, n int) []claim {
 	}), 0, n).Draw(t, "batch")
 }
 
+// oneByOne calls claim_coupon for each claim, in one statement.
 func (s *session) oneByOne(batch []claim) []string {
 	s.t.Helper()
-	statuses := make([]string, len(batch))
-	for i, c := range batch {
-		statuses[i] = s.claim(c.user, c.coupon)
+	users, coupons := split(batch)
+	return list[string](s, `
+		select coupond.claim_coupon(t.user_id, t.coupon)::text
+		from unnest($1::text[], $2::text[]) with ordinality as t (user_id, coupon, i)
+		order by t.i`, users, coupons)
+}
+
+// split returns the users and the coupons of the claims.
+func split(batch []claim) (users, coupons []string) {
+	users, coupons = []string{}, []string{} // nil would be null
+	for _, c := range batch {
+		users, coupons = append(users, c.user), append(coupons, c.coupon)
 	}
-	return statuses
+	return users, coupons
 }
 
 func (s *session) byCoupon(batch []claim) []string {
@@ -132,9 +122,10 @@ func (s *session) byCoupon(batch []claim) []string {
 // in the order of the claims.
 func (s *session) inABatch(t *rapid.T, batch []claim) []string {
 	t.Helper()
-	users, coupons, positions := []string{}, []string{}, []int32{}
-	for i, c := range batch {
-		users, coupons, positions = append(users, c.user), append(coupons, c.coupon), append(positions, int32(i))
+	users, coupons := split(batch)
+	positions := make([]int32, len(batch))
+	for i := range positions {
+		positions[i] = int32(i)
 	}
 	positions = append([]int32{}, rapid.Permutation(positions).Draw(t, "positions")...) // nil would be null
 	rows, err := s.Query(bounded(t), "select * from coupond.claim_batch($1, $2, $3)", users, coupons, positions)
@@ -161,25 +152,24 @@ func TestClaimBatch_couponsCreatedWhileItWaits(t *testing.T) {
 	t.Parallel()
 	d := pgtest.New(t)
 	it := newIsolationTester(t, d, "holder", "batch")
-	control := it.control
 	run := 0
 	rapid.Check(t, func(t *rapid.T) {
 		run++
-		s := &session{control.Conn, t}
-		it := *it
-		it.t, it.control = t, s
+		it := it.on(t)
+		s := it.control
 		defer it.reset()
 		name := func(coupon string) string { return fmt.Sprintf("%d %s", run, coupon) }
 
 		// m has the coupons that exist before, late those that are created while the batch waits.
-		m := newModel()
+		m := couponmodel.Coupons{}
 		users, coupons := names("u%d", rapid.IntRange(1, 8).Draw(t, "users")), names("c%d", rapid.IntRange(2, 6).Draw(t, "coupons"))
 		locked := rapid.SampledFrom(coupons).Draw(t, "locked")
 		var late []string
 		for _, coupon := range coupons {
 			if coupon == locked || rapid.Bool().Draw(t, "exists") {
-				m.stock[coupon] = rapid.IntRange(1, 5).Draw(t, "amount")
-				s.create(name(coupon), m.stock[coupon])
+				amount := rapid.IntRange(1, 5).Draw(t, "amount")
+				m.Create(coupon, amount)
+				s.create(name(coupon), amount)
 			} else if rapid.Bool().Draw(t, "late") {
 				late = append(late, coupon)
 			}
@@ -188,43 +178,42 @@ func TestClaimBatch_couponsCreatedWhileItWaits(t *testing.T) {
 
 		want, userList, couponList := make([]string, len(batch)), make([]string, len(batch)), make([]string, len(batch))
 		for i, c := range batch {
-			want[i], userList[i], couponList[i] = m.claim(c), "'"+c.user+"'", "'"+name(c.coupon)+"'"
+			want[i], userList[i], couponList[i] = string(m.Claim(c.user, c.coupon)), "'"+c.user+"'", "'"+name(c.coupon)+"'"
 		}
 		sql := fmt.Sprintf("select string_agg(status::text, ',') from coupond.claim_batch(array[%s], array[%s], array(select generate_series(1, %d)))",
 			strings.Join(userList, ", "), strings.Join(couponList, ", "), len(batch))
 
 		it.run("holder:locks", "begin", "select count(*) from (select from coupond.coupons where name = '"+name(locked)+"' for update) as c")
 		it.run("batch:claims", sql)
-		meanwhile := newModel()
+		meanwhile := couponmodel.Coupons{}
 		for _, coupon := range late {
-			meanwhile.stock[coupon] = rapid.IntRange(1, 3).Draw(t, "amount")
-			s.create(name(coupon), meanwhile.stock[coupon])
+			amount := rapid.IntRange(1, 3).Draw(t, "amount")
+			meanwhile.Create(coupon, amount)
+			s.create(name(coupon), amount)
 			for range rapid.IntRange(0, 3).Draw(t, "claims meanwhile") {
 				user := rapid.SampledFrom(users).Draw(t, "user")
-				equal(t, "a claim meanwhile", []string{s.claim(user, name(coupon))}, []string{meanwhile.claim(claim{user, coupon})})
+				equal(t, "a claim meanwhile", []string{s.claim(user, name(coupon))}, []string{string(meanwhile.Claim(user, coupon))})
 			}
 		}
 		it.run("holder:commits", "commit")
 
 		for i, c := range batch {
-			if left, isLate := meanwhile.stock[c.coupon]; isLate {
-				switch {
-				case slices.Contains(meanwhile.users[c.coupon], c.user):
-					want[i] = alreadyClaimed
-				case left == 0:
-					want[i] = outOfStock
-				default:
-					want[i] = couponNotFound
+			if coupon, isLate := meanwhile[c.coupon]; isLate {
+				_, outcome := coupon.Claim(c.user)
+				if outcome == couponmodel.Claimed {
+					outcome = couponmodel.CouponNotFound
 				}
+				want[i] = string(outcome)
 			}
 		}
 		equal(t, "the trace", it.trace,
 			[]string{"holder:locks=1", "batch:claims...", "holder:commits", "batch:claims=" + strings.Join(want, ",")})
-		for coupon := range m.stock {
-			equal(t, "users of "+coupon, s.claims(name(coupon)), m.users[coupon])
-		}
-		for coupon := range meanwhile.stock {
-			equal(t, "users of "+coupon+", which was created meanwhile", s.claims(name(coupon)), meanwhile.users[coupon])
+		for _, model := range []couponmodel.Coupons{m, meanwhile} {
+			for coupon, c := range model {
+				if c.Amount > 0 {
+					equal(t, "users of "+coupon, s.claims(name(coupon)), c.ClaimedBy)
+				}
+			}
 		}
 	})
 }

@@ -2,7 +2,9 @@ package db_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -10,21 +12,70 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// spec is an isolation test: sessions, each with steps, that run in every permutation.
-//
-// A step is "begin", "commit", "rollback", "x" (claim coupon x for the session's user), "x,y"
-// (claim both in one claim_batch), "?x" (read what is left of x), "savepoint", "back" (roll back to
-// the savepoint) or "create-z" (a coupon). By hand, without our functions: "delete-x", "rename-x",
-// "lower-x" (the amount, by one), "truncate" (the coupons), and "insert-x-2" (claim number 2 of x).
-// "begin+x" is two statements in one step. A step outside of a transaction block is a transaction
-// of its own, read committed.
+// spec is an isolation test of testdata/isolation.txt, which explains it.
 type spec struct {
 	name     string
-	coupons  map[string]int    // the setup: coupons by name, with their stock
-	users    map[string]string // the user of a session, if not its name in lower case
-	sessions []string          // the steps of each session: "A: begin x commit"
+	coupons  map[string]string // the stock by name
+	users    map[string]string // the user by session
 	byHand   bool              // claims are inserted by hand, and do not change the stock
+	sessions []string          // the steps of each session: "A: begin x commit"
 	results  []result
+}
+
+// result is the result at one or several isolation levels: for each permutation that is possible,
+// the traces that it may have.
+type result struct {
+	levels []string
+	traces [][]string
+}
+
+func readSpecs(t *testing.T) []*spec {
+	t.Helper()
+	text, err := os.ReadFile("testdata/isolation.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var specs []*spec
+	var s *spec
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSuffix(line, "\n")
+		key, rest, _ := strings.Cut(line, " ")
+		trace, isTrace := strings.CutPrefix(line, "  ")
+		other, isOther := strings.CutPrefix(trace, "or ")
+		switch {
+		case line == "", key == "#":
+		case isTrace && isOther:
+			traces := s.results[len(s.results)-1].traces
+			traces[len(traces)-1] = append(traces[len(traces)-1], other)
+		case isTrace:
+			last := &s.results[len(s.results)-1]
+			last.traces = append(last.traces, []string{trace})
+		case key == "spec":
+			s = &spec{name: rest}
+			specs = append(specs, s)
+		case key == "coupons":
+			s.coupons = pairs(rest)
+		case key == "users":
+			s.users = pairs(rest)
+		case line == "claims by hand":
+			s.byHand = true
+		case strings.HasSuffix(key, ":"):
+			s.sessions = append(s.sessions, line)
+		default:
+			s.results = append(s.results, result{levels: strings.Split(line, ", ")})
+		}
+	}
+	return specs
+}
+
+// pairs parses "x=1 y=2".
+func pairs(text string) map[string]string {
+	all := map[string]string{}
+	for pair := range strings.FieldsSeq(text) {
+		key, value, _ := strings.Cut(pair, "=")
+		all[key] = value
+	}
+	return all
 }
 
 // claimFunctions are three ways to claim one coupon for one user. Every spec has the same results
@@ -35,31 +86,28 @@ var claimFunctions = map[string]string{
 	"claim_batch":   "select status from coupond.claim_batch(array['%s'], array['%s'], array[1])",
 }
 
-// result is the expected result at one or several isolation levels of "begin", comma-separated: one
-// line per permutation, with what each step returns and, in the last column, the users that have
-// the coupons at the end, in claim order. A line that begins with "or" is another result of the line
-// before it: of two sessions that wait for one row, PostgreSQL lets either go first, since the
-// first in the queue gives up its place before it locks the new version of the row.
-type result struct{ levels, traces string }
-
 // TestIsolation runs every permutation of the steps of each spec that is possible: the next step of
-// a session that waits cannot run before the waiting step returns. "x..." means that step x waits,
-// and "x=…" is what it returns.
+// a session that waits cannot run before the waiting step returns.
 func TestIsolation(t *testing.T) {
 	t.Parallel()
-	for _, spec := range specs {
+	testers := make(chan *isolationTester, runtime.GOMAXPROCS(0))
+	for range cap(testers) {
+		testers <- newIsolationTester(t, pgtest.New(t), "A", "B", "C")
+	}
+	for _, spec := range readSpecs(t) {
 		for _, result := range spec.results {
-			for level := range strings.SplitSeq(result.levels, ", ") {
+			for _, level := range result.levels {
 				t.Run(spec.name+", "+level, func(t *testing.T) {
 					t.Parallel()
-					database := pgtest.New(t)
+					tester := <-testers
+					defer func() { testers <- tester }()
 					for function, call := range claimFunctions {
 						if spec.byHand && function != "claim_coupon" {
 							continue // no step calls it
 						}
-						got, want := spec.run(t, database, level, call), alternatives(result.traces)
-						if !slices.EqualFunc(got, want, func(trace string, any []string) bool { return slices.Contains(any, trace) }) {
-							t.Errorf("%s: got\n%s\nwant\n%s", function, strings.Join(got, "\n"), result.traces)
+						got := spec.run(tester.on(t), level, call)
+						if !slices.EqualFunc(got, result.traces, func(trace string, any []string) bool { return slices.Contains(any, trace) }) {
+							t.Errorf("%s: got\n%s\nwant\n%s", function, strings.Join(got, "\n"), strings.Join(slices.Concat(result.traces...), "\n"))
 						}
 					}
 				})
@@ -76,9 +124,9 @@ func TestIsolation_documentedTraces(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all []string
-	for _, spec := range specs {
+	for _, spec := range readSpecs(t) {
 		for _, result := range spec.results {
-			all = append(all, slices.Concat(alternatives(result.traces)...)...)
+			all = append(all, slices.Concat(result.traces...)...)
 		}
 	}
 	shown := 0
@@ -99,35 +147,23 @@ func TestIsolation_documentedTraces(t *testing.T) {
 	}
 }
 
-// alternatives returns the traces that each permutation may have.
-func alternatives(traces string) [][]string {
-	var all [][]string
-	for _, line := range lines(traces) {
-		if trace, isOther := strings.CutPrefix(line, "or "); isOther {
-			all[len(all)-1] = append(all[len(all)-1], trace)
-		} else {
-			all = append(all, []string{line})
-		}
-	}
-	return all
-}
-
 // run runs every permutation and returns the trace of each. call is one of claimFunctions.
-func (s spec) run(t *testing.T, database *pgtest.Database, level, call string) []string {
-	t.Helper()
+func (s spec) run(it *isolationTester, level, call string) []string {
+	it.t.Helper()
 	var sessions [][]string
-	var names []string
 	for _, session := range s.sessions {
 		name, steps, _ := strings.Cut(session, ": ")
-		names = append(names, name)
 		var own []string
 		for step := range strings.FieldsSeq(steps) {
 			own = append(own, name+":"+step)
 		}
 		sessions = append(sessions, own)
 	}
+	setup := "delete from coupond.claims; delete from coupond.coupons"
+	for _, name := range slices.Sorted(maps.Keys(s.coupons)) {
+		setup += fmt.Sprintf("; select coupond.create_coupon('%s', %s)", name, s.coupons[name])
+	}
 
-	it := newIsolationTester(t, database, names...)
 	var traces []string
 	var impossible []string // a prefix of steps that cannot run
 	for _, permutation := range permutations(sessions) {
@@ -136,10 +172,7 @@ func (s spec) run(t *testing.T, database *pgtest.Database, level, call string) [
 		}
 		impossible = nil
 		it.reset()
-		it.control.exec("truncate coupond.claims, coupond.coupons")
-		for _, name := range sortedKeys(s.coupons) {
-			it.control.create(name, s.coupons[name])
-		}
+		it.control.exec(setup)
 		for i, step := range permutation {
 			if !it.run(step, s.statements(step, level, call)...) {
 				impossible = permutation[:i+1]
@@ -158,22 +191,28 @@ func (s spec) run(t *testing.T, database *pgtest.Database, level, call string) [
 // its claim number, and, unless claims were inserted by hand, all claim numbers and the stock.
 func (s spec) claims(control *session) string {
 	control.t.Helper()
-	if n := get[int](control, `
-		select count(*)
-		from coupond.claims as k
-		left join coupond.coupons as c on c.name = k.coupon_name
-		where k.claim_number <= c.amount is not true`); n != 0 {
-		control.t.Errorf("%d claims without a coupon, or above its amount", n)
+	var stored string
+	var wrong, inexact int
+	err := control.QueryRow(bounded(control.t), `
+		select
+		  (
+		    select count(*)
+		    from coupond.claims as k
+		    left join coupond.coupons as c on c.name = k.coupon_name
+		    where k.claim_number <= c.amount is not true
+		  ),
+		  count(*) filter (where (k.number, k.number) <> (k.last, c.amount - c.remaining_amount)),
+		  coalesce(string_agg(' ' || c.name || ':' || k.users, '' order by c.name), '')
+		from coupond.coupons as c
+		cross join lateral (
+		  select count(*) as number, coalesce(max(claim_number), 0) as last, coalesce(string_agg(user_id, ',' order by claim_number), '') as users
+		  from coupond.claims
+		  where coupon_name = c.name
+		) as k`).Scan(&wrong, &inexact, &stored)
+	if err != nil || wrong > 0 || (inexact > 0 && !s.byHand) {
+		control.t.Errorf("%d claims without a coupon, or above its amount; %d coupons whose claim numbers or stock do not match their claims; %v", wrong, inexact, err)
 	}
-	var all strings.Builder
-	for _, coupon := range list[string](control, "select name from coupond.coupons order by name") {
-		users := list[string](control, "select user_id from coupond.claims where coupon_name = $1 order by claim_number", coupon)
-		if !s.byHand {
-			users = control.claims(coupon)
-		}
-		fmt.Fprintf(&all, " %s:%s", coupon, strings.Join(users, ","))
-	}
-	return all.String()
+	return stored
 }
 
 // statements returns the SQL of a step such as "A:begin+x".
@@ -219,14 +258,5 @@ func (s spec) statements(step, level, call string) []string {
 		}
 		all = append(all, sql)
 	}
-	return all
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	var all []string
-	for key := range m {
-		all = append(all, key)
-	}
-	slices.Sort(all)
 	return all
 }

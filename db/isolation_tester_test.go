@@ -3,13 +3,11 @@ package db_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"scalable-coupon-system/internal/pgtest"
@@ -21,28 +19,37 @@ import (
 type isolationTester struct {
 	t        testingTB
 	control  *session // for the setup and for pg_blocking_pids
-	sessions map[string]*testerSession
+	sessions []*testerSession
 	waiting  []*testerSession // in the order in which their steps began
+	finished chan finished
 	trace    []string
 }
 
 // testerSession is a session of an isolationTester.
 type testerSession struct {
 	name string
-	conn *pgx.Conn
-	pid  uint32
-	step string      // the step that runs, "" if the session is idle
-	done chan string // receives the result of step
+	conn *pgconn.PgConn
+	step string // the step that runs, "" if the session is idle
+}
+
+// finished is the end of a session's step.
+type finished struct {
+	session *testerSession
+	result  string
 }
 
 func newIsolationTester(t testing.TB, d *pgtest.Database, sessions ...string) *isolationTester {
 	t.Helper()
-	it := &isolationTester{t: t, control: owner(t, d), sessions: map[string]*testerSession{}}
+	it := &isolationTester{t: t, control: owner(t, d), finished: make(chan finished, len(sessions))}
 	for _, name := range sessions {
-		conn := d.Connect(t)
-		it.sessions[name] = &testerSession{name: name, conn: conn, pid: conn.PgConn().PID(), done: make(chan string, 1)}
+		it.sessions = append(it.sessions, &testerSession{name: name, conn: d.Connect(t).PgConn()})
 	}
 	return it
+}
+
+// on returns the tester for use in a part of the test. No step may be running.
+func (it *isolationTester) on(t testingTB) *isolationTester {
+	return &isolationTester{t: t, control: &session{it.control.Conn, t}, sessions: it.sessions, finished: it.finished}
 }
 
 // run runs a step, such as "A:x", and records the result of its last statement. It returns when
@@ -51,57 +58,49 @@ func newIsolationTester(t testing.TB, d *pgtest.Database, sessions ...string) *i
 func (it *isolationTester) run(step string, statements ...string) bool {
 	it.t.Helper()
 	name, _, _ := strings.Cut(step, ":")
-	s := it.sessions[name]
+	s := it.sessions[slices.IndexFunc(it.sessions, func(s *testerSession) bool { return s.name == name })]
 	if s.step != "" {
 		return false
 	}
-	// In a deadlock, PostgreSQL aborts the session that detects it: the one with the shortest timeout.
-	// Let that be the session that completes the cycle.
-	timeout := "1h"
-	if len(it.waiting) > 0 {
-		timeout = "1ms"
+	sql := strings.Join(statements, "; ")
+	if s.conn.TxStatus() != 'E' { // an aborted transaction does not wait
+		// In a deadlock, PostgreSQL aborts the session that detects it: the one with the shortest timeout.
+		// Let that be the session that completes the cycle.
+		timeout := "1h"
+		if len(it.waiting) > 0 {
+			timeout = "1ms"
+		}
+		sql = "set deadlock_timeout = '" + timeout + "'; " + sql
 	}
 	s.step = step
 	it.waiting = append(it.waiting, s)
 	ctx := bounded(it.t)
-	go func() {
-		// This fails in an aborted transaction, which cannot deadlock.
-		_, _ = s.conn.Exec(ctx, "set deadlock_timeout = '"+timeout+"'")
-		var result string
-		for _, statement := range statements {
-			result = execute(ctx, s.conn, statement)
-		}
-		s.done <- result
-	}()
+	go func() { it.finished <- finished{s, execute(ctx, s.conn, sql)} }()
 	it.settle()
 	return true
 }
 
-// execute runs a statement and returns its result: its values, its SQLSTATE, or "" for a command
-// that succeeded.
-func execute(ctx context.Context, conn *pgx.Conn, statement string) string {
-	rows, err := conn.Query(ctx, statement)
-	if err == nil {
-		var all []string
-		for rows.Next() {
-			values, err := rows.Values()
-			if err != nil {
-				return err.Error()
-			}
-			all = append(all, fmt.Sprint(values...))
-		}
-		err = rows.Err()
-		if tag := rows.CommandTag().String(); err == nil && tag == "ROLLBACK" && strings.HasPrefix(statement, "commit") {
-			return "rolled_back"
-		}
-		if err == nil {
-			return strings.Join(all, ",")
-		}
-	}
+// execute executes statements and returns the result of the last one: its values, "" for a command
+// that succeeded, or the SQLSTATE of the statement that failed.
+func execute(ctx context.Context, conn *pgconn.PgConn, sql string) string {
+	results, err := conn.Exec(ctx, sql).ReadAll()
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr.Code
 	}
-	return err.Error()
+	if err != nil {
+		return err.Error()
+	}
+	last := results[len(results)-1]
+	if last.CommandTag.String() == "ROLLBACK" && strings.HasSuffix(sql, "commit") {
+		return "rolled_back"
+	}
+	var all []string
+	for _, row := range last.Rows {
+		for _, value := range row {
+			all = append(all, string(value))
+		}
+	}
+	return strings.Join(all, ",")
 }
 
 // settle waits until every running step has finished or waits for an idle session, and records what
@@ -109,14 +108,12 @@ func execute(ctx context.Context, conn *pgx.Conn, statement string) string {
 func (it *isolationTester) settle() {
 	it.t.Helper()
 	results := map[*testerSession]string{}
-	for deadline := time.Now().Add(testTimeout); ; time.Sleep(200 * time.Microsecond) {
-		for _, s := range it.waiting {
-			select {
-			case result := <-s.done:
-				results[s] = s.step + strings.TrimRight("="+result, "=")
-				s.step = ""
-			default:
-			}
+	for deadline := time.Now().Add(testTimeout); ; {
+		select {
+		case f := <-it.finished:
+			results[f.session] = f.session.step + strings.TrimRight("="+f.result, "=")
+			f.session.step = ""
+		case <-time.After(time.Millisecond):
 		}
 		if it.blocked() {
 			break
@@ -144,62 +141,42 @@ func (it *isolationTester) settle() {
 // session. If not, a step still runs, or steps wait for each other and PostgreSQL will abort one.
 func (it *isolationTester) blocked() bool {
 	it.t.Helper()
-	idle := map[uint32]bool{}
+	var idle, running []uint32
 	for _, s := range it.sessions {
-		idle[s.pid] = s.step == ""
-	}
-	for _, s := range it.waiting {
 		if s.step == "" {
-			continue
-		}
-		// The sessions that block it, those that block them, and so on.
-		blockers := map[uint32]bool{}
-		for next := []uint32{s.pid}; len(next) > 0; {
-			pid := next[0]
-			next = next[1:]
-			if !blockers[pid] {
-				blockers[pid] = true
-				next = append(next, get[[]uint32](it.control, "select pg_catalog.pg_blocking_pids($1)::bigint[]", pid)...)
-			}
-		}
-		if !slices.ContainsFunc(sorted(blockers), func(pid uint32) bool { return idle[pid] }) {
-			return false
+			idle = append(idle, s.conn.PID())
+		} else {
+			running = append(running, s.conn.PID())
 		}
 	}
-	return true
-}
-
-func sorted(set map[uint32]bool) []uint32 {
-	var all []uint32
-	for pid := range set {
-		all = append(all, pid)
-	}
-	slices.Sort(all)
-	return all
+	return len(running) == 0 || get[bool](it.control, `
+		with recursive blocker (waiting, pid) as (
+		  select w, b
+		  from pg_catalog.unnest($1::integer[]) as w, pg_catalog.unnest(pg_catalog.pg_blocking_pids(w)) as b
+		  union
+		  select r.waiting, b
+		  from blocker as r, pg_catalog.unnest(pg_catalog.pg_blocking_pids(r.pid)) as b
+		)
+		select not exists (
+		  select
+		  from pg_catalog.unnest($1::integer[]) as w
+		  where not exists (select from blocker where waiting = w and pid = any ($2::integer[]))
+		)`, running, idle)
 }
 
 // reset rolls back all transactions and clears the trace, so that the next permutation can run.
 func (it *isolationTester) reset() {
 	it.t.Helper()
-	inTransaction := func(s *testerSession) bool { return s.conn.PgConn().TxStatus() != 'I' }
-	for len(it.waiting) > 0 || slices.ContainsFunc(it.all(), inTransaction) {
-		for _, s := range it.all() {
-			if s.step == "" {
+	for open := true; open; {
+		open = false
+		for _, s := range it.sessions {
+			if s.step == "" && s.conn.TxStatus() != 'I' {
 				it.run(s.name+":rollback", "rollback")
 			}
+			open = open || s.step != ""
 		}
 	}
 	it.trace = nil
-}
-
-// all returns the sessions in order of their names.
-func (it *isolationTester) all() []*testerSession {
-	var all []*testerSession
-	for _, s := range it.sessions {
-		all = append(all, s)
-	}
-	slices.SortFunc(all, func(a, b *testerSession) int { return strings.Compare(a.name, b.name) })
-	return all
 }
 
 // permutations returns every interleaving of the sessions' steps: the steps of each session stay in
