@@ -3,12 +3,10 @@ package db_test
 import (
 	"context"
 	"crypto/rand"
-	"io/fs"
 	"net/url"
 	"strings"
 	"testing"
-
-	"github.com/jackc/pgx/v5"
+	"testing/fstest"
 
 	"scalable-coupon-system/internal/pgtest"
 )
@@ -58,10 +56,10 @@ func (c *cluster) database(login string, options ...string) *pgtest.Database {
 	return &pgtest.Database{Name: name, URL: c.url(login, name)}
 }
 
-// connectAs connects to a database as login.
-func (c *cluster) connectAs(login string, d *pgtest.Database) *pgx.Conn {
+// as returns the database as seen by login, or by the superuser if login is "".
+func (c *cluster) as(login string, d *pgtest.Database) *pgtest.Database {
 	c.t.Helper()
-	return (&pgtest.Database{Name: d.Name, URL: c.url(login, d.Name)}).Connect(c.tb)
+	return &pgtest.Database{Name: d.Name, URL: c.url(login, d.Name)}
 }
 
 func (c *cluster) url(login, database string) string {
@@ -80,16 +78,16 @@ func (c *cluster) url(login, database string) string {
 // programWithOtherRoles returns the program's files with other names for the roles coupon_service
 // and coupon_monitor, which the cluster does not have. The cleanup drops these roles after the
 // databases that are created later, and before the logins that were created earlier.
-func (c *cluster) programWithOtherRoles() (files fs.FS, role string) {
+func (c *cluster) programWithOtherRoles() (files fstest.MapFS, role string) {
 	c.t.Helper()
 	role = uniqueName()
 	c.cleanup("drop role if exists " + role + ", " + monitorOf(role))
-	renamed := program(c.t)
+	files = program(c.t)
 	roles := strings.NewReplacer("coupon_service", role, "coupon_monitor", monitorOf(role))
-	for _, file := range renamed {
+	for _, file := range files {
 		file.Data = []byte(roles.Replace(string(file.Data)))
 	}
-	return renamed, role
+	return files, role
 }
 
 // monitorOf returns the name of the monitor's role that belongs to such a service role.

@@ -205,15 +205,20 @@ func (s *session) claimBatchErr(ctx context.Context, users, coupons []string) ([
 // numbers are 1 to n and the remaining amount is the amount minus n.
 func (s *session) claims(coupon string) []string {
 	s.t.Helper()
-	users := list[string](s, "select user_id from coupond.claims where coupon_name = $1 order by claim_number", coupon)
-	numbers := list[int](s, "select claim_number from coupond.claims where coupon_name = $1 order by claim_number", coupon)
-	for i, number := range numbers {
-		if number != i+1 {
-			s.t.Fatalf("claim numbers of %q: %v", coupon, numbers)
-		}
+	var users []string
+	var last, taken int
+	err := s.QueryRow(bounded(s.t), `
+		select
+		  coalesce(array_agg(k.user_id::text order by k.claim_number), '{}'),
+		  coalesce(max(k.claim_number)::integer, 0),
+		  (select c.amount - c.remaining_amount from coupond.coupons as c where c.name = $1)
+		from coupond.claims as k
+		where k.coupon_name = $1`, coupon).Scan(&users, &last, &taken)
+	if err != nil {
+		s.t.Fatalf("claims of %q: %v", coupon, err)
 	}
-	if taken := get[int](s, "select amount - remaining_amount from coupond.coupons where name = $1", coupon); taken != len(users) {
-		s.t.Fatalf("%q: %d claims, but the stock was decremented by %d", coupon, len(users), taken)
+	if last != len(users) || taken != len(users) { // the numbers are positive and unique
+		s.t.Fatalf("%q: %d claims, the last has number %d, but the stock was decremented by %d", coupon, len(users), last, taken)
 	}
 	return users
 }

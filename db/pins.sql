@@ -10,7 +10,7 @@ set check_function_bodies = on;
 set search_path = pg_catalog;
 set default_transaction_isolation = 'read committed';
 set default_transaction_read_only = off;
-set lock_timeout = {{.LockTimeout}};
+set lock_timeout = '500ms'; -- below the service's own, 750 ms by default
 set idle_in_transaction_session_timeout = 0;
 do $$
 begin

@@ -4,9 +4,11 @@ must not change. It leaves the schema coupond with one owner, which is then the 
 with a version table that has one row. It reads the catalogs by name, because to_regclass() fails without
 USAGE on the schema. The session's settings are pinned (pins.sql).
 
-Apply recognises a refusal by its SQLSTATE, UC001 and so on (refusals in apply.go), and logs what was
-repaired from the setting coupond.repaired.
+A refusal has a SQLSTATE of class UC. Apply reads the version from the setting coupond.version, and
+what was repaired from coupond.repaired.
 */ -}}
+{{define "version comment" -}}
+One row: the number of the newest migration that is installed. If the row is lost, coupond migrate restores it from this comment: version {{end -}}
 do $$
 declare
   v_schema constant oid := (select oid from pg_namespace where nspname = 'coupond');
@@ -37,6 +39,7 @@ declare
   v_stranger record;
   v_command text;
   v_repaired text := '';
+  v_installed integer := 0;
 {{- if not .Proxy}}
   -- Since PostgreSQL 16, membership in a role does not always allow SET ROLE to it.
   v_may_set_role constant text :=
@@ -44,7 +47,6 @@ declare
   v_given integer := 0;
   v_givers name[] := '{}';
   v_recorded integer;
-  v_installed integer;
 {{- end}}
 begin
   -- 1. Is it our database?
@@ -279,7 +281,7 @@ begin
     insert into coupond.schema_version (version) values (0);
   else
     v_recorded := (select version from coupond.schema_version);
-    v_installed := substring(obj_description(v_table, 'pg_class') from '^{{.VersionComment}}(\d{1,9})$');
+    v_installed := substring(obj_description(v_table, 'pg_class') from '^{{template "version comment"}}(\d{1,9})$');
 
     if greatest(v_recorded, v_installed) > {{.Version}} then
       raise exception 'the schema is newer than this {{.Program}}: the database has version %, this {{.Program}} installs version {{.Version}}',
@@ -292,7 +294,7 @@ begin
       if not exists (select from pg_class where relnamespace = v_schema and relname = 'coupons') then
         v_installed := 0;
       end if;
-      execute format('comment on table coupond.schema_version is %L', '{{.VersionComment}}' || v_installed);
+      execute format('comment on table coupond.schema_version is %L', '{{template "version comment"}}' || v_installed);
     end if;
     if v_installed is null then
       raise exception 'the table coupond.schema_version is empty, and its comment does not have the version either'
@@ -310,11 +312,25 @@ begin
         coalesce('version ' || v_recorded, 'no row'), v_installed);
     end if;
   end if;
+{{- else}}
+
+  if to_regprocedure('coupond.coupon_schema_version()') is not null then
+    v_installed := coupond.coupon_schema_version();
+  end if;
+  if v_installed > {{.Version}} then
+    raise exception 'the schema is newer than this program: the database has version %, this program installs version {{.Version}}', v_installed
+      using errcode = 'UC006', hint = 'Run the newer program''s migrate --proxy.';
+  end if;
 {{- end}}
 
+  perform set_config('coupond.version', v_installed::text, false);
   perform set_config('coupond.repaired', ltrim(v_repaired, E'\n'), false);
   if v_repaired <> '' then
     raise notice '%', ltrim(v_repaired, E'\n');
   end if;
 end;
 $$;
+{{- if not .Proxy}}
+
+{{template "roles.sql" .}}
+{{- end}}

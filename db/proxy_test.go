@@ -1,8 +1,8 @@
 package db_test
 
 import (
-	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -13,23 +13,38 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// emptyProxy connects to an empty database on a server that has PL/Proxy.
-func emptyProxy(t *testing.T) *session {
+// All tests of proxies share a server that has PL/Proxy.
+func TestApplyProxy(t *testing.T) {
+	t.Parallel()
+	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
+	t.Run("signatures", func(t *testing.T) { testProxySignatures(t, newProxy(t, server)) })
+	t.Run("new enum label", func(t *testing.T) { testProxyEnumLabel(t, server) })
+	t.Run("locked coupons", func(t *testing.T) { testProxyLockedCoupons(t, server) })
+	t.Run("mismatch", func(t *testing.T) { testProxyMismatch(t, server) })
+	t.Run("coupon_shards", func(t *testing.T) { testCouponShards(t, newProxy(t, server)) })
+}
+
+// newProxy makes an empty database a proxy.
+func newProxy(t *testing.T, server *pgtest.Server) *session {
 	t.Helper()
-	return owner(t, pgtest.StartServer(t, map[string]string{"fsync": "off"}).ForProxy(t))
+	proxy := owner(t, server.ForProxy(t))
+	mustApplyProxy(t, proxy, db.Files)
+	return proxy
+}
+
+func mustApplyProxy(t *testing.T, proxy *session, files fs.FS) {
+	t.Helper()
+	if _, err := db.ApplyFiles(bounded(t), proxy.Conn, files, true, db.Options{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A proxy has the functions that the service may call, with the same signatures and enum labels,
 // and the functions about its shards, and nothing else.
-func TestApplyProxy_signatures(t *testing.T) {
-	t.Parallel()
-	proxy := emptyProxy(t)
+func testProxySignatures(t *testing.T, proxy *session) {
+	t.Helper()
 	proxy.exec("set search_path = pg_catalog")
-	for range 2 { // the second time changes nothing
-		if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	mustApplyProxy(t, proxy, db.Files) // the second time changes nothing
 	single := owner(t, pgtest.New(t))
 	single.exec("set search_path = pg_catalog")
 	const signatures = `
@@ -80,14 +95,9 @@ func TestApplyProxy_signatures(t *testing.T) {
 
 // proxyOf returns sessions of a proxy, as its owner and as the service, and of the owners of its n
 // shards, each of which has one partition.
-func proxyOf(t *testing.T, n int) (proxy, asService *session, shards []*session) {
+func proxyOf(t *testing.T, server *pgtest.Server, n int) (proxy, asService *session, shards []*session) {
 	t.Helper()
-	server := pgtest.StartServer(t, map[string]string{"fsync": "off"})
-	proxyDatabase := server.ForProxy(t)
-	proxy = owner(t, proxyDatabase)
-	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
-		t.Fatal(err)
-	}
+	proxy = newProxy(t, server)
 	var options []string
 	for i := range n {
 		shards = append(shards, owner(t, server.New(t)))
@@ -99,14 +109,14 @@ func proxyOf(t *testing.T, n int) (proxy, asService *session, shards []*session)
 	proxy.exec("create server coupond foreign data wrapper plproxy options (" + strings.Join(options, ", ") + ")")
 	proxy.exec("grant usage on foreign server coupond to coupon_proxy")
 	proxy.exec(fmt.Sprintf("create user mapping for coupon_proxy server coupond options (user '%s', password '%s')", config.User, config.Password))
-	return proxy, service(t, proxyDatabase), shards
+	return proxy, service(t, &pgtest.Database{URL: proxy.Config().ConnString()}), shards
 }
 
 // If a shard returns an enum label that the proxy lacks, the call fails. If migrate --proxy of the
 // newer program ran first, the call returns the label, even in sessions that are older than that.
-func TestApplyProxy_newEnumLabel(t *testing.T) {
-	t.Parallel()
-	proxy, service, shards := proxyOf(t, 1)
+func testProxyEnumLabel(t *testing.T, server *pgtest.Server) {
+	t.Helper()
+	proxy, service, shards := proxyOf(t, server, 1)
 	shard := shards[0]
 	const (
 		single = "select coupond.claim_coupon('u', 'c')::text"
@@ -130,13 +140,11 @@ func TestApplyProxy_newEnumLabel(t *testing.T) {
 		}
 	}
 
-	newer := copyOf(t, db.ProxyFiles)
+	newer := program(t)
 	types := newer["proxy/types.sql"]
 	types.Data = append(types.Data, "\nalter type coupond.claim_status add value if not exists 'not_yet';"...)
 	for range 2 {
-		if err := db.ApplyProxyFiles(bounded(t), proxy.Conn, newer, db.Options{}); err != nil {
-			t.Fatal(err)
-		}
+		mustApplyProxy(t, proxy, newer)
 	}
 	for _, sql := range []string{single, batch} {
 		if got := get[string](service, sql); got != "not_yet" {
@@ -146,9 +154,9 @@ func TestApplyProxy_newEnumLabel(t *testing.T) {
 }
 
 // The proxy asks each shard about its own coupons, and waits for none of them.
-func TestApplyProxy_lockedCoupons(t *testing.T) {
-	t.Parallel()
-	_, service, shards := proxyOf(t, 2)
+func testProxyLockedCoupons(t *testing.T, server *pgtest.Server) {
+	t.Helper()
+	_, service, shards := proxyOf(t, server, 2)
 	coupons := names("coupon %d", 12)
 	for _, coupon := range coupons {
 		service.create(coupon, 5)
@@ -182,32 +190,25 @@ func TestApplyProxy_lockedCoupons(t *testing.T) {
 	}
 }
 
-// ApplyProxy refuses a database with coupons, and Apply refuses a proxy.
-func TestApply_proxyMismatch(t *testing.T) {
-	t.Parallel()
-	s := owner(t, pgtest.New(t))
-	if err := db.ApplyProxy(bounded(t), s.Conn, db.Options{}); !errors.Is(err, db.ErrNotAProxy) {
-		t.Error(err)
+// ApplyProxy refuses a database with coupons and a newer proxy, and Apply refuses a proxy.
+func testProxyMismatch(t *testing.T, server *pgtest.Server) {
+	t.Helper()
+	apply := func(s *session, files fs.FS, proxy bool) string {
+		return sqlstate(t, onlyError(db.ApplyFiles(bounded(t), s.Conn, files, proxy, db.Options{})))
 	}
-	proxy := emptyProxy(t)
-	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.Apply(bounded(t), proxy.Conn, db.Options{}); !errors.Is(err, db.ErrIsAProxy) {
-		t.Error(err)
-	}
+	proxy := newProxy(t, server)
+	equal(t, "refusals", []string{
+		apply(owner(t, pgtest.New(t)), db.Files, true), apply(proxy, db.Files, false),
+		apply(proxy, newerProgram(t), true), apply(proxy, db.Files, true), // a newer program, then the older one
+	}, []string{"UC002", "UC003", "", "UC006"})
 	if n := get[int](proxy, "select count(*) from pg_class where relnamespace = 'coupond'::regnamespace and relkind = 'r'"); n != 0 {
 		t.Errorf("a proxy has %d tables, want 0", n)
 	}
 }
 
 // coupon_shards returns which partitions share a shard, and nothing else about the shards.
-func TestCouponShards(t *testing.T) {
-	t.Parallel()
-	proxy := emptyProxy(t)
-	if err := db.ApplyProxy(bounded(t), proxy.Conn, db.Options{}); err != nil {
-		t.Fatal(err)
-	}
+func testCouponShards(t *testing.T, proxy *session) {
+	t.Helper()
 	shards := func() []int32 {
 		t.Helper()
 		return get[[]int32](proxy, "select coupond.coupon_shards()")

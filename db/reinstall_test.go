@@ -16,8 +16,8 @@ import (
 func TestApply_duringClaims(t *testing.T) {
 	t.Parallel()
 	const (
-		clients  = 8
-		installs = 50
+		clients  = 4
+		installs = 10
 	)
 	database := pgtest.New(t)
 	admin := owner(t, database)

@@ -130,7 +130,7 @@ func (sqlCommand) Help() string {
     coupond sql >install.sql
     psql --no-psqlrc --file=install.sql postgres://…
 
-Like migrate, it only adds what is missing and can be run again. Unlike migrate, it stops if it does not get a lock within two seconds.`
+Like migrate, it only adds what is missing and can be run again. Unlike migrate, it stops if it does not get a lock within half a second.`
 }
 
 // Run prints the script.

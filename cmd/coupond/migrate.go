@@ -16,7 +16,7 @@ type migrateCommand struct {
 
 // Help returns the details of the command's help.
 func (*migrateCommand) Help() string {
-	return `Migrate the schema coupond in the database of DATABASE_URL to the version of this binary, and install its functions. A second run changes nothing. Several migrations may run at the same time, and the service may run meanwhile. If a statement does not get a lock within two seconds, migrate prints which session holds it, lets the service's calls pass, and tries again.
+	return `Migrate the schema coupond in the database of DATABASE_URL to the version of this binary, and install its functions. A second run changes nothing. Several migrations may run at the same time, and the service may run meanwhile. If a statement does not get a lock within half a second, migrate prints which session holds it, lets the service's calls pass, and tries again.
 
 The login must be a superuser, or own the database and be a member of the role coupon_service, which an administrator creates once (deploy/roles.sql). All objects belong to the owner of the schema coupond; the login of a later migration must be allowed to act as that role.
 

@@ -8,7 +8,7 @@ stable
 security definer
 set search_path = pg_catalog, coupond, pg_temp
 as $$
-  select {{ .version }}
+  select {{ .Version }}
 $$;
 
 -- The settings of the caller's session on the proxy. Those that storing a claim rests on are the
