@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,38 +14,44 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ParseURL parses a connection string: a URL or keyword=value pairs. Unlike pgx it reports all
-// wrong values, and parameters that neither pgx nor PostgreSQL knows: pgx sends those to the
-// server, which then refuses every connection.
+// ParseURL parses a connection string: a URL or keyword=value pairs. Unlike pgx it rejects
+// parameters that neither pgx nor PostgreSQL knows: pgx sends those to the server, which then
+// refuses every connection.
 //
-// The error has one line for each problem. A line names the parameter and its value, but never
-// shows a password: not the value of an unknown parameter, and nothing of a string in which it is
-// unclear where the password ends.
+// The error has one line for each problem. If pgx rejects the string, that is its first one. No
+// line shows a password: nothing of a string in which it is unclear where the password ends.
 //
 // White space around a URL is ignored, because files and secrets often end with a newline.
 func ParseURL(text string) (*pgxpool.Config, error) {
 	text = trimURL(text)
 	config, err := pgxpool.ParseConfig(text)
-	if err != nil && strings.Contains(err.Error(), "failed to parse as") {
+	if err != nil && strings.Contains(err.Error(), "failed to parse as") || isAmbiguous(text) {
 		return nil, malformed(err)
 	}
-	base, params, wellFormed := splitParams(text)
-	if !wellFormed {
-		return nil, malformed(err)
+	if err != nil {
+		return nil, parseProblem(err)
 	}
-	problems := checkParams(params)
-	switch {
-	case err != nil:
-		problems = append(problems, explainParseError(err, base, len(problems) > 0)...)
-	default:
-		// The others come from a service file or from the PG… variables of the environment.
-		for _, name := range slices.Sorted(maps.Keys(config.ConnConfig.RuntimeParams)) {
-			if !slices.ContainsFunc(params, func(p connParam) bool { return p.name == name }) {
-				problems = append(problems, checkParams([]connParam{{name, config.ConnConfig.RuntimeParams[name]}})...)
-			}
+	var problems []string
+	params := config.ConnConfig.RuntimeParams // what pgx sends to the server
+	for _, name := range slices.Sorted(maps.Keys(params)) {
+		switch advice := adviceOn(name); {
+		case advice != "":
+			problems = append(problems, fmt.Sprintf("%s=%q: %s", name, params[name], advice))
+		case isServerSetting(name):
+		case !paramName.MatchString(name):
+			return nil, malformed(nil)
+		case strings.Contains(text, "password"): // the name may be the rest of a password
+			problems = append(problems, "unknown parameter beside the password: remove it,"+
+				" or, if it belongs to the password, quote that (password='…') or percent-encode it")
+		default:
+			problems = append(problems, name+": unknown parameter; remove it,"+
+				" or, if your server knows it, use options='-c "+name+"=…'")
 		}
-		problems = append(problems, checkCaches(config.ConnConfig)...)
 	}
+	if strings.Contains(text, "pool_max_conns") {
+		problems = append(problems, "pool_max_conns: use DB_MAX_CONNS")
+	}
+	problems = append(problems, checkCaches(config.ConnConfig)...)
 	if len(problems) > 0 {
 		return nil, errors.New(strings.Join(problems, "\n"))
 	}
@@ -74,43 +79,26 @@ func WithPassword(text, password string) (string, error) {
 	return with, nil
 }
 
-// connParam is a parameter of a connection string.
-type connParam struct{ name, value string }
-
-func (p connParam) String() string { return fmt.Sprintf("%s=%q", p.name, p.value) }
-
-// allowedValues has parameters of pgx by the values that they may have.
-var allowedValues = byName(map[string]string{
-	"a duration such as 30s or 5m": "pool_health_check_period pool_max_conn_idle_time pool_max_conn_lifetime" +
-		" pool_max_conn_lifetime_jitter pool_ping_timeout",
-	"a number from 1 to 65535":  "port",
-	"a whole number":            "description_cache_capacity pool_min_conns pool_min_idle_conns statement_cache_capacity",
-	"a whole number of seconds": "connect_timeout",
-	"one of 3.0, 3.2, latest":   "max_protocol_version min_protocol_version",
-	"one of any, read-write, primary, because claims are written":                  "target_session_attrs",
-	"one of cache_statement, cache_describe, describe_exec, exec, simple_protocol": "default_query_exec_mode",
-	"one of disable, allow, prefer, require, verify-ca, verify-full":               "sslmode",
-	"one of disable, allow, require":                                               "sslcertmode",
-	"one of disable, prefer, require":                                              "channel_binding",
-})
-
-// foreignParams are parameters of libpq and other clients that neither pgx nor PostgreSQL
-// understands, by what to do instead.
-var foreignParams = byName(map[string]string{
-	"use application_name": "ApplicationName fallback_application_name",
-	"use default_query_exec_mode=exec behind a pooler that does not keep prepared statements": "binary_parameters pgbouncer" +
-		" prepareThreshold prepare_threshold prepared_statements",
-	"use DB_MAX_CONNS": "connection_limit pool_max_conns pool_size",
-	"use host":         "hostaddr",
-	"use sslmode":      "ssl",
-	"the schema is always coupond; remove it":                  "currentSchema schema",
-	"GSSAPI encryption is not supported; remove it":            "gssdelegation gssencmode gsslib",
-	"TCP keep-alive is always on; remove it":                   "keepalives keepalives_count keepalives_idle keepalives_interval tcpKeepAlive",
-	"hosts are tried in their order; remove it":                "load_balance_hosts",
-	"a replication connection cannot claim coupons; remove it": "replication",
-	"not supported; remove it": "requirepeer ssl_max_protocol_version ssl_min_protocol_version sslcompression" +
-		" sslcrl sslcrldir sslkeylogfile",
-})
+// adviceOn returns what to do instead of a parameter of another client; "": it is not known.
+func adviceOn(name string) string {
+	switch name {
+	case "ApplicationName", "fallback_application_name":
+		return "use application_name"
+	case "binary_parameters", "pgbouncer", "prepareThreshold", "prepare_threshold", "prepared_statements":
+		return "use default_query_exec_mode=exec behind a pooler that does not keep prepared statements"
+	case "connection_limit", "pool_size":
+		return "use DB_MAX_CONNS"
+	case "currentSchema", "schema":
+		return "the schema is always coupond; remove it"
+	case "hostaddr":
+		return "use host"
+	case "ssl":
+		return "use sslmode"
+	case "gssencmode", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "load_balance_hosts", "replication":
+		return "not supported; remove it"
+	}
+	return ""
+}
 
 // settingsText contains the settings of PostgreSQL 15 to 18 that a session can change, in lower
 // case.
@@ -118,66 +106,16 @@ var foreignParams = byName(map[string]string{
 //go:embed settings.txt
 var settingsText string
 
-// pgxParams are the parameters of pgx that may have any value, or values that pgx describes well.
-const pgxParams = "database dbname host krbspn krbsrvname passfile password require_auth service servicefile sslcert" +
-	" sslkey sslnegotiation sslpassword sslrootcert sslsni user"
-
-// byName inverts a map from meanings to lists of names.
-func byName(lists map[string]string) map[string]string {
-	inverted := map[string]string{}
-	for meaning, names := range lists {
-		for name := range strings.FieldsSeq(names) {
-			inverted[name] = meaning
-		}
-	}
-	return inverted
+// isServerSetting reports whether PostgreSQL knows a parameter. Settings of extensions have a dot
+// in their names.
+func isServerSetting(name string) bool {
+	return slices.Contains(strings.Fields(settingsText), strings.ToLower(name)) || extensionSetting.MatchString(name)
 }
 
-// isKnown reports whether pgx or PostgreSQL understands the parameter. Settings of extensions have
-// a dot in their names.
-func (p connParam) isKnown() bool {
-	return allowedValues[p.name] != "" || slices.Contains(strings.Fields(pgxParams), p.name) ||
-		slices.Contains(strings.Fields(settingsText), strings.ToLower(p.name)) || strings.Contains(p.name, ".")
-}
-
-// checkParams returns what is wrong with the parameters, each of them alone.
-func checkParams(params []connParam) []string {
-	var problems []string
-	afterPassword := false
-	for i, p := range params {
-		advice, allowed := foreignParams[p.name], allowedValues[p.name]
-		switch {
-		case slices.ContainsFunc(params[i+1:], func(later connParam) bool { return later.name == p.name }): // which counts
-		case advice != "":
-			problems = append(problems, fmt.Sprintf("%s: %s", p, advice))
-		case allowed != "" && !p.isAllowed():
-			problems = append(problems, fmt.Sprintf("%s: must be %s", p, allowed))
-		case p.isKnown():
-		case afterPassword: // it may be the rest of the password
-			problems = append(problems, "unknown parameter after the password: remove it,"+
-				" or, if it belongs to the password, quote that (password='…') or percent-encode it")
-		default:
-			problems = append(problems, p.name+": unknown parameter; remove it,"+
-				" or, if your server knows it, use options='-c "+p.name+"=…'")
-		}
-		afterPassword = afterPassword || p.name == "password" || p.name == "sslpassword"
-	}
-	return problems
-}
-
-// isAllowed reports whether pgx accepts the value of a parameter, and the service as well. The host
-// is not a socket, for which pgx ignores the parameters of TLS.
-func (p connParam) isAllowed() bool {
-	switch p.value {
-	case "read-only", "standby", "prefer-standby":
-		return p.name != "target_session_attrs"
-	}
-	if strings.Contains(p.value, ",") { // the number of ports depends on that of the hosts
-		return true
-	}
-	_, err := pgxpool.ParseConfig("host=localhost " + p.name + "=" + quoteValue(p.value))
-	return err == nil
-}
+var (
+	paramName        = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	extensionSetting = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z0-9_.]+$`)
+)
 
 // checkCaches returns a problem if pgx has no room for the statements or descriptions that its mode
 // needs: then each call would fail before it is sent.
@@ -192,44 +130,19 @@ func checkCaches(conn *pgx.ConnConfig) []string {
 	return nil
 }
 
-// explainParseError returns why pgx cannot parse a connection string, besides wrong values of
-// single parameters. base is the string without parameters.
-func explainParseError(err error, base string, hasWrongValues bool) []string {
+// parseProblem returns why pgx cannot parse a connection string. The error of pgx quotes the string,
+// which parseProblem leaves out: cannot parse `…`: problem (cause).
+func parseProblem(err error) error {
+	source := ""
 	if _, environmentErr := pgxpool.ParseConfig("host=localhost"); environmentErr != nil {
-		return []string{fmt.Sprintf("the environment variables %s: %s", strings.Join(libpqVariables(), ", "), parseReason(environmentErr))}
+		source, err = "an environment variable of libpq (PG…): ", environmentErr
 	}
-	if base != "" {
-		if _, baseErr := pgxpool.ParseConfig(base); baseErr != nil {
-			return []string{parseReason(baseErr)}
-		}
-	}
-	if hasWrongValues {
-		return nil
-	}
-	return []string{parseReason(err)}
-}
-
-// libpqVariables returns the names of the environment variables that pgx and libpq read.
-func libpqVariables() []string {
-	var names []string
-	for _, variable := range os.Environ() {
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "PG") {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// parseReason returns the part of pgx's error that does not quote the connection string. The error
-// is: cannot parse `…`: problem (cause).
-func parseReason(err error) string {
 	text := err.Error()
 	text = text[strings.LastIndex(text, "`: ")+len("`: "):]
 	if text == "invalid port" {
-		return "the port is not a number from 1 to 65535, or the password has a : / ? or @ that is not percent-encoded"
+		text = "the port is not a number from 1 to 65535, or the password has a : / ? or @ that is not percent-encoded"
 	}
-	return text
+	return errors.New(source + text)
 }
 
 // malformed returns the error for a string of which nothing may be shown.
@@ -250,37 +163,12 @@ func malformed(err error) error {
 		" or 'host=… user=… dbname=…' (not shown, because it may hold a password)")
 }
 
-var (
-	paramName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
-	keyword   = regexp.MustCompile(`([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)`)
-	escape    = regexp.MustCompile(`\\(.)`)
-)
-
-// splitParams splits a connection string that pgx can split into its parameters and, for a URL, the
-// part before them. It is not well-formed if it may have been meant in another way: in
+// isAmbiguous reports whether a URL may have been meant in another way than pgx parses it. In
 // postgres://user:12/34@host/db libpq and pgx see port 12 and a database named 34@host/db.
-func splitParams(text string) (base string, params []connParam, wellFormed bool) {
-	if _, rest, isURL := cutScheme(text); isURL {
-		beforeQuery, query, _ := strings.Cut(afterUser(rest), "?")
-		if strings.ContainsAny(beforeQuery, "@\n\r\t") {
-			return "", nil, false
-		}
-		base = strings.TrimSuffix(strings.TrimSuffix(text, query), "?")
-		for item := range strings.FieldsFuncSeq(query, func(r rune) bool { return r == '&' }) {
-			name, value, _ := strings.Cut(item, "=")
-			value, _ = url.PathUnescape(strings.TrimSpace(value))
-			if name == "ssl" && value == "true" { // as in JDBC
-				name, value = "sslmode", "require"
-			}
-			params = append(params, connParam{strings.TrimSpace(name), value})
-		}
-	} else {
-		for _, match := range keyword.FindAllStringSubmatch(text, -1) {
-			value := strings.TrimSuffix(strings.TrimPrefix(match[2], "'"), "'")
-			params = append(params, connParam{match[1], escape.ReplaceAllString(value, "$1")})
-		}
-	}
-	return base, params, !slices.ContainsFunc(params, func(p connParam) bool { return !paramName.MatchString(p.name) })
+func isAmbiguous(text string) bool {
+	_, rest, isURL := cutScheme(text)
+	beforeQuery, _, _ := strings.Cut(afterUser(rest), "?")
+	return isURL && strings.ContainsAny(beforeQuery, "@\n\r\t")
 }
 
 func quoteValue(value string) string {

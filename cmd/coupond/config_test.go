@@ -121,8 +121,8 @@ func TestSettings_allProblems(t *testing.T) {
 			"DATABASE_URL: ", `DATABASE_PASSWORD_FILE="/no/such/file": no such file or directory; `, `LISTEN_ADDR="nowhere": `, `DB_MAX_CONNS="0": `,
 			`CLAIM_CONCURRENCY="x": `, `CLAIM_QUEUE="-1": `, `CLAIM_TIMEOUT="soon": `, `SHUTDOWN_TIMEOUT="-1s": `, `IDLE_TIMEOUT="0s": `, `LOG_LEVEL="loud": `, `LOG_FORMAT="x`,
 		}},
-		{[]string{"DATABASE_URL=postgres://me@host/db?gssencmode=prefer&sslmode=maybe", "LOG_LEVEL=loud"}, []string{
-			`DATABASE_URL: gssencmode="prefer": `, `DATABASE_URL: sslmode="maybe": `, `LOG_LEVEL="loud": `,
+		{[]string{"DATABASE_URL=postgres://me@host/db?gssencmode=prefer&ssl=false", "LOG_LEVEL=loud"}, []string{
+			`DATABASE_URL: gssencmode="prefer": `, `DATABASE_URL: ssl="false": `, `LOG_LEVEL="loud": `,
 		}},
 		{[]string{"DB_MAX_CONNS=0", "DATABASE_PASSWORD_FILE=/no/such/file"}, []string{
 			`DATABASE_PASSWORD_FILE="/no/such/file": no such file or directory; `, `DB_MAX_CONNS="0": `, "DATABASE_URL is not set: ",
