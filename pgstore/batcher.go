@@ -64,14 +64,16 @@ type batcher struct {
 type couponQueue struct {
 	coupon string
 	locked bool            // it is solo because it is locked
-	claims []*pendingClaim // in the order of their arrival
+	claims []*pendingClaim // in the order of their arrival; those whose callers left are removed later
+	left   int             // claims whose callers left
 }
 
 // pendingClaim is a claim that waits for its outcome.
 type pendingClaim struct {
 	claim
-	queue *couponQueue
-	done  chan struct{} // signalled once, when the outcome is set
+	queue  *couponQueue
+	queued bool          // it is in its queue, and its caller has not left
+	done   chan struct{} // signalled once, when the outcome is set
 }
 
 // sender makes the calls of a batcher. The claims of a coupon are in the order of their arrival,
@@ -120,7 +122,7 @@ func (b *batcher) claim(ctx context.Context, user, coupon string) (ClaimStatus, 
 		p.err = err
 	case inline && b.runInline(ctx, p):
 	case !b.wait(ctx, p):
-		p.err = contextEnded(ctx)
+		return "", contextEnded(ctx) // its queue may still have p
 	}
 	status, err := p.status, p.err
 	p.claim, p.queue = claim{}, nil
@@ -173,8 +175,7 @@ func (b *batcher) runInline(ctx context.Context, p *pendingClaim) (answered bool
 	return
 }
 
-// wait returns true when p has its outcome. It returns false if ctx ends first and p was removed
-// from its queue.
+// wait returns true when p has its outcome. It returns false if ctx ends first and p was withdrawn.
 func (b *batcher) wait(ctx context.Context, p *pendingClaim) (answered bool) {
 	select {
 	case <-p.done:
@@ -188,16 +189,21 @@ func (b *batcher) wait(ctx context.Context, p *pendingClaim) (answered bool) {
 	return true
 }
 
-// withdraw removes p from its queue. It returns false if p is not queued, or if an earlier call may
-// have committed it.
+// withdraw marks p as left by its caller, so that it is not sent. It returns false if p is not
+// queued, or if an earlier call may have committed it.
 func (b *batcher) withdraw(p *pendingClaim) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	at := slices.Index(p.queue.claims, p)
-	if at < 0 || p.failed != nil && p.failed.ambiguous() {
+	if !p.queued || p.failed != nil && p.failed.ambiguous() {
 		return false
 	}
-	b.remove(p.queue, at, at+1)
+	q := p.queue
+	p.queued = false
+	q.left++
+	b.count(q, -1)
+	if q.left > len(q.claims)/2 {
+		b.clean(q)
+	}
 	return true
 }
 
@@ -313,6 +319,7 @@ func (b *batcher) runSolo(q *couponQueue) {
 func (b *batcher) continueSolo(q *couponQueue) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.clean(q)
 	if b.mustBeSolo(q) {
 		b.setSolo(q, true) // it may be locked only now
 		return true
@@ -329,7 +336,7 @@ func (b *batcher) continueSolo(q *couponQueue) bool {
 func (b *batcher) waitForSlot(q *couponQueue) {
 	for {
 		b.mu.Lock()
-		next := b.expire(q)
+		next := b.clean(q)
 		b.mu.Unlock()
 		select {
 		case b.soloSlots <- struct{}{}:
@@ -359,6 +366,7 @@ func (b *batcher) keepSolo(coupon string, keep bool) {
 
 // schedule decides how the claims of a coupon that has no call in flight are sent.
 func (b *batcher) schedule(q *couponQueue) {
+	b.clean(q)
 	switch {
 	case len(q.claims) == 0:
 		delete(b.coupons, q.coupon)
@@ -396,9 +404,9 @@ func (b *batcher) setSolo(q *couponQueue, solo bool) {
 	q.locked = solo && (b.isKeptSolo(q.coupon) || q.claims[0].failed != nil && q.claims[0].failed.lockTimeout)
 	b.count(q, n)
 	for last := n - 1; q.locked && b.pendingLocked > b.lockedLimit() && last >= 0 && q.claims[last].failed == nil; last-- {
-		p := q.claims[last]
-		b.remove(q, last, last+1)
-		reject(p, errTooManyLocked)
+		b.count(q, -1)
+		reject(q.claims[last], errTooManyLocked)
+		q.claims = slices.Delete(q.claims, last, last+1)
 	}
 }
 
@@ -418,14 +426,11 @@ func (b *batcher) endShared() {
 
 // insert adds claims to a queue.
 func (b *batcher) insert(q *couponQueue, at int, claims ...*pendingClaim) {
+	for _, p := range claims {
+		p.queued = true
+	}
 	q.claims = slices.Insert(q.claims, at, claims...)
 	b.count(q, len(claims))
-}
-
-// remove takes a range of claims out of a queue.
-func (b *batcher) remove(q *couponQueue, from, to int) {
-	q.claims = slices.Delete(q.claims, from, to)
-	b.count(q, from-to)
 }
 
 // count notes that n claims were added to a queue.
@@ -439,31 +444,36 @@ func (b *batcher) count(q *couponQueue, n int) {
 // take moves claims of a coupon to batch, up to a length of maxBatch. Claims that come from a
 // failed call are not mixed with others, because their outcomes are judged by that failure.
 func (b *batcher) take(q *couponQueue, batch []*pendingClaim) []*pendingClaim {
-	b.expire(q)
+	b.clean(q)
 	n := 0
 	for n < len(q.claims) && len(batch) < maxBatch && q.claims[n].failed == q.claims[0].failed {
+		q.claims[n].queued = false
 		batch = append(batch, q.claims[n])
 		n++
 	}
-	b.remove(q, 0, n)
+	q.claims = slices.Delete(q.claims, 0, n)
+	b.count(q, -n)
 	return batch
 }
 
-// expire answers the claims of a coupon that were queued for too long, and returns how long the
-// next one may stay queued.
-func (b *batcher) expire(q *couponQueue) time.Duration {
+// clean removes the claims of a coupon whose callers left, answers those that were queued for too
+// long, and returns how long the next one may stay queued.
+func (b *batcher) clean(q *couponQueue) time.Duration {
 	now, next := time.Now(), b.timeout/2 // a claim that arrives meanwhile may stay as long
-	before := len(q.claims)
+	q.left = 0
 	q.claims = slices.DeleteFunc(q.claims, func(p *pendingClaim) bool {
 		left := p.arrived.Add(b.queueTime(p)).Sub(now)
-		if left < 0 {
+		switch {
+		case !p.queued:
+			return true
+		case left < 0:
+			b.count(q, -1)
 			reject(p, p.expired())
 			return true
 		}
 		next = min(next, left+1)
 		return false
 	})
-	b.count(q, len(q.claims)-before)
 	return next
 }
 
@@ -476,9 +486,9 @@ func (b *batcher) queueTime(p *pendingClaim) time.Duration {
 	return b.timeout / 2
 }
 
-// reject answers a claim that was removed from its queue.
+// reject answers a claim that is removed from its queue.
 func reject(p *pendingClaim, err error) {
-	p.err = err
+	p.queued, p.err = false, err
 	p.done <- struct{}{}
 }
 

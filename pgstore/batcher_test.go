@@ -363,13 +363,16 @@ func TestBatcher_claimQueuedForHalfOfTheTimeoutIsNotSent(t *testing.T) {
 func TestBatcher_isIdleWhenNoClaimIsLeftToSend(t *testing.T) {
 	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
 		c.claim(t.Context(), "ann", "bob")
+		c.claimOf(t.Context(), "other", "eve")
 		time.Sleep(testTimeout)
 		close(f.nextCall(t).answer)
-		c.wantError(t, ErrOverloaded, "bob")
+		c.wantError(t, ErrOverloaded, "bob", "eve")
 		f.wantNoCall(t)
 		c.claim(t.Context(), "cyd")
-		close(f.nextCall(t).answer)
-		c.wantAnswered(t, "ann", "cyd")
+		f.wantCall(t, false, "cyd")
+		c.claimOf(t.Context(), "other", "fay")
+		f.wantCall(t, false, "fay")
+		c.wantAnswered(t, "ann", "cyd", "fay")
 	})
 }
 
@@ -663,6 +666,26 @@ func TestBatcher_leave(t *testing.T) {
 		close(solo.answer)
 		c.wantAnswered(t, "b3")
 		f.wantNoCall(t)
+	})
+}
+
+// Claims whose callers left do not stay in memory, whatever the claims before them wait for.
+func TestBatcher_leftClaimsAreForgotten(t *testing.T) {
+	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
+		c.claim(t.Context(), "ann", "bob")
+		call := f.nextCall(t, "ann")
+		for n := range 200 {
+			ctx, leave := context.WithCancel(t.Context())
+			c.claim(ctx, fmt.Sprint(n))
+			leave()
+			c.wantError(t, ErrUnavailable, fmt.Sprint(n))
+		}
+		if n := len(c.batcher.coupons["coupon"].claims); n > 2 {
+			t.Errorf("the queue has %d claims, want bob's and at most one other", n)
+		}
+		close(call.answer)
+		f.wantCall(t, false, "bob")
+		c.wantAnswered(t, "ann", "bob")
 	})
 }
 
