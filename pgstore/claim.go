@@ -121,7 +121,6 @@ func (s *server) begin(claims []*claim) {
 	if claims[0].failed != nil {
 		return
 	}
-	s.metrics.batchSize.Observe(float64(len(claims)))
 	now := time.Now()
 	for _, c := range claims {
 		c.sent = now
@@ -227,6 +226,7 @@ func (s *server) claimCall(claims []*claim, solo bool) callFunc {
 		if solo {
 			sql, args = sql+setLockTimeout, append(args, milliseconds(lockTimeout(s.timeout)))
 		}
+		s.metrics.batchSize.Observe(float64(len(claims)))
 		rows, err := conn.Query(ctx, sql, args...)
 		if err == nil {
 			err = readStatuses(rows, claims)

@@ -68,7 +68,7 @@ func newMetrics() *metrics {
 		}),
 		batchSize: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "coupond_batch_size",
-			Help:    "Claims sent in one call.",
+			Help:    "Claims sent in one call, second attempts included.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 10), // up to maxBatch
 		}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -139,104 +139,72 @@ func (s *Store) Outcomes() iter.Seq2[string, int64] {
 	}
 }
 
-// The metrics that Collect reads.
-var (
-	descClaims = prometheus.NewDesc("coupond_claims_total",
-		"Claims by outcome: a claim_status, or the kind of error.", []string{"status"}, nil)
-	descPending = prometheus.NewDesc("coupond_batcher_pending_claims",
-		"Claims queued until the next call.", []string{"server"}, nil)
-	descInFlight = prometheus.NewDesc("coupond_batcher_calls_in_flight",
-		"Shared calls in flight: 0 to CLAIM_CONCURRENCY.", []string{"server"}, nil)
-	descAlone = prometheus.NewDesc("coupond_batcher_coupons_alone",
-		"Coupons with claims that are sent alone, because another transaction keeps the coupon locked or because a shared call of them failed.", []string{"server"}, nil)
-	descQueueLimit = prometheus.NewDesc("coupond_batcher_queue_limit",
-		"Largest number of pending claims per server (CLAIM_QUEUE); the next claim is answered 503.", nil, nil)
-	descShard = prometheus.NewDesc("coupond_shard_healthy",
-		"Whether a shard behind the proxy answers, completes commits and has the schema, by its last health check: 1 or 0. Missing without a proxy.",
-		[]string{"shard"}, nil)
-	descReady = prometheus.NewDesc("coupond_database_ready",
-		"Whether claims could be made, by the last GET /health: 1 or 0. Missing before the first.", nil, nil)
-	descSchema = prometheus.NewDesc("coupond_schema_version",
-		"The schema version that this program needs.", nil, nil)
-	descDatabaseSchema = prometheus.NewDesc("coupond_database_schema_version",
-		"The schema version of the database, as last seen. Missing until it is seen.", nil, nil)
-	descConnections = prometheus.NewDesc("coupond_pool_connections",
-		"Connections to PostgreSQL for claims, creations and reads, without those for health checks.", []string{"state"}, nil)
-	descConnectionLimit = prometheus.NewDesc("coupond_pool_connections_limit",
-		"Largest number of connections in the pool: DB_MAX_CONNS minus those for health checks.", nil, nil)
-	descOpened = prometheus.NewDesc("coupond_pool_connections_opened_total",
-		"Connections opened.", nil, nil)
-	descAcquires = prometheus.NewDesc("coupond_pool_acquires_total",
-		"Connections acquired from the pool.", nil, nil)
-	descWaits = prometheus.NewDesc("coupond_pool_waits_total",
-		"Connections acquired from the pool after a wait, because none was idle.", nil, nil)
-	descWaitSeconds = prometheus.NewDesc("coupond_pool_wait_seconds_total",
-		"Time spent waiting for a connection, because none was idle.", nil, nil)
-)
-
-// Describe implements prometheus.Collector.
-func (s *Store) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{
-		descClaims, descPending, descInFlight, descAlone, descQueueLimit, descShard, descReady, descSchema, descDatabaseSchema,
-		descConnections, descConnectionLimit, descOpened, descAcquires, descWaits, descWaitSeconds,
-	} {
-		ch <- desc
-	}
-	for _, c := range s.metrics.collectors() {
-		c.Describe(ch)
-	}
-}
+// Describe implements prometheus.Collector. It sends nothing, which leaves the metrics to Collect:
+// shards come and go.
+func (s *Store) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector. It sends nothing to the database.
 func (s *Store) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
-	}
-	count := func(desc *prometheus.Desc, value float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, value, labels...)
-	}
-	for outcome, n := range s.Outcomes() {
-		count(descClaims, float64(n), outcome)
-	}
-	for _, c := range s.metrics.collectors() {
+	for _, c := range []prometheus.Collector{s.metrics.slowClaims, s.metrics.batchSize, s.metrics.duration, s.metrics.failures} {
 		c.Collect(ch)
 	}
-
-	for number, srv := range s.all() {
-		load, name := srv.batcher.load(), strconv.Itoa(number)
-		gauge(descPending, float64(load.pending), name)
-		gauge(descInFlight, float64(load.shared), name)
-		gauge(descAlone, float64(load.solo), name)
+	type labels = prometheus.Labels
+	send := func(kind prometheus.ValueType, value float64, l labels, name, help string) {
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, nil, l), kind, value)
 	}
-	gauge(descQueueLimit, float64(s.serverOf("").batcher.limit))
+	const gauge, counter = prometheus.GaugeValue, prometheus.CounterValue
+
+	for outcome, n := range s.Outcomes() {
+		send(counter, float64(n), labels{"status": outcome}, "coupond_claims_total",
+			"Claims by outcome: a claim_status, or the kind of error.")
+	}
+	for number, srv := range s.all() {
+		load, of := srv.batcher.load(), labels{"server": strconv.Itoa(number)}
+		send(gauge, float64(load.pending), of, "coupond_batcher_pending_claims",
+			"Claims queued until the next call.")
+		send(gauge, float64(load.shared), of, "coupond_batcher_calls_in_flight",
+			"Shared calls in flight: 0 to CLAIM_CONCURRENCY.")
+		send(gauge, float64(load.solo), of, "coupond_batcher_coupons_alone",
+			"Coupons with claims that are sent alone, because another transaction keeps the coupon locked or because a shared call of them failed.")
+	}
+	send(gauge, float64(s.serverOf("").batcher.limit), nil, "coupond_batcher_queue_limit",
+		"Largest number of pending claims per server (CLAIM_QUEUE); the next claim is answered 503.")
 	for _, shard := range s.proxy.states() {
-		gauge(descShard, oneIf(shard.Reason == ""), strconv.Itoa(shard.Number))
+		send(gauge, oneIf(shard.Reason == ""), labels{"shard": strconv.Itoa(shard.Number)}, "coupond_shard_healthy",
+			"Whether a shard behind the proxy answers, completes commits and has the schema, by its last health check: 1 or 0. Missing without a proxy.")
 	}
 
 	s.readiness.mu.Lock()
 	last := s.readiness.last
 	s.readiness.mu.Unlock()
 	if last != nil {
-		gauge(descReady, oneIf(last.result == nil))
+		send(gauge, oneIf(last.result == nil), nil, "coupond_database_ready",
+			"Whether claims could be made, by the last GET /health: 1 or 0. Missing before the first.")
 	}
-	gauge(descSchema, float64(s.schemaVersion))
+	send(gauge, float64(s.schemaVersion), nil, "coupond_schema_version",
+		"The schema version that this program needs.")
 	if version := s.readiness.schemaVersion.Load(); version != 0 {
-		gauge(descDatabaseSchema, float64(version))
+		send(gauge, float64(version), nil, "coupond_database_schema_version",
+			"The schema version of the database, as last seen. Missing until it is seen.")
 	}
 
 	pool := s.pool.Stat()
-	gauge(descConnections, float64(pool.AcquiredConns()), "acquired")
-	gauge(descConnections, float64(pool.IdleConns()), "idle")
-	gauge(descConnections, float64(pool.ConstructingConns()), "opening")
-	gauge(descConnectionLimit, float64(pool.MaxConns()))
-	count(descOpened, float64(pool.NewConnsCount()))
-	count(descAcquires, float64(pool.AcquireCount()))
-	count(descWaits, float64(pool.EmptyAcquireCount()))
-	count(descWaitSeconds, pool.EmptyAcquireWaitTime().Seconds())
-}
-
-func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.slowClaims, m.batchSize, m.duration, m.failures}
+	for state, n := range map[string]int32{
+		"acquired": pool.AcquiredConns(), "idle": pool.IdleConns(), "opening": pool.ConstructingConns(),
+	} {
+		send(gauge, float64(n), labels{"state": state}, "coupond_pool_connections",
+			"Connections to PostgreSQL for claims, creations and reads, without those for health checks.")
+	}
+	send(gauge, float64(pool.MaxConns()), nil, "coupond_pool_connections_limit",
+		"Largest number of connections in the pool: DB_MAX_CONNS minus those for health checks.")
+	send(counter, float64(pool.NewConnsCount()), nil, "coupond_pool_connections_opened_total",
+		"Connections opened.")
+	send(counter, float64(pool.AcquireCount()), nil, "coupond_pool_acquires_total",
+		"Connections acquired from the pool.")
+	send(counter, float64(pool.EmptyAcquireCount()), nil, "coupond_pool_waits_total",
+		"Connections acquired from the pool after a wait, because none was idle.")
+	send(counter, pool.EmptyAcquireWaitTime().Seconds(), nil, "coupond_pool_wait_seconds_total",
+		"Time spent waiting for a connection, because none was idle.")
 }
 
 func oneIf(b bool) float64 {
