@@ -40,7 +40,7 @@ func (s *testStore) createMany(t *testing.T, prefix string, count int) (names []
 // do not wait for them. When the locks are gone, all coupons can be claimed.
 func TestClaim_lockedCoupons(t *testing.T) {
 	t.Parallel()
-	for _, locked := range []int{1, 4, 50} {
+	for _, locked := range []int{1, 50} {
 		t.Run(fmt.Sprint(locked), func(t *testing.T) {
 			t.Parallel()
 			s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout, cfg.ClaimQueue = 4*time.Second, 1000 })
@@ -84,7 +84,7 @@ func TestClaim_lockedCoupons(t *testing.T) {
 // A coupon is locked and released again and again. Nothing is lost, and the other coupons go on.
 func TestClaim_lockedAgainAndAgain(t *testing.T) {
 	t.Parallel()
-	s := newTestStore(t)
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
 	free := s.createMany(t, "free", 10)
 	s.create(t, "locked", 1_000_000)
 	made, stop := claimFreely(t, free, s.Store)
@@ -120,7 +120,7 @@ func TestClaim_noDeadlocks(t *testing.T) {
 	_, stop := claimFreely(t, coupons, s.Store, other)
 	// A transaction that takes locks one by one, in random order.
 	conn := connect(t, s.url)
-	for range 30 {
+	for range 15 {
 		names := slices.Clone(coupons)
 		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		execSQL(t, conn, `begin`)
@@ -142,7 +142,7 @@ func TestClaim_noDeadlocks(t *testing.T) {
 func TestClaim_lockedTogether(t *testing.T) {
 	t.Parallel()
 	log := new(logBuffer)
-	s := newTestStore(t, func(cfg *Config) { cfg.Log = zerolog.New(log) })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout, cfg.Log = 10*time.Second, zerolog.New(log) })
 	locked := s.createMany(t, "locked", 3)
 	s.create(t, "free", 10)
 	srv := s.serverOf("")

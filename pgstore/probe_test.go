@@ -62,13 +62,9 @@ func (s *testStore) loseStandby(t *testing.T) {
 const cancelWaiting = `select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'`
 
 // sessionsWaiting returns the number of sessions that wait for the standby.
-func (s *testStore) sessionsWaiting(t *testing.T) (count int) {
+func (s *testStore) sessionsWaiting(t *testing.T) int {
 	t.Helper()
-	err := s.owner.QueryRow(t.Context(), `select count(*) from pg_stat_activity where wait_event = 'SyncRep'`).Scan(&count)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return count
+	return queryValue[int](t, s.owner, `select count(*) from pg_stat_activity where wait_event = 'SyncRep'`)
 }
 
 const commitsHang = "commits do not complete"
@@ -201,7 +197,7 @@ func TestProbe_boundsSessionsLeftBehind(t *testing.T) {
 		_, err := s.Claim(t.Context(), "u", fmt.Sprint("c", (client+clientCount*n)%coupons))
 		record(&answers, caller, "", err)
 	})
-	time.Sleep(3 * s.timeout)
+	time.Sleep(2 * s.timeout)
 	stop()
 	waiting, ambiguous, not := s.sessionsWaiting(t), answers.count(unknown), answers.count(refused)
 	t.Logf("%d calls are ambiguous and %d were not committed; %d sessions wait for the standby", ambiguous, not, waiting)
@@ -240,7 +236,7 @@ func TestClose_duringAProbe(t *testing.T) {
 // probe.
 func TestProbe_notStartedByReads(t *testing.T) {
 	t.Parallel()
-	s := newServerStore(t, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := newServerStore(t, func(cfg *Config) { cfg.ClaimTimeout = 2 * time.Second })
 	s.fill(t, "big", 3*pageSize, 2*pageSize)
 	s.create(t, "c", 1)
 	wantReady(t, s.Store)
@@ -256,7 +252,7 @@ func TestProbe_notStartedByReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	execSQL(t, tx, "lock table coupond.claims")
-	for _, timeout := range []time.Duration{2 * time.Second, time.Minute} {
+	for _, timeout := range []time.Duration{time.Second, time.Minute} {
 		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		for _, err := range coupon.Claimers(ctx) {
 			if err == nil {

@@ -28,7 +28,7 @@ import (
 // the test.
 func startServer(t testing.TB) *pgtest.Server {
 	t.Helper()
-	return pgtest.StartServer(t, map[string]string{"fsync": "off"})
+	return pgtest.StartServer(t, map[string]string{"fsync": "off", "wal_level": "logical", "max_connections": "500"})
 }
 
 func connect(t testing.TB, url string) *pgx.Conn {
@@ -116,7 +116,7 @@ func encrypt(t *testing.T, owner *pgx.Conn) {
 // it, however the wait ends.
 func TestClaim_synchronousStandby(t *testing.T) {
 	t.Parallel()
-	shortTimeout := func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second }
+	shortTimeout := func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second }
 	s := newServerStore(t, shortTimeout)
 	s.create(t, "c", 100)
 	s.wantClaim(t, "before", "c", Claimed)

@@ -370,7 +370,7 @@ func TestServer_sendShared_lockedCoupon(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 12 * time.Second })
+			s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second })
 			s.create(t, "free", 5)
 			s.create(t, "locked", 5)
 			s.exec(t, `select coupond.claim_coupon('had it', 'free')`)
@@ -403,7 +403,7 @@ func TestServer_sendShared_lockedCoupon(t *testing.T) {
 // still be.
 func TestServer_sendShared_staysAmbiguous(t *testing.T) {
 	t.Parallel()
-	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 12 * time.Second })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second })
 	s.create(t, "free", 5)
 	s.create(t, "locked", 5)
 	if _, err := s.Claim(t.Context(), "u", "none"); err != nil {
@@ -448,7 +448,7 @@ func TestServer_sendShared_refused(t *testing.T) {
 // call. A call that is slow for another reason, or not sent, does not matter.
 func TestServer_sendSolo_apart(t *testing.T) {
 	t.Parallel()
-	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 12 * time.Second })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second })
 	s.create(t, "c", 5)
 	srv := s.serverOf("c")
 	send := func(user string) bool {
@@ -460,7 +460,7 @@ func TestServer_sendSolo_apart(t *testing.T) {
 		t.Error("a call that is answered at once: the coupon is kept apart")
 	}
 	// Longer than a shared call waits for a lock, shorter than the statement_timeout.
-	s.exec(t, `create function coupond.slow() returns trigger language plpgsql as 'begin perform pg_catalog.pg_sleep(1.6); return null; end'`)
+	s.exec(t, `create function coupond.slow() returns trigger language plpgsql as 'begin perform pg_catalog.pg_sleep(1.1); return null; end'`)
 	s.exec(t, `create trigger slow after insert on coupond.claims execute function coupond.slow()`)
 	if send("slow") {
 		t.Error("a call that is slow: the coupon is kept apart")
@@ -500,7 +500,7 @@ func TestStore_lockTimeouts(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 8 * time.Second })
+			s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 5 * time.Second })
 			s.create(t, "c", 5)
 			s.exec(t, `begin`)
 			s.exec(t, test.lock)
@@ -585,7 +585,7 @@ func TestProxy_setPartitions_closing(t *testing.T) {
 // again, and says nothing about the server. A shard has such a probe while its proxy is down.
 func withFailingProbe(t *testing.T) (*testStore, *server) {
 	t.Helper()
-	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
+	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	srv := s.serverOf("c")
 	srv.probe.read = `select 1 / 0`
 	srv.probe.problem = func(error) string { return "" }
