@@ -130,8 +130,8 @@ func checkCaches(conn *pgx.ConnConfig) []string {
 	return nil
 }
 
-// parseProblem returns why pgx cannot parse a connection string. The error of pgx quotes the string,
-// which parseProblem leaves out: cannot parse `…`: problem (cause).
+// parseProblem returns why pgx cannot parse a connection string, without the string. The error of
+// pgx quotes it: cannot parse `…`: problem (cause).
 func parseProblem(err error) error {
 	source := ""
 	if _, environmentErr := pgxpool.ParseConfig("host=localhost"); environmentErr != nil {

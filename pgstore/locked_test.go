@@ -16,10 +16,11 @@ import (
 )
 
 // claimFreely makes claims of coupons from 8 goroutines per store until stop is called, each for a
-// user of its own. Every claim must succeed.
-func claimFreely(t *testing.T, coupons []string, stores ...*Store) (made *atomic.Int64, stop func()) {
+// user of its own, and pauses after each. Every claim must succeed.
+func claimFreely(t *testing.T, pause time.Duration, coupons []string, stores ...*Store) (made *atomic.Int64, stop func()) {
 	made = new(atomic.Int64)
 	return made, concurrently(t, 8*len(stores), func(client, n int) {
+		time.Sleep(pause)
 		stores[client%len(stores)].wantClaim(t, fmt.Sprintf("u%d-%d", client, n), coupons[rand.IntN(len(coupons))], Claimed)
 		made.Add(1)
 	})
@@ -58,7 +59,7 @@ func TestClaim_lockedCoupons(t *testing.T) {
 					})
 				}
 			}
-			made, stop := claimFreely(t, free, s.Store)
+			made, stop := claimFreely(t, 10*time.Millisecond, free, s.Store)
 			wait.For(t, "the locked coupons to be sent alone", func() bool { return s.serverOf("").batcher.load().solo > 0 })
 			// Claims go on while a solo call waits for its lock.
 			before := made.Load()
@@ -87,7 +88,7 @@ func TestClaim_lockedAgainAndAgain(t *testing.T) {
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 10 * time.Second })
 	free := s.createMany(t, "free", 10)
 	s.create(t, "locked", 1_000_000)
-	made, stop := claimFreely(t, free, s.Store)
+	made, stop := claimFreely(t, 10*time.Millisecond, free, s.Store)
 	for round := range 5 {
 		unlock := s.lock(t, "locked")
 		claimed := make(chan error, 1)
@@ -117,7 +118,7 @@ func TestClaim_noDeadlocks(t *testing.T) {
 	s := newTestStore(t, func(cfg *Config) { cfg.ClaimTimeout = 5 * time.Second })
 	other := openStore(t, s.url, func(cfg *Config) { cfg.ClaimTimeout = 5 * time.Second })
 	coupons := s.createMany(t, "c", 20)
-	_, stop := claimFreely(t, coupons, s.Store, other)
+	_, stop := claimFreely(t, 0, coupons, s.Store, other)
 	// A transaction that takes locks one by one, in random order.
 	conn := connect(t, s.url)
 	for range 15 {
