@@ -19,7 +19,7 @@ import (
 // the first attempt at the last step, and the old one continues.
 func TestMoveScript_duringASale(t *testing.T) {
 	t.Parallel()
-	s := newShardedStoreOn(t, []*pgtest.Server{startServer(t), startServer(t)})
+	s := newShardedStore(t, []*pgtest.Server{startServer(t), startServer(t)})
 	coupons := s.couponsOf(t, 1)
 	moving, staying := coupons[0][0], coupons[1][0]
 	for _, coupon := range []string{moving, staying} {
@@ -105,7 +105,7 @@ func (s *testStore) exists(t *testing.T, query string) bool {
 // changed.
 func TestMoveScript_stopsBeforeDamage(t *testing.T) {
 	t.Parallel()
-	s := newShardedStoreOn(t, []*pgtest.Server{startServer(t), startServer(t)})
+	s := newShardedStore(t, []*pgtest.Server{startServer(t), startServer(t)})
 	coupon := s.couponsOf(t, 1)[0][0]
 	s.wantCreate(t, coupon, 10, Created)
 	old, target := s.shards[0], s.shards[1]

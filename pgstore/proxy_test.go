@@ -33,16 +33,18 @@ type testShard struct {
 
 const partitions = 64
 
-// newShardedStore creates the databases of the proxy and the shards on one server.
-func newShardedStore(t testing.TB, shards int, change ...func(*Config)) *shardedStore {
-	t.Helper()
-	return newShardedStoreOn(t, slices.Repeat([]*pgtest.Server{startServer(t)}, shards), change...)
+// onOne returns the servers of count shards that are databases of one server.
+func onOne(server *pgtest.Server, count int) []*pgtest.Server {
+	return slices.Repeat([]*pgtest.Server{server}, count)
 }
 
-// newShardedStoreOn creates a shard on each server, and the proxy on the first one. It sets up the
+// settingUp is held while a store creates the role of the proxy's login, if its server lacks it.
+var settingUp sync.Mutex
+
+// newShardedStore creates a shard on each server, and the proxy on the first one. It sets up the
 // roles with shard.sql of deploy/shards: the proxy's login may execute the functions on the shards,
 // and a NOLOGIN role has the user mapping.
-func newShardedStoreOn(t testing.TB, servers []*pgtest.Server, change ...func(*Config)) *shardedStore {
+func newShardedStore(t testing.TB, servers []*pgtest.Server, change ...func(*Config)) *shardedStore {
 	t.Helper()
 	at := servers[0].ForProxy(t).URL
 	s := &shardedStore{testStore: &testStore{url: at, owner: connect(t, at)}}
@@ -53,6 +55,8 @@ func newShardedStoreOn(t testing.TB, servers []*pgtest.Server, change ...func(*C
 	if err != nil {
 		t.Fatal(err)
 	}
+	settingUp.Lock()
+	defer settingUp.Unlock()
 	var options []string
 	for n, server := range servers {
 		shard := newTestShard(t, server)
@@ -63,7 +67,7 @@ func newShardedStoreOn(t testing.TB, servers []*pgtest.Server, change ...func(*C
 			owned = append(owned, strconv.Itoa(p))
 		}
 		sql := strings.NewReplacer(":'password'", "'of the test'", ":partitions", strconv.Itoa(partitions), ":'owned'", "'{"+strings.Join(owned, ",")+"}'").Replace(string(setUp))
-		if slices.Index(servers, server) < n { // which has the role already
+		if queryValue[bool](t, shard.owner, `select exists (select from pg_catalog.pg_roles where rolname = 'coupon_proxy_login')`) {
 			sql = sql[strings.Index(sql, "insert into coupond.shard"):]
 		}
 		execSQL(t, shard.owner, sql)
@@ -147,7 +151,7 @@ func TestProxy(t *testing.T) {
 	change := func(cfg *Config) {
 		cfg.ClaimQueue, cfg.SchemaVersion, cfg.Log = 4096, db.Version(), zerolog.New(log)
 	}
-	s := newShardedStore(t, 2, change)
+	s := newShardedStore(t, onOne(startServer(t), 2), change)
 	s.wantShards(t, 2, nil)
 	other := s.shards[1]
 	coupons := s.couponsOf(t, 9)

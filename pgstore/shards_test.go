@@ -59,12 +59,29 @@ func (s *shardedStore) wantShards(t testing.TB, count int, unhealthy map[int]str
 	})
 }
 
+// Shards that are dead or silent, or that move. The tests share a server.
+func TestShards(t *testing.T) {
+	t.Parallel()
+	server := startServer(t)
+	for name, test := range map[string]func(*testing.T, *pgtest.Server){
+		"deadAndSilent":              testDeadAndSilent,
+		"checkedConcurrently":        testCheckedConcurrently,
+		"slowConnect":                testSlowConnect,
+		"fewSessionsForASilentShard": testFewSessionsForASilentShard,
+		"mapChanges":                 testMapChanges,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, server)
+		})
+	}
+}
+
 // One shard is dead and one is silent. As soon as that is known, claims of their coupons return
 // ErrUnavailable at once, and the other shards are not affected. Claims in flight at the time
 // return ErrOutcomeUnknown. When the shards answer again, their claims are made without a restart.
-func TestShards_deadAndSilent(t *testing.T) {
-	t.Parallel()
-	s := newShardedStore(t, 4, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+func testDeadAndSilent(t *testing.T, server *pgtest.Server) {
+	s := newShardedStore(t, onOne(server, 4), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	coupons := s.sell(t, 2, 1_000_000)
 	s.wantShards(t, 4, nil)
 	const dead, silent = 1, 2
@@ -76,7 +93,7 @@ func TestShards_deadAndSilent(t *testing.T) {
 		t.Errorf("the claim in flight on the silent shard was answered after %v, want at most %v", took, s.timeout)
 	}
 	wait.For(t, "the proxy to end the session of that call, while the shard is silent", func() bool {
-		return queryValue[int](t, s.owner, `select count(*) from pg_stat_activity where query = $1 and state = 'active'`, claimCouponSQL) == 0
+		return queryValue[int](t, s.owner, `select count(*) from pg_stat_activity where datname = current_database() and query = $1 and state = 'active'`, claimCouponSQL) == 0
 	})
 	s.wantShards(t, 4, map[int]string{dead: "gets no answer", silent: "does not answer"})
 	wantReady(t, s.Store)
@@ -145,10 +162,9 @@ func TestShards_deadAndSilent(t *testing.T) {
 }
 
 // A silent shard does not delay the health checks of the others.
-func TestShards_checkedConcurrently(t *testing.T) {
-	t.Parallel()
+func testCheckedConcurrently(t *testing.T, server *pgtest.Server) {
 	const count = 3
-	s := newShardedStore(t, count)
+	s := newShardedStore(t, onOne(server, count))
 	s.wantShards(t, count, nil)
 	for _, shard := range s.shards {
 		shard.proxy.Freeze()
@@ -159,7 +175,7 @@ func TestShards_checkedConcurrently(t *testing.T) {
 		if err := s.owner.QueryRow(t.Context(), `
 select count(*), coalesce(extract(epoch from max(query_start) - min(query_start)), 0)::float8
 from pg_stat_activity
-where application_name = 'coupond' and query = $1 and state = 'active'`, shardCheckSQL).Scan(&checks, &apart); err != nil {
+where datname = current_database() and application_name = 'coupond' and query = $1 and state = 'active'`, shardCheckSQL).Scan(&checks, &apart); err != nil {
 			t.Fatal(err)
 		}
 		return checks == count
@@ -171,10 +187,9 @@ where application_name = 'coupond' and query = $1 and state = 'active'`, shardCh
 }
 
 // A slow connection to the proxy does not count against the shards.
-func TestShards_slowConnect(t *testing.T) {
-	t.Parallel()
+func testSlowConnect(t *testing.T, server *pgtest.Server) {
 	log := new(logBuffer)
-	s := newShardedStore(t, 2, func(cfg *Config) {
+	s := newShardedStore(t, onOne(server, 2), func(cfg *Config) {
 		cfg.URL, cfg.ClaimTimeout, cfg.Log = withParam(cfg.URL, "post_auth_delay", "1"), 4*time.Second, zerolog.New(log) // unreachable after 0.8 s
 	})
 	s.wantShards(t, 2, nil)
@@ -185,9 +200,8 @@ func TestShards_slowConnect(t *testing.T) {
 
 // Health checks of a silent shard use one session on the proxy after the other, and the proxy ends
 // each of them while the shard is still silent. Close ends the last one.
-func TestShards_fewSessionsForASilentShard(t *testing.T) {
-	t.Parallel()
-	s := newShardedStore(t, 2, func(cfg *Config) { cfg.ClaimTimeout = 2 * time.Second })
+func testFewSessionsForASilentShard(t *testing.T, server *pgtest.Server) {
+	s := newShardedStore(t, onOne(server, 2), func(cfg *Config) { cfg.ClaimTimeout = 2 * time.Second })
 	s.wantShards(t, 2, nil)
 	start := time.Now()
 	s.shards[1].proxy.Freeze()
@@ -197,7 +211,7 @@ func TestShards_fewSessionsForASilentShard(t *testing.T) {
 		return queryValue[[]int](t, s.owner, `
 select coalesce(array_agg(pid), '{}')
 from pg_stat_activity
-where application_name = 'coupond' and query = $1 and `+condition, shardCheckSQL)
+where datname = current_database() and application_name = 'coupond' and query = $1 and `+condition, shardCheckSQL)
 	}
 	var waiting []int
 	wait.For(t, "a health check without an answer", func() bool {
@@ -232,7 +246,7 @@ func TestShards_commitsHang(t *testing.T) {
 	t.Parallel()
 	const maxConns, clientCount, stuck = 8, 40, 1
 	servers := []*pgtest.Server{startServer(t), startServer(t)}
-	s := newShardedStoreOn(t, servers, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = 4*time.Second, maxConns })
+	s := newShardedStore(t, servers, func(cfg *Config) { cfg.ClaimTimeout, cfg.MaxConns = 4*time.Second, maxConns })
 	coupons := s.sell(t, 20, 1_000_000)
 	unsold := s.couponsOf(t, 1500)[stuck][20:]
 	s.wantShards(t, 2, nil)
@@ -305,7 +319,7 @@ func TestShards_commitsHang(t *testing.T) {
 // by a later one.
 func TestShards_claimMissingOnTheStandby(t *testing.T) {
 	t.Parallel()
-	s := newShardedStore(t, 1, func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
+	s := newShardedStore(t, onOne(startServer(t), 1), func(cfg *Config) { cfg.ClaimTimeout = 4 * time.Second })
 	coupons := s.sell(t, 1, 100)
 	s.wantShards(t, 1, nil)
 	s.shards[0].loseStandby(t)
@@ -318,9 +332,8 @@ func TestShards_claimMissingOnTheStandby(t *testing.T) {
 
 // When partitions move, claims are grouped by the new map, and the state of a shard is reset,
 // because its number may mean another server.
-func TestShards_mapChanges(t *testing.T) {
-	t.Parallel()
-	s := newShardedStore(t, 2)
+func testMapChanges(t *testing.T, server *pgtest.Server) {
+	s := newShardedStore(t, onOne(server, 2))
 	s.wantShards(t, 2, nil)
 	s.shards[0].proxy.SetDown(true)
 	s.wantShards(t, 2, map[int]string{0: "gets no answer"})
