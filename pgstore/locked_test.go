@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -162,19 +163,37 @@ func TestClaim_lockedTogether(t *testing.T) {
 		}
 		srv.locksUntil.Store(time.Now().Add(time.Hour).UnixNano()) // also on a busy machine
 	}
+	unlock()
+	callers.Wait()
+
+	// A claim that is left out of the call does not count as sent.
+	unlock = s.lock(t, "locked0")
+	sent := s.batchSizes(t)
 	claims := newClaims("u", "free", "v", "locked0", "v", "free")
 	srv.sendShared(t.Context(), claims)
 	if claims[0].status != Claimed || claims[2].status != Claimed || !claims[1].toSendAgain() || claims[1].failed.ambiguous() {
 		t.Errorf("a call with free and locked coupons: %+v, %+v, %+v; want only the locked one left for a solo call", claims[0], claims[1], claims[2])
 	}
+	if n := s.batchSizes(t) - sent; n != 2 {
+		t.Errorf("the call counts as one with %v claims, want 2", n)
+	}
 	if failed := log.with(t, "a call of claims failed; its coupons are sent alone"); len(failed) != 1 {
 		t.Errorf("%d shared calls have waited for a lock in vain, want 1", len(failed))
 	}
 	unlock()
-	callers.Wait()
 	srv.locksUntil.Store(0)
 	before := asked()
 	if status, err := s.Claim(t.Context(), "w", "free"); status != Claimed || asked() != before {
 		t.Errorf("later: %q, %v, locked_coupons was called %s times, want %s", status, err, asked(), before)
 	}
+}
+
+// batchSizes returns how many claims were sent in all calls so far.
+func (s *testStore) batchSizes(t *testing.T) float64 {
+	t.Helper()
+	sum, err := strconv.ParseFloat(s.scrape(t)["coupond_batch_size_sum"], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
 }

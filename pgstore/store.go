@@ -12,7 +12,7 @@
 //	sharedread.go  one read for several callers
 //	limiter.go     bounds for creations and reads
 //	pool.go        configuration of the pool and its sessions, time-outs
-//	connstring.go  the connection string, and all that is wrong with it
+//	connstring.go  the connection string, and what is wrong with it
 //	connect.go     a new session: its settings, and why it cannot be started
 //	conn.go        one connection: never sends a cancel request, notes warnings
 //	outcome.go     what a failed call proves
