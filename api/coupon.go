@@ -21,70 +21,56 @@ var chunkBuffers = sync.Pool{New: func() any {
 }}
 
 // createCoupon handles POST /api/coupons.
-func (h *Handler) createCoupon(x *exchange) {
+func (h *Handler) createCoupon(x *exchange) error {
 	fields, err := x.readObject(createSchema)
 	if err != nil {
-		x.fail(err)
-		return
+		return err
 	}
 	name, amount := fields[0].text, fields[1].number
 	status, err := h.store.CreateCoupon(x.context(), name, amount)
 	if err != nil {
-		x.fail(err)
-		return
+		return err
 	}
 	if status == pgstore.Created {
 		x.Header().Set("Location", couponLocation(name))
-		x.sendCreated()
-		return
 	}
-	code, known := createCodes[status]
-	if !known {
-		x.fail(fmt.Errorf("unknown create_status %q: the database is newer than this service", status))
-		return
-	}
-	x.sendCode(code)
+	return sendOutcome(x, createCodes, status)
 }
 
 // coupon handles GET and HEAD /api/coupons/{name}.
-func (h *Handler) coupon(x *exchange) {
+func (h *Handler) coupon(x *exchange) error {
 	name, err := pathName(x.request)
 	if err != nil {
-		x.fail(err)
-		return
+		return err
 	}
 	ctx := x.context()
 	c, found, err := h.store.Coupon(ctx, name)
 	if err != nil {
-		x.fail(err)
-		return
+		return err
 	}
 	if !found {
-		x.sendCode(CodeCouponNotFound)
-		return
+		return reject(CodeCouponNotFound)
 	}
 	if x.request.Method == http.MethodHead {
 		// No Content-Length: it would require reading all claims.
 		x.sendHeader(http.StatusOK)
-		return
+		return nil
 	}
 	if _, whole := c.Whole(); !whole {
-		x.streamCoupon(ctx, c)
-		return
+		return x.streamCoupon(ctx, c)
 	}
 	defer h.bodies.release(c)
 	body, err := h.bodies.hold(c)
 	if err != nil {
-		x.fail(err)
-		return
+		return err
 	}
-	x.send(http.StatusOK, body)
+	return x.send(http.StatusOK, body)
 }
 
 // streamCoupon sends a coupon in chunks while it reads the pages of its claimers. It holds one page
 // and one chunk, which the budget counts. Nothing is sent before the first page was read. An error
 // after the first chunk can only abort the response.
-func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) {
+func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) error {
 	buffer := chunkBuffers.Get().(*[]byte)
 	body := appendCouponHead((*buffer)[:0], c)
 	held := 0 // bytes of the budget
@@ -102,43 +88,36 @@ func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) {
 			}
 		}
 		if err != nil {
-			x.failCoupon(err)
-			return
+			return err
 		}
 		for _, user := range page {
 			body = appendUser(body, claimers, user)
 			claimers++
 			if len(body) >= chunkSize {
-				x.sendChunk(body)
+				if err := x.sendChunk(body); err != nil {
+					return err
+				}
 				body = body[:0]
 			}
 		}
 	}
 	if claimers != c.Amount-c.RemainingAmount {
-		x.failCoupon(fmt.Errorf("coupon %q has %d claimers, but a remaining amount of %d of %d", c.Name, claimers, c.RemainingAmount, c.Amount))
-		return
+		return fmt.Errorf("coupon %q has %d claimers, but a remaining amount of %d of %d", c.Name, claimers, c.RemainingAmount, c.Amount)
 	}
-	x.sendChunk(append(body, couponTail...))
-	x.endLarge()
+	if err := x.sendChunk(append(body, couponTail...)); err != nil {
+		return err
+	}
+	return x.endLarge()
 }
 
 // sendChunk sends a part of a coupon, after the header if that was not sent yet. It needs no flush:
 // a chunk is larger than net/http's buffers.
-func (x *exchange) sendChunk(part []byte) {
+func (x *exchange) sendChunk(part []byte) error {
 	if x.status == 0 {
 		x.beginLarge()
 		x.sendHeader(http.StatusOK)
 	}
-	x.sendPart(part)
-}
-
-// failCoupon sends an error response, or aborts a response that was started.
-func (x *exchange) failCoupon(err error) {
-	if x.status == 0 {
-		x.fail(err)
-		return
-	}
-	x.abort(err)
+	return x.sendPart(part)
 }
 
 // The body of a coupon is its head, its users separated by commas, and couponTail.

@@ -15,13 +15,6 @@ import (
 	"github.com/swaggest/swgui/v5/static"
 )
 
-const (
-	pathRoot     = "/"
-	pathDocs     = "/docs"
-	pathDocsFile = "/docs/{file}"
-	pathOpenAPI  = "/openapi.yaml"
-)
-
 // OpenAPI is the contract of the HTTP API. The file is a copy of openapi.yaml at the top of the
 // repository, because go:embed cannot read a parent directory; a test compares the two.
 //
@@ -47,70 +40,50 @@ type docsFile struct {
 	compressed  []byte // nil if the file is not stored compressed
 }
 
-// docsFiles returns the files at /docs/{file} by name, and the page itself as pathDocs.
-var docsFiles = sync.OnceValues(func() (map[string]docsFile, error) {
-	files := make(map[string]docsFile)
-	for _, source := range []struct {
-		name, contentType string
-		fs                embed.FS
-		path              string // ends in .gz if it is compressed
-	}{
-		{pathDocs, "text/html; charset=utf-8", docsFS, "docs/index.html"},
-		{"docs.css", "text/css; charset=utf-8", docsFS, "docs/docs.css"},
-		{"docs.js", "text/javascript; charset=utf-8", docsFS, "docs/docs.js"},
-		{"favicon-32x32.png", "image/png", static.FS, "favicon-32x32.png"},
-		{"swagger-ui.css", "text/css; charset=utf-8", static.FS, "swagger-ui.css.gz"},
-		{"swagger-ui-bundle.js", "text/javascript; charset=utf-8", static.FS, "swagger-ui-bundle.js.gz"},
-	} {
-		content, err := source.fs.ReadFile(source.path)
-		if err != nil {
-			return nil, fmt.Errorf("read a file of the docs page: %w", err)
-		}
-		file := docsFile{contentType: source.contentType, plain: content}
-		if strings.HasSuffix(source.path, ".gz") {
-			file.compressed = content
-			if file.plain, err = gunzip(content); err != nil {
-				return nil, fmt.Errorf("decompress %s: %w", source.path, err)
-			}
-		}
-		files[source.name] = file
+// docsFiles returns the page itself as "", and the files that it loads by name.
+var docsFiles = sync.OnceValue(func() map[string]docsFile {
+	const html, css, js = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8"
+	return map[string]docsFile{
+		"":                     readDocsFile(docsFS, "docs/index.html", html),
+		"docs.css":             readDocsFile(docsFS, "docs/docs.css", css),
+		"docs.js":              readDocsFile(docsFS, "docs/docs.js", js),
+		"favicon-32x32.png":    readDocsFile(static.FS, "favicon-32x32.png", "image/png"),
+		"swagger-ui.css":       readDocsFile(static.FS, "swagger-ui.css.gz", css),
+		"swagger-ui-bundle.js": readDocsFile(static.FS, "swagger-ui-bundle.js.gz", js),
 	}
-	return files, nil
 })
+
+// readDocsFile reads a file, which is compressed if its name ends in .gz. It panics if that fails,
+// which the tests would have found: the files are a part of the program.
+func readDocsFile(files embed.FS, path, contentType string) docsFile {
+	content, err := files.ReadFile(path)
+	file := docsFile{contentType: contentType, plain: content}
+	if err == nil && strings.HasSuffix(path, ".gz") {
+		file.compressed = content
+		file.plain, err = gunzip(content)
+	}
+	if err != nil {
+		panic(fmt.Errorf("read the file %s of the docs page: %w", path, err))
+	}
+	return file
+}
 
 // root handles GET /, for people with a browser. The Location is relative, so that it also holds
 // behind a path prefix.
-func (h *Handler) root(x *exchange) {
-	x.Header().Set("Location", strings.TrimPrefix(pathDocs, "/"))
-	x.send(http.StatusFound, nil)
+func (h *Handler) root(x *exchange) error {
+	x.Header().Set("Location", "docs")
+	return x.send(http.StatusFound, nil)
 }
 
-// docs handles GET /docs, the page with Swagger UI.
-func (h *Handler) docs(x *exchange) {
-	x.Header().Set("Content-Security-Policy", docsPolicy)
-	x.sendDocsFile(pathDocs)
-}
-
-// docsFile handles GET /docs/{file}, the files that the page loads.
-func (h *Handler) docsFile(x *exchange) {
-	x.sendDocsFile(chi.URLParam(x.request, "file"))
-}
-
-// openAPI handles GET /openapi.yaml.
-func (h *Handler) openAPI(x *exchange) {
-	x.sendAs("application/yaml", OpenAPI)
-}
-
-func (x *exchange) sendDocsFile(name string) {
-	files, err := docsFiles()
-	if err != nil {
-		x.fail(err)
-		return
-	}
-	file, found := files[name]
+// docs handles GET /docs, the page with Swagger UI, and GET /docs/{file}, the files that it loads.
+func (h *Handler) docs(x *exchange) error {
+	name := chi.URLParam(x.request, "file")
+	file, found := docsFiles()[name]
 	if !found {
-		x.sendCode(CodeNotFound)
-		return
+		return reject(CodeNotFound)
+	}
+	if name == "" {
+		x.Header().Set("Content-Security-Policy", docsPolicy)
 	}
 	body := file.plain
 	if file.compressed != nil {
@@ -120,14 +93,17 @@ func (x *exchange) sendDocsFile(name string) {
 			body = file.compressed
 		}
 	}
-	x.sendAs(file.contentType, body)
+	return x.sendAs(file.contentType, body)
 }
 
+// openAPI handles GET /openapi.yaml.
+func (h *Handler) openAPI(x *exchange) error { return x.sendAs("application/yaml", OpenAPI) }
+
 // sendAs sends a body with a Content-Type other than JSON, which browsers must not second-guess.
-func (x *exchange) sendAs(contentType string, body []byte) {
+func (x *exchange) sendAs(contentType string, body []byte) error {
 	x.Header().Set("Content-Type", contentType)
 	x.Header().Set("X-Content-Type-Options", "nosniff")
-	x.send(http.StatusOK, body)
+	return x.send(http.StatusOK, body)
 }
 
 // acceptsGzip reports whether the request's Accept-Encoding lists gzip with a quality other than 0.

@@ -6,11 +6,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/rs/zerolog"
-
-	"scalable-coupon-system/api"
-	"scalable-coupon-system/api/apitest"
 )
 
 func TestOpenAPI_servedUnchanged(t *testing.T) {
@@ -41,13 +36,17 @@ func TestRoot(t *testing.T) {
 	}
 }
 
-// All links of the page are relative and work, and it has no inline code.
+// All links of the page are relative and work. It has no inline code, which its policy forbids.
 func TestDocs_links(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	page := s.do(http.MethodGet, "/docs", "")
 	page.want(t, http.StatusOK, "")
 
+	policy := page.header.Get("Content-Security-Policy")
+	if !strings.HasPrefix(policy, "default-src 'none'; script-src 'self'; ") || strings.ContainsAny(policy, "*/") || strings.Contains(policy, "unsafe") {
+		t.Errorf("the policy %q allows more than the page needs", policy)
+	}
 	links := regexp.MustCompile(`(?:src|href)="([^"]*)"`).FindAllStringSubmatch(page.body, -1)
 	for _, link := range links {
 		if strings.Contains(link[1], ":") || strings.HasPrefix(link[1], "/") {
@@ -63,23 +62,6 @@ func TestDocs_links(t *testing.T) {
 	}
 	if inline := regexp.MustCompile(`<style|<script>| style=| on[a-z]+=`).FindString(page.body); inline != "" {
 		t.Errorf("the page has %q, which its policy forbids", inline)
-	}
-}
-
-func TestDocs_contentSecurityPolicy(t *testing.T) {
-	t.Parallel()
-	policy := serve(t).do(http.MethodGet, "/docs", "").header.Get("Content-Security-Policy")
-	for directive := range strings.SplitSeq(policy, ";") {
-		for _, source := range strings.Fields(directive)[1:] {
-			if source != "'none'" && source != "'self'" && (source != "data:" || !strings.Contains(directive, "img-src")) {
-				t.Errorf("the policy allows %s in %q", source, directive)
-			}
-		}
-	}
-	for _, wanted := range []string{"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"} {
-		if !strings.Contains(policy, wanted) {
-			t.Errorf("the policy %q does not have %s", policy, wanted)
-		}
 	}
 }
 
@@ -108,19 +90,5 @@ func TestDocs_compression(t *testing.T) {
 	// Without an Accept-Encoding, http.Client requests gzip and decompresses the response.
 	if got := s.do(http.MethodGet, path, ""); got.body != plain.body {
 		t.Errorf("decompressed, it has %d bytes, the file has %d", len(got.body), len(plain.body))
-	}
-}
-
-// The docs page and openapi.yaml do not depend on the database.
-func TestDocs_withoutDatabase(t *testing.T) {
-	t.Parallel()
-	store := apitest.NewStore()
-	store.SetError(errFault)
-	s := serve(t, func(s *service) { s.server.Handler = api.New(store, api.Options{Log: zerolog.Nop()}) })
-	for _, path := range []string{"/docs", "/docs/swagger-ui.css", "/openapi.yaml"} {
-		s.do(http.MethodGet, path, "").want(t, http.StatusOK, "")
-	}
-	if store.Calls() > 0 {
-		t.Error("the Store was called")
 	}
 }

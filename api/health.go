@@ -24,21 +24,19 @@ var (
 )
 
 // health handles GET /health, which reports whether this instance can serve requests.
-func (h *Handler) health(x *exchange) {
+func (h *Handler) health(x *exchange) error {
 	if h.draining.Load() {
-		x.sendUnhealthy("the service is shutting down")
-		return
+		return unhealthy("the service is shutting down")
 	}
 	ctx, cancel := context.WithTimeout(x.context(), readyTimeout)
 	defer cancel()
 	shards, err := h.store.Ready(ctx)
 	if err == nil {
-		x.send(http.StatusOK, healthyBody(shards))
-		return
+		return x.send(http.StatusOK, healthyBody(shards))
 	}
 	x.abortIfClientClosed(err)
 	x.err = err
-	x.sendUnhealthy(err.Error())
+	return unhealthy(err.Error())
 }
 
 // healthyBody returns the body of a 200, with the state of each shard behind a proxy. An unhealthy
@@ -65,10 +63,9 @@ func healthyBody(shards []pgstore.Shard) []byte {
 }
 
 // live handles GET /health/live, which always returns 200.
-func (h *Handler) live(x *exchange) { x.send(http.StatusOK, bodyAlive) }
+func (h *Handler) live(x *exchange) error { return x.send(http.StatusOK, bodyAlive) }
 
-// sendUnhealthy sends an UNAVAILABLE error with an additional member, the status.
-func (x *exchange) sendUnhealthy(message string) {
-	x.send(http.StatusServiceUnavailable,
-		appendError(nil, `"status":"unhealthy",`, CodeUnavailable, message, x.id[0]))
+// unhealthy returns UNAVAILABLE with an additional member, the status.
+func unhealthy(message string) error {
+	return rejection{CodeUnavailable, message, `"status":"unhealthy",`}
 }

@@ -25,43 +25,34 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// stub is the in-memory Store with some methods replaced.
+// stub is the in-memory Store, with methods that a test may replace.
 type stub struct {
 	*apitest.Store
 
 	claim  func(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error)
 	create func(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error)
 	coupon func(ctx context.Context, name string) (*pgstore.Coupon, bool, error)
-	ready  func(ctx context.Context) error
+	ready  func(ctx context.Context) ([]pgstore.Shard, error)
+}
+
+func newStub() *stub {
+	s := apitest.NewStore()
+	return &stub{s, s.Claim, s.CreateCoupon, s.Coupon, s.Ready}
 }
 
 func (s *stub) Claim(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error) {
-	if s.claim != nil {
-		return s.claim(ctx, user, coupon)
-	}
-	return s.Store.Claim(ctx, user, coupon)
+	return s.claim(ctx, user, coupon)
 }
 
 func (s *stub) CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
-	if s.create != nil {
-		return s.create(ctx, name, amount)
-	}
-	return s.Store.CreateCoupon(ctx, name, amount)
+	return s.create(ctx, name, amount)
 }
 
 func (s *stub) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
-	if s.coupon != nil {
-		return s.coupon(ctx, name)
-	}
-	return s.Store.Coupon(ctx, name)
+	return s.coupon(ctx, name)
 }
 
-func (s *stub) Ready(ctx context.Context) ([]pgstore.Shard, error) {
-	if s.ready != nil {
-		return nil, s.ready(ctx)
-	}
-	return s.Store.Ready(ctx)
-}
+func (s *stub) Ready(ctx context.Context) ([]pgstore.Shard, error) { return s.ready(ctx) }
 
 // service is the API on a real listener, with an in-memory Store.
 type service struct {
@@ -81,7 +72,7 @@ type service struct {
 // server or the handler before the first connection.
 func serve(tb testing.TB, configure ...func(*service)) *service {
 	tb.Helper()
-	s := &service{tb: tb, store: &stub{Store: apitest.NewStore()}, log: &logBuffer{}, registry: prometheus.NewRegistry()}
+	s := &service{tb: tb, store: newStub(), log: &logBuffer{}, registry: prometheus.NewRegistry()}
 	logger := zerolog.New(s.log)
 	s.handler = api.New(s.store, api.Options{Log: logger, Registry: s.registry})
 	s.server = api.NewServer(s.handler, logger)
@@ -193,13 +184,7 @@ type couponBody struct {
 func (r result) coupon(tb testing.TB) couponBody {
 	tb.Helper()
 	r.want(tb, http.StatusOK, "")
-	var body couponBody
-	decoder := json.NewDecoder(strings.NewReader(r.body))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&body); err != nil {
-		tb.Fatalf("%q: %v", r.body, err)
-	}
-	return body
+	return decoded[couponBody](tb, r)
 }
 
 // errorBody is the body of an error response.
@@ -211,7 +196,12 @@ type errorBody struct {
 
 func (r result) error(tb testing.TB) errorBody {
 	tb.Helper()
-	var body errorBody
+	return decoded[errorBody](tb, r)
+}
+
+// decoded decodes a body that must have no other fields.
+func decoded[T any](tb testing.TB, r result) (body T) {
+	tb.Helper()
 	decoder := json.NewDecoder(strings.NewReader(r.body))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&body); err != nil {

@@ -30,12 +30,9 @@ func checkName(what, name string) error {
 		problem = "it contains NUL"
 	case strings.IndexFunc(name, notWhiteSpace) < 0:
 		problem = "it is only white space"
+	case utf8.RuneCountInString(name) > maxNameLength:
+		problem = fmt.Sprintf("it has %d characters", utf8.RuneCountInString(name))
 	default:
-		if n := utf8.RuneCountInString(name); n > maxNameLength {
-			problem = fmt.Sprintf("it has %d characters", n)
-		}
-	}
-	if problem == "" {
 		return nil
 	}
 	return invalidf("%s %s; %s", what, nameRule, problem)
@@ -63,11 +60,8 @@ func pathName(r *http.Request) (string, error) {
 // a path prefix, which this service does not know.
 func couponLocation(name string) string {
 	const root = "coupons/"
-	switch name {
-	case ".", "..":
-		// Clients resolve an unencoded "." or ".." as a relative path segment.
+	if name == "." || name == ".." { // clients resolve these, if not encoded, as relative path segments
 		return root + strings.ReplaceAll(name, ".", "%2E")
-	default:
-		return root + url.PathEscape(name)
 	}
+	return root + url.PathEscape(name)
 }

@@ -21,19 +21,3 @@ func TestNotWhiteSpace_matchesSQL(t *testing.T) {
 		}
 	}
 }
-
-// Every single character is a valid name, except NUL and white space.
-func TestCheckName_everyCharacter(t *testing.T) {
-	for r := rune(0); r <= utf8.MaxRune; r++ {
-		if !utf8.ValidRune(r) {
-			continue
-		}
-		valid := r != 0 && notWhiteSpace(r)
-		if err := checkName("it", string(r)); (err == nil) != valid {
-			t.Errorf("%U: error %v, valid %v", r, err, valid)
-		}
-		if err := checkName("it", "x"+string(r)); (err == nil) != (r != 0) {
-			t.Errorf("x and %U: error %v", r, err)
-		}
-	}
-}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"net/http"
 	"strings"
 	"syscall"
@@ -20,26 +19,28 @@ import (
 func TestReset_cutResponse(t *testing.T) {
 	t.Parallel()
 	users := userPage(10_000)
-	blocked := func(context.Context) iter.Seq2[[]string, error] {
+	// then yields a page and does something else.
+	then := func(f func()) pages {
 		return func(yield func([]string, error) bool) {
 			yield(users, nil)
-			<-t.Context().Done()
+			f()
 		}
 	}
 	for name, c := range map[string]struct {
-		pages   func(context.Context) iter.Seq2[[]string, error]
+		pages   pages
 		unnamed bool           // the log does not say why
 		cut     func(*service) // after the first part was read
 	}{
 		"an error":          {pages: repeat(users, 1, errFault)},
 		"a page is missing": {pages: repeat(users, 1, nil)},
 		"one page too many": {pages: repeat(users, 3, nil)},
-		"a panic":           {pages: func(context.Context) iter.Seq2[[]string, error] { return panics(users) }},
-		"an aborted iteration": {
-			pages: func(context.Context) iter.Seq2[[]string, error] { return aborts(users) }, unnamed: true,
-		},
+		"a panic":           {pages: then(func() { panic("boom") })},
+		"an aborted panic":  {pages: then(func() { panic(http.ErrAbortHandler) }), unnamed: true},
 		// As after SHUTDOWN_TIMEOUT. The kernel does the same when the process is killed.
-		"closed by the server": {pages: blocked, cut: func(s *service) { _ = s.server.Close() }},
+		"closed by the server": {
+			pages: then(func() { <-t.Context().Done() }),
+			cut:   func(s *service) { _ = s.server.Close() },
+		},
 	} {
 		for _, version := range []string{"HTTP/1.0", "HTTP/1.1"} {
 			t.Run(name+", "+version, func(t *testing.T) {
@@ -72,7 +73,7 @@ func TestReset_cutResponse(t *testing.T) {
 // with a Content-Length ends in a reset.
 func TestReset_clientStopsReading(t *testing.T) {
 	t.Parallel()
-	pages := endless(userPage(10_000))
+	endless := repeat(userPage(10_000), 1<<31-1, nil)
 	whole := func(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
 		return pgstore.NewCoupon(name, 1_000, wideUsers(1_000)), true, nil
 	}
@@ -81,8 +82,8 @@ func TestReset_clientStopsReading(t *testing.T) {
 		disconnects bool
 	}{
 		"stops, whole":          {coupon: whole},
-		"stops, in pages":       {coupon: pagedCoupon(1<<31-1, pages)},
-		"disconnects, in pages": {coupon: pagedCoupon(1<<31-1, pages), disconnects: true},
+		"stops, in pages":       {coupon: pagedCoupon(1<<31-1, endless)},
+		"disconnects, in pages": {coupon: pagedCoupon(1<<31-1, endless), disconnects: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, func(s *service) { s.handler.SetTimeouts(time.Minute, 300*time.Millisecond) })

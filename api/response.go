@@ -60,45 +60,40 @@ type errorResponse struct {
 // Codes returns every Code, in no particular order. Tests compare the list with openapi.yaml.
 func Codes() []Code { return slices.Collect(maps.Keys(errorResponses)) }
 
-// claimCodes and createCodes map the outcomes that are errors to their codes. The successful
-// outcomes, pgstore.Claimed and pgstore.Created, are not in them: their response is 201 without a
-// body.
+// claimCodes and createCodes map the outcomes to their codes; "" is success, 201 without a body.
 var (
 	claimCodes = map[pgstore.ClaimStatus]Code{
+		pgstore.Claimed:        "",
 		pgstore.AlreadyClaimed: CodeAlreadyClaimed,
 		pgstore.OutOfStock:     CodeOutOfStock,
 		pgstore.CouponNotFound: CodeCouponNotFound,
 	}
 	createCodes = map[pgstore.CreateStatus]Code{
+		pgstore.Created:      "",
 		pgstore.CouponExists: CodeCouponExists,
 	}
 )
 
-// Requests that are rejected before the Store is called.
-var (
-	errBodyTooLarge         = errors.New("body too large")
-	errUnsupportedMediaType = errors.New("unsupported media type")
-)
-
-// invalidError is the message of an INVALID_REQUEST response: what is wrong, and what is allowed.
-type invalidError string
-
-func (e invalidError) Error() string { return string(e) }
-
-func invalidf(format string, args ...any) error {
-	return invalidError(fmt.Sprintf(format, args...))
+// rejection is the error of a request that is answered with this code and exactly this message.
+type rejection struct {
+	code    Code
+	message string
+	members string // of the response's JSON before the others; empty, or ends in a comma
 }
 
-// codeOf returns the code of an error.
+func (r rejection) Error() string { return r.message }
+
+// reject returns the rejection with a code's fixed message.
+func reject(code Code) rejection { return rejection{code: code, message: errorResponses[code].message} }
+
+// invalidf returns an INVALID_REQUEST. Its message says what is wrong, and what is allowed.
+func invalidf(format string, args ...any) error {
+	return rejection{code: CodeInvalidRequest, message: fmt.Sprintf(format, args...)}
+}
+
+// codeOf returns the code of an error that is not a rejection.
 func codeOf(err error) Code {
-	if _, ok := errors.AsType[invalidError](err); ok {
-		return CodeInvalidRequest
-	}
 	switch {
-	case errors.Is(err, errBodyTooLarge):
-		return CodeBodyTooLarge
-	case errors.Is(err, errUnsupportedMediaType):
-		return CodeUnsupportedMediaType
 	case errors.Is(err, pgstore.ErrOutcomeUnknown):
 		// Before the other two: if an error wraps several, the least certain one decides.
 		return CodeOutcomeUnknown
@@ -120,43 +115,48 @@ var (
 	valueRetry   = []string{"1"} // seconds; with 503
 )
 
-// sendCreated sends 201 without a body.
-func (x *exchange) sendCreated() { x.send(http.StatusCreated, nil) }
-
-// fail sends the error response for err. The text of err is sent only if it is an invalidError; a
-// 5xx logs it instead.
+// fail sends the error response for err. The text of err is sent only if it is a rejection; it is
+// logged otherwise. A response that was started already can only be aborted.
 func (x *exchange) fail(err error) {
-	x.abortIfClientClosed(err)
-	code := codeOf(err)
-	if code == CodeInvalidRequest {
-		x.sendError(code, err.Error())
-		return
+	if x.status == 0 {
+		x.abortIfClientClosed(err)
+		r, ok := errors.AsType[rejection](err)
+		if !ok {
+			x.err = err
+			r = reject(codeOf(err))
+		}
+		err = x.sendError(r)
 	}
-	if errorResponses[code].status >= http.StatusInternalServerError {
-		x.err = err
+	if err != nil {
+		x.abort(err)
 	}
-	x.sendCode(code)
 }
 
-// sendCode sends the error response of a code, with its fixed message.
-func (x *exchange) sendCode(code Code) { x.sendError(code, errorResponses[code].message) }
-
-func (x *exchange) sendError(code Code, message string) {
-	x.send(errorResponses[code].status, appendError(make([]byte, 0, 192), "", code, message, x.id[0]))
+// sendOutcome sends the response to an outcome of the Store.
+func sendOutcome[S ~string](x *exchange, codes map[S]Code, status S) error {
+	code, known := codes[status]
+	switch {
+	case !known:
+		return fmt.Errorf("unknown outcome %q: the database is newer than this service", status)
+	case code == "":
+		return x.send(http.StatusCreated, nil)
+	default:
+		return x.sendError(reject(code))
+	}
 }
 
-// appendError appends the body of an error response. firstMembers is empty, or JSON members that
-// end in a comma.
-func appendError(body []byte, firstMembers string, code Code, message, requestID string) []byte {
-	body = append(body, '{')
-	body = append(body, firstMembers...)
+// sendError sends an error response.
+func (x *exchange) sendError(r rejection) error {
+	body := append(make([]byte, 0, 192), '{')
+	body = append(body, r.members...)
 	body = append(body, `"error":`...)
-	body = appendString(body, message)
+	body = appendString(body, r.message)
 	body = append(body, `,"code":"`...)
-	body = append(body, code...)
+	body = append(body, r.code...)
 	body = append(body, `","request_id":"`...)
-	body = append(body, requestID...) // needs no escaping, see validRequestID
-	return append(body, "\"}\n"...)
+	body = append(body, x.id[0]...) // needs no escaping, see validRequestID
+	body = append(body, "\"}\n"...)
+	return x.send(errorResponses[r.code].status, body)
 }
 
 // appendString appends s as a JSON string. Invalid UTF-8, which no name contains, becomes U+FFFD.
@@ -181,23 +181,29 @@ func quotedSize(s string) int {
 
 // send sends a complete response. All but large coupons go through it. For HEAD it sends only the
 // header, with the Content-Length of the body.
-func (x *exchange) send(status int, body []byte) {
+func (x *exchange) send(status int, body []byte) error {
 	length := valueZero
 	if len(body) > 0 {
 		length = []string{strconv.Itoa(len(body))}
 	}
 	x.Header()["Content-Length"] = length
+	if x.request.Method == http.MethodHead {
+		body = nil
+	}
 	large := len(body) > netHTTPBuffer
 	if large {
 		x.beginLarge()
 	}
 	x.sendHeader(status)
 	for part := range slices.Chunk(body, chunkSize) {
-		x.sendPart(part)
+		if err := x.sendPart(part); err != nil {
+			return err
+		}
 	}
 	if large {
-		x.endLarge()
+		return x.endLarge()
 	}
+	return nil
 }
 
 // beginLarge prepares for a response that net/http cannot buffer. Until endLarge, closing its
@@ -209,22 +215,26 @@ func (x *exchange) send(status int, body []byte) {
 func (x *exchange) beginLarge() { x.setLinger(0) }
 
 // endLarge ends a response that was sent completely.
-func (x *exchange) endLarge() {
+func (x *exchange) endLarge() error {
 	err := http.NewResponseController(x.ResponseWriter).Flush()
 	if err != nil && !errors.Is(err, http.ErrNotSupported) { // not supported: a test without a connection
-		x.abort(fmt.Errorf("write the response: %w", err))
+		return fmt.Errorf("write the response: %w", err)
 	}
 	x.setLinger(-1) // the default: close in the background
+	return nil
 }
 
-// sendPart sends a part of the body. If that fails, it aborts the exchange.
-func (x *exchange) sendPart(part []byte) {
+// sendPart sends a part of the body.
+func (x *exchange) sendPart(part []byte) error {
 	if len(part) > netHTTPBuffer {
 		x.renewWriteDeadline() // net/http writes it through to the connection
 	}
-	if _, err := x.Write(part); err != nil {
-		x.abort(fmt.Errorf("write the response: %w", err))
+	n, err := x.Write(part)
+	x.bytes += int64(n)
+	if err != nil {
+		return fmt.Errorf("write the response: %w", err)
 	}
+	return nil
 }
 
 // netHTTPBuffer is how many bytes net/http buffers before it writes to the connection.
@@ -254,6 +264,7 @@ func (x *exchange) sendHeader(status int) {
 	if time.Since(x.started) > time.Second {
 		x.renewWriteDeadline()
 	}
+	x.status = status
 	x.WriteHeader(status)
 }
 

@@ -15,7 +15,6 @@ type Store struct {
 	mu      sync.Mutex
 	coupons couponmodel.Coupons
 	err     error
-	shards  []pgstore.Shard
 	calls   atomic.Int64
 }
 
@@ -37,53 +36,45 @@ func (s *Store) SetError(err error) {
 	s.err = err
 }
 
-// SetShards sets the shards that Ready returns.
-func (s *Store) SetShards(shards ...pgstore.Shard) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.shards = shards
-}
-
 // Calls returns the number of calls of Claim, CreateCoupon and Coupon.
 func (s *Store) Calls() int64 { return s.calls.Load() }
 
-// Claim implements api.Store.
-func (s *Store) Claim(_ context.Context, user, name string) (pgstore.ClaimStatus, error) {
+// call does f, unless the Store has an error, and returns that.
+func (s *Store) call(f func()) error {
 	s.calls.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil {
-		return "", s.err
+	if s.err == nil {
+		f()
 	}
-	return pgstore.ClaimStatus(s.coupons.Claim(user, name)), nil
+	return s.err
+}
+
+// Claim implements api.Store.
+func (s *Store) Claim(_ context.Context, user, name string) (status pgstore.ClaimStatus, err error) {
+	err = s.call(func() { status = pgstore.ClaimStatus(s.coupons.Claim(user, name)) })
+	return status, err
 }
 
 // CreateCoupon implements api.Store.
-func (s *Store) CreateCoupon(_ context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
-	s.calls.Add(1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err != nil {
-		return "", s.err
-	}
-	return pgstore.CreateStatus(s.coupons.Create(name, int(amount))), nil
+func (s *Store) CreateCoupon(_ context.Context, name string, amount int32) (status pgstore.CreateStatus, err error) {
+	err = s.call(func() { status = pgstore.CreateStatus(s.coupons.Create(name, int(amount))) })
+	return status, err
 }
 
 // Coupon implements api.Store.
-func (s *Store) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
-	s.calls.Add(1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.coupons[name]
-	if s.err != nil || c.Amount == 0 {
-		return nil, false, s.err
-	}
-	return pgstore.NewCoupon(name, c.Amount, c.ClaimedBy), true, nil
+func (s *Store) Coupon(_ context.Context, name string) (coupon *pgstore.Coupon, found bool, err error) {
+	err = s.call(func() {
+		if c := s.coupons[name]; c.Amount > 0 {
+			coupon = pgstore.NewCoupon(name, c.Amount, c.ClaimedBy)
+		}
+	})
+	return coupon, coupon != nil, err
 }
 
-// Ready implements api.Store.
+// Ready implements api.Store. It has no shards.
 func (s *Store) Ready(context.Context) ([]pgstore.Shard, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.shards, s.err
+	return nil, s.err
 }

@@ -1,55 +1,51 @@
 //go:build browser
 
-// Package browsertest tests the docs page of a running service in Chromium. It has a build tag
+// Package browsertest tests the docs page in Chromium. It has a build tag
 // because `make test` must not require a browser; run it with `.ci/run browser`.
 package browsertest
 
 import (
 	"context"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
+	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/api/apitest"
-	"scalable-coupon-system/internal/pgtest"
 )
-
-func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // browserTimeout limits everything that is done in one browser. It is long, so that the test also
 // passes on a busy machine.
 const browserTimeout = 3 * time.Minute
 
 // The page /docs shows every operation. "Try it out" creates, claims and reads a coupon, in a wide
-// window and in that of a phone. The page sends requests only to the service, and the console has
-// no errors.
+// window and in that of a phone, also behind a path prefix that a proxy removes. The page sends
+// requests only to the service and below the prefix, and the console has no errors.
 func TestDocsPage(t *testing.T) {
-	binary := build(t)
 	for _, window := range []struct {
 		name          string
 		width, height int64
+		prefix        string
 	}{
-		{"wide", 1280, 900},
-		{"narrow", 390, 844},
+		{"wide", 1280, 900, ""},
+		{"narrow", 390, 844, "/shop/eu"},
 	} {
 		t.Run(window.name, func(t *testing.T) {
-			service := start(t, binary, pgtest.New(t).URL)
+			service := start(t, window.prefix)
 			b := openBrowser(t, window.width, window.height)
-			b.do(chromedp.Navigate(service + "/docs"))
+			b.do(chromedp.Navigate(service + window.prefix + "/docs"))
 
 			b.waitFor(`document.querySelectorAll(".opblock").length > 0`)
 			b.checkOperations()
@@ -59,7 +55,8 @@ func TestDocsPage(t *testing.T) {
 
 			// With the examples unchanged: they have the same coupon and the same user.
 			b.expand("createCoupon")
-			if text := b.execute("createCoupon", 201); !strings.Contains(text, "location: coupons/summer%20sale") {
+			const location = "coupons/summer%20sale"
+			if text := b.execute("createCoupon", 201); !strings.Contains(text, "location: "+location) {
 				t.Errorf("the response to the creation shows no Location: %s", text)
 			}
 			b.screenshot(window.name + "-create")
@@ -84,103 +81,37 @@ func TestDocsPage(t *testing.T) {
 			}
 			b.screenshot(window.name + "-get")
 			b.checkWidth("the response")
+			// What a program in a browser does with the Location.
+			eval[chromedp.Void](b, fmt.Sprintf(`void fetch(new URL(%q, location.origin + %q)).then(r => r.text()).then(t => window.read = t)`,
+				location, window.prefix+"/api/coupons"))
+			b.waitFor(`window.read !== undefined`)
+			if read := eval[string](b, `window.read`); !strings.Contains(read, `"claimed_by":["ada"]`) {
+				t.Errorf("the Location leads to %s", read)
+			}
 			b.wantNoErrors()
-			b.checkRequests(service, "")
+			b.checkRequests(service, window.prefix)
 		})
 	}
 }
 
-// The page also works behind a path prefix that a proxy removes: it loads its files, sends the
-// requests of "Try it out" and reads the coupon below the prefix.
-func TestDocsPage_behindPrefix(t *testing.T) {
-	const prefix = "/shop/eu"
-	service, err := url.Parse(start(t, build(t), pgtest.New(t).URL))
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := httptest.NewServer(http.StripPrefix(prefix, &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(service) },
-	}))
-	t.Cleanup(proxy.Close)
-	b := openBrowser(t, 1280, 900)
-	b.do(chromedp.Navigate(proxy.URL + prefix + "/docs"))
-	b.waitFor(`document.querySelectorAll(".opblock").length > 0`)
-
-	b.expand("createCoupon")
-	created := b.execute("createCoupon", 201)
-	const location = "coupons/summer%20sale"
-	if !strings.Contains(created, location) {
-		t.Errorf("the response to the creation has no Location %s: %s", location, created)
-	}
-	b.expand("claimCoupon")
-	b.execute("claimCoupon", 201)
-	b.expand("getCoupon")
-	if text := b.execute("getCoupon", 200); !strings.Contains(text, `"ada"`) {
-		t.Errorf("the coupon is shown without its claim: %s", text)
-	}
-	// What a program in a browser does with the Location.
-	eval[chromedp.Void](b, fmt.Sprintf(`void fetch(new URL(%q, location.origin + %q)).then(r => r.text()).then(t => window.read = t)`, location, prefix+"/api/coupons"))
-	b.waitFor(`window.read !== undefined`)
-	if read := eval[string](b, `window.read`); !strings.Contains(read, `"claimed_by":["ada"]`) {
-		t.Errorf("the Location leads to %s", read)
-	}
-	b.wantNoErrors()
-	b.checkRequests(proxy.URL, prefix)
-}
-
-// build builds coupond.
-func build(t *testing.T) string {
+// start serves the API with an in-memory Store until the test ends, below a prefix of the path, and
+// returns its URL without the prefix.
+func start(t *testing.T, prefix string) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "coupond")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../../cmd/coupond").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return binary
-}
-
-// start runs coupond serve until the test ends, and returns its URL.
-func start(t *testing.T, binary, database string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "log")
-	log, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), binary, "serve")
-	cmd.Env = []string{"DATABASE_URL=" + database, "LISTEN_ADDR=127.0.0.1:0", "LOG_FORMAT=json"}
-	cmd.Stderr = log
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = time.Minute
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // after t.Context has ended
-		_ = cmd.Wait()
-		_ = log.Close()
-	})
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, rest, found := strings.Cut(string(text), `"address":"127.0.0.1:`); found && strings.Contains(string(text), "ready for claims") {
-			port, _, _ := strings.Cut(rest, `"`)
-			return "http://127.0.0.1:" + port
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the service is not ready, its log: %s", text)
-		}
-	}
+	handler := api.New(apitest.NewStore(), api.Options{})
+	server := httptest.NewUnstartedServer(nil)
+	server.Config = api.NewServer(http.StripPrefix(prefix, handler), zerolog.Nop())
+	server.Start()
+	t.Cleanup(server.Close)
+	return server.URL
 }
 
 // browser is a Chromium with one page.
 type browser struct {
-	t   *testing.T
-	ctx context.Context
-
-	mu       sync.Mutex
-	console  []chromedp.ConsoleMessage
-	requests []string // URLs
+	t        *testing.T
+	ctx      context.Context
+	console  func() (chromedp.ConsoleMessage, error, bool) // waits for the next message
+	requests iter.Seq2[network.EventRequestWillBeSent, error]
 }
 
 // openBrowser starts Chromium with an empty page. Without Chromium, the test fails.
@@ -207,28 +138,10 @@ func openBrowser(t *testing.T, width, height int64) *browser {
 
 	b := &browser{t: t, ctx: ctx}
 	b.do(chromedp.EmulateViewport(width, height))
-	requests := chromedp.Events(ctx, network.RequestWillBeSent)
-	console := chromedp.Console(ctx)
-	go func() {
-		for event, err := range requests {
-			if err != nil {
-				return
-			}
-			b.mu.Lock()
-			b.requests = append(b.requests, event.Request.URL)
-			b.mu.Unlock()
-		}
-	}()
-	go func() {
-		for message, err := range console {
-			if err != nil {
-				return
-			}
-			b.mu.Lock()
-			b.console = append(b.console, message)
-			b.mu.Unlock()
-		}
-	}()
+	b.requests = chromedp.Events(ctx, network.RequestWillBeSent)
+	next, stop := iter.Pull2(chromedp.Console(ctx))
+	t.Cleanup(stop)
+	b.console = next
 	return b
 }
 
@@ -365,34 +278,22 @@ func (b *browser) screenshot(name string) {
 }
 
 // takeErrors removes all messages from the console, and returns the errors and warnings.
-func (b *browser) takeErrors() []string {
+func (b *browser) takeErrors() (errors []string) {
 	b.t.Helper()
 	// Messages arrive in order: when the mark arrives, all earlier ones have arrived.
-	b.mu.Lock()
-	before := len(b.console)
-	b.mu.Unlock()
-	mark := fmt.Sprintf("mark %d", time.Now().UnixNano())
+	const mark = "all messages have arrived"
 	eval[chromedp.Void](b, fmt.Sprintf("console.debug(%q)", mark))
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		b.mu.Lock()
-		for i := before; i < len(b.console); i++ {
-			if b.console[i].Text != mark {
-				continue
+	for {
+		message, err, _ := b.console()
+		if err != nil || message.Text == mark {
+			if err != nil {
+				b.t.Fatal(err)
 			}
-			var errors []string
-			for _, message := range b.console[:i] {
-				switch message.Type {
-				case chromedp.ConsoleError, chromedp.ConsoleException, chromedp.ConsoleWarning:
-					errors = append(errors, fmt.Sprintf("%s (%s, %s)", message, message.Source, message.URL))
-				}
-			}
-			b.console = b.console[i+1:]
-			b.mu.Unlock()
 			return errors
 		}
-		b.mu.Unlock()
-		if time.Now().After(deadline) {
-			b.t.Fatal("the mark did not arrive on the console")
+		switch message.Type {
+		case chromedp.ConsoleError, chromedp.ConsoleException, chromedp.ConsoleWarning:
+			errors = append(errors, fmt.Sprintf("%s (%s, %s)", message, message.Source, message.URL))
 		}
 	}
 }
@@ -418,18 +319,24 @@ func (b *browser) wantError(text string) {
 // and to no other address.
 func (b *browser) checkRequests(service, prefix string) {
 	b.t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	const last = "/openapi.yaml?last"
+	eval[chromedp.Void](b, fmt.Sprintf("void fetch(%q)", prefix+last))
 	paths := map[string]bool{}
-	for _, request := range b.requests {
-		address, err := url.Parse(request)
+	for request, err := range b.requests {
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if strings.HasSuffix(request.Request.URL, last) {
+			break
+		}
+		address, err := url.Parse(request.Request.URL)
 		if err != nil {
 			b.t.Fatal(err)
 		}
 		switch {
 		case address.Scheme == "data": // images in the style sheet
 		case address.Scheme+"://"+address.Host != service || !strings.HasPrefix(address.Path, prefix+"/"):
-			b.t.Errorf("the page sent a request to %s", request)
+			b.t.Errorf("the page sent a request to %s", address)
 		default:
 			paths[strings.TrimPrefix(address.Path, prefix)] = true
 		}
