@@ -110,7 +110,7 @@ func TestReset_clientStopsReading(t *testing.T) {
 func TestReset_completeResponse(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
-	const claims = 30_000
+	const claims = 10_000
 	s.store.coupon = pagedCoupon(claims, repeat(userPage(claims), 1, nil))
 	conn := s.dial()
 	conn.sendLines("GET /api/coupons/big HTTP/1.0", "", "")

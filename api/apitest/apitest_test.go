@@ -82,7 +82,7 @@ func TestChecked(t *testing.T) {
 		{name: "unknown path", method: "GET", path: "/api/coupons/a/b", response: fixedResponse{404, header(), errorBody("NOT_FOUND")}},
 		{name: "unknown method", method: "DELETE", path: "/api/coupons/a", response: fixedResponse{405, header("Allow", "GET, HEAD"), errorBody("METHOD_NOT_ALLOWED")}},
 		{name: "invalid request", method: "POST", path: "/api/coupons/claim", body: `{`, response: fixedResponse{400, header(), errorBody("INVALID_REQUEST")}},
-		{name: "large response", method: "GET", path: "/api/coupons/sale", response: fixedResponse{200, header("Cache-Control", "no-store"), strings.Repeat("x", 1<<20+1)}},
+		{name: "large response", method: "GET", path: "/api/coupons/sale", response: fixedResponse{200, header("Cache-Control", "no-store"), strings.Repeat("x", 64<<10+1)}},
 		{name: "not JSON", method: "GET", path: "/docs/docs.css", response: fixedResponse{200, header("Cache-Control", "no-store", "Content-Type", "text/css; charset=utf-8"), "body {}"}},
 
 		{violation: true, name: "another Content-Type", method: "GET", path: "/docs/docs.css", response: fixedResponse{200, header("Cache-Control", "no-store", "Content-Type", "text/html; charset=utf-8"), "<p>"}},

@@ -90,7 +90,7 @@ const (
 	typeJSON = "application/json"
 
 	// maxChecked is the size, in bytes, of the largest body that is checked against its schema.
-	maxChecked = 1 << 20
+	maxChecked = 64 << 10
 )
 
 // Check returns an error if a response violates openapi.yaml:
