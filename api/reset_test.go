@@ -47,7 +47,7 @@ func TestReset_cutResponse(t *testing.T) {
 				s := serve(t)
 				s.store.coupon = pagedCoupon(20_000, c.pages)
 				conn := s.dial()
-				conn.sendLines("GET /api/coupons/big "+version, "Host: x", "", "")
+				conn.sendLines("GET /api/coupons/big "+version, "Host: x", "Connection: close", "", "")
 				if _, err := conn.R.Peek(1_000); err != nil {
 					t.Fatal(err)
 				}
