@@ -22,7 +22,13 @@ type fieldSchema struct {
 	rule string        // what is allowed; follows the field's name in messages
 }
 
-const amountRule = "must be a whole number from 1 to 2147483647, written in digits only"
+const (
+	amountRule = "must be a whole number from 1 to 2147483647, written in digits only"
+
+	// maxDepth limits the nesting of a value. Nested values are rejected anyway, but a body
+	// with thousands of levels would take the decoder a hundred times longer.
+	maxDepth = 100
+)
 
 var (
 	claimSchema = &objectSchema{
@@ -57,6 +63,8 @@ func (r *bodyReader) decode(schema *objectSchema) (values, error) {
 	switch err := d.object(); {
 	case errors.Is(err, io.EOF): // before the first token
 		return values{}, d.invalidBody("it is empty")
+	case errors.Is(err, errTooDeep):
+		return values{}, d.invalidBody("it is nested too deeply")
 	case err != nil:
 		return values{}, syntaxError(err, body)
 	}
@@ -76,12 +84,13 @@ type objectDecoder struct {
 	problem error // the first one
 }
 
+var errTooDeep = errors.New("nested too deeply")
+
 // object reads one JSON value, which should be an object.
 func (d *objectDecoder) object() error {
 	if kind := d.json.PeekKind(); kind != jsontext.KindBeginObject {
 		d.problem = d.invalidBody("it is " + kindNames[kind])
-		_, err := d.json.ReadValue()
-		return err
+		return d.skip()
 	}
 	if _, err := d.json.ReadToken(); err != nil {
 		return err
@@ -111,22 +120,42 @@ func (d *objectDecoder) member() error {
 	if i < 0 && d.problem == nil {
 		d.problem = d.invalidBody("it has the unknown field " + quoteName(string(d.text)))
 	}
-	value, err := d.json.ReadValue()
-	if err != nil || d.problem != nil {
-		return err
+	if d.problem != nil {
+		return d.skip()
 	}
 	f, v := d.schema[i], &d.values[i]
-	switch kind := value.Kind(); {
-	case kind != f.kind:
+	if kind := d.json.PeekKind(); kind != f.kind {
 		d.problem = f.invalid("it is " + kindNames[kind])
-	case kind == jsontext.KindString:
+		return d.skip()
+	}
+	value, err := d.json.ReadValue()
+	if err != nil {
+		return err
+	}
+	if f.kind == jsontext.KindString {
 		d.unquote(value)
 		v.text = string(d.text)
 		d.problem = checkName(f.name, v.text)
-	default:
+	} else {
 		v.number, d.problem = f.parseAmount(string(value))
 	}
 	return nil
+}
+
+// skip reads a value and ignores it.
+func (d *objectDecoder) skip() error {
+	outside := d.json.StackDepth()
+	for {
+		if _, err := d.json.ReadToken(); err != nil {
+			return err
+		}
+		switch depth := d.json.StackDepth(); {
+		case depth <= outside:
+			return nil
+		case depth > maxDepth:
+			return errTooDeep
+		}
+	}
 }
 
 // unquote decodes a JSON string that was read.
