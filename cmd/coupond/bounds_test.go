@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,21 +24,27 @@ import (
 )
 
 // TestBounds runs the service at its bounds and beyond them: with more claims than it can process
-// (overload_test.go), with clients that misbehave (misbehaving_clients_test.go), and with upgrades
-// under load (upgrade_test.go). Each trial takes a second here, and a minute in `.ci/run bounds`,
-// on a machine where nothing else runs. It is not parallel, because it would slow other tests down.
+// (overload_test.go), with clients that misbehave (misbehaving_clients_test.go), and with an upgrade
+// under load (upgrade_test.go). Each trial is short here, and takes a minute in `.ci/run bounds`, on
+// a machine where nothing else runs.
 func TestBounds(t *testing.T) {
-	b := &bounds{duration: time.Second, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second, idle: 1_000, writers: 4_000, binary: plainBinary(t)}
+	b := &bounds{
+		duration: 500 * time.Millisecond, baseline: 100 * time.Millisecond, tolerance: 5 * time.Second,
+		idle: 1_000, writers: 4_000, binary: plainBinary(t),
+	}
 	if text := os.Getenv("COUPOND_BOUNDS"); text != "" {
 		duration, err := time.ParseDuration(text)
 		if err != nil {
 			t.Fatalf("COUPOND_BOUNDS: %v", err)
 		}
-		b.duration, b.baseline, b.tolerance, b.idle, b.writers, b.strict = duration, 5*time.Second, time.Second, 10_000, 6_000, true
+		*b = bounds{
+			duration: duration, baseline: 5 * time.Second, tolerance: time.Second,
+			idle: 10_000, writers: 6_000, strict: true, binary: b.binary,
+		}
 	}
 	b.overload(t)
 	b.misbehavingClients(t)
-	b.upgrades(t)
+	b.run(t, "rolling upgrade", b.upgrade)
 }
 
 // bounds is one run of TestBounds.
@@ -49,6 +58,17 @@ type bounds struct {
 	binary    string        // coupond without the race detector
 }
 
+// run runs a trial: beside others, unless it is strict.
+func (b *bounds) run(t *testing.T, name string, trial func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		if !b.strict {
+			t.Parallel()
+		}
+		trial(t)
+	})
+}
+
 // The bounds of the services under test, low enough to exceed them easily.
 const (
 	boundTimeout = 2 * time.Second // CLAIM_TIMEOUT
@@ -59,35 +79,35 @@ const (
 )
 
 // serve starts a service with low bounds and waits until it is healthy. The service logs errors
-// only, because a minute of overload would fill the memory of the test. limit is the number of file
-// descriptors that it may have; 0 sets no limit.
-func (b *bounds) serve(t *testing.T, binary, database string, limit int, settings ...string) *program {
+// only, because a minute of overload would fill the memory of the test.
+func (b *bounds) serve(t *testing.T, binary, database string, settings ...string) *program {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(binary, "serve")
-	if limit > 0 {
-		cmd = fromShell(cmd, fmt.Sprint("ulimit -n ", limit))
-	}
+	address := freeAddress()
 	p := startCommand(t, append([]string{
 		"DATABASE_URL=" + database, "LISTEN_ADDR=" + address, "LOG_LEVEL=error",
 		"CLAIM_TIMEOUT=" + boundTimeout.String(), fmt.Sprint("CLAIM_QUEUE=", boundQueue),
-	}, settings...), cmd)
+	}, settings...), exec.Command(binary, "serve"))
 	p.url = "http://" + address
 	p.waitHealthy(t)
 	return p
 }
 
+// freeAddress returns an address on which nothing listens. Its port is below those that the kernel
+// gives to connections: one of those could take it before the service does.
+func freeAddress() string {
+	for {
+		address := fmt.Sprint("127.0.0.1:", 10_000+rand.IntN(20_000))
+		if listener, err := net.Listen("tcp", address); err == nil {
+			_ = listener.Close()
+			return address
+		}
+	}
+}
+
 // serveSale starts a service like serve, with a coupon that never sells out.
-func (b *bounds) serveSale(t *testing.T, database string, limit int, settings ...string) *program {
+func (b *bounds) serveSale(t *testing.T, database string, settings ...string) *program {
 	t.Helper()
-	p := b.serve(t, b.binary, database, limit, settings...)
+	p := b.serve(t, b.binary, database, settings...)
 	p.client(t).create(t, saleCoupon, 1<<30)
 	return p
 }
@@ -113,6 +133,31 @@ func getOnce(url string) (status int, took time.Duration) {
 	}
 	return status, time.Since(sent)
 }
+
+// plainBinary returns a coupond without the race detector, which needs many times the memory.
+func plainBinary(t *testing.T) string {
+	t.Helper()
+	binary, err := buildPlain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary
+}
+
+// binaryDir has the binary that several tests use. TestMain removes it.
+var binaryDir string
+
+var buildPlain = sync.OnceValues(func() (binary string, err error) {
+	if binaryDir, err = os.MkdirTemp("", "coupond-test-"); err != nil {
+		return "", err
+	}
+	binary = filepath.Join(binaryDir, "coupond")
+	output, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("go build: %w\n%s", err, output)
+	}
+	return binary, err
+})
 
 // saleCoupon is the coupon that most tests claim.
 const saleCoupon = "SALE"

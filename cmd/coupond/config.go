@@ -26,23 +26,8 @@ import (
 //	form      key in forms, for rules that the tags above cannot express
 //	secret    the value is never shown
 type settings struct {
-	environ  map[string]string
+	environ  []string // NAME=value
 	problems []string
-}
-
-// group is a group of settings. kong calls AfterApply when the values are set, to check them
-// together.
-type group interface{ AfterApply(s *settings) error }
-
-var _ = []group{(*databaseSettings)(nil), (*serviceSettings)(nil)}
-
-func newSettings(environ []string) *settings {
-	s := &settings{environ: map[string]string{}}
-	for _, variable := range environ {
-		name, value, _ := strings.Cut(variable, "=")
-		s.environ[name] = value
-	}
-	return s
 }
 
 // listenSettings names the address of the service.
@@ -94,10 +79,10 @@ var forms = map[string]struct {
 
 func checkAddress(address string) error {
 	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return errNotAllowed
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
 	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+	if err != nil {
 		return errNotAllowed
 	}
 	return nil
@@ -109,8 +94,11 @@ var errNotAllowed = errors.New("value not allowed")
 // resolve returns the value of a flag that is not on the command line, or nil if its variable is
 // empty or not set.
 func (s *settings) resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
-	if value := s.environ[flag.Tag.Get("setting")]; value != "" {
-		return value, nil
+	for _, variable := range slices.Backward(s.environ) {
+		name, value, _ := strings.Cut(variable, "=")
+		if name == flag.Tag.Get("setting") && value != "" {
+			return value, nil
+		}
 	}
 	return nil, nil
 }
@@ -120,62 +108,52 @@ func (s *settings) resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any,
 func (s *settings) decode(ctx *kong.DecodeContext, target reflect.Value) error {
 	var text string
 	if err := ctx.Scan.PopValueInto("value", &text); err != nil {
-		return err
+		return fmt.Errorf("no value; write --%s=VALUE", ctx.Value.Name)
 	}
-	tag := ctx.Value.Tag
+	name, tag := ctx.Value.Tag.Get("setting"), ctx.Value.Tag
 	switch err := set(target, tag, text); {
 	case err == nil:
 	case tag.Has("secret"): // the error has one line for each problem, and says what is allowed
-		for line := range strings.Lines(err.Error()) {
-			s.problem("%s: %s", tag.Get("setting"), strings.TrimSuffix(line, "\n"))
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			s.problem("%s: %s", name, line)
 		}
 	case errors.Is(err, errNotAllowed):
-		s.problem("%s=%q: must be %s", tag.Get("setting"), shorten(text), allowed(ctx.Value))
+		s.problem("%s=%.100q: must be %s", name, text, allowed(ctx.Value))
 	default:
-		s.problem("%s=%q: %v; must be %s", tag.Get("setting"), shorten(text), err, allowed(ctx.Value))
+		s.problem("%s=%.100q: %v; must be %s", name, text, err, allowed(ctx.Value))
 	}
 	return nil
 }
 
 // set sets target to the value in text, if it is allowed. A string is set in any case.
 func set(target reflect.Value, tag *kong.Tag, text string) error {
-	switch words := tag.Get("oneof"); {
-	case target.Kind() != reflect.String:
-		parse := parser(target.Type())
-		n, err := parse(text)
-		if low, high := tag.Get("min"), tag.Get("max"); err != nil || n < bound(parse, low) || n > bound(parse, high) {
+	if target.Kind() != reflect.String {
+		n, err := parse(target.Type(), text)
+		low, _ := parse(target.Type(), tag.Get("min"))
+		high, _ := parse(target.Type(), tag.Get("max"))
+		if err != nil || n < low || n > high {
 			return errNotAllowed
 		}
 		target.SetInt(n)
 		return nil
-	case words != "" && !slices.Contains(strings.Fields(words), text):
-		return errNotAllowed
 	}
 	target.SetString(text)
-	if form := tag.Get("form"); form != "" {
-		return forms[form].check(text)
+	if words := strings.Fields(tag.Get("oneof")); len(words) > 0 && !slices.Contains(words, text) {
+		return errNotAllowed
+	}
+	if tag.Has("form") {
+		return forms[tag.Get("form")].check(text)
 	}
 	return nil
 }
 
-// parser returns the function that parses a number, or a duration as its nanoseconds.
-func parser(t reflect.Type) func(string) (int64, error) {
+// parse parses a number, or a duration as its nanoseconds.
+func parse(t reflect.Type, text string) (int64, error) {
 	if t == reflect.TypeFor[time.Duration]() {
-		return func(text string) (int64, error) {
-			d, err := time.ParseDuration(text)
-			return int64(d), err
-		}
+		d, err := time.ParseDuration(text)
+		return int64(d), err
 	}
-	return func(text string) (int64, error) { return strconv.ParseInt(text, 10, 64) }
-}
-
-// bound returns a bound in a struct tag.
-func bound(parse func(string) (int64, error), text string) int64 {
-	n, err := parse(text)
-	if err != nil {
-		panic(err)
-	}
-	return n
+	return strconv.ParseInt(text, 10, 64)
 }
 
 // allowed describes the allowed values of a setting.
@@ -207,13 +185,14 @@ func (s *settings) problem(format string, args ...any) {
 
 // err returns a usageError that names all problems, or nil.
 func (s *settings) err() error {
-	switch len(s.problems) {
+	text := strings.Join(s.problems, "\n  ")
+	switch n := len(s.problems); n {
 	case 0:
 		return nil
 	case 1:
-		return usageError{errors.New(s.problems[0])}
+		return usageError{errors.New(text)}
 	default:
-		return usageError{fmt.Errorf("%d invalid settings:\n  %s", len(s.problems), strings.Join(s.problems, "\n  "))}
+		return usageError{fmt.Errorf("%d invalid settings:\n  %s", n, text)}
 	}
 }
 
@@ -229,13 +208,4 @@ func effective(command *kong.Context) *zerolog.Event {
 		}
 	}
 	return dict
-}
-
-// shorten truncates a long value, such as a whole file that was set by accident.
-func shorten(value string) string {
-	const limit = 100
-	if len(value) <= limit {
-		return value
-	}
-	return value[:limit] + "…"
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/http"
@@ -23,33 +24,28 @@ const noServer = "DATABASE_URL=postgres://me@127.0.0.1:1/db"
 // environment, and those of flags, which win.
 func TestSettings_effective(t *testing.T) {
 	t.Parallel()
-	secret := writeFile(t, "from-file\n")
-	set := []string{
-		noServer, "DATABASE_PASSWORD_FILE=" + secret, "LISTEN_ADDR=[::1]:0", "DB_MAX_CONNS=7", "CLAIM_CONCURRENCY=3", "CLAIM_QUEUE=9",
-		"CLAIM_TIMEOUT=1m", "SHUTDOWN_TIMEOUT=1h", "IDLE_TIMEOUT=2h", "LOG_LEVEL=debug", "LOG_FORMAT=json",
-	}
-	defaults := map[string]any{
-		"DATABASE_URL": "(hidden)", "DATABASE_PASSWORD_FILE": "", "LISTEN_ADDR": "127.0.0.1:0", "DB_MAX_CONNS": "16", "CLAIM_CONCURRENCY": "1",
-		"CLAIM_QUEUE": "4096", "CLAIM_TIMEOUT": "5s", "SHUTDOWN_TIMEOUT": "30s", "IDLE_TIMEOUT": "2m0s", "LOG_LEVEL": "info", "LOG_FORMAT": "json",
-	}
-	empty := []string{noServer, "LISTEN_ADDR=127.0.0.1:0"}
-	for name := range defaults {
-		if name != "DATABASE_URL" && name != "LISTEN_ADDR" {
-			empty = append(empty, name+"=")
-		}
+	fixed := []string{noServer, "LISTEN_ADDR=[::1]:0", "LOG_FORMAT=json"}
+	flags := []string{"serve", "--listen-addr=127.0.0.1:0", "--idle-timeout", "3h"}
+	empty, set := slices.Clone(fixed), slices.Clone(fixed)
+	defaults := map[string]any{"DATABASE_URL": "(hidden)", "LISTEN_ADDR": "127.0.0.1:0", "LOG_FORMAT": "json", "IDLE_TIMEOUT": "3h0m0s"}
+	values := maps.Clone(defaults)
+	for _, s := range []struct{ name, byDefault, value, logged string }{
+		{"DATABASE_PASSWORD_FILE", "", writeFile(t, "from-file\n"), ""},
+		{"DB_MAX_CONNS", "16", "7", ""},
+		{"CLAIM_CONCURRENCY", "1", "3", ""},
+		{"CLAIM_QUEUE", "4096", "9", ""},
+		{"CLAIM_TIMEOUT", "5s", "1m", "1m0s"},
+		{"SHUTDOWN_TIMEOUT", "30s", "1h", "1h0m0s"},
+		{"LOG_LEVEL", "info", "debug", ""},
+	} {
+		empty, set = append(empty, s.name+"="), append(set, s.name+"="+s.value)
+		defaults[s.name], values[s.name] = s.byDefault, cmp.Or(s.logged, s.value)
 	}
 	for name, c := range map[string]struct {
-		environ, flags []string
-		want           map[string]any
-	}{
-		"defaults": {empty[:2], nil, defaults},
-		"empty":    {empty, nil, defaults},
-		"environment and flags": {set, []string{"--claim-queue", "10", "--listen-addr=127.0.0.1:0"}, map[string]any{
-			"DATABASE_URL": "(hidden)", "DATABASE_PASSWORD_FILE": secret, "LISTEN_ADDR": "127.0.0.1:0", "DB_MAX_CONNS": "7", "CLAIM_CONCURRENCY": "3",
-			"CLAIM_QUEUE": "10", "CLAIM_TIMEOUT": "1m0s", "SHUTDOWN_TIMEOUT": "1h0m0s", "IDLE_TIMEOUT": "2h0m0s", "LOG_LEVEL": "debug", "LOG_FORMAT": "json",
-		}},
-	} {
-		p := start(t, c.environ, append([]string{"serve"}, c.flags...)...)
+		environ []string
+		want    map[string]any
+	}{"defaults": {fixed, defaults}, "empty": {empty, defaults}, "environment": {append(set, "IDLE_TIMEOUT=2h"), values}} {
+		p := start(t, c.environ, flags...)
 		if got := p.logged(t, "starting")["config"].(map[string]any); !maps.Equal(got, c.want) {
 			t.Errorf("%s: got\n%v\nwant\n%v", name, got, c.want)
 		}
@@ -166,7 +162,7 @@ func TestDatabaseSettings(t *testing.T) {
 		if c.file != "" {
 			d.DatabasePasswordFile = writeFile(t, c.file)
 		}
-		s := newSettings(nil)
+		s := &settings{}
 		if err := d.AfterApply(s); err != nil || s.err() != nil || d.connString != c.connString || d.address() != c.address {
 			t.Errorf("%q, %q: %q and %q, want %q and %q; %v %v", c.url, c.file, d.connString, d.address(), c.connString, c.address, err, s.err())
 		}

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -13,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"scalable-coupon-system/db"
 	"scalable-coupon-system/pgstore"
 )
 
@@ -52,11 +55,8 @@ func readPassword(path string) (string, error) {
 		return "", err
 	}
 	password := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
-	if password == "" {
-		return "", errors.New("the file is empty")
-	}
-	if strings.ContainsAny(password, "\n\x00") {
-		return "", errors.New("the file has more than one line")
+	if password == "" || strings.ContainsAny(password, "\n\x00") {
+		return "", errNotAllowed
 	}
 	return password, nil
 }
@@ -68,11 +68,59 @@ func (d *databaseSettings) address() string {
 		return "(invalid connection string)"
 	}
 	conn := parsed.ConnConfig
-	where := net.JoinHostPort(conn.Host, strconv.Itoa(int(conn.Port)))
-	if strings.HasPrefix(conn.Host, "/") {
-		where = fmt.Sprintf("%s:%d", conn.Host, conn.Port)
+	return conn.User + "@" + net.JoinHostPort(conn.Host, strconv.Itoa(int(conn.Port))) + "/" + conn.Database
+}
+
+type migrateCommand struct {
+	Database databaseSettings `embed:""`
+	Proxy    bool             `help:"Install the PL/Proxy functions of a proxy instead of the schema."`
+}
+
+// Help returns the details of the command's help.
+func (*migrateCommand) Help() string {
+	return `Migrate the schema coupond in the database of DATABASE_URL to the version of this binary, and install its functions. A second run changes nothing. Several migrations may run at the same time, and the service may run meanwhile. If a statement does not get a lock within half a second, migrate prints which session holds it, lets the service's calls pass, and tries again.
+
+The login must be a superuser, or own the database and be a member of the role coupon_service, which an administrator creates once (deploy/roles.sql). All objects belong to the owner of the schema coupond; the login of a later migration must be allowed to act as that role.
+
+With --proxy, DATABASE_URL names an empty database that becomes a proxy in front of several servers (see deploy/shards). The login must be a superuser.`
+}
+
+// Run migrates the database, or makes it a proxy.
+func (m *migrateCommand) Run(ctx context.Context, stdout io.Writer, stderr *output) error {
+	surviveBrokenPipes()
+	return migrate(ctx, m.Database.connString, m.Database.address(), m.Proxy, stdout, stderr)
+}
+
+// migrate installs the schema, or the functions of a proxy, in the database of connString. It
+// writes the result to stdout, and what it waits for or repairs to stderr. address names the
+// database in messages.
+func migrate(ctx context.Context, connString, address string, proxy bool, stdout, stderr io.Writer) (err error) {
+	conn, err := connect(ctx, connString)
+	if err != nil {
+		return fmt.Errorf("cannot connect to %s: %w", address, err)
 	}
-	return fmt.Sprintf("%s@%s/%s", conn.User, where, conn.Database)
+	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+
+	options := db.Options{Log: func(line string) {
+		_, _ = fmt.Fprintf(stderr, "%s: %s\n", address, line) // the migration is useful even if nothing reads stderr
+	}}
+	if proxy {
+		if err := db.ApplyProxy(ctx, conn, options); err != nil {
+			return fmt.Errorf("cannot set up %s as a proxy: %w", address, err)
+		}
+		_, err = fmt.Fprintf(stdout, "%s: proxy of schema version %d; functions installed\n", address, db.Version())
+		return err
+	}
+	result, err := db.Apply(ctx, conn, options)
+	if err != nil {
+		return fmt.Errorf("cannot migrate %s: %w", address, err)
+	}
+	version := fmt.Sprintf("%d already", result.To)
+	if result.From != result.To {
+		version = fmt.Sprintf("%d → %d", result.From, result.To)
+	}
+	_, err = fmt.Fprintf(stdout, "%s: schema version %s; functions installed\n", address, version)
+	return err
 }
 
 // connectTimeout limits how long connect tries to connect to PostgreSQL.
@@ -83,7 +131,7 @@ func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 	// The pool's parser, because DATABASE_URL may hold settings for the service's pool.
 	config, err := pgstore.ParseURL(connString)
 	if err != nil {
-		return nil, errors.New(oneLine(err.Error()))
+		return nil, errors.New(oneLine(err))
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
 	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
@@ -91,14 +139,12 @@ func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 		return conn, nil
 	}
 	problem := pgstore.ConnectProblem(err)
-	if _, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return nil, errors.New(problem)
+	if _, ok := errors.AsType[*pgconn.PgError](err); !ok {
+		// No server gave a reason: add the error at each address that was tried, without the user and
+		// the database, which the caller adds.
+		problem += " (" + oneLine(cmp.Or(errors.Unwrap(err), err)) + ")"
 	}
-	// No server gave a reason: add the error at each address that was tried.
-	if inner := errors.Unwrap(err); inner != nil {
-		err = inner // without the user and the database, which the caller adds
-	}
-	return nil, fmt.Errorf("%s (%s)", problem, oneLine(err.Error()))
+	return nil, errors.New(problem)
 }
 
-func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/alecthomas/kong"
+	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/internal/localpg"
 )
@@ -31,28 +31,25 @@ func (*devCommand) Help() string {
 
 The data stay in the directory of --dir for the next start. While dev runs, the script psql in that directory opens psql on the database. Ctrl-C shuts the service down as it does for serve, then stops PostgreSQL. DATABASE_URL and the variables of libpq (PG…) are not used.
 
-dev listens on this machine only; LISTEN_ADDR=:8080 lets other machines in.`
+dev listens on this machine only; LISTEN_ADDR=:8080 lets other machines in. On a terminal, the log has only those requests that the service could not answer; LOG_LEVEL=debug logs all.`
 }
 
 // Run serves with a private PostgreSQL until ctx is done.
-func (c *devCommand) Run(ctx context.Context, command *kong.Context, std streams) (err error) {
-	surviveBrokenPipes()
-	log, err := newLogger(std.stderr, &c.Service)
-	if err != nil {
-		return err
-	}
-
-	listener, err := listenAt(ctx, c.Listen.ListenAddr)
-	if err != nil {
-		return err
-	}
+func (c *devCommand) Run(ctx context.Context, command *kong.Context, stdout io.Writer, stderr *output) (err error) {
 	// From now on connections wait in the accept queue, and are answered when the service runs.
-	defer func() { _ = listener.Close() }() // after an error; otherwise the service has closed it
+	s, err := newService(ctx, c.Listen.ListenAddr, &c.Service, stderr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.listener.Close() }() // after an error; otherwise the service has closed it
+	if c.Service.LogFormat == "console" && c.Service.LogLevel == "info" {
+		s.requestsLog = s.log.Level(zerolog.WarnLevel)
+	}
 
 	server, err := localpg.Start(ctx, localpg.Options{
 		Dir:  c.Dir,
 		User: devDatabase,
-		Log:  std.stderr,
+		Log:  stderr,
 		// For psql: select claim_coupon('ada', 'night owl').
 		Settings: map[string]string{"search_path": "coupond, public"},
 	})
@@ -64,38 +61,26 @@ func (c *devCommand) Run(ctx context.Context, command *kong.Context, std streams
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
-		select {
-		case <-server.Done():
-			cancel(errors.New("the private PostgreSQL has ended"))
-		case <-ctx.Done():
-		}
+		<-server.Done()
+		cancel(errors.New("the private PostgreSQL has ended"))
 	}()
 	if err := createDatabase(ctx, server); err != nil {
 		return err
 	}
-	if err := migrate(ctx, devURL(server, devDatabase), devDatabase, false, std.stderr, std.stderr); err != nil {
+	s.database = devURL(server, devDatabase)
+	if err := migrate(ctx, s.database, devDatabase, false, stderr, stderr); err != nil {
 		return err
 	}
-
 	psql := filepath.Join(server.Dir(), "psql")
 	if err := writePsql(psql, server); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(psql)) }()
 
-	logStart(log, fmt.Sprintf("127.0.0.1:%d", server.Port()), command)
-	steps := newOutput(std.stdout) // the service is useful even if nothing reads stdout
+	steps := newOutput(stdout) // the service is useful even if nothing reads stdout
 	defer steps.close()
-	s := service{
-		settings: c.Service,
-		database: devURL(server, devDatabase),
-		listener: listener,
-		log:      log,
-		output:   std.stderr,
-		ready: func() {
-			_, _ = io.WriteString(steps, firstSteps(listener.Addr(), c.Dir, shellWord(psql)))
-		},
-	}
+	s.ready = func() { _, _ = io.WriteString(steps, firstSteps(s.listener.Addr(), c.Dir, shellQuote(psql))) }
+	s.logStart(fmt.Sprintf("127.0.0.1:%d", server.Port()), command)
 	return s.run(ctx)
 }
 
@@ -160,24 +145,8 @@ done
 PATH=%s:$PATH
 exec %s "$@"
 `, shellQuote(server.BinDir()), server.Psql(devDatabase))
-	// An old file may have another mode, or be a link, so it is removed instead of overwritten.
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700)
-	if err != nil {
-		return err
-	}
-	_, err = file.WriteString(script)
-	return errors.Join(err, file.Close())
-}
-
-// shellWord returns a path as a word of a shell command, in quotes only if it needs them.
-func shellWord(path string) string {
-	if strings.Trim(path, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-") == "" {
-		return path
-	}
-	return shellQuote(path)
+	_ = os.Remove(path) // an old file may have another mode, or be a link
+	return os.WriteFile(path, []byte(script), 0o700)
 }
 
 func shellQuote(s string) string {

@@ -27,47 +27,34 @@ For containers that have no curl.`
 }
 
 // Run checks the service.
-func (c *healthcheckCommand) Run(ctx context.Context, std streams) error {
+func (c *healthcheckCommand) Run(ctx context.Context, stdout io.Writer) error {
 	if strings.HasSuffix(c.Listen.ListenAddr, ":0") {
 		return usageError{errors.New("LISTEN_ADDR has port 0, which means any free port: only the service knows which one; set its port")}
 	}
+	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
+	defer cancel()
 	url := "http://" + c.Listen.ListenAddr + "/health" // without a host, or with a wildcard, Go connects to this machine
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	// Not the default client, which may use an HTTP proxy from the process's environment.
-	client := http.Client{
-		Timeout:       healthcheckTimeout,
-		Transport:     &http.Transport{DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // /health never redirects
-	}
-	response, err := client.Do(request)
+	// Not a client, which may use an HTTP proxy from the process's environment, and follows redirects.
+	response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(request)
 	if err != nil {
-		return fmt.Errorf("unhealthy: %w", err)
+		return fmt.Errorf("unhealthy: %s: %w", url, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-
 	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
 	if err != nil {
 		return fmt.Errorf("unhealthy: %s: %w", url, err)
 	}
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("unhealthy: %s: %s: %s", url, response.Status, unhealthyReason(body))
+		var reason struct{ Error string }
+		if err := json.Unmarshal(body, &reason); err != nil || reason.Error == "" { // another program's response
+			reason.Error, _, _ = strings.Cut(string(body), "\n")
+		}
+		return fmt.Errorf("unhealthy: %s: %s: %s", url, response.Status, reason.Error)
 	}
-	_, err = fmt.Fprintln(std.stdout, "healthy:", url)
+	_, err = fmt.Fprintln(stdout, "healthy:", url)
 	return err
-}
-
-// unhealthyReason returns the error in the body of a response to /health, or the first line of a
-// body that another program sent.
-func unhealthyReason(body []byte) string {
-	var answer struct {
-		Error string `json:"error"`
-	}
-	if err := json.Unmarshal(body, &answer); err == nil && answer.Error != "" {
-		return answer.Error
-	}
-	line, _, _ := strings.Cut(string(body), "\n")
-	return line
 }

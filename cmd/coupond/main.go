@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,9 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"regexp"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -62,45 +66,42 @@ type commands struct {
 	Version kong.VersionFlag `help:"Print the version."`
 }
 
-// streams are where a command writes: its result to stdout, its log and progress to stderr.
-type streams struct {
-	stdout io.Writer
-	stderr *output
-}
-
 // run runs the command line args, without the program's name, and returns the exit code. It shuts
-// down gracefully when ctx is done. environ is a list of NAME=value.
+// down gracefully when ctx is done. environ is a list of NAME=value. The result goes to stdout, the
+// log and progress to stderr.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	errs := newOutput(stderr)
 	defer errs.close()
-	err := runCommand(ctx, args, environ, streams{stdout, errs})
+	err := runCommand(ctx, args, &settings{environ: environ}, stdout, errs)
 	if err == nil {
 		return 0
 	}
-	_, _ = fmt.Fprintf(errs, "coupond: %s\n", err)
+	_, _ = fmt.Fprintf(errs, "coupond: %s\n", password.ReplaceAllString(err.Error(), "$1$3…$2"))
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
 	return exitFailure
 }
 
+// password finds passwords in connection strings: one given as an argument by mistake is part of
+// the error.
+var password = regexp.MustCompile(`(://[^\s/@:]*:)\S*(@)|(password\s*=\s*)(?:'[^']*'|\S*)`)
+
 // usageError is an error in the command line or the settings. The exit code is exitUsage.
 type usageError struct{ error }
 
-func (e usageError) Unwrap() error { return e.error }
-
-func runCommand(ctx context.Context, args, environ []string, std streams) error {
-	s := newSettings(environ)
+func runCommand(ctx context.Context, args []string, s *settings, stdout io.Writer, stderr *output) error {
+	version, _ := readBuild()
 	done := false // after --help and --version
 	parser, err := kong.New(&commands{},
-		kong.Name("coupond"), kong.Description(description), kong.Vars{"version": "coupond " + readBuild().version},
-		kong.Writers(std.stdout, std.stderr), kong.Exit(func(int) { done = true }),
+		kong.Name("coupond"), kong.Description(description), kong.Vars{"version": "coupond " + version},
+		kong.Writers(stdout, stderr), kong.Exit(func(int) { done = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true}), kong.ValueFormatter(describe),
 		kong.TypeMapper(reflect.TypeFor[string](), kong.MapperFunc(s.decode)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(s.decode)),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(s.decode)),
 		kong.Resolvers(kong.ResolverFunc(s.resolve)),
-		kong.Bind(s, std), kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(s, stderr), kong.BindTo(stdout, (*io.Writer)(nil)), kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	if err != nil {
 		return err
@@ -109,11 +110,13 @@ func runCommand(ctx context.Context, args, environ []string, std streams) error 
 		args = append(args[1:], "--help")
 	}
 	command, err := parser.Parse(args)
-	switch {
+	switch parseErr, ok := errors.AsType[*kong.ParseError](err); {
 	case done:
 		return nil
+	case ok:
+		return usageError{fmt.Errorf("%w (see: %s --help)", err, strings.TrimSpace("coupond "+parseErr.Context.Command()))}
 	case err != nil:
-		return usageError{fmt.Errorf("%w (see: coupond --help)", err)}
+		return err
 	}
 	if err := s.err(); err != nil {
 		return err
@@ -134,11 +137,40 @@ Like migrate, it only adds what is missing and can be run again. Unlike migrate,
 }
 
 // Run prints the script.
-func (sqlCommand) Run(std streams) error {
+func (sqlCommand) Run(stdout io.Writer) error {
 	script, err := db.Script()
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(std.stdout, strings.NewReader(script))
+	_, err = io.WriteString(stdout, script)
+	return err
+}
+
+// Set by the linker: -ldflags '-X main.version=v1.2.3 -X main.commit=…'. If unset, readBuild uses
+// what Go has recorded about the checkout (nothing, with -buildvcs=false).
+var version, commit string
+
+// readBuild returns the version of this program, a tag or the pseudo-version that Go derives from
+// the commit, and the full hash of the commit.
+func readBuild() (ofVersion, ofCommit string) {
+	ofVersion, ofCommit = version, commit
+	if info, ok := debug.ReadBuildInfo(); ok {
+		ofVersion = cmp.Or(ofVersion, info.Main.Version)
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				ofCommit = cmp.Or(ofCommit, s.Value)
+			}
+		}
+	}
+	return cmp.Or(ofVersion, "unknown"), cmp.Or(ofCommit, "unknown")
+}
+
+type versionCommand struct{}
+
+// Run prints the versions.
+func (versionCommand) Run(stdout io.Writer) error {
+	version, commit := readBuild()
+	_, err := fmt.Fprintf(stdout, "coupond %s\ncommit  %s\nschema  %d\ngo      %s %s/%s\n",
+		version, commit, db.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return err
 }

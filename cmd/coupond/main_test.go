@@ -19,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"scalable-coupon-system/api/apitest"
 	loadgen "scalable-coupon-system/bench/load"
 	"scalable-coupon-system/db"
@@ -37,6 +35,7 @@ func TestMain(m *testing.M) {
 		main()
 	}
 	pgtest.Main(m)
+	_ = os.RemoveAll(binaryDir)
 }
 
 // program is a coupond that runs in this process or in a process of its own.
@@ -58,7 +57,7 @@ func start(t *testing.T, environ []string, args ...string) *program {
 		defer close(p.exited)
 		p.code = run(ctx, args, environ, &p.stdout, &p.stderr)
 	}()
-	t.Cleanup(func() { p.end(t, environ) })
+	t.Cleanup(func() { p.end(t) })
 	return p
 }
 
@@ -110,13 +109,12 @@ func startCommand(t *testing.T, environ []string, cmd *exec.Cmd) *program {
 		_ = cmd.Wait() // the exit code is read below
 		p.code = cmd.ProcessState.ExitCode()
 	}()
-	t.Cleanup(func() { p.end(t, environ) })
+	t.Cleanup(func() { p.end(t) })
 	return p
 }
 
-// end stops the program if it still runs, and checks that the password in its environment is not in
-// its output.
-func (p *program) end(t *testing.T, environ []string) {
+// end stops the program if it still runs.
+func (p *program) end(t *testing.T) {
 	t.Helper()
 	p.signal(syscall.SIGTERM)
 	select {
@@ -125,19 +123,8 @@ func (p *program) end(t *testing.T, environ []string) {
 		p.signal(syscall.SIGKILL)
 		t.Error("the program did not end within a minute")
 	}
-	output := p.stdout.String() + p.stderr.String()
 	if t.Failed() {
-		t.Logf("output of coupond:\n%s", shortened(output))
-	}
-	for _, variable := range environ {
-		connString, ok := strings.CutPrefix(variable, "DATABASE_URL=")
-		if !ok {
-			continue
-		}
-		config, err := pgxpool.ParseConfig(connString)
-		if err == nil && config.ConnConfig.Password != "" && strings.Contains(output, config.ConnConfig.Password) {
-			t.Error("the output of coupond contains the password")
-		}
+		t.Logf("output of coupond:\n%s", shortened(p.stdout.String()+p.stderr.String()))
 	}
 }
 
@@ -437,9 +424,16 @@ func TestWrongUsage(t *testing.T) {
 	t.Parallel()
 	expect(t, exitUsage, `unexpected argument srve, did you mean "serve"? (see: coupond --help)`, nil, "srve")
 	expect(t, exitUsage, `unexpected argument srve, did you mean "serve"?`, nil, "help", "srve")
-	expect(t, exitUsage, `unknown flag --port (see: coupond --help)`, nil, "serve", "--port", "80")
-	expect(t, exitUsage, `unexpected argument now (see: coupond --help)`, nil, "serve", "now")
+	expect(t, exitUsage, `unknown flag --port (see: coupond serve --help)`, nil, "serve", "--port", "80")
 	expect(t, exitUsage, `expected one of "serve", "dev", "migrate"`, nil)
+	const noValue = `--claim-queue: no value; write --claim-queue=VALUE (see: coupond serve --help)`
+	expect(t, exitUsage, noValue, nil, "serve", "--claim-queue")
+	expect(t, exitUsage, noValue, nil, "serve", "--claim-queue", "-1")
+	// A password in a wrong place is not printed.
+	expect(t, exitUsage, `unexpected argument postgres://me:…@host/db (see: coupond serve --help)`, nil, "serve", "postgres://me:p@ss@host/db")
+	expect(t, exitUsage, `unexpected argument host=a password=… dbname=db (see: `, nil, "migrate", "host=a password='pass word' dbname=db")
+	expect(t, exitUsage, `LISTEN_ADDR="postgres://me:…@host/db": `, []string{noServer}, "serve", "--listen-addr=postgres://me:pass@host/db")
+	expect(t, exitUsage, "LISTEN_ADDR has port 0, ", []string{"LISTEN_ADDR=:0"}, "healthcheck")
 	for _, command := range []string{"serve", "migrate"} {
 		expect(t, exitUsage, "coupond: DATABASE_URL is not set", nil, command)
 		expect(t, exitUsage, "or try the service with a private PostgreSQL: coupond dev\n", []string{"DATABASE_URL="}, command)
@@ -480,9 +474,10 @@ func TestHelp(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	t.Parallel()
+	version, _ := readBuild()
 	for _, args := range [][]string{{"version"}, {"--version"}} {
 		p := start(t, nil, args...)
-		if code := p.wait(t); code != 0 || !strings.HasPrefix(p.stdout.String(), "coupond "+readBuild().version+"\n") {
+		if code := p.wait(t); code != 0 || !strings.HasPrefix(p.stdout.String(), "coupond "+version+"\n") {
 			t.Errorf("coupond %s: exit code %d, %s", args, code, p.stdout.String())
 		}
 		for _, want := range []string{"\ncommit  ", fmt.Sprintf("\nschema  %d\n", db.Version()), "\ngo      go1."} {

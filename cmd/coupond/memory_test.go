@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"scalable-coupon-system/internal/drain"
 	"scalable-coupon-system/internal/pgtest"
 	"scalable-coupon-system/internal/rawhttp"
 )
@@ -36,24 +35,17 @@ func TestMemoryLimit_shares(t *testing.T) {
 	}
 }
 
-// GOMEMLIMIT limits the connections, whatever the container's limit is, and the log shows it.
-func TestServe_memoryLimit(t *testing.T) {
-	t.Parallel()
-	p := startProcess(t, []string{noServer, "LISTEN_ADDR=127.0.0.1:0", "GOMEMLIMIT=64MiB"}, "serve").listening(t)
-	limit, connections := p.logged(t, "starting")["memory_limit"], p.logged(t, "listening")["max_connections"]
-	if limit != "64 MiB" || connections.(float64) > 1024 {
-		t.Errorf("memory limit %v, %v connections; want 64 MiB and at most 1024", limit, connections)
-	}
-}
-
 // Clients cannot take the file descriptors that connections to PostgreSQL need. One that connects
 // beyond the limit waits until another one leaves.
 func TestServe_connectionLimit(t *testing.T) {
 	t.Parallel()
 	const descriptors, toPostgreSQL = 64, 4
-	const limit = descriptors - toPostgreSQL - drain.ReservedFDs
-	p := startCommand(t, environ(pgtest.New(t).URL, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL)),
+	const limit = descriptors - toPostgreSQL - reservedFDs
+	p := startCommand(t, environ(pgtest.New(t).URL, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL), "GOMEMLIMIT=64MiB"),
 		fromShell(thisBinary(t, "serve"), fmt.Sprint("ulimit -n ", descriptors))).ready(t)
+	if logged := p.logged(t, "starting")["memory_limit"]; logged != "64 MiB" {
+		t.Errorf("the memory limit in the log is %v", logged)
+	}
 	var conns []*rawhttp.Conn
 	for range limit + 1 {
 		conn := p.dial(t)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -36,16 +35,6 @@ func insertCoupon(t *testing.T, database *pgtest.Database, name string, amount, 
 			t.Fatalf("%s: %v", sql, err)
 		}
 	}
-}
-
-// plainBinary builds coupond without the race detector, which needs many times the memory.
-func plainBinary(t *testing.T) string {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "coupond")
-	if output, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, output)
-	}
-	return binary
 }
 
 // TestMillionClaims reads the big coupon while others claim it, and measures the peak memory of the
@@ -86,10 +75,5 @@ func TestMillionClaims(t *testing.T) {
 		if want := fmt.Sprintf("%0*d", longestID, n+1); user != want {
 			t.Fatalf("claim number %d belongs to %s, want %s", n+1, user, want)
 		}
-	}
-	var remaining int
-	err := database.Connect(t).QueryRow(t.Context(), `select remaining_amount from coupond.coupons where name = 'BIG'`).Scan(&remaining)
-	if err != nil || remaining != 100 {
-		t.Errorf("%d remain, want 100; %v", remaining, err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,8 +16,6 @@ import (
 	"time"
 
 	loadgen "scalable-coupon-system/bench/load"
-	"scalable-coupon-system/internal/drain"
-	"scalable-coupon-system/internal/faultproxy"
 	"scalable-coupon-system/internal/pgtest"
 	"scalable-coupon-system/internal/procmem"
 	"scalable-coupon-system/internal/wait"
@@ -29,11 +26,7 @@ type badClients struct {
 	name   string
 	count  int
 	client func(context.Context, *net.TCPConn) // called again, with a new connection, whenever it returns
-	// begun reports whether all of them misbehave; nil: soon enough.
-	begun func() bool
-	// then is called while they are still connected, and returns the reports of the others from that
-	// time; nil: nothing else happens.
-	then func(*loadgen.Run) []loadgen.Report
+	begun  func() bool                         // reports whether all of them misbehave; nil: soon enough
 }
 
 // misbehavingClients claims with 16 clients while others misbehave. All claims of the 16 must
@@ -56,68 +49,13 @@ func (b *bounds) misbehavingClients(t *testing.T) {
 		{name: fmt.Sprintf("%d idle connections", b.idle), count: b.idle, client: idleClient},
 		{name: "50 clients that keep disconnecting in the middle of a request", count: 50, client: leavingClient},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		b.run(t, c.name, func(t *testing.T) {
 			database := pgtest.New(t)
 			// The longest ids, also in JSON. The answer has 15 MB.
 			insertCoupon(t, database, unreadCoupon, 10_000, 10_000, `rpad(n::text, 255, E'\u0001')`)
-			b.claimBeside(t, b.serveSale(t, database.URL, 0, procmem.GoLimit, longTimeout), c)
+			b.claimBeside(t, b.serveSale(t, database.URL, procmem.GoLimit, longTimeout), c)
 		})
 	}
-	t.Run("out of file descriptors", b.outOfFileDescriptors)
-}
-
-// outOfFileDescriptors checks that however many clients connect, enough file descriptors remain for
-// PostgreSQL, even if it is unreachable for a while at the same time. Connections that are open are
-// served, and others are accepted once those are closed.
-func (b *bounds) outOfFileDescriptors(t *testing.T) {
-	const limit, toPostgreSQL = 100, 4
-	database := pgtest.New(t)
-	proxy, err := faultproxy.New(database.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(proxy.Close)
-	p := b.serveSale(t, proxy.URL(database.URL), limit, fmt.Sprint("DB_MAX_CONNS=", toPostgreSQL))
-	b.claimBeside(t, p, badClients{
-		name:  fmt.Sprintf("%d idle connections to a service with %d file descriptors; then PostgreSQL is unreachable for 2 s", 3*limit, limit),
-		count: 3 * limit, client: idleClient,
-		then: func(run *loadgen.Run) []loadgen.Report {
-			const maxConns = limit - toPostgreSQL - drain.ReservedFDs
-			if open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.pid)); err == nil && len(open) < maxConns { // Linux only
-				t.Errorf("%d descriptors are open, want at least the %d of the connections: the limit was not reached", len(open), maxConns)
-			}
-			proxy.SetDown(true)
-			time.Sleep(2 * time.Second) // net/http retries a failed Accept within a second
-			proxy.SetDown(false)
-			return b.recover(t, run, boundTimeout+time.Second) // claims sent before may fail until then
-		},
-	})
-	p.waitHealthy(t)
-}
-
-// recover takes the answers of the run while the service recovers: those of settle, when claims may
-// still fail, then those of one moment after another until all claims of one succeed. If nothing
-// else runs on the machine, that must be the first. On a busy machine any call may take longer than
-// half of CLAIM_TIMEOUT, after which the claims behind it are refused, so a later one will do.
-func (b *bounds) recover(t *testing.T, run *loadgen.Run, settle time.Duration) []loadgen.Report {
-	t.Helper()
-	time.Sleep(settle)
-	reports := []loadgen.Report{run.Take()}
-	wait.For(t, "claims to succeed again, all of them", func() bool {
-		last := b.takeAnswers(run)
-		reports = append(reports, last)
-		if b.strict {
-			expectOnly(t, last, loadgen.Claimed)
-			return true
-		}
-		return last.Claims.Total() > 0 && last.Claims.Count(loadgen.Claimed) == last.Claims.Total()
-	})
-	var all loadgen.Report
-	for _, report := range reports {
-		all.Add(report)
-	}
-	expectOnly(t, all, loadgen.Claimed, loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown)
-	return reports
 }
 
 // claimBeside measures the claims of 16 clients, first without others and then beside others, and
@@ -152,14 +90,9 @@ func (b *bounds) claimBeside(t *testing.T, p *program, others badClients) {
 	}
 	time.Sleep(b.duration)
 	meanwhile := run.Take()
-	reports := []loadgen.Report{warmUp, alone, connecting, meanwhile}
-	if others.then != nil {
-		reports = append(reports, others.then(run)...)
-	}
 	most := highest() + sendBuffers(t, p.address())
 	stop()
 	<-run.Done()
-	reports = append(reports, run.Take())
 	cancel()
 	running.Wait()
 
@@ -175,7 +108,7 @@ func (b *bounds) claimBeside(t *testing.T, p *program, others badClients) {
 		t.Errorf("the service used %.0f MiB, want at most %.0f", mib(most), mib(procmem.Limit))
 	}
 	// No other client ever sends a whole claim.
-	checkReports(t, p, reports...)
+	checkReports(t, p, warmUp, alone, connecting, meanwhile, run.Take())
 }
 
 // sendBuffers returns the bytes in the send buffers of the service; 0 on systems other than Linux.

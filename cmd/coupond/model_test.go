@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -96,10 +95,7 @@ func (m modelTest) claimConcurrently(t *rapid.T, claims []loadgen.Request) {
 			position[loadgen.Request{User: user, Coupon: r.Coupon}] = i
 		}
 	}
-	sequence := make([]int, len(claims))
-	for i := range sequence {
-		sequence[i] = i
-	}
+	sequence := rangeOf(len(claims))
 	succeeded := func(i int) bool { return answers[i] == loadgen.Claimed }
 	slices.SortStableFunc(sequence, func(i, j int) int {
 		switch {
@@ -138,22 +134,14 @@ func (m modelTest) compare(t *rapid.T, name string, reported loadgen.Coupon) {
 	}
 }
 
-func (m modelTest) get(t *rapid.T, name string) (loadgen.Coupon, loadgen.Answer) {
+func (m modelTest) get(t *rapid.T, name string) (coupon loadgen.Coupon, _ loadgen.Answer) {
 	t.Helper()
 	a, err := m.client.do(http.MethodGet, loadgen.CouponPath(name), "")
+	if err == nil && a.Status == http.StatusOK {
+		coupon, err = loadgen.ParseCoupon([]byte(a.body))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	var body struct {
-		Name            string
-		Amount          int
-		RemainingAmount int      `json:"remaining_amount"`
-		ClaimedBy       []string `json:"claimed_by"`
-	}
-	if a.Status == http.StatusOK {
-		if err := json.Unmarshal([]byte(a.body), &body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return loadgen.Coupon{Name: body.Name, Amount: body.Amount, Remaining: body.RemainingAmount, ClaimedBy: body.ClaimedBy}, a.Answer
+	return coupon, a.Answer
 }

@@ -8,6 +8,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/mattn/go-isatty"
+	"github.com/rs/zerolog"
 )
 
 const (
@@ -33,7 +36,6 @@ type output struct {
 	pending []byte    // not yet written
 	closed  bool
 	dropped int64       // lines dropped since the start
-	said    int64       // those of them that were reported
 	report  func(int64) // reports a number of dropped lines in the log; nil if there is no log
 }
 
@@ -73,7 +75,9 @@ func (o *output) close() {
 func (o *output) run() {
 	defer close(o.done)
 	var text []byte
-	for torn := false; ; {
+	torn := false    // the last write ended in the middle of a line
+	said := int64(0) // dropped lines that were reported
+	for {
 		o.mu.Lock()
 		for len(o.pending) == 0 && !o.closed {
 			o.changed.Wait()
@@ -83,37 +87,24 @@ func (o *output) run() {
 		if len(text) == 0 {
 			return
 		}
-		if torn { // the previous write ended in the middle of a line
+		if torn {
 			text = append([]byte("\n"), text...)
 		}
 		n, err := o.dest.Write(text)
 		if n > 0 {
 			torn = text[n-1] != '\n'
 		}
-		o.count(lines(text[n:]), err == nil)
-	}
-}
 
-// count adds dropped lines, after a write that succeeded or not. Once writing succeeds and there is
-// room for one more line, it reports them.
-func (o *output) count(dropped int64, written bool) {
-	o.mu.Lock()
-	o.dropped += dropped
-	unsaid, report := o.dropped-o.said, o.report
-	if unsaid == 0 || report == nil || !written || len(o.pending) > maxOutput/2 {
+		o.mu.Lock()
+		o.dropped += lines(text[n:])
+		unsaid, report := o.dropped-said, o.report
+		hasRoom := len(o.pending) <= maxOutput/2
 		o.mu.Unlock()
-		return
+		if unsaid > 0 && err == nil && hasRoom && report != nil {
+			said += unsaid
+			report(unsaid) // calls Write
+		}
 	}
-	o.said = o.dropped
-	o.mu.Unlock()
-	report(unsaid) // calls Write
-}
-
-// onDrop sets the function that reports dropped lines.
-func (o *output) onDrop(report func(lines int64)) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.report = report
 }
 
 // droppedLines returns the number of lines dropped since the start.
@@ -128,3 +119,35 @@ func lines(text []byte) int64 { return int64(bytes.Count(text, []byte("\n"))) }
 // surviveBrokenPipes turns a write to stdout or stderr whose reader is gone into an error. Without
 // it, Go ends the program (SIGPIPE). Child processes keep the default, unlike with signal.Ignore.
 func surviveBrokenPipes() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
+
+func init() {
+	// zerolog has only a global time format. Milliseconds, because seconds are too coarse to follow
+	// a sale.
+	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
+}
+
+// newLogger returns a logger that writes to out, also when out has dropped lines. It replaces the
+// format auto by the one that fits out.
+func newLogger(out *output, settings *serviceSettings) zerolog.Logger {
+	level, _ := zerolog.ParseLevel(settings.LogLevel) // the setting allows no other words
+	file, ok := out.dest.(*os.File)
+	terminal := ok && isatty.IsTerminal(file.Fd())
+	if settings.LogFormat == "auto" {
+		settings.LogFormat = "json"
+		if terminal {
+			settings.LogFormat = "console"
+		}
+	}
+	w := io.Writer(out)
+	if settings.LogFormat == "console" {
+		w = zerolog.ConsoleWriter{Out: out, NoColor: !terminal, TimeFormat: time.TimeOnly}
+	}
+	log := zerolog.New(w).Level(level).With().Timestamp().Logger()
+	out.mu.Lock()
+	defer out.mu.Unlock()
+	out.report = func(lines int64) { log.Warn().Int64("lines", lines).Msg(droppedMessage) }
+	return log
+}
+
+// droppedMessage is logged after lines were dropped.
+const droppedMessage = "lines of this log were dropped, because they were not read or could not be written"

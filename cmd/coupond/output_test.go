@@ -33,10 +33,7 @@ func TestOutput_blockedReader(t *testing.T) {
 	t.Parallel()
 	g := &gate{open: make(chan struct{})}
 	out := newOutput(g)
-	log, err := newLogger(out, &serviceSettings{LogLevel: "info", LogFormat: "json"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := newLogger(out, &serviceSettings{LogLevel: "info", LogFormat: "json"})
 	const written = 30_000
 	for i := range written {
 		log.Info().Msg(fmt.Sprintf("%0100d", i))
@@ -75,10 +72,7 @@ func TestNewLogger(t *testing.T) {
 		var text syncBuffer
 		out := newOutput(&text)
 		settings := serviceSettings{LogLevel: c.level, LogFormat: c.format}
-		log, err := newLogger(out, &settings)
-		if err != nil {
-			t.Fatal(err)
-		}
+		log := newLogger(out, &settings)
 		log.Info().Str("key", "value").Msg("hello")
 		log.Debug().Msg("details")
 		out.close()
@@ -161,29 +155,6 @@ func TestServe_logReaderSuspended(t *testing.T) {
 		c.must(t, http.MethodGet, "/api/coupons/SALE", "")
 	}
 	p.stop(t, syscall.SIGTERM)
-}
-
-// Ctrl-C in `coupond dev 2>&1 | tee log` ends the reader first. The claim under way is answered all
-// the same, and PostgreSQL is stopped.
-func TestDev_outputReaderGone(t *testing.T) {
-	t.Parallel()
-	dir := pgtest.ClusterDir(t)
-	p, reader, release := startPiped(t, true, append([]string{"CLAIM_TIMEOUT=5m"}, devEnviron...), "dev", "--dir", dir)
-	blocked, unlock := blockClaim(t, p.ready(t), runningPG(t, dir).URL(devDatabase))
-	postmaster := runningPG(t, dir).Pid()
-
-	release()
-	_ = reader.Close()
-	p.signal(syscall.SIGINT)
-	p.waitRefused(t)
-	unlock()
-	if _, err := blocked.Response(http.StatusCreated); err != nil {
-		t.Errorf("claim: %v", err)
-	}
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
-	waitGone(t, dir, postmaster, 0)
 }
 
 // A migration goes on when nothing reads what it says.

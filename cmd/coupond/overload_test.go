@@ -11,6 +11,7 @@ import (
 	loadgen "scalable-coupon-system/bench/load"
 	"scalable-coupon-system/internal/faultproxy"
 	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 // overload claims with ten times as many clients as the batcher and its queue can hold, while
@@ -29,14 +30,14 @@ func (b *bounds) overload(t *testing.T) {
 		}, func(p *faultproxy.Proxy) { p.Inject(nil) }},
 		{"frozen", (*faultproxy.Proxy).Freeze, (*faultproxy.Proxy).Thaw},
 	} {
-		t.Run("overload, PostgreSQL "+c.postgres, func(t *testing.T) {
+		b.run(t, "overload, PostgreSQL "+c.postgres, func(t *testing.T) {
 			database := pgtest.New(t)
 			proxy, err := faultproxy.New(database.URL)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(proxy.Close)
-			p := b.serveSale(t, proxy.URL(database.URL), 0)
+			p := b.serveSale(t, proxy.URL(database.URL))
 			warmUp := runClaims(t, p, 32, b.baseline) // makes the connections
 			before := runClaims(t, p, 32, b.baseline)
 			expectOnly(t, before, loadgen.Claimed)
@@ -50,7 +51,7 @@ func (b *bounds) overload(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			run := startClaims(ctx, t, p, 32)
-			recovering := b.recover(t, run, 2*time.Second)
+			recovering := b.recover(t, run)
 			recovered := 100 * perSecond(recovering[len(recovering)-1]) / perSecond(before)
 			cancel()
 			<-run.Done()
@@ -72,6 +73,34 @@ func (b *bounds) overload(t *testing.T) {
 			checkReports(t, p, append(recovering, run.Take(), warmUp, before, overload)...)
 		})
 	}
+}
+
+// recover takes the answers of the run while the service recovers: those of one moment after another
+// until all claims of one succeed. If nothing else runs on the machine, claims may fail for 2 s only.
+// On a busy machine any call may take longer than half of CLAIM_TIMEOUT, after which the claims
+// behind it are refused, so a later moment will do.
+func (b *bounds) recover(t *testing.T, run *loadgen.Run) []loadgen.Report {
+	t.Helper()
+	var reports []loadgen.Report
+	if b.strict {
+		time.Sleep(2 * time.Second)
+		reports = append(reports, run.Take())
+	}
+	wait.For(t, "claims to succeed again, all of them", func() bool {
+		last := b.takeAnswers(run)
+		reports = append(reports, last)
+		if b.strict {
+			expectOnly(t, last, loadgen.Claimed)
+			return true
+		}
+		return last.Claims.Total() > 0 && last.Claims.Count(loadgen.Claimed) == last.Claims.Total()
+	})
+	var all loadgen.Report
+	for _, report := range reports {
+		all.Add(report)
+	}
+	expectOnly(t, all, loadgen.Claimed, loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown)
+	return reports
 }
 
 // runOverload claims over ten times as many connections as the batcher and its queue can hold.

@@ -8,13 +8,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
 	"scalable-coupon-system/internal/pgtest"
@@ -179,6 +179,10 @@ func TestShutdown_secondSignal(t *testing.T) {
 // sends it twice.
 func TestServe_hangup(t *testing.T) {
 	t.Parallel()
+	// Under nohup, a process that these tests start would ignore SIGHUP, unless they catch it.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	p, blocked, unlock := blockedService(t)
 	p.signal(syscall.SIGHUP)
 	if cause := p.logged(t, stoppingMessage)["cause"]; cause != "hangup signal received" {
@@ -212,24 +216,22 @@ func TestServe_nohup(t *testing.T) {
 // The service ends with an error if its listener fails.
 func TestShutdown_failedListener(t *testing.T) {
 	t.Parallel()
-	listener, err := listenAt(t.Context(), "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var text syncBuffer
 	out := newOutput(&text)
 	defer out.close()
-	s := service{
-		settings: serviceSettings{DBMaxConns: 1, ClaimConcurrency: 1, ClaimQueue: 1, ClaimTimeout: time.Second, ShutdownTimeout: time.Second},
-		database: "postgres://127.0.0.1:1/db", listener: listener, log: zerolog.New(out), output: out,
+	settings := serviceSettings{DBMaxConns: 1, ClaimConcurrency: 1, ClaimQueue: 1, ClaimTimeout: time.Second, ShutdownTimeout: time.Second, LogLevel: "info", LogFormat: "json"}
+	s, err := newService(t.Context(), "127.0.0.1:0", &settings, out)
+	if err != nil {
+		t.Fatal(err)
 	}
+	s.database = "postgres://127.0.0.1:1/db"
 	ended := make(chan error, 1)
 	go func() { ended <- s.run(t.Context()) }()
 	wait.For(t, "the service to listen", func() bool { return strings.Contains(text.String(), "listening") })
-	if err := listener.Close(); err != nil {
+	if err := s.listener.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "no longer listening on "+listener.Addr().String()) {
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "no longer listening on "+s.listener.Addr().String()) {
 		t.Errorf("the service ended with %v", err)
 	}
 }

@@ -25,58 +25,40 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// upgrades reinstalls the functions and performs a rolling upgrade of the service while clients
-// claim.
-func (b *bounds) upgrades(t *testing.T) {
-	t.Run("functions reinstalled 50 times", func(t *testing.T) {
-		const installs = 50
-		database := pgtest.New(t)
-		p := b.serveSale(t, database.URL, 0, longTimeout)
-		l := startLoad(t, 16, p)
-		conn := database.Connect(t)
-		for range installs {
-			if _, err := db.Apply(t.Context(), conn, db.Options{}); err != nil {
-				t.Fatal(err)
-			}
-			l.progress(t)
-		}
-		l.end(t, p)
-	})
+// upgrade performs a rolling upgrade of the service while clients claim.
+func (b *bounds) upgrade(t *testing.T) {
+	next := nextBinary(t)
+	database := pgtest.New(t)
+	conn := database.Connect(t)
+	running := []*program{b.serveSale(t, database.URL, longTimeout), b.serve(t, b.binary, database.URL, longTimeout)}
+	l := startLoad(t, 16, running...)
+	l.progress(t)
 
-	t.Run("rolling upgrade", func(t *testing.T) {
-		next := nextBinary(t)
-		database := pgtest.New(t)
-		conn := database.Connect(t)
-		running := []*program{b.serveSale(t, database.URL, 0, longTimeout), b.serve(t, b.binary, database.URL, 0, longTimeout)}
-		l := startLoad(t, 16, running...)
+	// First the schema, while the old instances run.
+	migrate := startCommand(t, []string{"DATABASE_URL=" + database.URL}, exec.Command(next, "migrate"))
+	if code := migrate.wait(t); code != 0 {
+		t.Fatalf("migrate: exit code %d: %s", code, migrate.stderr.String())
+	}
+	var version int32
+	if err := conn.QueryRow(t.Context(), `select coupond.coupon_schema_version()`).Scan(&version); err != nil || version != db.Version()+1 {
+		t.Fatalf("schema version %d, %v; want %d", version, err, db.Version()+1)
+	}
+	l.progress(t)
+	for _, p := range running {
+		if status, _ := getOnce(p.url + "/health"); status != http.StatusOK {
+			t.Errorf("old instance with the new schema: /health %d", status)
+		}
+	}
+	// Then the instances, one after the other: start a new one, stop an old one.
+	for range 2 {
+		old := running[0]
+		running = append(running[1:], b.serve(t, next, database.URL, longTimeout))
+		l.balance(running)
 		l.progress(t)
-
-		// First the schema, while the old instances run.
-		migrate := startCommand(t, []string{"DATABASE_URL=" + database.URL}, exec.Command(next, "migrate"))
-		if code := migrate.wait(t); code != 0 {
-			t.Fatalf("migrate: exit code %d: %s", code, migrate.stderr.String())
-		}
-		var version int32
-		if err := conn.QueryRow(t.Context(), `select coupond.coupon_schema_version()`).Scan(&version); err != nil || version != db.Version()+1 {
-			t.Fatalf("schema version %d, %v; want %d", version, err, db.Version()+1)
-		}
+		old.stop(t, syscall.SIGTERM)
 		l.progress(t)
-		for _, p := range running {
-			if status, _ := getOnce(p.url + "/health"); status != http.StatusOK {
-				t.Errorf("old instance with the new schema: /health %d", status)
-			}
-		}
-		// Then the instances, one after the other: start a new one, stop an old one.
-		for range 2 {
-			old := running[0]
-			running = append(running[1:], b.serve(t, next, database.URL, 0, longTimeout))
-			l.balance(running)
-			l.progress(t)
-			old.stop(t, syscall.SIGTERM)
-			l.progress(t)
-		}
-		l.end(t, running[0])
-	})
+	}
+	l.end(t, running[0])
 }
 
 // nextBinary builds the next version of coupond, which has one more migration.

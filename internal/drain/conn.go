@@ -1,6 +1,7 @@
 package drain
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"sync"
@@ -16,14 +17,24 @@ const (
 	active               // its header has been read
 )
 
+// maxHeaderLines is the largest number of lines in the header of a request. http.Server limits only
+// its bytes, and 12 KB of short lines take 290 KB of memory once they are parsed. HAProxy has the
+// same limit (tune.http.maxhdr).
+const maxHeaderLines = 101
+
+var errHeaderLines = errors.New("too many lines in the header of a request")
+
 // conn is a connection that tracks its phase.
 type conn struct {
 	*net.TCPConn
 
 	listener  *Listener
 	closeOnce sync.Once
-	buffer    int         // size of net/http's read buffer, which the first Read is given; used by Read only
-	header    headerLines // used by Read only
+
+	// Used by Read only.
+	buffer int // size of net/http's read buffer, which the first Read is given
+	lines  int // lines of the header so far
+	rest   int // lines of the last read that do not belong to this header
 
 	mu           sync.Mutex
 	phase        phase
@@ -31,12 +42,6 @@ type conn struct {
 	reading      bool
 	httpDeadline time.Time // the read deadline that net/http has set
 	tcpDeadline  time.Time // the one that the kernel's connection has
-}
-
-func (c *conn) currentPhase() phase {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.phase
 }
 
 // enter changes the phase, after a response or when the header of a request has been read. Read
@@ -48,11 +53,13 @@ func (c *conn) enter(p phase) {
 	c.applyDeadline()
 }
 
-// start marks an idle connection as started. c.mu is held.
+// start marks an idle connection as started. The first part of the header may have come with the
+// last read; how much is not known, so all lines of that read count, also those of a body. c.mu is
+// held.
 func (c *conn) start() {
 	if c.phase == idle {
 		c.phase, c.began = started, time.Now()
-		c.header.begin()
+		c.lines, c.rest = c.rest, 0
 	}
 }
 
@@ -64,18 +71,6 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	c.httpDeadline = t
 	c.applyDeadline()
 	return nil
-}
-
-// SetDeadline sets the deadlines for reading and writing.
-func (c *conn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
-}
-
-// updateDeadline is for the beginning of the drain.
-func (c *conn) updateDeadline() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.applyDeadline()
 }
 
 // applyDeadline sets the connection's read deadline if something waits for it. c.mu is held.
@@ -112,7 +107,7 @@ func (c *conn) deadline() time.Time {
 // bytes, or has them in its buffer already and asks for more, with less than the whole buffer to
 // fill. The latter also shows a byte that net/http read ahead while a handler ran.
 func (c *conn) Read(p []byte) (int, error) {
-	if c.header.tooLarge() { // net/http reads again after an error
+	if c.lines > maxHeaderLines { // net/http reads again after an error
 		return 0, errHeaderLines
 	}
 	if c.buffer == 0 {
@@ -135,12 +130,23 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	inHeader := c.phase == started
 	c.mu.Unlock()
-	c.header.add(p[:n], inHeader)
-	if c.header.tooLarge() {
+	switch header, rest, complete := bytes.Cut(p[:n], []byte("\r\n\r\n")); {
+	case inHeader:
+		c.lines += countLines(header)
+		if complete {
+			c.lines += 2
+			c.rest = countLines(rest)
+		}
+	case n > 1: // a single byte is read ahead, and does not replace what was read before
+		c.rest = countLines(p[:n])
+	}
+	if c.lines > maxHeaderLines {
 		return 0, errHeaderLines // net/http answers 400 and closes the connection
 	}
 	return n, err
 }
+
+func countLines(p []byte) int { return bytes.Count(p, []byte("\n")) }
 
 // Close closes the connection and releases its slot. A second call returns the error of net.Conn.
 func (c *conn) Close() error {
@@ -149,7 +155,7 @@ func (c *conn) Close() error {
 		c.listener.mu.Lock()
 		delete(c.listener.conns, c)
 		c.listener.mu.Unlock()
-		c.listener.releaseSlot()
+		<-c.listener.slots
 		c.listener.open.Done()
 	})
 	return err

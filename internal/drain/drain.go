@@ -56,7 +56,7 @@ type Listener struct {
 
 	idleGrace, startGrace time.Duration
 
-	slots        chan struct{}             // one element per open connection; nil if they are not limited
+	slots        chan struct{}             // one element per open connection
 	idleDeadline atomic.Pointer[time.Time] // when idle connections end; nil until the drain begins
 	fromQueue    int                       // connections accepted since then; used by Accept only
 
@@ -72,7 +72,8 @@ func Listen(ctx context.Context, address string) (*Listener, error) {
 		return nil, err
 	}
 	return &Listener{
-		TCPListener: l.(*net.TCPListener), idleGrace: IdleGrace, startGrace: startGrace, conns: map[*conn]struct{}{},
+		TCPListener: l.(*net.TCPListener), idleGrace: IdleGrace, startGrace: startGrace,
+		slots: make(chan struct{}, math.MaxInt32), conns: map[*conn]struct{}{}, // elements of slots have no size
 	}, nil
 }
 
@@ -80,33 +81,16 @@ func Listen(ctx context.Context, address string) (*Listener, error) {
 // netutil.LimitListener would hide the TCP connection, on which the drain and the API depend.
 func (l *Listener) Limit(n int) { l.slots = make(chan struct{}, n) }
 
-// ReservedFDs is the number of file descriptors kept for the process itself (about ten) and its
-// resolver.
-const ReservedFDs = 32
-
-// MaxConns returns how many connections a listener may accept so that enough file descriptors
-// remain for toPostgreSQL connections to PostgreSQL. Otherwise clients could take all of them, and
-// a lost connection to PostgreSQL could not be replaced.
-func MaxConns(toPostgreSQL int32) int {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > math.MaxInt32 {
-		return math.MaxInt32
-	}
-	return max(1, int(limit.Cur)-int(toPostgreSQL)-ReservedFDs)
-}
-
 // Accept waits for a free slot and for the next connection. Once the drain has begun, it returns
 // the connections in the kernel's accept queue, then net.ErrClosed.
 func (l *Listener) Accept() (net.Conn, error) {
-	if l.slots != nil {
-		l.slots <- struct{}{} // a drain does not block here forever: it closes connections
-	}
+	l.slots <- struct{}{} // a drain does not block here forever: it closes connections
 	tcp, err := l.AcceptTCP()
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		tcp, err = l.acceptQueued()
 	}
 	if err != nil {
-		l.releaseSlot()
+		<-l.slots
 		return nil, err
 	}
 	c := &conn{TCPConn: tcp, listener: l, began: time.Now()}
@@ -117,17 +101,17 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-func (l *Listener) releaseSlot() {
-	if l.slots != nil {
-		<-l.slots
-	}
-}
-
 // acceptQueued accepts a connection from the kernel's queue while the listener drains; closing the
 // listener resets what is in it. It ends when the queue is empty, or after maxQueued connections if
 // clients keep connecting. A fixed time would be too short on a busy machine.
 func (l *Listener) acceptQueued() (*net.TCPConn, error) {
-	if l.fromQueue == maxQueued || !l.hasQueued() {
+	queued := 0
+	if raw, err := l.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { // fails only if the listener is closed
+			queued, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		})
+	}
+	if l.fromQueue == maxQueued || queued <= 0 {
 		return nil, net.ErrClosed
 	}
 	l.fromQueue++
@@ -138,17 +122,6 @@ func (l *Listener) acceptQueued() (*net.TCPConn, error) {
 		err = net.ErrClosed
 	}
 	return tcp, err
-}
-
-// hasQueued reports whether the kernel's accept queue holds a connection.
-func (l *Listener) hasQueued() bool {
-	ready := 0
-	if raw, err := l.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { // fails only if the listener is closed
-			ready, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		})
-	}
-	return ready > 0
 }
 
 // ConnState is the hook for http.Server.ConnState. It reports when a response has been sent, and
@@ -171,7 +144,9 @@ func (l *Listener) Drain(ctx context.Context, served <-chan struct{}) (unanswere
 	l.idleDeadline.Store(&until)
 	_ = l.SetDeadline(past) // wakes Accept; fails only if the listener is closed already
 	for _, c := range l.connections() {
-		c.updateDeadline()
+		c.mu.Lock()
+		c.applyDeadline()
+		c.mu.Unlock()
 	}
 
 	closed := make(chan struct{})
@@ -184,9 +159,11 @@ func (l *Listener) Drain(ctx context.Context, served <-chan struct{}) (unanswere
 	case <-closed:
 	case <-ctx.Done():
 		for _, c := range l.connections() {
-			if c.currentPhase() != idle {
+			c.mu.Lock()
+			if c.phase != idle {
 				unanswered++
 			}
+			c.mu.Unlock()
 		}
 	}
 	return unanswered
