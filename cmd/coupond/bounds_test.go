@@ -182,9 +182,12 @@ func startClaims(ctx context.Context, t *testing.T, p *program, connections int)
 
 func runClaims(t *testing.T, p *program, connections int, duration time.Duration) loadgen.Report {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), duration)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	return startClaims(ctx, t, p, connections).Wait()
+	run := startClaims(ctx, t, p, connections)
+	time.Sleep(duration)
+	cancel()
+	return run.Wait()
 }
 
 // expectOnly expects that there are answers, and none but those that are allowed.

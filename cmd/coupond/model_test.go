@@ -28,21 +28,22 @@ func TestModel(t *testing.T) {
 		claim := rapid.Custom(func(t *rapid.T) loadgen.Request {
 			return loadgen.Request{User: user.Draw(t, "user"), Coupon: coupon.Draw(t, "coupon")}
 		})
-		t.Repeat(map[string]func(*rapid.T){
-			"create": func(t *rapid.T) {
+		// Short sequences: each step is a request or more, and names and stock are few.
+		for _, step := range rapid.SliceOfN(rapid.SampledFrom([]string{"create", "claim", "claim concurrently", "read"}), 1, 16).Draw(t, "steps") {
+			switch step {
+			case "create":
 				name, amount := coupon.Draw(t, "coupon"), rapid.IntRange(1, 6).Draw(t, "amount")
 				m.want(t, fmt.Sprintf("create %q", name), m.Create(name, amount),
 					m.post(t, "/api/coupons", fmt.Sprintf(`{"name":%q,"amount":%d}`, name, amount)))
-			},
-			"claim": func(t *rapid.T) {
+			case "claim":
 				r := claim.Draw(t, "claim")
 				m.want(t, fmt.Sprintf("%+v", r), m.Claim(r.User, r.Coupon), m.post(t, "/api/coupons/claim", claimBody(r.User, r.Coupon)))
-			},
-			"claim concurrently": func(t *rapid.T) {
+			case "claim concurrently":
 				m.claimConcurrently(t, rapid.SliceOfN(claim, 2, 16).Draw(t, "claims"))
-			},
-			"read": func(t *rapid.T) { m.read(t, coupon.Draw(t, "coupon")) },
-		})
+			case "read":
+				m.read(t, coupon.Draw(t, "coupon"))
+			}
+		}
 		for _, name := range names {
 			m.read(t, name)
 		}

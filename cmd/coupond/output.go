@@ -36,7 +36,7 @@ type output struct {
 	pending []byte    // not yet written
 	closed  bool
 	dropped int64       // lines dropped since the start
-	report  func(int64) // reports a number of dropped lines in the log; nil if there is no log
+	report  func(int64) // reports a number of dropped lines in the log; nil without a log
 }
 
 func newOutput(dest io.Writer) *output {
