@@ -29,7 +29,7 @@ import (
 // a machine where nothing else runs.
 func TestBounds(t *testing.T) {
 	b := &bounds{
-		duration: 500 * time.Millisecond, baseline: 100 * time.Millisecond, tolerance: 5 * time.Second,
+		duration: 500 * time.Millisecond, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second,
 		idle: 1_000, writers: 4_000, binary: plainBinary(t),
 	}
 	if text := os.Getenv("COUPOND_BOUNDS"); text != "" {

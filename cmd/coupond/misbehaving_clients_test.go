@@ -89,7 +89,7 @@ func (b *bounds) claimBeside(t *testing.T, p *program, others badClients) {
 		connecting.Add(beginning)
 	}
 	time.Sleep(b.duration)
-	meanwhile := run.Take()
+	meanwhile := b.takeAnswers(run)
 	most := highest() + sendBuffers(t, p.address())
 	stop()
 	<-run.Done()
