@@ -2,12 +2,10 @@ package localpg
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"syscall"
 )
@@ -23,13 +21,14 @@ type account struct {
 // the user postgres, or else nobody, which has no privileges.
 func serverAccount(data string) (*account, error) {
 	owner, owned := ownerOf(data)
-	if os.Geteuid() != 0 {
-		if owned && int(owner) != os.Geteuid() {
-			return nil, fmt.Errorf("%s is owned by %s: run this as that user or as root", data, userName(owner))
-		}
+	switch {
+	case os.Geteuid() != 0 && owned && int(owner) != os.Geteuid():
+		return nil, fmt.Errorf("%s is owned by %s: run this as that user or as root", data, userName(owner))
+	case os.Geteuid() != 0:
 		return nil, nil
-	}
-	if owned && owner != 0 {
+	case owned && owner == 0:
+		return nil, fmt.Errorf("%s is owned by root, and PostgreSQL does not run as root: chown -R postgres %[1]s", data)
+	case owned:
 		a := &account{name: userName(owner), uid: owner, gid: owner}
 		if u, err := user.LookupId(strconv.FormatUint(uint64(owner), 10)); err == nil {
 			a.gid = parseID(u.Gid)
@@ -68,20 +67,6 @@ func ownerOf(path string) (uint32, bool) {
 	return stat.Uid, ok
 }
 
-// owns reports whether path is a directory of the account, and not a link to one.
-func (a *account) owns(path string) bool {
-	uid := uint32(os.Geteuid())
-	if a != nil {
-		uid = a.uid
-	}
-	info, err := os.Lstat(path)
-	if err != nil || !info.IsDir() {
-		return false
-	}
-	owner, _ := ownerOf(path)
-	return owner == uid
-}
-
 // command prepares a program that runs as the account. Its working directory is /, which every user
 // may enter. It has its own process group, so that the terminal's Ctrl-C does not reach it; when
 // ctx ends, the whole group is killed.
@@ -108,20 +93,4 @@ func (a *account) chown(path string) error {
 		return nil
 	}
 	return os.Lchown(path, int(a.uid), int(a.gid))
-}
-
-// chownAll makes the account the owner of dir, a directory of the current user, and of everything
-// in it. dir itself comes last, so that no other user can enter it meanwhile and replace a
-// directory in it by a link to another one.
-func (a *account) chownAll(dir string) error {
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return err
-	}
-	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil || path == dir {
-			return err
-		}
-		return a.chown(path)
-	})
-	return errors.Join(err, a.chown(dir))
 }

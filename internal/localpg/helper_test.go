@@ -20,33 +20,28 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// The test binary runs itself again as a child process that starts a server. childMode says what
-// the child does with the cluster in childDir.
+// The test binary runs itself again as a child process that starts the cluster in childDir, with
+// the programs in childBin.
 const (
-	childMode = "LOCALPG_TEST_CHILD"
-	childDir  = "LOCALPG_TEST_DIR"
-	childBin  = "LOCALPG_TEST_BIN_DIR"
+	childDir = "LOCALPG_TEST_DIR"
+	childBin = "LOCALPG_TEST_BIN_DIR"
 )
 
 func TestMain(m *testing.M) {
-	mode := os.Getenv(childMode)
-	if mode == "" {
+	dir := os.Getenv(childDir)
+	if dir == "" {
 		code := m.Run()
 		_ = os.RemoveAll(sourceDir)
 		os.Exit(code)
 	}
-	server, err := Start(context.Background(), Options{
-		Dir: os.Getenv(childDir), BinDir: os.Getenv(childBin), Settings: map[string]string{"fsync": "off"},
-	})
+	o := fast(dir)
+	o.BinDir = os.Getenv(childBin)
+	server, err := Start(context.Background(), o)
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println("ready", server.Pid(), server.process.cmd.Process.Pid, server.URL("postgres"))
-	if mode == "keep" {
-		_ = server.Keep()
-		return
-	}
+	fmt.Println("ready", server.Pid(), server.watchdog.Process.Pid, server.URL("postgres"))
 	select {} // until it is killed
 }
 
@@ -58,12 +53,12 @@ type child struct {
 	url                  string
 }
 
-func startChild(t *testing.T, mode, dir, bin string) *child {
+func startChild(t *testing.T, dir, bin string) *child {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
 	c := &child{cmd: exec.CommandContext(context.Background(), executable)}
-	c.cmd.Env = append(os.Environ(), childMode+"="+mode, childDir+"="+dir, childBin+"="+bin)
+	c.cmd.Env = append(os.Environ(), childDir+"="+dir, childBin+"="+bin)
 	c.cmd.Stderr = os.Stderr
 	output, err := c.cmd.StdoutPipe()
 	must(t, err)

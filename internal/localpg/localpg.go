@@ -26,22 +26,18 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Options says which cluster Start runs, and how.
@@ -69,8 +65,13 @@ type Server struct {
 
 	cluster      *cluster
 	installation installation
-	process      *process
 	sockets      string // directory of the unix socket
+
+	watchdog *exec.Cmd
+	commands *os.File // the pipe to the watchdog, for one command; the server ends when it closes
+	stopped  atomic.Bool
+	done     chan struct{} // closed when the watchdog and the server have ended
+	logStart int64         // size of the log when the server was started, in bytes
 }
 
 // Address says how to reach a running server.
@@ -79,18 +80,21 @@ type Address struct {
 	pid, port int
 }
 
-// Start starts the cluster in o.Dir and waits until it answers queries. It creates the cluster if
-// there is none. ctx ends the wait, but not a running server: that ends with Stop, Kill or this
+// Start starts the cluster in o.Dir and waits until it accepts connections. It creates the cluster
+// if there is none. ctx ends the wait, but not a running server: that ends with Stop, Kill or this
 // process. If the cluster is already running, the error is ErrRunning.
 //
 // Start calls IgnoreEnvironment.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	IgnoreEnvironment()
 	server, err := start(ctx, o)
-	if err != nil {
-		return nil, fmt.Errorf("localpg: %w", err)
+	if err == nil {
+		return server, nil
 	}
-	return server, nil
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return nil, fmt.Errorf("localpg: %w", err)
 }
 
 // IgnoreEnvironment removes the variables of libpq (PG…) from the environment of this process, so
@@ -105,119 +109,62 @@ func IgnoreEnvironment() {
 }
 
 func start(ctx context.Context, o Options) (_ *Server, err error) {
-	s := &Server{Address: &Address{}}
-	if s.cluster, err = openCluster(ctx, o); err != nil {
+	c, err := openCluster(ctx, o)
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			s.cluster.unlock()
+			c.unlock()
 		}
 	}()
-	if s.port, err = choosePort(o.Port, s.cluster.dir); err != nil {
+	s := &Server{Address: &Address{}, cluster: c, done: make(chan struct{})}
+	if s.port, err = choosePort(o.Port, c.dir); err != nil {
 		return nil, err
 	}
-	if s.installation, err = s.cluster.findInstallation(ctx, o.BinDir); err != nil {
+	if s.installation, err = c.findInstallation(ctx, o.BinDir); err != nil {
 		return nil, err
 	}
-	if s.cluster.major == 0 {
-		s.cluster.logf("creating a PostgreSQL %s cluster in %s", s.installation.version, s.cluster.data)
-		if err := s.cluster.initialize(ctx, s.installation, o); err != nil {
+	if c.major == 0 {
+		c.logf("creating a PostgreSQL %s cluster in %s", s.installation.version, c.data)
+		if err := c.initialize(ctx, s.installation, o); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.cluster.removeStalePid(ctx); err != nil {
-		return nil, err
-	}
-	if s.login, err = readLogin(s.cluster.dir); err != nil {
-		return nil, err
-	}
-	if s.sockets, err = s.cluster.makeSocketDir(); err != nil {
-		return nil, err
-	}
-	if s.process, err = s.startProcess(o.Settings); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(s.sockets))
-	}
-	if err = s.waitReady(ctx); err == nil {
-		err = s.read(s.cluster.data)
-	}
+	stale, err := c.removeStalePid(ctx)
 	if err != nil {
-		_ = s.process.end(stopImmediate)
-		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", s.Version(), s.Dir(), err, s.process.logTail())
+		return nil, err
+	}
+	if s.login, err = readLogin(c.dir); err != nil {
+		return nil, err
+	}
+	if err := s.launch(o.Settings); err != nil {
+		return nil, err
+	}
+	if err = s.waitReady(ctx, stale); err != nil {
+		_ = s.end(stopImmediate)
+		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", s.Version(), s.Dir(), err, s.logTail())
 	}
 	return s, nil
 }
 
-func (s *Server) startProcess(settings map[string]string) (*process, error) {
-	arguments := []string{
-		s.sockets, filepath.Join(s.cluster.data, pidFile), filepath.Join(s.installation.dir, "postgres"), // see watchdog.sh
-		"-D", s.cluster.data, "-c", "listen_addresses=127.0.0.1",
-		"-c", "port=" + strconv.Itoa(s.port), "-c", "unix_socket_directories=" + s.sockets,
-	}
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		arguments = append(arguments, "-c", name+"="+settings[name])
-	}
-	return s.cluster.startProcess(arguments)
-}
-
-// waitReady waits until the server answers a query or ends, or until ctx ends. It connects to the
-// unix socket, which no other server can have; the TCP port may have been taken by another one.
-func (s *Server) waitReady(ctx context.Context) error {
-	config, err := pgx.ParseConfig(s.URL("postgres"))
-	if err != nil {
-		return err
-	}
-	config.Host = s.sockets
+// waitReady waits until the server is ready or ends, or until ctx ends. stale is the content of the
+// postmaster.pid that an earlier server has left.
+func (s *Server) waitReady(ctx context.Context, stale string) error {
 	for {
-		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
-		conn, err := pgx.ConnectConfig(attempt, config)
-		if err == nil {
-			_, err = conn.Exec(attempt, "select 1")
-			_ = conn.Close(attempt)
-		}
-		cancel()
-		pgErr, refused := errors.AsType[*pgconn.PgError](err)
-		switch {
-		case err == nil:
+		text, err := os.ReadFile(filepath.Join(s.cluster.data, pidFile))
+		if err == nil && string(text) != stale && s.parse(string(text)) == nil {
 			return nil
-		case refused && pgErr.Code == pgerrcode.InvalidPassword:
-			return fmt.Errorf("its password is not the one in %s; restore the file, or remove %s to start with a new cluster",
-				filepath.Join(s.Dir(), passwordFile), s.Dir())
 		}
 		select {
-		case <-s.Done():
-			return fmt.Errorf("the server ended: %s", s.process.cmd.ProcessState)
+		case <-s.done:
+			return fmt.Errorf("the server ended: %s", s.watchdog.ProcessState)
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ctx.Err()
 		case <-time.After(pollInterval):
 		}
 	}
 }
-
-// Stop shuts the server down in fast mode (sessions are ended, and a checkpoint is written) and
-// waits until it has ended. If that takes more than a minute, immediate mode and then SIGKILL
-// follow. It returns an error if the server had already ended by itself. After Stop or Kill it does
-// nothing.
-func (s *Server) Stop() error {
-	if err := s.process.end(stopFast); err != nil {
-		return fmt.Errorf("localpg: stop PostgreSQL in %s: %w%s", s.Dir(), err, s.process.logTail())
-	}
-	return nil
-}
-
-// Kill shuts the server down in immediate mode, which is like a crash, and waits until it has
-// ended. The next Start in the same Dir recovers all committed transactions.
-func (s *Server) Kill() error {
-	_ = s.process.end(stopImmediate) // fails also if the server has ended by itself
-	return nil
-}
-
-// Keep lets the server outlive this process. It ends when its directory is removed (see Remove), or
-// after 8 hours.
-func (s *Server) Keep() error { return s.process.command(keepRunning) }
-
-// Done returns a channel that is closed when the server has ended, for any reason.
-func (s *Server) Done() <-chan struct{} { return s.process.done }
 
 // Dir returns the cluster's home directory as an absolute path.
 func (s *Server) Dir() string { return s.cluster.dir }
@@ -280,7 +227,9 @@ func Running(dir string) (*Address, error) {
 	a := &Address{login: login}
 	running, missing := os.Open(filepath.Join(dir, runningFile))
 	defer func() { _ = running.Close() }() // fails if it is nil
-	if missing != nil || flock(running, syscall.LOCK_SH) == nil || a.read(filepath.Join(dir, "data")) != nil {
+	if missing != nil || flock(running, syscall.LOCK_SH) == nil {
+		err = ErrNotRunning
+	} else if text, missing := os.ReadFile(filepath.Join(dir, "data", pidFile)); missing != nil || a.parse(string(text)) != nil {
 		err = ErrNotRunning
 	}
 	if err != nil {
@@ -289,16 +238,11 @@ func Running(dir string) (*Address, error) {
 	return a, nil
 }
 
-// read reads the address of a server that is ready from its postmaster.pid.
-func (a *Address) read(data string) error {
-	path := filepath.Join(data, pidFile)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	lines := strings.Split(string(text), "\n")
+// parse reads the address of a server that is ready from the content of its postmaster.pid.
+func (a *Address) parse(text string) (err error) {
+	lines := strings.Split(text, "\n")
 	if len(lines) < 8 || strings.TrimSpace(lines[7]) != "ready" {
-		return fmt.Errorf("%s is not that of a server that is ready: %q", path, text)
+		return errors.New("the server is not ready")
 	}
 	if a.pid, err = strconv.Atoi(lines[0]); err == nil {
 		a.port, err = strconv.Atoi(lines[3])

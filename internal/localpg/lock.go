@@ -62,19 +62,17 @@ func lockFile(ctx context.Context, path string) (*os.File, error) {
 		if err = flock(file, syscall.LOCK_EX); err == nil {
 			return file, nil
 		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			break
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			select {
+			case <-time.After(pollInterval):
+				continue
+			case <-ctx.Done():
+				err = fmt.Errorf("another process uses it: %w", ctx.Err())
+			}
 		}
-		select {
-		case <-time.After(pollInterval):
-			continue
-		case <-ctx.Done():
-			err = fmt.Errorf("another process uses it: %w", context.Cause(ctx))
-		}
-		break
+		_ = file.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	_ = file.Close()
-	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
 // openFile opens or creates a private file. It follows no link: root may be using a directory of

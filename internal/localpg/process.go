@@ -6,11 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
-	"sync/atomic"
 )
 
 //go:embed watchdog.sh
@@ -20,90 +21,116 @@ var watchdog string
 const (
 	stopFast      = "fast"      // end all sessions, write a checkpoint
 	stopImmediate = "immediate" // no checkpoint: the next start recovers, as after a crash
-	keepRunning   = "keep"      // keep the server running when this process ends
 )
 
-// process is one run of the server, with its watchdog.
-type process struct {
-	cmd      *exec.Cmd // the watchdog
-	commands *os.File  // the pipe to the watchdog, for one command; the server ends when it closes
-	stopped  atomic.Bool
-	done     chan struct{} // closed when the watchdog and the server have ended
+const logFile = "server.log"
 
-	log      string // path of the server's log
-	logStart int64  // size of the log when the server was started, in bytes
-}
-
-// startProcess starts the watchdog, which starts the server. The server outlives the context of
-// Start. When it has ended, the cluster is unlocked.
-func (c *cluster) startProcess(arguments []string) (*process, error) {
-	log, err := openFile(filepath.Join(c.dir, "server.log"), os.O_APPEND|os.O_WRONLY)
+// launch starts the watchdog, which starts the server. The server outlives the context of Start.
+// When it has ended, the cluster is unlocked.
+func (s *Server) launch(settings map[string]string) (err error) {
+	c := s.cluster
+	log, err := openFile(filepath.Join(c.dir, logFile), os.O_APPEND|os.O_WRONLY)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = log.Close() }()
-	size, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, err
+	if s.logStart, err = log.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	// Not in $TMPDIR, because the path of a unix socket is limited to 107 bytes (103 on macOS).
+	if s.sockets, err = os.MkdirTemp("/tmp", "localpg-"); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(s.sockets)
+		}
+	}()
+	if err := c.account.chown(s.sockets); err != nil {
+		return err
 	}
 	reader, writer, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = reader.Close() }()
 
-	p := &process{commands: writer, done: make(chan struct{}), log: log.Name(), logStart: size}
-	p.cmd = c.account.command(context.Background(), "/bin/sh", append([]string{"-c", watchdog, "localpg"}, arguments...)...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.ExtraFiles = []*os.File{reader, c.running} // fd 3 and 4
-	if err := p.cmd.Start(); err != nil {
-		return nil, errors.Join(err, writer.Close())
+	arguments := []string{
+		"-c", watchdog, "localpg", s.sockets, filepath.Join(s.installation.dir, "postgres"), // see watchdog.sh
+		"-D", c.data, "-c", "listen_addresses=127.0.0.1",
+		"-c", "port=" + strconv.Itoa(s.port), "-c", "unix_socket_directories=" + s.sockets,
+	}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		arguments = append(arguments, "-c", name+"="+settings[name])
+	}
+	s.commands = writer
+	s.watchdog = c.account.command(context.Background(), "/bin/sh", arguments...)
+	s.watchdog.Stdout, s.watchdog.Stderr = log, log
+	s.watchdog.ExtraFiles = []*os.File{reader, c.running} // fd 3 and 4
+	if err := s.watchdog.Start(); err != nil {
+		return errors.Join(err, writer.Close())
 	}
 	_ = c.running.Close() // the watchdog has a copy
-	sockets := arguments[0]
 	go func() {
-		_ = p.cmd.Wait() // the result is in ProcessState
-		_ = p.commands.Close()
-		_ = os.RemoveAll(sockets) // the watchdog does this, unless it was killed
+		_ = s.watchdog.Wait() // the result is in ProcessState
+		_ = s.commands.Close()
+		_ = os.RemoveAll(s.sockets) // the watchdog does this, unless it was killed
 		c.unlock()
-		close(p.done)
+		close(s.done)
 	}()
-	return p, nil
+	return nil
 }
 
-func (p *process) command(command string) error {
-	_, err := io.WriteString(p.commands, command+"\n")
-	return errors.Join(err, p.commands.Close())
+// Stop shuts the server down in fast mode (sessions are ended, and a checkpoint is written) and
+// waits until it has ended. If that takes more than a minute, immediate mode and then SIGKILL
+// follow. It returns an error if the server had already ended by itself. After Stop or Kill it does
+// nothing.
+func (s *Server) Stop() error {
+	if err := s.end(stopFast); err != nil {
+		return fmt.Errorf("localpg: stop PostgreSQL in %s: %w%s", s.Dir(), err, s.logTail())
+	}
+	return nil
 }
+
+// Kill shuts the server down in immediate mode, which is like a crash, and waits until it has
+// ended. The next Start in the same Dir recovers all committed transactions.
+func (s *Server) Kill() error {
+	_ = s.end(stopImmediate) // fails also if the server has ended by itself
+	return nil
+}
+
+// Done returns a channel that is closed when the server has ended, for any reason.
+func (s *Server) Done() <-chan struct{} { return s.done }
 
 // end sends a command that stops the server, and waits until it has ended. It returns an error if
 // the server failed, or if it had ended by itself.
-func (p *process) end(command string) error {
+func (s *Server) end(command string) error {
 	select {
-	case <-p.done:
-		if !p.stopped.Load() {
-			return fmt.Errorf("the server had already ended by itself: %s", p.cmd.ProcessState)
+	case <-s.done:
+		if !s.stopped.Load() {
+			return fmt.Errorf("the server had already ended by itself: %s", s.watchdog.ProcessState)
 		}
 		return nil
 	default:
 	}
-	p.stopped.Store(true)
-	_ = p.command(command) // fails if the server has just ended
-	<-p.done
-	if !p.cmd.ProcessState.Success() {
-		return errors.New(p.cmd.ProcessState.String())
+	s.stopped.Store(true)
+	_, _ = io.WriteString(s.commands, command+"\n") // fails if the server has just ended
+	_ = s.commands.Close()
+	<-s.done
+	if !s.watchdog.ProcessState.Success() {
+		return errors.New(s.watchdog.ProcessState.String())
 	}
 	return nil
 }
 
 // logTail returns the last lines that this run of the server has logged, to be appended to an error
 // message.
-func (p *process) logTail() string {
-	text, err := os.ReadFile(p.log)
+func (s *Server) logTail() string {
+	text, err := os.ReadFile(filepath.Join(s.Dir(), logFile))
 	if err != nil {
 		return ""
 	}
-	return lastLines(string(text[p.logStart:]))
+	return lastLines(string(text[s.logStart:]))
 }
 
 // lastLines returns the last 12 lines of text, each on an indented line, to be appended to an error

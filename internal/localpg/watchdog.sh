@@ -1,16 +1,15 @@
 # The watchdog runs a server and stops it when the process that started the watchdog has ended.
 # /bin/sh may be dash or bash 3.2.
 #
-#   sh -c "$(cat watchdog.sh)" localpg <socket directory> <postmaster.pid> <path of postgres> <argument>...
+#   sh -c "$(cat watchdog.sh)" localpg <socket directory> <path of postgres> <argument>...
 #
 # fd 3 is the read end of a pipe. Its only writer is the process that started the watchdog, so the
 # kernel closes it when that process ends, even after SIGKILL. PR_SET_PDEATHSIG would not do: it
 # exists on Linux only, and it fires when the starting thread ends, which in a Go program may be
-# earlier. One line is read: how to stop, or "keep".
+# earlier. One line is read: how to stop.
 # fd 4 is the file running, which is locked. The server inherits it.
 sockets=$1
-pidfile=$2
-shift 2
+shift
 
 "$@" 3<&- &
 postmaster=$!
@@ -36,17 +35,7 @@ stop() {
 (
   read -r command <&3
   exec 3<&-
-  case $command in
-    immediate) ;;
-    keep) # until the directory of the cluster is removed, for 8 hours at most
-      seconds=0
-      while [ -e "$pidfile" ] && [ "$seconds" -lt 28800 ]; do
-        sleep 1
-        seconds=$((seconds + 1))
-      done
-      ;;
-    *) stop INT 60 ;;
-  esac
+  [ "$command" = immediate ] || stop INT 60
   stop QUIT 10
   stop KILL 10
 ) 4<&- &
