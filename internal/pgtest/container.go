@@ -19,8 +19,8 @@ import (
 
 // lifetime is a shell command that runs in the container beside the server, and ends the container
 // when its stdin closes. Only this process has the other end, so the container ends with it, even
-// after SIGKILL. A line on stdin keeps the container for 8 hours.
-const lifetime = `read -r keep && sleep 28800; kill -s QUIT 1`
+// after SIGKILL.
+const lifetime = `cat >/dev/null; kill -s QUIT 1`
 
 const postgresPort = "5432/tcp"
 
@@ -36,7 +36,6 @@ func startContainer(ctx context.Context, image string) (*instance, error) {
 	if err := pool.Client.PingWithContext(ping); err != nil { // NewPool succeeds even without an engine
 		return nil, fmt.Errorf("no Docker engine answers (%w)", err)
 	}
-	removeLeftoverContainers(pool)
 	repository, tag := docker.ParseRepositoryTag(image)
 	if err := provideImage(ctx, pool, image, repository, tag); err != nil {
 		return nil, err
@@ -47,11 +46,10 @@ func startContainer(ctx context.Context, image string) (*instance, error) {
 	for _, name := range slices.Sorted(maps.Keys(sharedSettings)) {
 		command = append(command, "-c", name+"="+sharedSettings[name])
 	}
-	bind, dial := publishAddresses(pool.Client.Endpoint())
 	resource, err := pool.RunWithOptions(&dockertest.RunOptions{
 		Name: runPrefix() + rand.Text(), Repository: repository, Tag: tag, Cmd: command,
 		Env:          []string{"POSTGRES_PASSWORD=" + password, "POSTGRES_INITDB_ARGS=--no-sync"},
-		PortBindings: map[docker.Port][]docker.PortBinding{postgresPort: {{HostIP: bind}}},
+		PortBindings: map[docker.Port][]docker.PortBinding{postgresPort: {{HostIP: "127.0.0.1"}}},
 	}, func(config *docker.HostConfig) {
 		config.AutoRemove = true
 		config.PublishAllPorts = false
@@ -61,14 +59,14 @@ func startContainer(ctx context.Context, image string) (*instance, error) {
 		return nil, fmt.Errorf("start a container of %s: %w", image, err)
 	}
 	name := strings.TrimPrefix(resource.Container.Name, "/")
-	reader, stdin := io.Pipe()
+	stdin, _ := io.Pipe() // nothing is written to it
 	go func() {
-		_, _ = resource.Exec([]string{"sh", "-c", lifetime}, dockertest.ExecOptions{StdIn: reader, StdOut: io.Discard})
+		_, _ = resource.Exec([]string{"sh", "-c", lifetime}, dockertest.ExecOptions{StdIn: stdin, StdOut: io.Discard})
 	}()
 
 	admin := url.URL{
 		Scheme: "postgres", User: url.UserPassword("postgres", password),
-		Host: dial + ":" + resource.GetPort(postgresPort), Path: "/postgres", RawQuery: "sslmode=disable&connect_timeout=5",
+		Host: resource.GetHostPort(postgresPort), Path: "/postgres", RawQuery: "sslmode=disable&connect_timeout=5",
 	}
 	// While the official image creates the cluster, its server listens on no TCP port.
 	err = pool.Retry(func() error {
@@ -82,13 +80,7 @@ func startContainer(ctx context.Context, image string) (*instance, error) {
 		err = fmt.Errorf("the server in container %s does not answer: %w", name, err)
 		return nil, errors.Join(err, pool.Purge(resource))
 	}
-	s, err := newInstance(admin.String(), "container "+name+" of "+image)
-	s.close = func() error { return pool.Purge(resource) }
-	s.keep = func() (string, error) {
-		_, err := io.WriteString(stdin, "keep\n")
-		return "docker rm --force --volumes " + name, err
-	}
-	return s, err
+	return newInstance(admin.String(), image+" in container "+name, func() error { return pool.Purge(resource) })
 }
 
 // provideImage pulls the image if it is missing. That may take 2 minutes: after that, binaries on
@@ -106,28 +98,4 @@ func provideImage(ctx context.Context, pool *dockertest.Pool, image, repository,
 		return fmt.Errorf("image %s does not exist on this machine and cannot be pulled: %w", image, err)
 	}
 	return nil
-}
-
-// publishAddresses returns the address to publish a container's port on and the address to connect
-// to. Both are 127.0.0.1, unless the Docker engine is on another machine.
-func publishAddresses(endpoint string) (bind, dial string) {
-	u, err := url.Parse(endpoint)
-	if err != nil || u.Scheme == "unix" || u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" {
-		return "127.0.0.1", "127.0.0.1"
-	}
-	return "0.0.0.0", u.Hostname()
-}
-
-// removeLeftoverContainers removes the containers that earlier processes have kept.
-func removeLeftoverContainers(pool *dockertest.Pool) {
-	all, err := pool.Client.ListContainers(docker.ListContainersOptions{All: true, Filters: map[string][]string{"name": {packagePrefix()}}})
-	if err != nil {
-		logf("%v", err)
-	}
-	for _, c := range all {
-		if isLeftover(strings.TrimPrefix(c.Names[0], "/")) {
-			// This fails if the engine is already removing it.
-			_ = pool.Client.RemoveContainer(docker.RemoveContainerOptions{ID: c.ID, Force: true, RemoveVolumes: true})
-		}
-	}
 }

@@ -46,8 +46,8 @@ func (s *instance) newName(t testing.TB) string {
 }
 
 // isLeftover reports whether a name is that of an earlier process of this package, which has kept
-// what a failed test used, or was killed. Call it before this process creates anything of that
-// kind: an earlier process may have had the same ID.
+// the database of a failed test, or was killed. Call it before this process creates anything of
+// that kind: an earlier process may have had the same ID.
 func isLeftover(name string) bool {
 	rest, ours := strings.CutPrefix(name, packagePrefix())
 	text, _, _ := strings.Cut(rest, "_")
@@ -77,23 +77,15 @@ func (s *instance) dropLeftovers(ctx context.Context) error {
 	return err
 }
 
-// removeLeftoverHomes removes the home directories of earlier processes, with their servers.
+// removeLeftoverHomes removes the home directories that killed processes have left.
 var removeLeftoverHomes = sync.OnceFunc(func() {
 	homes, _ := filepath.Glob(filepath.Join(os.TempDir(), packagePrefix()+"*")) // fails only for a malformed pattern
 	for _, home := range homes {
-		info, err := os.Lstat(home)
-		if err != nil || !isLeftover(filepath.Base(home)) {
-			continue
+		if isLeftover(filepath.Base(home)) {
+			if err := removeHomeDir(home); err != nil {
+				logf("%v", err)
+			}
 		}
-		// Other users can create files of any name in the temporary directory.
-		if stat, ok := info.Sys().(*syscall.Stat_t); !ok || !info.IsDir() || int(stat.Uid) != os.Geteuid() {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), timeout)
-		if err := localpg.Remove(ctx, home); err != nil {
-			logf("%v", err)
-		}
-		cancel()
 	}
 })
 
@@ -108,9 +100,8 @@ func newHomeDir() (string, error) {
 	return dir, os.Chmod(dir, 0o711)
 }
 
-// mustKeep reports whether what a test has used must be kept. In CI nothing is kept, because the
-// machine is removed after the run.
-func mustKeep(failed bool) bool {
-	ci, _ := strconv.ParseBool(os.Getenv("CI"))
-	return failed && !ci
+func removeHomeDir(dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return localpg.Remove(ctx, dir)
 }

@@ -24,10 +24,10 @@
 // search_path of a clone is empty, so that a name without its schema fails here, and not later on a
 // server with another search_path.
 //
-// When a test passes, its database is dropped. When a test fails, its database is kept and its
-// address is printed; the server is kept, too, if pgtest started it. They are removed when the
-// tests of the same package run again, and such a server after 8 hours at the latest. With CI=true
-// nothing is kept. A killed run leaves no server, and databases only until the next run.
+// A database is dropped at the end of its test. If the test fails on the server of
+// TEST_DATABASE_URL, its database is kept until the tests of the same package run again, and its
+// address is printed, unless CI=true. A server that pgtest started ends with the process, even
+// after SIGKILL.
 //
 // Tests that stop, kill or configure a server use their own: StartServer.
 package pgtest
@@ -39,6 +39,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,10 +72,16 @@ type Database struct {
 func Main(m *testing.M) {
 	localpg.IgnoreEnvironment()
 	m.Run() // m keeps the exit code
-	if selected.instance != nil {
-		selected.instance.finish()
+	close(atExit)
+	for remove := range atExit {
+		if err := remove(); err != nil {
+			logf("%v", err)
+		}
 	}
 }
+
+// atExit removes what the tests of this process share: the server, and the template of StartServer.
+var atExit = make(chan func() error, 2)
 
 // New returns a fresh database with the coupon schema and an empty search_path.
 func New(t testing.TB) *Database {
@@ -113,19 +120,21 @@ func (d *Database) Connect(t testing.TB) *pgx.Conn {
 }
 
 // selected is the server of this process, selected when the first test needs it.
-var selected struct {
-	once     sync.Once
-	instance *instance
-	err      error
-}
+var selected = sync.OnceValues(func() (*instance, error) {
+	s, err := selectServer()
+	if err == nil {
+		atExit <- s.finish
+	}
+	return s, err
+})
 
 func shared(t testing.TB) *instance {
 	t.Helper()
-	selected.once.Do(func() { selected.instance, selected.err = selectServer() })
-	if selected.err != nil {
-		t.Fatalf("pgtest: no PostgreSQL server for the tests: %v", selected.err)
+	s, err := selected()
+	if err != nil {
+		t.Fatalf("pgtest: no PostgreSQL server for the tests: %v", err)
 	}
-	return selected.instance
+	return s
 }
 
 // instance is a PostgreSQL server as one test process uses it.
@@ -133,23 +142,20 @@ type instance struct {
 	admin   *url.URL // of a user that may create databases and roles
 	what    string   // for the user
 	private bool     // it belongs to one test, so no database has to be dropped
-	// close removes a server that this process started, with all its data, and keep lets it outlive
-	// this process and returns the shell command that removes it. Both are nil for the server of
+	// stop removes a server that this process started, with all its data. It is nil for the server of
 	// TEST_DATABASE_URL.
-	close func() error
-	keep  func() (remove string, err error)
+	stop func() error
 
 	template func() (string, error) // creates the template once and returns its name
 	created  atomic.Int64           // how many databases were created
-	kept     atomic.Bool            // a database was kept
 }
 
-func newInstance(admin, what string) (*instance, error) {
+func newInstance(admin, what string, stop func() error) (*instance, error) {
 	u, err := url.Parse(admin)
 	if err != nil || u.Host == "" {
 		return nil, errors.New("not a URL such as postgres://user:password@127.0.0.1:5432/postgres")
 	}
-	s := &instance{admin: u, what: what}
+	s := &instance{admin: u, what: what, stop: stop}
 	s.template = sync.OnceValues(s.makeTemplate)
 	return s, nil
 }
@@ -215,17 +221,13 @@ func (s *instance) create(t testing.TB, name string, owner *url.Userinfo, comman
 		t.Fatalf("pgtest: create a database: %v", err)
 	}
 	t.Cleanup(func() {
+		ci, _ := strconv.ParseBool(os.Getenv("CI"))
 		switch {
 		case s.private: // removed with its server
-		case mustKeep(t.Failed()):
-			s.kept.Store(true)
-			// Not with t.Logf: its output is lost if a test panics later. A password in TEST_DATABASE_URL
-			// is known to the user.
-			shown := s.url(name, s.admin.User)
-			if s.keep == nil {
-				shown = s.url(name, url.User(s.admin.User.Username()))
-			}
-			logf("%s failed: its database is kept until the tests of this package run again: %s", t.Name(), shown)
+		case t.Failed() && s.stop == nil && !ci:
+			// Not with t.Logf: its output is lost if a test panics later. The password is known to the user.
+			logf("%s failed: its database is kept until the tests of this package run again: %s",
+				t.Name(), s.url(name, url.User(s.admin.User.Username())))
 		default:
 			// Only NewOwned has created a role.
 			if err := s.exec(dropDatabase(name), dropRole(name)); err != nil {
@@ -294,22 +296,11 @@ func (s *instance) exec(commands ...string) error {
 }
 
 // finish runs at the end of the process.
-func (s *instance) finish() {
-	var err error
-	switch {
-	case s.close == nil:
-		err = s.exec(dropDatabase(runPrefix() + "template"))
-	case s.kept.Load():
-		var remove string
-		if remove, err = s.keep(); err == nil {
-			logf("the server is kept, too: %s\npgtest: to remove it now: %s", s.admin, remove)
-		}
-	default:
-		err = s.close()
+func (s *instance) finish() error {
+	if s.stop == nil {
+		return s.exec(dropDatabase(runPrefix() + "template"))
 	}
-	if err != nil {
-		logf("%v", err)
-	}
+	return s.stop()
 }
 
 // logf prints a message that does not belong to one test.

@@ -1,14 +1,13 @@
 package pgtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/internal/localpg"
 )
@@ -28,7 +27,7 @@ var sharedSettings = map[string]string{
 }
 
 // Share runs a command with TEST_DATABASE_URL, so that the tests of several packages share a
-// server. If the command fails, the server is kept like that of a failed test.
+// server. With CI=true they keep no database on a server that ends with the command.
 func Share(command *exec.Cmd) error {
 	localpg.IgnoreEnvironment()
 	s, err := selectServer()
@@ -36,10 +35,21 @@ func Share(command *exec.Cmd) error {
 		return err
 	}
 	command.Env = append(os.Environ(), urlVariable+"="+s.admin.String())
+	if s.stop != nil {
+		command.Env = append(command.Env, "CI=true")
+	}
 	err = command.Run()
-	s.kept.Store(mustKeep(err != nil))
-	s.finish()
-	return err
+	return errors.Join(err, s.finish())
+}
+
+// Local starts a server from binaries on this machine for a program that is not a test, and returns
+// its superuser's connection string. stop ends it and removes its data.
+func Local(ctx context.Context) (admin string, stop func() error, err error) {
+	s, err := startLocal(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	return s.admin.String(), s.stop, nil
 }
 
 // selectServer returns the server for the tests, and prints which one it is.
@@ -47,26 +57,15 @@ func selectServer() (*instance, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // PostgreSQL may have to be downloaded
 	defer cancel()
 	s, err := startOrConnect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var version string
-	conn, err := pgx.Connect(ctx, s.admin.String())
 	if err == nil {
-		err = conn.QueryRow(ctx, "show server_version").Scan(&version)
-		_ = conn.Close(ctx)
+		logf("using %s", s.what)
 	}
-	if err != nil {
-		s.finish()
-		return nil, err
-	}
-	logf("PostgreSQL %s, %s", version, s.what)
-	return s, nil
+	return s, err
 }
 
 func startOrConnect(ctx context.Context) (*instance, error) {
-	if connection := os.Getenv(urlVariable); connection != "" {
-		s, err := newInstance(connection, "the server of "+urlVariable)
+	if admin := os.Getenv(urlVariable); admin != "" {
+		s, err := newInstance(admin, "the server of "+urlVariable, nil)
 		if err == nil {
 			err = s.dropLeftovers(ctx)
 		}
@@ -76,19 +75,16 @@ func startOrConnect(ctx context.Context) (*instance, error) {
 		return s, nil
 	}
 
-	image, required := os.LookupEnv(imageVariable)
-	if image == "" {
-		image, required = defaultImage, false
-	}
-	s, err := startContainer(ctx, image)
+	image := os.Getenv(imageVariable)
+	s, err := startContainer(ctx, cmp.Or(image, defaultImage))
 	if err == nil {
 		return s, nil
 	}
-	if required {
+	if image != "" {
 		// Tests for one PostgreSQL version must not run on another.
 		return nil, fmt.Errorf("%s=%s: %w", imageVariable, image, err)
 	}
-	logf("no container: %v; using PostgreSQL from this machine", err)
+	logf("no container: %v", err)
 	return startLocal(ctx)
 }
 
@@ -99,10 +95,8 @@ func startLocal(ctx context.Context) (*instance, error) {
 	}
 	running, err := localpg.Start(ctx, localpg.Options{Dir: dir, Settings: sharedSettings, Log: os.Stderr})
 	if err != nil {
-		return nil, errors.Join(err, localpg.Remove(ctx, dir))
+		return nil, errors.Join(err, removeHomeDir(dir))
 	}
-	s, err := newInstance(running.URL("postgres"), "from "+running.BinDir())
-	s.keep = func() (string, error) { return "rm -r " + dir, running.Keep() }
-	s.close = func() error { return errors.Join(running.Kill(), localpg.Remove(context.Background(), dir)) }
-	return s, err
+	what := "PostgreSQL " + running.Version() + " from " + running.BinDir()
+	return newInstance(running.URL("postgres"), what, func() error { return errors.Join(running.Kill(), removeHomeDir(dir)) })
 }

@@ -2,8 +2,9 @@ package pgtest
 
 import (
 	"context"
-	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 
@@ -26,25 +27,45 @@ type Server struct {
 // StartServer starts a server for one test from the binaries of this machine, even if other tests
 // use a container or TEST_DATABASE_URL. settings are settings of postgresql.conf. Unlike those of
 // the shared server, all others have PostgreSQL's defaults: committed data is on disk. The server
-// ends with the test. If the test fails, it is kept like a database of New.
+// ends with the test.
 func StartServer(t testing.TB, settings map[string]string) *Server {
 	t.Helper()
-	home, err := newHomeDir()
-	if err != nil {
-		t.Fatalf("pgtest: %v", err)
+	s := &Server{options: localpg.Options{Dir: ClusterDir(t), Settings: settings, Log: os.Stderr}}
+	template, err := clusterTemplate()
+	if err == nil {
+		err = exec.Command("cp", "-Rp", filepath.Join(template, "data"), filepath.Join(template, "pgpass"), s.options.Dir).Run()
 	}
-	s := &Server{options: localpg.Options{Dir: home, Settings: settings, Log: os.Stderr}}
-	t.Cleanup(func() { s.cleanUp(t) })
-	if err := s.Start(); err != nil {
+	if err == nil {
+		err = s.Start()
+	}
+	if err != nil {
 		t.Fatalf("pgtest: start a server: %v", err)
 	}
+	t.Cleanup(func() { _ = s.Kill() })
 	s.options.Port = s.running.Port()
-	if s.instance, err = newInstance(s.running.URL("postgres"), ""); err != nil {
+	if s.instance, err = newInstance(s.running.URL("postgres"), "", nil); err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
 	s.private = true
 	return s
 }
+
+// clusterTemplate returns the home directory of a cluster that StartServer copies: that is much
+// faster than initdb.
+var clusterTemplate = sync.OnceValues(func() (string, error) {
+	home, err := newHomeDir()
+	if err != nil {
+		return "", err
+	}
+	atExit <- func() error { return removeHomeDir(home) }
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	running, err := localpg.Start(ctx, localpg.Options{Dir: home, Settings: map[string]string{"fsync": "off"}, Log: os.Stderr})
+	if err != nil {
+		return "", err
+	}
+	return home, running.Stop()
+})
 
 // ClusterDir returns a directory for a cluster that the test starts by other means (localpg.Start,
 // coupond dev). It is removed at the end of the test. t.TempDir would not do: if root runs the
@@ -56,9 +77,7 @@ func ClusterDir(t testing.TB) string {
 		t.Fatalf("pgtest: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), timeout)
-		defer cancel()
-		if err := localpg.Remove(ctx, home); err != nil {
+		if err := removeHomeDir(home); err != nil {
 			t.Errorf("pgtest: %v", err)
 		}
 	})
@@ -132,27 +151,4 @@ func (s *Server) Start() error {
 		s.running = running
 	}
 	return err
-}
-
-// cleanUp runs at the end of the test.
-func (s *Server) cleanUp(t testing.TB) {
-	t.Helper()
-	if s.instance != nil && mustKeep(t.Failed()) {
-		err := s.Start()
-		if err == nil {
-			err = s.running.Keep()
-		}
-		if err != nil {
-			logf("%s failed: its server cannot be started again, its data is kept in %s: %v", t.Name(), s.options.Dir, err)
-			return
-		}
-		logf("%s failed: its server is kept until the tests of this package run again: %s", t.Name(), s.admin)
-		logf("to remove it now: rm -r %s", s.options.Dir)
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	if err := errors.Join(s.Kill(), localpg.Remove(ctx, s.options.Dir)); err != nil {
-		t.Errorf("pgtest: %v", err)
-	}
 }
