@@ -1,7 +1,7 @@
 // Package faultproxy is a TCP proxy in front of PostgreSQL for tests. It breaks or stalls a
 // connection at a chosen message of a chosen call.
 //
-// Encrypted connections are forwarded without faults.
+// It accepts no encryption, like a server without TLS.
 package faultproxy
 
 import (
@@ -55,7 +55,6 @@ type Proxy struct {
 	faultFor func(sql string) Fault
 	frozen   bool
 	down     bool
-	closed   bool
 	pairs    map[*pair]struct{}
 	running  sync.WaitGroup
 }
@@ -96,17 +95,15 @@ func (p *Proxy) Inject(faultFor func(sql string) Fault) {
 
 // Freeze stops forwarding in both directions until Thaw. New connections are accepted but not
 // forwarded.
-func (p *Proxy) Freeze() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.frozen = true
-}
+func (p *Proxy) Freeze() { p.setFrozen(true) }
 
 // Thaw ends Freeze. Data that was held back is forwarded.
-func (p *Proxy) Thaw() {
+func (p *Proxy) Thaw() { p.setFrozen(false) }
+
+func (p *Proxy) setFrozen(frozen bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.frozen = false
+	p.frozen = frozen
 	p.thawed.Broadcast()
 }
 
@@ -114,10 +111,10 @@ func (p *Proxy) Thaw() {
 // soon as they are accepted.
 func (p *Proxy) SetDown(down bool) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.down = down
-	p.mu.Unlock()
 	if down {
-		p.CutAll()
+		p.cutAll()
 	}
 }
 
@@ -125,6 +122,10 @@ func (p *Proxy) SetDown(down bool) {
 func (p *Proxy) CutAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.cutAll()
+}
+
+func (p *Proxy) cutAll() {
 	for c := range p.pairs {
 		c.cut()
 	}
@@ -143,11 +144,9 @@ func (p *Proxy) Connections() int {
 // Close cuts all connections and returns when all of the proxy's goroutines have ended.
 func (p *Proxy) Close() {
 	p.mu.Lock()
-	p.closed, p.frozen = true, false
+	p.down, p.frozen = true, false
 	_ = p.listener.Close()
-	for c := range p.pairs {
-		c.cut()
-	}
+	p.cutAll()
 	p.thawed.Broadcast()
 	p.mu.Unlock()
 	p.running.Wait()
@@ -171,25 +170,17 @@ func (p *Proxy) serve(client net.Conn) {
 		_ = client.Close()
 		return
 	}
-	c := &pair{clientConn: gate{client, p}, serverConn: gate{server, p}}
+	c := &pair{proxy: p, clientConn: gate{client, p}, serverConn: gate{server, p}}
 	c.client, c.server = pgproto3.NewBackend(client, c.clientConn), pgproto3.NewFrontend(server, c.serverConn)
 	p.mu.Lock()
-	if p.closed || p.down {
+	if p.down {
 		c.cut()
 	}
 	p.pairs[c] = struct{}{}
 	p.mu.Unlock()
 
 	var responses sync.WaitGroup
-	switch encrypted, err := c.forwardStartup(); {
-	case err != nil:
-	case encrypted:
-		responses.Go(func() {
-			_, _ = io.Copy(c.clientConn, server)
-			c.cut()
-		})
-		_, _ = io.Copy(c.serverConn, client)
-	default:
+	if c.forwardStartup() == nil {
 		responses.Go(func() {
 			c.forwardResponses()
 			c.cut()
@@ -237,6 +228,7 @@ func (g gate) Write(p []byte) (int, error) {
 
 // pair is one forwarded connection: both ends, and the fault of the call in progress.
 type pair struct {
+	proxy                  *Proxy
 	clientConn, serverConn gate
 	client                 *pgproto3.Backend  // is the server of the client
 	server                 *pgproto3.Frontend // is the client of the server
@@ -264,32 +256,23 @@ func (c *pair) toClient(message pgproto3.BackendMessage) error {
 	return c.client.Flush()
 }
 
-// forwardStartup forwards the client's first message, and what it and the server agree on
-// encryption before that.
-func (c *pair) forwardStartup() (encrypted bool, err error) {
+// forwardStartup forwards the client's first message.
+func (c *pair) forwardStartup() error {
 	for {
 		message, err := c.client.ReceiveStartupMessage()
 		if err != nil {
-			return false, err
-		}
-		if err := c.toServer(message); err != nil {
-			return false, err
+			return err
 		}
 		switch message.(type) {
 		case *pgproto3.SSLRequest, *pgproto3.GSSEncRequest:
-			var reply [1]byte // N means no, any other byte means yes
-			if _, err := io.ReadFull(c.serverConn, reply[:]); err != nil {
-				return false, err
+			if _, err := c.clientConn.Write([]byte("N")); err != nil { // no encryption
+				return err
 			}
-			if _, err := c.clientConn.Write(reply[:]); err != nil || reply[0] != 'N' {
-				return true, err
-			}
+			continue
 		case *pgproto3.CancelRequest:
-			c.clientConn.proxy.cancelRequests.Add(1)
-			return false, nil
-		default:
-			return false, nil
+			c.proxy.cancelRequests.Add(1)
 		}
+		return c.toServer(message)
 	}
 }
 
@@ -309,10 +292,10 @@ func (c *pair) forwardCalls() {
 		case *pgproto3.Bind:
 			portals[m.DestinationPortal] = statements[m.PreparedStatement]
 		case *pgproto3.Execute:
-			c.setFault(c.clientConn.proxy.faultOf(portals[m.Portal]))
+			c.setFault(c.proxy.faultOf(portals[m.Portal]))
 		case *pgproto3.Query:
 			complete = true
-			f := c.clientConn.proxy.faultOf(m.String)
+			f := c.proxy.faultOf(m.String)
 			if f == CutBeforeCommit || f == CutAnsweredBeforeCommit {
 				f = CutBeforeCall // a simple query commits in the same message
 			}
