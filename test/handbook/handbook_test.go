@@ -43,21 +43,15 @@ func TestHandbook(t *testing.T) {
 		sessions: map[string]*session{},
 		admin:    c,
 	}
-	if err := os.CopyFS(filepath.Join(workDir(t), "deploy"), os.DirFS("../../deploy")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.CopyFS(filepath.Join(workDir(t), "deploy"), os.DirFS("../../deploy")))
 	text, err := os.ReadFile("../../docs/dba.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	written, commands := r.run(strings.Split(string(text), "\n"))
 	if commands < 30 {
 		t.Errorf("found only %d commands", commands)
 	}
 	if update {
-		if err := os.WriteFile("../../docs/dba.md", []byte(strings.Join(written, "\n")), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile("../../docs/dba.md", []byte(strings.Join(written, "\n")), 0o600))
 	}
 }
 
@@ -198,26 +192,18 @@ func (r *runner) session(name string) *session {
 	}
 	cmd.Env = append(slices.Clone(r.env), "PGAPPNAME="+name)
 	input, err := cmd.StdinPipe()
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	must(r.t, err)
 	reader, writer, err := os.Pipe()
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	must(r.t, err)
 	cmd.Stdout, cmd.Stderr = writer, writer
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
-	}
+	must(r.t, cmd.Start())
 	_ = writer.Close()
 	r.t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_ = reader.Close()
 	})
-	if err := reader.SetReadDeadline(time.Now().Add(2 * timeout)); err != nil {
-		r.t.Fatal(err)
-	}
+	must(r.t, reader.SetReadDeadline(time.Now().Add(2*timeout)))
 	s := &session{r.t, name, r.admin, input, bufio.NewReader(reader)}
 	r.sessions[name] = s
 	return s

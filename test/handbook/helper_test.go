@@ -59,30 +59,23 @@ var settings = map[string]string{"wal_level": "logical"}
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), timeout)
-	defer cancel()
-	server, err := localpg.Start(ctx, localpg.Options{Dir: pgtest.ClusterDir(t), Log: os.Stderr, Settings: settings})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = server.Kill() })
+	c := &cluster{t: t}
+	c.start(pgtest.ClusterDir(t), 0)
 	for _, program := range []string{"psql", "pg_dump", "pg_restore"} {
-		if _, err := os.Stat(filepath.Join(server.BinDir(), program)); err != nil {
+		if _, err := os.Stat(filepath.Join(c.BinDir(), program)); err != nil {
 			t.Fatalf("%s is not in the folder of the server (Debian: apt-get install postgresql-15)", program)
 		}
 	}
-	return &cluster{server, t}
+	return c
 }
 
-// restart starts the server after a Stop, with the same address.
-func (c *cluster) restart() {
+// start starts the server, also after a Stop.
+func (c *cluster) start(dir string, port int) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), timeout)
 	defer cancel()
-	server, err := localpg.Start(ctx, localpg.Options{Dir: c.Dir(), Port: c.Port(), Log: os.Stderr, Settings: settings})
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	server, err := localpg.Start(ctx, localpg.Options{Dir: dir, Port: port, Log: os.Stderr, Settings: settings})
+	must(c.t, err)
 	c.t.Cleanup(func() { _ = server.Kill() })
 	c.Server = server
 }
@@ -91,9 +84,7 @@ func (c *cluster) restart() {
 // cluster as login.
 func (c *cluster) env(login, database string) []string {
 	u, err := url.Parse(c.URL(database))
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	must(c.t, err)
 	password, _ := u.User.Password()
 	if login != "postgres" {
 		password = login
@@ -113,11 +104,16 @@ func (c *cluster) url(login, database string) string {
 		return c.URL(database)
 	}
 	u, err := url.Parse(c.URL(database))
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	must(c.t, err)
 	u.User = url.UserPassword(login, login)
 	return u.String()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // shell runs a command in bash. The output is that of stdout and stderr, in the order in which they
@@ -149,18 +145,14 @@ func mustRun(t *testing.T, env []string, command string) string {
 func workDir(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(bin, strings.ReplaceAll(t.Name(), "/", "_"))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.MkdirAll(dir, 0o700))
 	return dir
 }
 
 func connect(t *testing.T, address string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
@@ -192,9 +184,7 @@ func checkClaims(t *testing.T, conn *pgx.Conn, coupon string, n int) {
 func fromHandbook(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/dba.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	match := regexp.MustCompile("(?s)<!-- " + regexp.QuoteMeta(name) + " -->\n```\\w+\n(.*?)```\n").FindSubmatch(text)
 	if match == nil {
 		t.Fatalf("docs/dba.md has no block %s", name)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -37,9 +36,7 @@ func TestPgBouncer(t *testing.T) {
 	coupons := c.env("postgres", "coupond")
 	mustRun(t, coupons, "coupond migrate")
 	login := fromHandbook(t, "the login behind PgBouncer")
-	if err := os.WriteFile(filepath.Join(workDir(t), "login.sql"), []byte(login), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(filepath.Join(workDir(t), "login.sql"), []byte(login), 0o600))
 	mustRun(t, coupons, `psql -qv ON_ERROR_STOP=1 -f login.sql && psql -qc "alter role coupon_login password 'coupon_login'"`)
 	b := startPgBouncer(t, c)
 	owner := connect(t, c.URL("coupond"))
@@ -84,9 +81,7 @@ func TestPgBouncer(t *testing.T) {
 			const sql = "select coupond.coupon_schema_version()"
 			get[int](t, first, sql)
 			tx, err := second.Begin(t.Context()) // which occupies the server connection
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			var version int
 			err = first.QueryRow(t.Context(), sql).Scan(&version)
 			if rollback := tx.Rollback(t.Context()); err == nil || rollback != nil || !strings.Contains(err.Error(), "SQLSTATE 26000") {
@@ -99,13 +94,10 @@ func TestPgBouncer(t *testing.T) {
 	claimLocked := func(t *testing.T, coupon string, want error) {
 		t.Helper()
 		store := open(t, b.url("?default_query_exec_mode=exec"))
-		if _, err := store.CreateCoupon(t.Context(), coupon, 1); err != nil {
-			t.Fatal(err)
-		}
+		_, err := store.CreateCoupon(t.Context(), coupon, 1)
+		must(t, err)
 		tx, err := owner.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		if _, err := tx.Exec(t.Context(), "select from coupond.coupons where name = $1 for update", coupon); err != nil {
 			t.Fatal(err)
 		}
@@ -118,46 +110,39 @@ func TestPgBouncer(t *testing.T) {
 	t.Run("locked coupon", func(t *testing.T) {
 		claimLocked(t, "locked", pgstore.ErrUnavailable)
 	})
+	alterLogin := func(changes ...string) {
+		t.Helper()
+		for _, change := range changes {
+			mustRun(t, coupons, `psql -qc "alter role coupon_login `+change+`"`)
+		}
+		b.reconnect(t)
+	}
 	t.Run("locked coupon without time-outs", func(t *testing.T) {
-		mustRun(t, coupons, `psql -qc "alter role coupon_login reset lock_timeout" -c "alter role coupon_login reset statement_timeout"`)
-		b.reconnect(t)
+		alterLogin("reset lock_timeout", "reset statement_timeout")
 		claimLocked(t, "locked without", pgstore.ErrOutcomeUnknown)
-		mustRun(t, coupons, `psql -qc "alter role coupon_login set lock_timeout = '500ms'" -c "alter role coupon_login set statement_timeout = '1s'"`)
-		b.reconnect(t)
+		alterLogin("set lock_timeout = '500ms'", "set statement_timeout = '1s'")
 	})
-
-	t.Run("login without the role coupon_service", func(t *testing.T) {
-		mustRun(t, coupons, `psql -qc "alter role coupon_login reset role"`)
-		b.reconnect(t)
-		_, err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
-		if err == nil || !strings.Contains(err.Error(), "not those of coupon_service") {
-			t.Errorf("Ready with the privileges of the login: %v", err)
-		}
-		mustRun(t, coupons, `psql -qc "alter role coupon_login set role = coupon_service"`)
-		b.reconnect(t)
-	})
-
-	t.Run("login without a setting", func(t *testing.T) {
-		mustRun(t, coupons, `psql -qc "alter role coupon_login set default_transaction_isolation = serializable"`)
-		b.reconnect(t)
-		_, err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
-		if err == nil || !strings.Contains(err.Error(), "default_transaction_isolation is serializable") {
-			t.Errorf("Ready with another isolation level: %v", err)
-		}
-		mustRun(t, coupons, `psql -qc "alter role coupon_login set default_transaction_isolation = 'read committed'"`)
-		b.reconnect(t)
-	})
+	for _, test := range []struct{ change, problem, back string }{
+		{"reset role", "not those of coupon_service", "set role = coupon_service"},
+		{"set default_transaction_isolation = serializable", "default_transaction_isolation is serializable",
+			"set default_transaction_isolation = 'read committed'"},
+	} {
+		t.Run("login with "+test.change, func(t *testing.T) {
+			alterLogin(test.change)
+			_, err := open(t, b.url("?default_query_exec_mode=exec")).Ready(t.Context())
+			if err == nil || !strings.Contains(err.Error(), test.problem) {
+				t.Errorf("Ready: %v, want an error that contains %q", err, test.problem)
+			}
+			alterLogin(test.back)
+		})
+	}
 
 	t.Run("coupond serve", func(t *testing.T) {
-		env := append(c.env("postgres", "coupond"), "DATABASE_URL="+b.url("?default_query_exec_mode=exec"))
-		port := freePort(t)
-		env = append(env, "LISTEN_ADDR=127.0.0.1:"+port)
+		env := append(c.env("postgres", "coupond"), "DATABASE_URL="+b.url("?default_query_exec_mode=exec"), "LISTEN_ADDR=127.0.0.1:"+freePort(t))
 		ctx, cancel := context.WithCancel(t.Context())
 		serve := exec.CommandContext(ctx, filepath.Join(bin, "coupond"), "serve")
 		serve.Env = env
-		if err := serve.Start(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, serve.Start())
 		defer func() { cancel(); _ = serve.Wait() }()
 		wait.For(t, "coupond serve to be healthy", func() bool {
 			_, err := shell(t, env, "coupond healthcheck")
@@ -167,18 +152,15 @@ func TestPgBouncer(t *testing.T) {
 
 	t.Run("PostgreSQL restarted", func(t *testing.T) {
 		store := open(t, b.url("?default_query_exec_mode=exec"))
-		if _, err := store.CreateCoupon(t.Context(), "restarted", 10); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Stop(); err != nil {
-			t.Fatal(err)
-		}
+		_, err := store.CreateCoupon(t.Context(), "restarted", 10)
+		must(t, err)
+		must(t, c.Stop())
 		// PgBouncer accepts the call and waits for a server connection, so the outcome of a call that
 		// times out is unknown.
 		if status, err := store.Claim(t.Context(), "ann", "restarted"); !errors.Is(err, pgstore.ErrOutcomeUnknown) {
 			t.Errorf("claim while PostgreSQL is stopped: %s %v", status, err)
 		}
-		c.restart()
+		c.start(c.Dir(), c.Port())
 		claimUntilGranted(t, store, "bob", "restarted")
 	})
 }
@@ -198,9 +180,7 @@ func open(t *testing.T, address string) *pgstore.Store {
 	store, err := pgstore.Open(pgstore.Config{
 		URL: address, MaxConns: 16, ClaimConcurrency: 4, ClaimQueue: 4096, ClaimTimeout: 5 * time.Second, SchemaVersion: db.Version(),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(store.Close)
 	return store
 }
@@ -285,9 +265,7 @@ type pgBouncer struct {
 
 // url returns a connection string for the login of docs/dba.md.
 func (b *pgBouncer) url(parameters string) string {
-	return (&url.URL{
-		Scheme: "postgres", User: url.UserPassword("coupon_login", "coupon_login"), Host: "127.0.0.1:" + b.port, Path: "/coupond",
-	}).String() + parameters
+	return "postgres://coupon_login:coupon_login@127.0.0.1:" + b.port + "/coupond" + parameters
 }
 
 // reconnect makes PgBouncer replace its server connections.
@@ -322,10 +300,9 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	b := &pgBouncer{port: freePort(t), tracksStatements: major > 1 || minor >= 21}
 	t.Logf("%s", match[0])
 
-	dir, err := makeDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	// It is given to another user. Unlike that of t.TempDir, its path is open to all.
+	dir, err := os.MkdirTemp("", "coupon-pgbouncer-")
+	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	ini := fromHandbook(t, "pgbouncer.ini")
 	for from, to := range map[string]string{
@@ -353,29 +330,19 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	if uid == 0 { // PgBouncer refuses to run as root
 		arguments = append(arguments, "--user=nobody")
 		account, err := user.Lookup("nobody")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		uid, _ = strconv.Atoi(account.Uid)
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(filepath.Join(dir, name), uid, -1); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		must(t, os.Chown(filepath.Join(dir, name), uid, -1))
 	}
-	if err := os.Chown(dir, uid, -1); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Chown(dir, uid, -1))
 
 	log := new(strings.Builder)
 	cmd := exec.Command(program, append(arguments, filepath.Join(dir, "pgbouncer.ini"))...)
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -392,20 +359,12 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	return b
 }
 
-// makeDir makes a directory that can be given to another user: unlike that of t.TempDir, its path
-// is open to all.
-func makeDir() (string, error) { return os.MkdirTemp("", "coupon-pgbouncer-") }
-
 func freePort(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer listener.Close()
 	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return port
 }

@@ -23,12 +23,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"syscall"
@@ -37,7 +37,7 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sync/errgroup"
 
-	"scalable-coupon-system/internal/localpg"
+	"scalable-coupon-system/internal/pgtest"
 )
 
 type options struct {
@@ -74,33 +74,23 @@ func run(ctx context.Context, o options) (err error) {
 		return nil
 	}
 
-	// In the system's temporary folder, because the path of a unix socket is limited to some 100
-	// bytes; readable by all, because PostgreSQL runs as another user when this program runs as root.
+	database, stopServer, err := pgtest.Local(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopServer()) }()
 	home, err := os.MkdirTemp("", "mutants-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(home)) }()
-	if err := os.Chmod(home, 0o755); err != nil {
-		return err
-	}
-	server, err := localpg.Start(ctx, localpg.Options{
-		Dir: filepath.Join(home, "postgres"),
-		Log: os.Stderr,
-		// As internal/pgtest starts its own server: nothing has to survive a crash of the machine.
-		Settings: map[string]string{"fsync": "off", "full_page_writes": "off", "max_connections": "300"},
-	})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = server.Kill() }()
 
 	started := time.Now()
 	r, err := newRunner(ctx, ".", home, o.Workers)
 	if err != nil {
 		return err
 	}
-	r.database = server.URL("postgres")
+	r.database = database
 	if err := r.baseline(ctx, mutants); err != nil {
 		return err
 	}
@@ -111,8 +101,9 @@ func run(ctx context.Context, o options) (err error) {
 	running.SetLimit(cap(r.trees))
 	for i, m := range mutants {
 		running.Go(func() error {
+			begun := time.Now()
 			results[i] = r.try(ctx, m)
-			printf("%-8s %5.1f s  %s", results[i], results[i].took.Seconds(), m.name)
+			printf("%-8s %5.1f s  %s", cmp.Or(results[i].problem, "caught"), time.Since(begun).Seconds(), m.name)
 			return ctx.Err()
 		})
 	}
@@ -122,9 +113,9 @@ func run(ctx context.Context, o options) (err error) {
 
 	failed := 0
 	for i, result := range results {
-		if !result.caught() {
+		if result.problem != "" {
 			failed++
-			printf("\n%s: %s\n%s", mutants[i].name, result, result.output)
+			printf("\n%s: %s\n%s", mutants[i].name, result.problem, result.output)
 		}
 	}
 	printf("\n%d mutants, %d caught, in %s", len(mutants), len(mutants)-failed, time.Since(started).Round(time.Second))
