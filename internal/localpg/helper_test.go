@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -197,6 +198,19 @@ func waitGone(t *testing.T, dir string) {
 	must(t, err)
 	defer func() { _ = file.Close() }()
 	wait.For(t, "the processes of the server to end", func() bool { return flock(file, syscall.LOCK_SH) == nil })
+}
+
+// cancelWhen returns a context that ends when condition becomes true.
+func cancelWhen(t *testing.T, condition func() bool) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() {
+		for !condition() && t.Context().Err() == nil {
+			time.Sleep(2 * time.Millisecond)
+		}
+		cancel(errors.New("the user has left"))
+	}()
+	return ctx
 }
 
 // script writes a shell script to dir.

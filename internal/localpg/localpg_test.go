@@ -264,15 +264,11 @@ func TestServer_endsWithItsWatchdog(t *testing.T) {
 func TestStart_contextCancelled(t *testing.T) {
 	t.Parallel()
 	o := fast(newCluster(t))
-	o.BinDir = fakeInstallation(t, "", `[ "$1" = --version ] || { echo starting; sleep 2; }; exec "$real/postgres" "$@"`)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	go func() {
-		for text := ""; !strings.Contains(text, "starting") && t.Context().Err() == nil; {
-			log, _ := os.ReadFile(filepath.Join(o.Dir, "server.log"))
-			text = string(log)
-		}
-		cancel(errors.New("the user has left"))
-	}()
+	o.BinDir = fakeInstallation(t, "", `[ "$1" = --version ] || { echo starting; sleep 0.5; }; exec "$real/postgres" "$@"`)
+	ctx := cancelWhen(t, func() bool {
+		log, _ := os.ReadFile(filepath.Join(o.Dir, logFile))
+		return strings.Contains(string(log), "starting")
+	})
 	_, err := Start(ctx, o)
 	// The log shows that the server handled the signal; otherwise it would have been killed.
 	wantError(t, err, "did not start", "the user has left", "received immediate shutdown request")
