@@ -60,16 +60,17 @@ func AnswerFor(outcome couponmodel.Outcome) Answer { return answers[outcome] }
 // ClaimOutcome returns the outcome of a claim with this answer. It is NotExecuted for answers that
 // no claim may get, such as 400 INVALID_REQUEST.
 func (a Answer) ClaimOutcome() couponmodel.Outcome {
-	switch {
-	case a == Claimed:
+	switch a {
+	case Claimed:
 		return couponmodel.Claimed
-	case a == AlreadyClaimed:
+	case AlreadyClaimed:
 		return couponmodel.AlreadyClaimed
-	case a == OutOfStock:
+	case OutOfStock:
 		return couponmodel.OutOfStock
-	case a == CouponNotFound:
+	case CouponNotFound:
 		return couponmodel.CouponNotFound
-	case a.Ambiguous():
+	}
+	if a.Ambiguous() {
 		return couponmodel.Ambiguous
 	}
 	return couponmodel.NotExecuted
@@ -100,23 +101,16 @@ func (a Answer) String() string {
 
 // classify returns the Answer of a response to a request with this method. The error says what is
 // wrong with one that is Malformed.
+//
+// Most answers of a sale are errors of a few codes, so the usual spelling of these is searched for
+// before the body is decoded. The search cannot match inside a JSON string, where quotes are
+// escaped, nor in a nested object, which error bodies do not have.
 func classify(method string, r Response) (Answer, error) {
-	if r.Status >= 400 {
-		return errorAnswer(r)
-	}
-	if method == http.MethodPost && r.Length > 0 {
-		return Malformed, fmt.Errorf("malformed answer: status %d with a body of %d bytes, want none", r.Status, r.Length)
-	}
-	return Answer{r.Status, ""}, nil
-}
-
-// errorAnswer returns the Answer with the code in an error body. Most answers of a sale are such
-// bodies, so the usual spelling is searched for before the body is decoded. The search cannot match
-// inside a JSON string, where quotes are escaped, nor in a nested object, which error bodies do not
-// have.
-func errorAnswer(r Response) (Answer, error) {
-	if r.Length > int64(len(r.Body)) {
-		return Malformed, fmt.Errorf("malformed answer: status %d with a body of %d bytes, want at most %d", r.Status, r.Length, len(r.Body))
+	if r.Status < 400 {
+		if method == http.MethodPost && len(r.Body) > 0 {
+			return Malformed, fmt.Errorf("malformed answer: status %d with a body of %d bytes, want none", r.Status, len(r.Body))
+		}
+		return Answer{r.Status, ""}, nil
 	}
 	if _, rest, found := bytes.Cut(r.Body, []byte(`"code":"`)); found {
 		code, _, _ := bytes.Cut(rest, []byte(`"`))

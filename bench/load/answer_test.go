@@ -24,7 +24,7 @@ func TestClassify(t *testing.T) {
 			http.MethodPost, 500, `{"error":"has \"code\":\"OUT_OF_STOCK\"","code":"INTERNAL"}`, Answer{500, "INTERNAL"},
 		},
 	} {
-		got, err := classify(test.method, Response{Status: test.status, Body: []byte(test.body), Length: int64(len(test.body))})
+		got, err := classify(test.method, Response{Status: test.status, Body: []byte(test.body)})
 		if got != test.want || err != nil {
 			t.Errorf("%s: %v, %v, want %v", name, got, err, test.want)
 		}

@@ -2,7 +2,6 @@ package load
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,13 +28,11 @@ import (
 type Client struct {
 	address string
 	timeout time.Duration
-	keep    int64 // bytes of a body
-	cancels bool  // the end of the context closes the connection, also when a request was sent
+	cancels bool // the end of the context ends a request that was sent, too
 
 	conn     *conn // nil: not connected
 	request  fasthttp.Request
 	response fasthttp.Response
-	kept     bytes.Buffer
 }
 
 // Request is a request for a [Client]: claim Coupon for User or, with Read, read Coupon.
@@ -49,11 +46,8 @@ type Request struct {
 type Response struct {
 	// Status is the HTTP status.
 	Status int
-	// Body is the beginning of the body, at most [KeptBody] bytes. It is valid until the next
-	// request.
+	// Body is valid until the next request.
 	Body []byte
-	// Length is the length of the whole body in bytes.
-	Length int64
 	// RetryAfter is the header of that name if it is a number of seconds, else 0.
 	RetryAfter time.Duration
 	// Sent is when the request was given to the kernel, Answered when the last byte of the answer
@@ -64,16 +58,13 @@ type Response struct {
 	Attempt int
 }
 
-// KeptBody is how many bytes of a body are kept. Every error body of the contract fits. Of a coupon
-// that is read under load only the length is needed.
-const KeptBody = 1024
+// maxBody is the length of the longest body that is read, in bytes.
+const maxBody = 1 << 30
 
 // NewClient returns a client of the service at address ("host:port"). The whole answer to a request
 // must arrive within timeout.
 func NewClient(address string, timeout time.Duration) *Client {
-	c := &Client{address: address, timeout: timeout, keep: KeptBody}
-	c.response.StreamBody = true
-	return c
+	return &Client{address: address, timeout: timeout}
 }
 
 // conn counts what was written, and remembers the error of a read or a write: from fasthttp's
@@ -111,14 +102,12 @@ const maxUnchecked = 50 * time.Millisecond
 // isClosed reports whether the service has closed a connection on which no answer is due.
 func (c *conn) isClosed() (closed bool) {
 	raw, err := c.Conn.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return true
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			readable, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			closed = readable > 0 // the end, or bytes that are no answer
+		})
 	}
-	err = raw.Read(func(fd uintptr) bool {
-		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		closed = err != unix.EAGAIN && err != unix.EINTR // readable: the end, or bytes that are no answer
-		return true                                      // does not wait
-	})
 	return closed || err != nil
 }
 
@@ -216,42 +205,30 @@ func (c *Client) exchange(r *Response) error {
 	if n := c.conn.in.Buffered(); n > 0 {
 		return fmt.Errorf("%d bytes after the end of the last answer", n)
 	}
+	header := &c.response.Header
 	if err := errors.Join(c.request.Write(c.conn.out), c.conn.out.Flush()); err != nil {
 		return err
 	}
-	header := &c.response.Header
 	if err := header.Read(c.conn.in); err != nil {
 		return err
 	}
-	r.Status = header.StatusCode()
+	chunked := header.ContentLength() == -1
 	if header.ContentLength() < -1 {
 		// HTTP allows it: the body ends with the connection. But a cut one would look the same.
 		return errors.New("neither Content-Length nor Transfer-Encoding")
 	}
-	if after := header.Peek("Retry-After"); len(after) > 0 {
-		seconds, _ := strconv.Atoi(string(after)) // 0 for the other form, a date
-		r.RetryAfter = time.Duration(seconds) * time.Second
-	}
-	if header.ContentLength() == 0 {
-		return nil
-	}
-	return c.readBody(r)
-}
-
-// readBody reads the whole body and keeps its beginning.
-func (c *Client) readBody(r *Response) error {
-	c.kept.Reset()
-	if err := c.response.ReadBody(c.conn.in, 0); err != nil {
+	if err := c.response.ReadBody(c.conn.in, maxBody); err != nil {
 		return err
 	}
-	kept, err := c.kept.ReadFrom(io.LimitReader(c.response.BodyStream(), c.keep))
-	if err != nil {
-		return err
+	if chunked {
+		// fasthttp accepts chunks without the end of the trailer.
+		if err := errors.Join(header.ReadTrailer(c.conn.in), c.conn.err); err != nil {
+			return err
+		}
 	}
-	rest, err := io.Copy(io.Discard, c.response.BodyStream())
-	r.Body, r.Length = c.kept.Bytes(), kept+rest
-	// fasthttp accepts chunks without the end of the trailer.
-	return errors.Join(err, c.response.CloseBodyStream(), c.conn.err)
+	seconds, _ := strconv.Atoi(string(header.Peek("Retry-After"))) // 0 for the other form, a date
+	r.Status, r.Body, r.RetryAfter = header.StatusCode(), c.response.Body(), time.Duration(seconds)*time.Second
+	return nil
 }
 
 // noAnswer returns the reason why an exchange failed with err.

@@ -3,7 +3,6 @@ package load
 import (
 	"cmp"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -43,29 +42,24 @@ const MaxLatency = 10 * time.Minute
 const maxErrors = 5
 
 // Total returns the number of requests.
-func (t Tally) Total() (n int) {
-	for _, c := range t.Answers {
-		n += c.Times
-	}
-	return n
-}
+func (t Tally) Total() int { return t.sum(func(Answer) bool { return true }) }
 
 // Answered returns the number of requests that got an answer.
-func (t Tally) Answered() (n int) {
+func (t Tally) Answered() int { return t.sum(func(a Answer) bool { return a.Status != 0 }) }
+
+// Ambiguous returns the number of requests with an ambiguous answer.
+func (t Tally) Ambiguous() int { return t.sum(Answer.Ambiguous) }
+
+// Count returns how often answer came.
+func (t Tally) Count(answer Answer) int { return t.sum(func(a Answer) bool { return a == answer }) }
+
+func (t Tally) sum(counts func(Answer) bool) (n int) {
 	for _, c := range t.Answers {
-		if c.Answer.Status != 0 {
+		if counts(c.Answer) {
 			n += c.Times
 		}
 	}
 	return n
-}
-
-// Count returns how often answer came.
-func (t Tally) Count(answer Answer) int {
-	if i := t.index(answer); i >= 0 {
-		return t.Answers[i].Times
-	}
-	return 0
 }
 
 // Quantile returns the latency that percent of the requests did not exceed (50 is the median), or 0
@@ -77,14 +71,9 @@ func (t Tally) Quantile(percent float64) time.Duration {
 	return time.Duration(t.Latency.ValueAtPercentile(percent))
 }
 
-// index returns the index of an answer, or -1. A run has few different answers, so a list is faster
-// than a map.
-func (t Tally) index(answer Answer) int {
-	return slices.IndexFunc(t.Answers, func(c Count) bool { return c.Answer == answer })
-}
-
+// count counts an answer. A run has few different ones, so a list is faster than a map.
 func (t *Tally) count(answer Answer, times int) {
-	i := t.index(answer)
+	i := slices.IndexFunc(t.Answers, func(c Count) bool { return c.Answer == answer })
 	if i < 0 {
 		i, t.Answers = len(t.Answers), append(t.Answers, Count{Answer: answer})
 	}
@@ -98,18 +87,15 @@ func (t *Tally) histogram() *hdrhistogram.Histogram {
 	return t.Latency
 }
 
-func (t *Tally) record(answer Answer, latency time.Duration) {
-	t.count(answer, 1)
-	if answer != NotSent {
-		_ = t.histogram().RecordValue(int64(max(0, min(latency, MaxLatency)))) // fails only out of range
-	}
+func (t *Tally) sort() {
+	slices.SortStableFunc(t.Answers, func(a, b Count) int { return cmp.Compare(b.Times, a.Times) })
 }
 
 func (t *Tally) add(other Tally) {
 	for _, c := range other.Answers {
 		t.count(c.Answer, c.Times)
 	}
-	slices.SortStableFunc(t.Answers, func(a, b Count) int { return cmp.Compare(b.Times, a.Times) })
+	t.sort()
 	if other.Latency != nil {
 		t.histogram().Merge(other.Latency)
 	}
@@ -131,47 +117,22 @@ func (r *Report) addError(text string) {
 	}
 }
 
-// recorder collects the answers of all connections.
-type recorder struct {
-	mu     sync.Mutex
-	began  time.Time
-	taken  time.Time // the last call of take
-	total  Report    // all that take has returned
-	recent Report    // since then
-}
-
-func (r *recorder) record(request Request, answer Answer, latency time.Duration, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// record adds the answer to a request. Afterwards the answers are not sorted.
+func (r *Report) record(request Request, answer Answer, latency time.Duration, err error) {
+	t := &r.Claims
 	if request.Read {
-		r.recent.Reads.record(answer, latency)
-	} else {
-		r.recent.Claims.record(answer, latency)
+		t = &r.Reads
+	}
+	t.count(answer, 1)
+	if answer != NotSent {
+		_ = t.histogram().RecordValue(int64(max(0, min(latency, MaxLatency)))) // fails only out of range
 	}
 	if err != nil {
-		r.recent.addError(err.Error())
+		r.addError(err.Error())
 	}
 }
 
-// take returns what was recorded since the last call.
-func (r *recorder) take() Report {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	var recent Report // sorted
-	recent.Add(r.recent)
-	recent.Elapsed, r.taken, r.recent = now.Sub(r.taken), now, Report{}
-	r.total.Add(recent)
-	return recent
-}
-
-// whole returns everything that was recorded, taken or not.
-func (r *recorder) whole() Report {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var all Report // a copy, because later calls of take change total
-	all.Add(r.total)
-	all.Add(r.recent)
-	all.Elapsed = time.Since(r.began)
-	return all
+func (r *Report) sort() {
+	r.Claims.sort()
+	r.Reads.sort()
 }

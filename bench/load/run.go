@@ -1,9 +1,19 @@
+// Package load sends claims and reads to a running service and counts every answer.
+//
+// It knows only the HTTP contract of the service (openapi.yaml), so anything that implements the
+// contract is measured in the same way. A [Plan] describes a run. In a closed loop each connection
+// sends its next request when it has the answer to the last one, and latency runs from the moment
+// the request was sent: a slow answer delays the requests behind it. In an open loop requests
+// arrive at a rate, however fast the service answers, and latency runs from the moment the request
+// was due, so the figures have no coordinated omission. The same seed gives the same requests at
+// the same times.
 package load
 
 import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -21,7 +31,7 @@ type Plan struct {
 	// request for the same i.
 	Request func(i int) Request
 	// Rate is the average number of requests that arrive per second (an open loop, with exponential
-	// gaps); 0: each connection sends its next request when it has the last answer (a closed loop).
+	// gaps); 0: a closed loop.
 	Rate float64
 	// Seed determines the gaps between arrivals at a Rate.
 	Seed uint64
@@ -37,9 +47,13 @@ type Plan struct {
 type Run struct {
 	plan     Plan
 	arrivals *arrivals
-	recorder *recorder
+	began    time.Time
 	done     chan struct{}
-	final    Report // set before done is closed
+
+	mu     sync.Mutex
+	all    Report    // of the run; complete when done is closed
+	recent Report    // since the last call of Take
+	taken  time.Time // the last call of Take
 }
 
 // Start opens the connections and begins the run. When ctx ends, no more requests are sent, and the
@@ -60,23 +74,30 @@ func Start(ctx context.Context, p Plan) (*Run, error) {
 	}
 
 	now := time.Now()
-	r := &Run{
-		plan: p, arrivals: newArrivals(p.Requests, p.Rate, p.Seed), recorder: &recorder{began: now, taken: now}, done: make(chan struct{}),
-	}
+	r := &Run{plan: p, arrivals: newArrivals(p.Requests, p.Rate, p.Seed), began: now, taken: now, done: make(chan struct{})}
 	var workers sync.WaitGroup
 	for _, client := range clients {
 		workers.Go(func() { r.work(ctx, client) })
 	}
 	go func() {
 		workers.Wait()
-		r.final = r.recorder.whole()
+		r.all.Elapsed = time.Since(r.began)
+		r.all.sort()
 		close(r.done)
 	}()
 	return r, nil
 }
 
 // Take returns the report since the last call. It does not change what [Run.Wait] returns.
-func (r *Run) Take() Report { return r.recorder.take() }
+func (r *Run) Take() Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	recent, now := r.recent, time.Now()
+	recent.Elapsed = now.Sub(r.taken)
+	recent.sort()
+	r.recent, r.taken = Report{}, now
+	return recent
+}
 
 // Done returns a channel that is closed after the last answer.
 func (r *Run) Done() <-chan struct{} { return r.done }
@@ -84,7 +105,7 @@ func (r *Run) Done() <-chan struct{} { return r.done }
 // Wait waits until the run is over and returns the report of all of it.
 func (r *Run) Wait() Report {
 	<-r.done
-	return r.final
+	return r.all
 }
 
 // timerTick is how late a sleeping goroutine may wake up without a fault of the service: Go's
@@ -117,7 +138,11 @@ func (r *Run) work(ctx context.Context, client *Client) {
 		if late := began.Sub(next.due); r.plan.Rate > 0 && (!slept || late > timerTick) {
 			began = next.due
 		}
-		r.recorder.record(request, answer, response.Answered.Sub(began), err)
+		latency := response.Answered.Sub(began)
+		r.mu.Lock()
+		r.all.record(request, answer, latency, err)
+		r.recent.record(request, answer, latency, err)
+		r.mu.Unlock()
 
 		if r.plan.Answered != nil {
 			if again, pause := r.plan.Answered(next.request, answer, response); again {
@@ -145,4 +170,31 @@ func sleep(ctx context.Context, timer *time.Timer, d time.Duration) bool {
 	case <-timer.C:
 	}
 	return true
+}
+
+// Retry decides about a retry as a well-behaved client does: it repeats a request until its answer
+// is definite, not before Retry-After, and with back-off and jitter. It is the usual result of
+// [Plan].Answered.
+func Retry(answer Answer, r Response) (again bool, pause time.Duration) {
+	const shortest, longest = 25 * time.Millisecond, 400 * time.Millisecond
+	backOff := min(shortest<<min(max(r.Attempt, 1)-1, 10), longest)
+	return !answer.Definite(), r.RetryAfter + backOff/2 + rand.N(backOff)
+}
+
+// UntilDefinite calls send until the answer is definite or ctx ends, with pauses as in [Retry]. It
+// returns the last answer.
+func UntilDefinite(ctx context.Context, send func() (Answer, Response)) (Answer, Response) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for attempt := 1; ; attempt++ {
+		answer, response := send()
+		response.Attempt = attempt
+		again, pause := Retry(answer, response)
+		if again {
+			sleep(ctx, timer, pause)
+		}
+		if !again || ctx.Err() != nil {
+			return answer, response
+		}
+	}
 }

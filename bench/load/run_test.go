@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -36,6 +37,7 @@ func start(t *testing.T, p Plan) *Run {
 	return run
 }
 
+// The parts that Take returns while a run goes on add up to the whole.
 func TestRun_sendsEachRequestOnce(t *testing.T) {
 	for name, rate := range map[string]float64{"closed": 0, "open": 20_000} {
 		t.Run(name, func(t *testing.T) {
@@ -43,8 +45,7 @@ func TestRun_sendsEachRequestOnce(t *testing.T) {
 			var mu sync.Mutex
 			bodies, reads := map[string]int{}, 0
 			address := serve(t, func(w http.ResponseWriter, r *http.Request) {
-				body := make([]byte, 200)
-				k, _ := r.Body.Read(body)
+				body, _ := io.ReadAll(r.Body)
 				mu.Lock()
 				defer mu.Unlock()
 				if r.Method == http.MethodGet {
@@ -52,7 +53,7 @@ func TestRun_sendsEachRequestOnce(t *testing.T) {
 					_, _ = w.Write([]byte(strings.Repeat("x", 100_000))) // chunked
 					return
 				}
-				bodies[string(body[:k])]++
+				bodies[string(body)]++
 				if len(bodies)%2 == 0 {
 					fail(w, 409, "ALREADY_CLAIMED")
 				} else {
@@ -61,7 +62,7 @@ func TestRun_sendsEachRequestOnce(t *testing.T) {
 			})
 			users := Users(n)
 			var answers [n]atomic.Int32
-			report := start(t, Plan{
+			run := start(t, Plan{
 				Address: address, Connections: 7, Requests: n, Rate: rate,
 				Request: func(i int) Request { return Request{User: users[i], Coupon: "c", Read: i%10 == 0} },
 				Answered: func(i int, _ Answer, r Response) (bool, time.Duration) {
@@ -71,12 +72,26 @@ func TestRun_sendsEachRequestOnce(t *testing.T) {
 					}
 					return false, 0
 				},
-			}).Wait()
-			if report.Claims.Count(Claimed) != n*9/20 || report.Claims.Count(AlreadyClaimed) != n*9/20 || report.Claims.Total() != n*9/10 {
-				t.Errorf("claims: %+v", report.Claims.Answers)
+			})
+			var parts Report
+			for done := false; !done; parts.Add(run.Take()) {
+				select {
+				case <-run.Done():
+					done = true
+				case <-time.After(time.Millisecond):
+				}
 			}
-			if report.Reads.Count(ReadOK) != n/10 || reads != n/10 || report.Reads.Total() != n/10 {
-				t.Errorf("reads: %+v, and the service got %d", report.Reads.Answers, reads)
+			for _, report := range []Report{parts, run.Wait()} {
+				claims := report.Claims
+				if claims.Count(Claimed) != n*9/20 || claims.Count(AlreadyClaimed) != n*9/20 || claims.Total() != n*9/10 {
+					t.Errorf("claims: %+v", claims.Answers)
+				}
+				if report.Reads.Count(ReadOK) != n/10 || reads != n/10 || report.Reads.Total() != n/10 {
+					t.Errorf("reads: %+v, and the service got %d", report.Reads.Answers, reads)
+				}
+				if claims.Latency.TotalCount() != n*9/10 || claims.Quantile(50) <= 0 || claims.Quantile(100) > report.Elapsed*2 {
+					t.Errorf("latencies: %v in %v", claims.Quantile(100), report.Elapsed)
+				}
 			}
 			if len(bodies) != n*9/10 {
 				t.Errorf("the service got %d different claims, want %d", len(bodies), n*9/10)
@@ -86,38 +101,13 @@ func TestRun_sendsEachRequestOnce(t *testing.T) {
 					t.Errorf("Answered was called %d times for request %d, want once", k, i)
 				}
 			}
-			if report.Claims.Latency.TotalCount() != n*9/10 || report.Claims.Quantile(50) <= 0 || report.Claims.Quantile(100) > report.Elapsed*2 {
-				t.Errorf("latencies: %v in %v", report.Claims.Quantile(100), report.Elapsed)
-			}
 		})
-	}
-}
-
-func TestRun_Take(t *testing.T) {
-	const n = 500
-	run := start(t, Plan{
-		Address:     serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(201) }),
-		Connections: 4, Requests: n, Request: func(int) Request { return claim },
-	})
-	var taken Tally
-	for done := false; !done; {
-		select {
-		case <-run.Done():
-			done = true
-		default:
-		}
-		taken.add(run.Take().Claims)
-	}
-	if taken.Total() != n || taken.Latency.TotalCount() != n {
-		t.Errorf("the parts have %d requests, want %d", taken.Total(), n)
-	}
-	if whole := run.Wait(); whole.Claims.Total() != n || whole.Claims.Latency.TotalCount() != n {
-		t.Errorf("the whole has %d requests, want %d", whole.Claims.Total(), n)
 	}
 }
 
 // When the service stalls, the requests that were due meanwhile have its stall in their latency.
 func TestRun_coordinatedOmission(t *testing.T) {
+	t.Parallel()
 	const stall, n, rate = 400 * time.Millisecond, 200, 1000
 	plan := func() Plan {
 		var first atomic.Bool
@@ -175,6 +165,7 @@ func TestRun_retries(t *testing.T) {
 }
 
 func TestRun_contextEnds(t *testing.T) {
+	t.Parallel()
 	for name, plan := range map[string]Plan{
 		"no end":               {},
 		"waiting for the next": {Rate: 0.001},
@@ -200,6 +191,7 @@ func TestRun_contextEnds(t *testing.T) {
 
 // Each reason for no answer is counted apart, and the first few different errors are kept.
 func TestRun_noAnswer(t *testing.T) {
+	t.Parallel()
 	address := serveConns(t, func(number int, conn *net.TCPConn) {
 		readRequest(conn)
 		switch number % 3 {
@@ -225,6 +217,7 @@ func TestRun_noAnswer(t *testing.T) {
 // When the service stops during a run, further requests count as not sent, with pauses between
 // them.
 func TestRun_serviceStops(t *testing.T) {
+	t.Parallel()
 	var server *httptest.Server
 	var once sync.Once
 	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -258,5 +251,35 @@ func TestStart_fails(t *testing.T) {
 		if _, err := Start(t.Context(), plan); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+func TestRetry(t *testing.T) {
+	for attempt := range 100 {
+		again, pause := Retry(OutcomeUnknown, Response{Attempt: attempt, RetryAfter: time.Second})
+		if backOff := pause - time.Second; !again || backOff < 12*time.Millisecond || backOff > 600*time.Millisecond || attempt > 5 && backOff < 200*time.Millisecond {
+			t.Errorf("attempt %d: %v, a back-off of %v", attempt, again, backOff)
+		}
+	}
+	if again, _ := Retry(OutOfStock, Response{Attempt: 1}); again {
+		t.Error("a retry after a definite answer")
+	}
+}
+
+func TestUntilDefinite(t *testing.T) {
+	answers := []Answer{Overloaded, Cut, Claimed, AlreadyClaimed}
+	next := 0
+	answer, r := UntilDefinite(t.Context(), func() (Answer, Response) {
+		next++
+		return answers[next-1], Response{Status: next}
+	})
+	if answer != Claimed || r.Status != 3 || r.Attempt != 3 {
+		t.Errorf("%v, %+v, want the third answer", answer, r)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	answer, r = UntilDefinite(ctx, func() (Answer, Response) { cancel(); return Unavailable, Response{RetryAfter: time.Hour} })
+	if answer != Unavailable || r.Attempt != 1 {
+		t.Errorf("%v, %+v, want the first answer", answer, r)
 	}
 }

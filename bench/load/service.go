@@ -29,12 +29,9 @@ type Service struct {
 	Timeout time.Duration
 }
 
-// maxCoupon is the longest body of a coupon that is read, in bytes.
-const maxCoupon = 1 << 30
-
 func (s Service) client() *Client {
 	c := NewClient(s.Address, s.Timeout)
-	c.keep, c.cancels = maxCoupon, true
+	c.cancels = true
 	return c
 }
 
