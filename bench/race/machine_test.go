@@ -78,7 +78,7 @@ func newTestRace(t *testing.T) *race {
 		t.Fatal(err)
 	}
 	return &race{
-		options: options{Rounds: 1, Duration: 100 * time.Millisecond, Connections: 8, ClaimConcurrency: 1},
+		options: options{Rounds: 1, Duration: 100 * time.Millisecond, Connections: 8},
 		machine: m, users: load.Users(1 << 12),
 	}
 }

@@ -44,22 +44,20 @@ func main() {
 }
 
 type options struct {
-	Quick            bool              `help:"Run only the most important workloads, once."`
-	Rounds           int               `default:"5" help:"Number of rounds in which the contestants take turns."`
-	Duration         time.Duration     `default:"3s" help:"Duration of each run of a workload."`
-	Workloads        regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only workloads that match."`
-	Contestants      regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only contestants that match."`
-	Connections      int               `default:"128" help:"Number of connections that claim, unless the workload says otherwise."`
-	ClaimConcurrency int               `default:"1" help:"CLAIM_CONCURRENCY of coupond."`
-	Coupond          map[string]string `mapsep:"none" placeholder:"NAME=PATH" help:"Also race the coupond binary at PATH, for example of an older commit, as 'coupond NAME'. May be repeated."`
-	Out              string            `default:"bench/results" help:"Folder for the tables and the charts; empty: write none."`
+	Quick       bool              `help:"Run only the most important workloads, once."`
+	Rounds      int               `default:"5" help:"Number of rounds in which the contestants take turns."`
+	Duration    time.Duration     `default:"3s" help:"Duration of each run of a workload."`
+	Workloads   regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only workloads that match."`
+	Contestants regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only contestants that match."`
+	Connections int               `default:"128" help:"Number of connections that claim, unless the workload says otherwise."`
+	Coupond     map[string]string `mapsep:"none" placeholder:"NAME=PATH" help:"Also race the coupond binary at PATH, for example of an older commit, as 'coupond NAME'. May be repeated."`
+	Out         string            `default:"bench/results" help:"Folder for the tables and the charts; empty: write none."`
 }
 
 // Validate is called by kong.
 func (o *options) Validate() error {
-	if o.Rounds < 1 || o.Duration <= 0 || o.Connections < 1 || o.ClaimConcurrency < 1 {
-		return fmt.Errorf("rounds %d, duration %v, connections %d, claim-concurrency %d: each must be positive",
-			o.Rounds, o.Duration, o.Connections, o.ClaimConcurrency)
+	if o.Rounds < 1 || o.Duration <= 0 || o.Connections < 1 {
+		return fmt.Errorf("rounds %d, duration %v, connections %d: each must be positive", o.Rounds, o.Duration, o.Connections)
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ func (r *race) startService(ctx context.Context, c contestants.Contestant, datab
 		"LISTEN_ADDR="+address,
 		"LOG_FORMAT=json",
 		"DB_MAX_CONNS="+strconv.Itoa(maxConns),
-		"CLAIM_CONCURRENCY="+strconv.Itoa(r.ClaimConcurrency),
+		"CLAIM_CONCURRENCY="+cmp.Or(os.Getenv("CLAIM_CONCURRENCY"), "1"),
 		redisVariable+"="+redisAddress,
 		contestantVariable+"="+c.Name,
 	)
@@ -132,28 +132,16 @@ func serve(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	concurrency, err := strconv.Atoi(os.Getenv("CLAIM_CONCURRENCY"))
-	if err != nil {
-		return err
-	}
-	config := contestants.Config{
+	concurrency, errConcurrency := strconv.Atoi(os.Getenv("CLAIM_CONCURRENCY"))
+	store, errStore := contestant.Open(ctx, contestants.Config{
 		PostgresURL: os.Getenv("DATABASE_URL"), RedisAddress: os.Getenv(redisVariable), MaxConns: maxConns, ClaimConcurrency: concurrency,
-	}
-	store, stop, err := contestant.Open(ctx, config)
-	if err != nil {
-		return err
-	}
-	defer stop()
-	// It stays open, because requests may end after this function.
-	sink, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-	if err != nil {
+	})
+	sink, errSink := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	listener, errListener := new(net.ListenConfig).Listen(ctx, "tcp", os.Getenv("LISTEN_ADDR"))
+	if err := errors.Join(errConcurrency, errStore, errSink, errListener); err != nil {
 		return err
 	}
 	log := zerolog.New(sink).With().Timestamp().Logger()
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", os.Getenv("LISTEN_ADDR"))
-	if err != nil {
-		return err
-	}
 	server := api.NewServer(api.New(store, api.Options{Log: log}), log)
 	context.AfterFunc(ctx, func() { _ = server.Close() }) // Serve returns then
 	go func() {

@@ -136,14 +136,13 @@ func (r *race) run(ctx context.Context, s *service, sale sale) (figures, error) 
 	if err != nil {
 		return nil, err
 	}
-	n, others := 0., 0.
-	for _, count := range report.Claims.Answers {
-		if slices.Contains(sale.expected, count.Answer) {
-			n += float64(count.Times)
-			continue
-		}
-		others += float64(count.Times)
-		fmt.Fprintf(os.Stderr, "  %s: %d × %v\n", s.contestant.Name, count.Times, count.Answer)
+	n := 0.
+	for _, answer := range sale.expected {
+		n += float64(report.Claims.Count(answer))
+	}
+	others := float64(report.Claims.Total()) - n
+	if others > 0 {
+		fmt.Fprintf(os.Stderr, "  %s: %v\n", s.contestant.Name, report.Claims.Answers)
 	}
 	if n == 0 {
 		return nil, errors.New("no claim was answered as expected: " + strings.Join(report.Errors, "; "))
@@ -192,11 +191,5 @@ func (s *service) check(ctx context.Context, sale sale, answered load.Tally) err
 	if err != nil {
 		return err
 	}
-	ambiguous := 0
-	for _, count := range answered.Answers {
-		if count.Answer.Ambiguous() {
-			ambiguous += count.Times
-		}
-	}
-	return check.Totals(answered.Count(load.Claimed), ambiguous, slices.Collect(maps.Values(stored))...)
+	return check.Totals(answered.Count(load.Claimed), answered.Ambiguous(), slices.Collect(maps.Values(stored))...)
 }

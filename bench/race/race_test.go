@@ -44,7 +44,7 @@ func TestRun_wrongArguments(t *testing.T) {
 		{"--workloads=(", "--workloads: error parsing regexp"},
 		{"--workloads=nothing", "--workloads selects 0"},
 		{"--contestants=nothing", "--contestants selects 0"},
-		{"--rounds=0", "rounds 0, duration 3s, connections 128, claim-concurrency 1: each must be positive"},
+		{"--rounds=0", "rounds 0, duration 3s, connections 128: each must be positive"},
 		{"--coupond=/tmp/coupond", "--coupond"},
 		{"--coupond=old=", "--coupond old="},
 		{"--coupond=old=/does/not/exist", "--coupond old=/does/not/exist: exec"},

@@ -6,8 +6,6 @@ package contestants
 import (
 	"context"
 	"fmt"
-	"iter"
-	"slices"
 	"time"
 
 	"scalable-coupon-system/api"
@@ -30,8 +28,8 @@ type Contestant struct {
 	Table       string // of its coupons in PostgreSQL; "": it has none
 	Appendfsync string // of the Redis that it uses; "": it uses none
 	Binary      string // path of a coupond binary that is run instead of Open
-	// Open connects to the database of cfg. stop ends everything that Open started.
-	Open func(ctx context.Context, cfg Config) (store api.Store, stop func(), err error)
+	// Open connects to the database of cfg. The connections end with the process.
+	Open func(ctx context.Context, cfg Config) (api.Store, error)
 }
 
 // Names of contestants that workloads and targets refer to.
@@ -72,15 +70,9 @@ func Find(name string) (Contestant, error) {
 	return Contestant{}, fmt.Errorf("contestant %q does not exist", name)
 }
 
-// openCoupond opens pgstore with the defaults of coupond.
-func openCoupond(_ context.Context, cfg Config) (api.Store, func(), error) {
-	store, err := openStore(cfg)
-	if err != nil {
-		return nil, nil, err
-	}
-	return store, store.Close, nil
-}
+func openCoupond(_ context.Context, cfg Config) (api.Store, error) { return openStore(cfg) }
 
+// openStore opens pgstore with the defaults of coupond.
 func openStore(cfg Config) (*pgstore.Store, error) {
 	return pgstore.Open(pgstore.Config{
 		URL:              cfg.PostgresURL,
@@ -96,9 +88,7 @@ func openStore(cfg Config) (*pgstore.Store, error) {
 // faster.
 type ceiling struct{}
 
-func openCeiling(context.Context, Config) (api.Store, func(), error) {
-	return ceiling{}, func() {}, nil
-}
+func openCeiling(context.Context, Config) (api.Store, error) { return ceiling{}, nil }
 
 func (ceiling) Claim(context.Context, string, string) (pgstore.ClaimStatus, error) {
 	return pgstore.Claimed, nil
@@ -114,20 +104,10 @@ func (ceiling) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, er
 
 func (ceiling) Ready(context.Context) ([]pgstore.Shard, error) { return nil, nil }
 
-// coupon returns a coupon in the form that api reads, with claimers that are in memory already.
+// coupon returns a coupon in the form that api reads. The race compares its remaining amount with its
+// claimers.
 func coupon(name string, amount, remaining int, claimers []string) *pgstore.Coupon {
-	return &pgstore.Coupon{
-		Name:            name,
-		Amount:          amount,
-		RemainingAmount: remaining,
-		Claimers: func(context.Context) iter.Seq2[[]string, error] {
-			return func(yield func([]string, error) bool) {
-				for page := range slices.Chunk(claimers, 10_000) {
-					if !yield(page, nil) {
-						return
-					}
-				}
-			}
-		},
-	}
+	c := pgstore.NewCoupon(name, amount, claimers)
+	c.RemainingAmount = remaining
+	return c
 }

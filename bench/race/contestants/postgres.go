@@ -4,8 +4,8 @@ import (
 	"context"
 	_ "embed" // schema.sql
 	"errors"
-	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgerrcode"
@@ -28,14 +28,10 @@ func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	}
 	poolConfig.MaxConns = cfg.MaxConns
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
-	if err != nil {
-		return nil, fmt.Errorf("pool: %w", err)
+	if err == nil {
+		_, err = pool.Exec(ctx, schema)
 	}
-	if _, err := pool.Exec(ctx, schema); err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("create the contestants' tables: %w", err)
-	}
-	return pool, nil
+	return pool, err
 }
 
 // claimFunc claims a coupon on a connection of a pool.
@@ -48,13 +44,10 @@ type tables struct {
 }
 
 // withTables returns the Open of a contestant that uses the tables of schema.sql.
-func withTables(claim claimFunc) func(context.Context, Config) (api.Store, func(), error) {
-	return func(ctx context.Context, cfg Config) (api.Store, func(), error) {
+func withTables(claim claimFunc) func(context.Context, Config) (api.Store, error) {
+	return func(ctx context.Context, cfg Config) (api.Store, error) {
 		pool, err := connect(ctx, cfg)
-		if err != nil {
-			return nil, nil, err
-		}
-		return tables{pool, claim}, pool.Close, nil
+		return tables{pool, claim}, err
 	}
 }
 
@@ -67,13 +60,10 @@ func (t tables) CreateCoupon(ctx context.Context, name string, amount int32) (pg
 		insert into contestant.coupons (name, amount, remaining_amount)
 		values ($1, $2, $2)
 		on conflict (name) do nothing`, name, amount)
-	if err != nil {
-		return "", err
-	}
 	if tag.RowsAffected() == 0 {
-		return pgstore.CouponExists, nil
+		return pgstore.CouponExists, err
 	}
-	return pgstore.Created, nil
+	return pgstore.Created, err
 }
 
 const readSQL = `
@@ -195,14 +185,7 @@ func claimOptimistic(ctx context.Context, pool *pgxpool.Pool, user, name string)
 // succeed.
 func conflicts(err error) bool {
 	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return false
-	}
-	switch pgErr.Code {
-	case pgerrcode.SerializationFailure, pgerrcode.DeadlockDetected, pgerrcode.UniqueViolation:
-		return true
-	}
-	return false
+	return ok && slices.Contains([]string{pgerrcode.SerializationFailure, pgerrcode.DeadlockDetected, pgerrcode.UniqueViolation}, pgErr.Code)
 }
 
 // claimPlain calls the function of schema.sql once for each request. It is what an idle client is
@@ -220,17 +203,13 @@ type single struct {
 	pool *pgxpool.Pool
 }
 
-func openSingle(ctx context.Context, cfg Config) (api.Store, func(), error) {
+func openSingle(ctx context.Context, cfg Config) (api.Store, error) {
 	store, err := openStore(cfg)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	pool, err := connect(ctx, cfg)
-	if err != nil {
-		store.Close()
-		return nil, nil, err
-	}
-	return single{store, pool}, func() { pool.Close(); store.Close() }, nil
+	return single{store, pool}, err
 }
 
 func (s single) Claim(ctx context.Context, user, name string) (status pgstore.ClaimStatus, err error) {

@@ -3,7 +3,7 @@ package contestants
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strconv"
 
 	"github.com/redis/rueidis"
 
@@ -56,15 +56,9 @@ end
 return {coupon[1], coupon[2], redis.call('lrange', KEYS[3], 0, -1)}
 `)
 
-func openRedis(_ context.Context, cfg Config) (api.Store, func(), error) {
-	client, err := rueidis.NewClient(rueidis.ClientOption{
-		InitAddress:  []string{cfg.RedisAddress},
-		DisableCache: true,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("redis: %w", err)
-	}
-	return redis{client}, client.Close, nil
+func openRedis(_ context.Context, cfg Config) (api.Store, error) {
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{cfg.RedisAddress}, DisableCache: true})
+	return redis{client}, err
 }
 
 func keys(name string) []string {
@@ -77,17 +71,14 @@ func (s redis) Claim(ctx context.Context, user, name string) (pgstore.ClaimStatu
 }
 
 func (s redis) CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
-	status, err := createScript.Exec(ctx, s.client, keys(name), []string{fmt.Sprint(amount)}).ToString()
+	status, err := createScript.Exec(ctx, s.client, keys(name), []string{strconv.Itoa(int(amount))}).ToString()
 	return pgstore.CreateStatus(status), err
 }
 
 func (s redis) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
 	state, err := readScript.Exec(ctx, s.client, keys(name), nil).ToArray()
-	if err != nil {
+	if err != nil || len(state) == 0 {
 		return nil, false, err
-	}
-	if len(state) == 0 {
-		return nil, false, nil
 	}
 	amount, err1 := state[0].AsInt64()
 	remaining, err2 := state[1].AsInt64()
