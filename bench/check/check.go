@@ -9,9 +9,10 @@ package check
 
 import (
 	"math"
-	"slices"
 	"sync"
 	"time"
+
+	"github.com/dustin/go-humanize"
 
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/internal/couponmodel"
@@ -24,11 +25,10 @@ type Checker struct {
 	stock   int
 	started time.Time
 
-	mu       sync.Mutex
-	users    []string
-	index    map[string]int // of users; nil until it is needed
-	outcomes []outcomes     // by index of the user
-	answers  Result         // has the violations by answers that no claim may get
+	mu      sync.Mutex
+	users   []user
+	index   map[string]int // of users, by name
+	answers Result         // has the violations by answers that no claim may get
 
 	creating     bool          // RecordCreation was called, so that the coupon may not exist
 	maybeCreated bool          // an answer left open whether it was created
@@ -38,9 +38,10 @@ type Checker struct {
 	notFoundBy   string
 }
 
-// outcomes is what one user was answered. Times are since Checker.started.
-type outcomes struct {
-	claimed, already, soldOut, ambiguous uint16 // numbers of answers
+// user is what one user was answered. Times are since Checker.started.
+type user struct {
+	name                                 string
+	claimed, already, soldOut, ambiguous uint32 // numbers of answers
 
 	claimSent     time.Duration // of the first claim answered 201: it was committed after this …
 	claimAnswered time.Duration // … and before this
@@ -55,8 +56,12 @@ const (
 // New returns a Checker for a coupon that is created with this stock. users may be nil or
 // incomplete, see [Checker.User]. Call it before the first claim.
 func New(coupon string, stock int, users []string) *Checker {
-	c := &Checker{coupon: coupon, stock: stock, started: time.Now(), created: never, firstSoldOut: never}
-	c.users, c.outcomes = slices.Clip(users), slices.Repeat([]outcomes{{firstAlready: never}}, len(users))
+	c := &Checker{
+		coupon: coupon, stock: stock, started: time.Now(), index: make(map[string]int, len(users)), created: never, firstSoldOut: never,
+	}
+	for _, name := range users {
+		c.User(name)
+	}
 	return c
 }
 
@@ -64,75 +69,56 @@ func New(coupon string, stock int, users []string) *Checker {
 func (c *Checker) User(name string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if i, known := c.find(name); known {
-		return i
+	i, known := c.index[name]
+	if !known {
+		i = len(c.users)
+		c.index[name] = i
+		c.users = append(c.users, user{name: name, firstAlready: never})
 	}
-	i := len(c.users)
-	c.index[name] = i
-	c.users, c.outcomes = append(c.users, name), append(c.outcomes, outcomes{firstAlready: never})
 	return i
-}
-
-func (c *Checker) find(user string) (i int, known bool) {
-	if c.index == nil {
-		c.index = make(map[string]int, len(c.users))
-		for i, name := range c.users {
-			c.index[name] = i
-		}
-	}
-	i, known = c.index[user]
-	return i, known
 }
 
 // Record records the answer to a claim of the user with this index, and when the claim was sent and
 // answered. The answers to one user may be recorded in any order.
-func (c *Checker) Record(user int, answer load.Answer, sent, answered time.Time) {
+func (c *Checker) Record(index int, answer load.Answer, sent, answered time.Time) {
 	switch answer {
 	case load.Claimed, load.AlreadyClaimed, load.OutOfStock, load.CouponNotFound,
 		load.Overloaded, load.Unavailable, load.OutcomeUnknown, load.NotSent, load.Cut, load.TimedOut:
 	default:
 		c.mu.Lock()
-		c.answers.violated(Contradiction, "%s got %v", c.users[user], answer)
+		c.answers.violated(Contradiction, "%s got %v", c.users[index].name, answer)
 		c.mu.Unlock()
 	}
-	c.RecordOutcome(user, answer.ClaimOutcome(), sent, answered)
+	c.RecordOutcome(index, answer.ClaimOutcome(), sent, answered)
 }
 
 // RecordOutcome records the outcome of a claim that was not sent through HTTP, as Record does. The
 // times may be zero for all claims; their order is not checked then.
-func (c *Checker) RecordOutcome(user int, outcome couponmodel.Outcome, sent, answered time.Time) {
+func (c *Checker) RecordOutcome(index int, outcome couponmodel.Outcome, sent, answered time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	u, since, at := &c.outcomes[user], sent.Sub(c.started), answered.Sub(c.started)
+	u, since, at := &c.users[index], sent.Sub(c.started), answered.Sub(c.started)
 	switch outcome {
 	case couponmodel.Claimed:
-		if increment(&u.claimed) == 1 {
+		if u.claimed++; u.claimed == 1 {
 			u.claimSent, u.claimAnswered = since, at
 		}
 	case couponmodel.AlreadyClaimed:
-		increment(&u.already)
+		u.already++
 		u.firstAlready = min(u.firstAlready, at)
 	case couponmodel.OutOfStock:
-		increment(&u.soldOut)
+		u.soldOut++
 		c.firstSoldOut = min(c.firstSoldOut, at)
 	case couponmodel.Ambiguous:
-		increment(&u.ambiguous)
+		u.ambiguous++
 	case couponmodel.CouponNotFound:
 		if c.notFoundBy == "" || since > c.notFound {
-			c.notFound, c.notFoundBy = since, c.users[user]
+			c.notFound, c.notFoundBy = since, u.name
 		}
 	case couponmodel.NotExecuted:
 	default:
-		c.answers.violated(Contradiction, "%s got the outcome %q", c.users[user], outcome)
+		c.answers.violated(Contradiction, "%s got the outcome %q", u.name, outcome)
 	}
-}
-
-// increment stops at the largest value: the checks compare with 0 and 1 only.
-func increment(n *uint16) uint16 {
-	if *n < math.MaxUint16 {
-		*n++
-	}
-	return *n
 }
 
 // RecordCreation records the answer to a creation of the coupon. Without it, the coupon exists
@@ -163,14 +149,13 @@ func (c *Checker) Check(stored load.Coupon) Result {
 		r.violated(Lost, "the coupon exists according to its answers, and is not stored")
 	}
 	c.checkClaims(&r, stored.ClaimedBy)
-	r.summarize()
 	return r
 }
 
 // checkUsers compares the answers of each user with each other, and with the first OUT_OF_STOCK.
 func (c *Checker) checkUsers(r *Result) {
-	for i, name := range c.users {
-		u := &c.outcomes[i]
+	for i := range c.users {
+		u := &c.users[i]
 		if u.won() {
 			r.Winners++
 		}
@@ -185,26 +170,26 @@ func (c *Checker) checkUsers(r *Result) {
 			r.Ambiguous++
 		}
 		if !definite {
-			r.violated(Undecided, "%s got none", name)
+			r.violated(Undecided, "%s got none", u.name)
 		}
 		if u.claimed > 1 {
-			r.violated(Duplicate, "%s got 201 %d times", name, u.claimed)
+			r.violated(Duplicate, "%s got 201 %d times", u.name, u.claimed)
 		}
 		if u.soldOut > 0 && u.claimed+u.already > 0 {
-			r.violated(Contradiction, "%s got OUT_OF_STOCK, and 201 or ALREADY_CLAIMED", name)
+			r.violated(Contradiction, "%s got OUT_OF_STOCK, and 201 or ALREADY_CLAIMED", u.name)
 		}
 		if u.already > 0 && u.claimed+u.ambiguous == 0 {
-			r.violated(Contradiction, "%s got ALREADY_CLAIMED, and none of their claims can have succeeded", name)
+			r.violated(Contradiction, "%s got ALREADY_CLAIMED, and none of their claims can have succeeded", u.name)
 		}
 		if u.claimed > 0 && u.firstAlready < u.claimSent {
-			r.violated(Contradiction, "%s got ALREADY_CLAIMED before they sent the claim that succeeded", name)
+			r.violated(Contradiction, "%s got ALREADY_CLAIMED before they sent the claim that succeeded", u.name)
 		}
 		if u.claimed > 0 && c.firstSoldOut < u.claimSent {
-			r.violated(Contradiction, "%s got 201 for a claim sent after the first OUT_OF_STOCK", name)
+			r.violated(Contradiction, "%s got 201 for a claim sent after the first OUT_OF_STOCK", u.name)
 		}
 	}
 	if r.Winners != r.expected {
-		r.violated(WrongCount, "%s won", comma(r.Winners))
+		r.violated(WrongCount, "%s won", humanize.Comma(int64(r.Winners)))
 	}
 	if c.notFoundBy != "" && (!c.creating || c.notFound > c.created) {
 		r.violated(Contradiction, "%s got COUPON_NOT_FOUND for a claim sent when the coupon existed", c.notFoundBy)
@@ -213,7 +198,7 @@ func (c *Checker) checkUsers(r *Result) {
 
 // won reports whether the answers prove that the user has the coupon. ALREADY_CLAIMED alone does
 // not: an earlier claim must explain it.
-func (u *outcomes) won() bool { return u.claimed > 0 || u.already > 0 && u.ambiguous > 0 }
+func (u *user) won() bool { return u.claimed > 0 || u.already > 0 && u.ambiguous > 0 }
 
 // checkState checks all of a stored coupon but its users.
 func (c *Checker) checkState(r *Result, stored load.Coupon) {
@@ -247,7 +232,7 @@ func (c *Checker) checkClaims(r *Result, claimedBy []string) {
 	listed := make([]bool, len(c.users))
 	latest := always // the latest claimSent of the users so far
 	for position, name := range claimedBy {
-		i, known := c.find(name)
+		i, known := c.index[name]
 		if !known {
 			r.violated(Unrequested, "claimed_by has %q, which is not a user of this sale", name)
 			continue
@@ -257,7 +242,7 @@ func (c *Checker) checkClaims(r *Result, claimedBy []string) {
 			continue
 		}
 		listed[i] = true
-		u := &c.outcomes[i]
+		u := &c.users[i]
 		if !u.won() && u.ambiguous == 0 || u.soldOut > 0 {
 			r.violated(Unrequested, "claimed_by has %s, and their answers say that they did not win", name)
 		}
@@ -269,9 +254,9 @@ func (c *Checker) checkClaims(r *Result, claimedBy []string) {
 		}
 		latest = max(latest, u.claimSent)
 	}
-	for i, name := range c.users {
-		if u := &c.outcomes[i]; !listed[i] && (u.claimed > 0 || u.already > 0) {
-			r.violated(Lost, "%s got 201 or ALREADY_CLAIMED, and is not in claimed_by", name)
+	for i, u := range c.users {
+		if !listed[i] && (u.claimed > 0 || u.already > 0) {
+			r.violated(Lost, "%s got 201 or ALREADY_CLAIMED, and is not in claimed_by", u.name)
 		}
 	}
 }

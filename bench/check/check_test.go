@@ -137,7 +137,7 @@ func TestChecker_Check(t *testing.T) {
 			}
 			r := c.Check(test.reported)
 			var got []string
-			for _, g := range r.Guarantees {
+			for _, g := range r.Guarantees() {
 				for _, e := range g.Examples {
 					got = append(got, g.Text+": "+e)
 				}
@@ -252,14 +252,14 @@ func TestAll(t *testing.T) {
 		"b": {Name: "b", Amount: 1, ClaimedBy: []string{"v"}},
 		"c": {Name: "c", Amount: 5, Remaining: 4, ClaimedBy: []string{"w"}},
 	}
-	if r := All(checkers, stored); !r.OK() || r.Winners != 3 || r.Guarantees[0].Text != "exactly 3 users won" {
+	if r := All(checkers, stored); !r.OK() || r.Winners != 3 || r.Guarantees()[0].Text != "exactly 3 users won" {
 		t.Errorf("%+v", r)
 	}
 	stored["b"] = load.Coupon{Name: "b", Amount: 1, Remaining: 1}
 	stored["d"] = load.Coupon{Name: "d", Amount: 1, Remaining: 1}
 	r := All(checkers, stored)
 	want := []string{`coupon "b": v got 201 or ALREADY_CLAIMED, and is not in claimed_by`, `coupon "d" is stored, and was not created`}
-	if g := r.Guarantees[4]; r.Count(Lost) != 1 || r.Count(Unrequested) != 1 || !slices.Equal(g.Examples, want) {
+	if g := r.Guarantees()[4]; r.Count(Lost) != 1 || r.Count(Unrequested) != 1 || !slices.Equal(g.Examples, want) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -293,7 +293,7 @@ func TestTotals(t *testing.T) {
 func TestResult_maxExamples(t *testing.T) {
 	c := New("sale", 1, load.Users(1000))
 	r := c.Check(load.Coupon{Name: "sale", Amount: 1, Remaining: 1, ClaimedBy: []string{}})
-	if g := r.Guarantees[2]; g.Text != "every user got a definite answer" || g.Violations != 1000 || len(g.Examples) != maxExamples {
+	if g := r.Guarantees()[2]; g.Text != "every user got a definite answer" || g.Violations != 1000 || len(g.Examples) != maxExamples {
 		t.Errorf("%+v", g)
 	}
 }

@@ -38,8 +38,6 @@ type Result struct {
 	Ambiguous, AmbiguousWon, Unresolved int
 	// Violations has each kind of violation that was found.
 	Violations []Violation
-	// Guarantees has each guarantee of a sale, always in the same order.
-	Guarantees []Guarantee
 
 	coupon   string
 	expected int // winners
@@ -96,7 +94,6 @@ func (r *Result) Add(other Result) {
 	r.Unresolved += other.Unresolved
 	r.expected += other.expected
 	r.merge(other, fmt.Sprintf("coupon %q: ", other.coupon))
-	r.summarize()
 }
 
 // merge adds the violations of other. Its examples get a prefix.
@@ -126,13 +123,13 @@ func (r *Result) violation(kind Kind) *Violation {
 	return &r.Violations[i]
 }
 
-// summarize sets the guarantees.
-func (r *Result) summarize() {
-	winners := "exactly " + comma(r.expected) + " users won"
+// Guarantees returns each guarantee of a sale, always in the same order.
+func (r Result) Guarantees() []Guarantee {
+	winners := "exactly " + humanize.Comma(int64(r.expected)) + " users won"
 	if r.expected == 1 {
 		winners = "exactly 1 user won"
 	}
-	r.Guarantees = []Guarantee{
+	return []Guarantee{
 		r.guarantee(winners, WrongCount),
 		r.guarantee("no user won twice", Duplicate),
 		r.guarantee("every user got a definite answer", Undecided),
@@ -141,11 +138,10 @@ func (r *Result) summarize() {
 	}
 }
 
-func (r *Result) guarantee(text string, violations ...Kind) Guarantee {
-	g := Guarantee{Text: text}
+func (r Result) guarantee(text string, kinds ...Kind) Guarantee {
+	g := Guarantee{Text: text, Violations: r.Count(kinds...)}
 	for _, v := range r.Violations {
-		if slices.Contains(violations, v.Kind) {
-			g.Violations += v.Count
+		if slices.Contains(kinds, v.Kind) {
 			g.Examples = append(g.Examples, v.Examples...)
 		}
 	}
@@ -164,7 +160,6 @@ func All(checkers []*Checker, stored map[string]load.Coupon) Result {
 	for _, name := range slices.Sorted(maps.Keys(unknown)) {
 		r.violated(Unrequested, "coupon %q is stored, and was not created", name)
 	}
-	r.summarize()
 	return r
 }
 
@@ -193,5 +188,3 @@ func Totals(granted, ambiguous int, stored ...load.Coupon) error {
 	}
 	return all.Err()
 }
-
-func comma(n int) string { return humanize.Comma(int64(n)) }

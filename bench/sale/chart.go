@@ -19,10 +19,10 @@ type chartLine struct {
 // writeChart writes an SVG of the sale to file: the answers over time, and below them the latency.
 func (s *sale) writeChart(file string) error {
 	var answers, latencies []chartLine
-	for k, n := range s.series.total {
-		if n > 0 { // a line of zeros would cover the others
-			answers = append(answers, chartLine{kinds[k].name, kinds[k].fill, func(r load.Report) float64 {
-				return float64(countByKind(r.Claims)[k]) / r.Elapsed.Seconds()
+	for _, row := range rows(s.series.all.Claims) {
+		if row.times > 0 { // a line of zeros would cover the others
+			answers = append(answers, chartLine{row.name, row.fill, func(r load.Report) float64 {
+				return float64(r.Claims.Count(row.answer)) / r.Elapsed.Seconds()
 			}})
 		}
 	}

@@ -22,8 +22,6 @@ type fake struct {
 
 	// onClaim is called before a claim, while mu is locked. If it returns true, it has answered.
 	onClaim func(c fakeClaim) bool
-	// onReport changes the answer to GET.
-	onReport func(report map[string]any)
 	// refuse is a method; its requests are answered 503.
 	refuse string
 }
@@ -73,9 +71,6 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		name, _ := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), "/api/coupons/"))
 		c := f.coupons[name]
 		report := map[string]any{"name": name, "amount": c.Amount, "remaining_amount": c.Remaining(), "claimed_by": append([]string{}, c.ClaimedBy...)}
-		if f.onReport != nil {
-			f.onReport(report)
-		}
 		if err := json.NewEncoder(w).Encode(report); err != nil {
 			panic(err)
 		}

@@ -37,11 +37,11 @@ const (
 )
 
 func main() {
-	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, os.Environ()))
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // run is main with its inputs and outputs as arguments. It returns the exit status.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ []string) int {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
@@ -57,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 	if err != nil {
 		return exit(exitUsage, "%v\nsee --help", err)
 	}
-	result, err := runSale(ctx, o, stdout, environ)
+	result, err := runSale(ctx, o, stdout)
 	switch {
 	case errors.Is(err, load.ErrCouponExists):
 		return exit(exitUsage, "%v\nuse another --coupon, or none", err)
@@ -73,9 +73,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ [
 
 // runSale creates the coupon, runs the sale, shows its progress, and checks the answers against
 // what the service reports.
-func runSale(ctx context.Context, o options, stdout io.Writer, environ []string) (check.Result, error) {
-	profile := colorprofile.Detect(stdout, environ)
-	out := &colorprofile.Writer{Forward: stdout, Profile: profile}
+func runSale(ctx context.Context, o options, stdout io.Writer) (check.Result, error) {
+	out := colorprofile.NewWriter(stdout, os.Environ())
 
 	s := newSale(o)
 	service := load.Service{Address: o.address, Timeout: time.Minute}
@@ -87,8 +86,8 @@ func runSale(ctx context.Context, o options, stdout io.Writer, environ []string)
 	if err := s.start(limited); err != nil {
 		return check.Result{}, err
 	}
-	if isInteractive(stdout, environ) {
-		if err := s.drawProgress(os.Stdin, stdout, profile, stop); err != nil {
+	if isInteractive(stdout) {
+		if err := s.drawProgress(os.Stdin, stdout, out.Profile, stop); err != nil {
 			return check.Result{}, err
 		}
 	} else {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,10 +112,6 @@ func address(ctx context.Context, target string, allowRemote bool) (string, erro
 	case u.Scheme != "http", u.Hostname() == "", u.Path != "" && u.Path != "/", u.RawQuery != "", u.User != nil:
 		return "", fmt.Errorf("%s: must be a url like http://127.0.0.1:8080", target)
 	}
-	port := u.Port()
-	if port == "" {
-		port = "80"
-	}
 	if !allowRemote {
 		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
 		if err != nil {
@@ -126,5 +123,5 @@ func address(ctx context.Context, target string, allowRemote bool) (string, erro
 			}
 		}
 	}
-	return net.JoinHostPort(u.Hostname(), port), nil
+	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80")), nil
 }

@@ -21,11 +21,10 @@ var errKilled = errors.New("stopped without waiting for the last answers")
 
 // isInteractive reports whether out is a terminal that can be redrawn. CI systems give their jobs a
 // terminal but keep every frame in their log.
-func isInteractive(out io.Writer, environ []string) bool {
+func isInteractive(out io.Writer) bool {
 	file, ok := out.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd())) && !slices.ContainsFunc(environ, func(v string) bool {
-		return v == "TERM=dumb" || strings.HasPrefix(v, "CI=") && v != "CI=" && v != "CI=false"
-	})
+	ci := os.Getenv("CI")
+	return ok && term.IsTerminal(int(file.Fd())) && os.Getenv("TERM") != "dumb" && (ci == "" || ci == "false")
 }
 
 // printProgress prints a line per second until the sale is over.
@@ -39,9 +38,9 @@ func (s *sale) printProgress(out io.Writer) {
 			_, _ = fmt.Fprintln(out, s.line())
 			return
 		case <-ticker.C:
-			if s.series.add(s.run.Take()); s.series.elapsed >= due {
+			if s.series.add(s.run.Take()); s.series.all.Elapsed >= due {
 				_, _ = fmt.Fprintln(out, s.line())
-				due = s.series.elapsed.Truncate(time.Second) + time.Second
+				due = s.series.all.Elapsed.Truncate(time.Second) + time.Second
 			}
 		}
 	}
@@ -49,11 +48,13 @@ func (s *sale) printProgress(out io.Writer) {
 
 // line returns the progress in one line.
 func (s *sale) line() string {
-	second, t := s.series.lastSecond(), s.series.total
+	second, all, times := s.series.lastSecond(), s.series.all, map[int]int{} // by status; 0: no answer
+	for _, c := range all.Claims.Answers {
+		times[c.Answer.Status] += c.Times
+	}
 	return fmt.Sprintf("%6.1f s %4d %%  %7s/s   201 %s   409 %s   400 %s   503 %s   none %s   %s",
-		s.series.elapsed.Seconds(), 100*s.finished.Load()/int64(len(s.order)), comma(int(rate(second))),
-		comma(t[claimed]), comma(t[alreadyClaimed]), comma(t[outOfStock]), comma(t[unavailable]),
-		comma(t[noAnswer]+t[unexpected]), formatLatencies(second.Claims))
+		all.Elapsed.Seconds(), 100*s.finished.Load()/int64(len(s.order)), comma(int(rate(second))),
+		comma(times[201]), comma(times[409]), comma(times[400]), comma(times[503]), comma(times[0]), formatLatencies(second.Claims))
 }
 
 // drawProgress redraws the progress until the sale is over. Ctrl-C calls stop; a second Ctrl-C does
@@ -128,34 +129,26 @@ func (m *screen) View() tea.View {
 func (s *sale) view(width int) string {
 	columns := max(40, min(width, 100))
 	width = columns - 4
-	second, total, all := s.series.lastSecond(), 0, len(s.order)
-	for _, n := range s.series.total {
-		total += n
-	}
+	second, claims, all := s.series.lastSecond(), s.series.all.Claims, len(s.order)
 	finished := int(s.finished.Load())
-	text := fmt.Sprintf(" %3d %%  %s of %s  %.1f s", 100*finished/all, comma(finished), comma(all), s.series.elapsed.Seconds())
+	text := fmt.Sprintf(" %3d %%  %s of %s  %.1f s", 100*finished/all, comma(finished), comma(all), s.series.all.Elapsed.Seconds())
 	room := max(0, width-len(text))
 	lines := []string{
 		bold(s.options.describe()), "",
-		paint(claimed, strings.Repeat("█", room*finished/all)) + faint(strings.Repeat("░", room-room*finished/all)) + text, "",
-		fmt.Sprintf("%s %s  %s", faint("claims/s"), bold(fmt.Sprintf("%8s", comma(int(rate(second))))), paint(claimed, sparkline(s.series.rates(width-20)))),
+		paint(green, strings.Repeat("█", room*finished/all)) + faint(strings.Repeat("░", room-room*finished/all)) + text, "",
+		fmt.Sprintf("%s %s  %s", faint("claims/s"), bold(fmt.Sprintf("%8s", comma(int(rate(second))))), paint(green, sparkline(s.series.rates(width-20)))),
 		fmt.Sprintf("%s  %s", faint("latency "), formatLatencies(second.Claims)), "",
 	}
-	for k, n := range s.series.total {
-		if k := kind(k); n > 0 || k < noAnswer {
-			bar := math.Ceil(float64(n) / float64(max(1, total)) * float64(max(0, width-31)))
-			lines = append(lines, paint(k, fmt.Sprintf("%-19s", kinds[k].name))+fmt.Sprintf("%10s  ", comma(n))+paint(k, strings.Repeat("▇", int(bar))))
-		}
+	for _, r := range rows(claims) {
+		bar := math.Ceil(float64(r.times) / float64(max(1, claims.Total())) * float64(max(0, width-33)))
+		lines = append(lines, paint(r.colour, fmt.Sprintf("%-21s", r.name))+fmt.Sprintf("%10s  ", comma(r.times))+paint(r.colour, strings.Repeat("▇", int(bar))))
 	}
 	return lipgloss.NewStyle().Padding(1, 2, 0).MaxWidth(columns).Render(strings.Join(lines, "\n"))
 }
 
 // sparkline draws values on a scale from 0 to the largest one.
 func sparkline(values []float64) string {
-	steps, highest, line := []rune("▁▂▃▄▅▆▇█"), 1e-9, ""
-	for _, v := range values {
-		highest = max(highest, v)
-	}
+	steps, highest, line := []rune("▁▂▃▄▅▆▇█"), slices.Max(append([]float64{1e-9}, values...)), ""
 	for _, v := range values {
 		line += string(steps[int(math.Round(v/highest*7))])
 	}

@@ -71,8 +71,8 @@ func TestSale_drawProgress(t *testing.T) {
 			t.Errorf("%q was never displayed: %q", want, out.buffer.String())
 		}
 	}
-	if n := s.series.total; n[claimed] != 20 || n[outOfStock] != 1980 {
-		t.Errorf("total %v, want 20 claimed and 1980 out of stock", n)
+	if claims := s.series.all.Claims; claims.Count(load.Claimed) != 20 || claims.Count(load.OutOfStock) != 1980 {
+		t.Errorf("%v, want 20 claimed and 1980 out of stock", claims.Answers)
 	}
 }
 
@@ -116,7 +116,7 @@ func TestIsInteractive(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = file.Close() })
-	if isInteractive(&bytes.Buffer{}, nil) || isInteractive(file, nil) {
+	if isInteractive(&bytes.Buffer{}) || isInteractive(file) {
 		t.Error("a buffer or a file is taken for a terminal")
 	}
 }
@@ -146,10 +146,10 @@ func TestSale_view(t *testing.T) {
   claims/s    2,255  ▄█
   latency   p50 –   p99 –   p99.9 –
 
-  201 claimed               100  ▇▇▇▇▇▇▇▇▇
-  409 already claimed         0
-  400 out of stock          350  ▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇
-  503 retried                 1  ▇`
+  201 claimed                 100  ▇▇▇▇▇▇▇▇
+  409 already claimed           0
+  400 out of stock            350  ▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇
+  503 OVERLOADED                1  ▇`
 	if got := regexp.MustCompile(`(?m) +$`).ReplaceAllString(ansi.Strip(s.view(72)), ""); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -177,8 +177,10 @@ func TestSeries_add(t *testing.T) {
 		}
 		all.Add(p)
 	}
-	if n := countByKind(all.Claims); n[claimed] != ticks || n[outOfStock] != ticks*(ticks-1)/2 || all.Elapsed != ticks*tick || s.elapsed != all.Elapsed || s.total != n {
-		t.Errorf("%v in %v, total %v in %v", n, all.Elapsed, s.total, s.elapsed)
+	for _, r := range []load.Report{all, s.all} {
+		if r.Claims.Count(load.Claimed) != ticks || r.Claims.Count(load.OutOfStock) != ticks*(ticks-1)/2 || r.Elapsed != ticks*tick {
+			t.Errorf("%v in %v", r.Claims.Answers, r.Elapsed)
+		}
 	}
 	if rates := s.rates(10); len(rates) > 10 || len(rates) < 5 || rates[0] >= rates[len(rates)-1] {
 		t.Errorf("rates %v", rates)
@@ -198,8 +200,8 @@ func TestSeries_add_earlyTick(t *testing.T) {
 	s.add(newReport(195*time.Millisecond, map[load.Answer]int{load.Claimed: 195}))
 	s.add(newReport(5*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
 	s.add(newReport(95*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
-	if rates := s.rates(10); len(rates) != 2 || rates[0] != 1000 || rates[1] != 2000 || s.total[claimed] != 395 {
-		t.Errorf("rates %v, total %v", rates, s.total)
+	if rates := s.rates(10); len(rates) != 2 || rates[0] != 1000 || rates[1] != 2000 || s.all.Claims.Total() != 395 {
+		t.Errorf("rates %v, %v", rates, s.all.Claims.Answers)
 	}
 }
 

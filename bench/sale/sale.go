@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -44,16 +45,12 @@ func (s *sale) start(ctx context.Context) error {
 	return err
 }
 
-// maxUnexpected is how many unexpected answers a request may get before it is not retried any more.
-// The check has failed then, and a broken service would be asked until the end of the sale.
-const maxUnexpected = 3
-
 // answered records an answer and decides about a retry.
 func (s *sale) answered(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
 	s.checker.Record(int(s.order[i]), answer, r.Sent, r.Answered)
 	again, pause = load.Retry(answer, r)
-	if kindOf(answer) == unexpected && r.Attempt >= maxUnexpected {
-		again = false
+	if answer.Ambiguous() && !slices.Contains([]load.Answer{load.OutcomeUnknown, load.Cut, load.TimedOut}, answer) && r.Attempt >= 3 {
+		again = false // the check has failed, and a broken service would be asked until the end of the sale
 	}
 	if !again {
 		s.finished.Add(1)
@@ -61,52 +58,35 @@ func (s *sale) answered(i int, answer load.Answer, r load.Response) (again bool,
 	return again, pause
 }
 
-// kind groups answers for display.
-type kind int
-
-const (
-	claimed kind = iota
-	alreadyClaimed
-	outOfStock
-	unavailable
-	noAnswer
-	unexpected
-)
-
-// kinds has the name of each kind, its colour of the terminal's own sixteen, so that it fits the
-// theme, and its colour in the chart.
-var kinds = [...]struct {
-	name, colour, fill string
-}{
-	claimed:        {"201 claimed", "2", "#2da44e"},
-	alreadyClaimed: {"409 already claimed", "3", "#d4a72c"},
-	outOfStock:     {"400 out of stock", "8", "#afb8c1"},
-	unavailable:    {"503 retried", "1", "#cf222e"},
-	noAnswer:       {"no answer", "1", "#8250df"},
-	unexpected:     {"unexpected", "5", "#bf3989"},
+// row is an answer as it is displayed.
+type row struct {
+	answer load.Answer
+	name   string
+	times  int
+	// One of the terminal's own sixteen colours, so that it fits the theme, and the colour in the
+	// chart.
+	colour, fill string
 }
 
-func kindOf(answer load.Answer) kind {
-	switch answer {
-	case load.Claimed:
-		return claimed
-	case load.AlreadyClaimed:
-		return alreadyClaimed
-	case load.OutOfStock:
-		return outOfStock
-	case load.Overloaded, load.Unavailable, load.OutcomeUnknown:
-		return unavailable
-	case load.NotSent, load.Cut, load.TimedOut:
-		return noAnswer
+const green, red = "2", "1"
+
+// rows returns the usual answers, and then the others that came.
+func rows(t load.Tally) []row {
+	all := []row{
+		{load.Claimed, "201 claimed", 0, green, "#2da44e"},
+		{load.AlreadyClaimed, "409 already claimed", 0, "3", "#d4a72c"},
+		{load.OutOfStock, "400 out of stock", 0, "8", "#afb8c1"},
 	}
-	return unexpected
-}
-
-func countByKind(t load.Tally) (n [len(kinds)]int) {
+	fills := []string{"#cf222e", "#8250df", "#bf3989", "#bc4c00"}
 	for _, c := range t.Answers {
-		n[kindOf(c.Answer)] += c.Times
+		i := slices.IndexFunc(all, func(r row) bool { return r.answer == c.Answer })
+		if i < 0 {
+			i = len(all)
+			all = append(all, row{c.Answer, c.Answer.String(), 0, red, fills[i%len(fills)]})
+		}
+		all[i].times = c.Times
 	}
-	return n
+	return all
 }
 
 // tick is how often the progress is updated.
@@ -120,16 +100,12 @@ const maxPoints = 120
 type series struct {
 	points   []load.Report
 	interval time.Duration // of a point, at least about this
-	total    [len(kinds)]int
-	elapsed  time.Duration
+	all      load.Report
 }
 
 // add adds the answers of a tick.
 func (s *series) add(r load.Report) {
-	s.elapsed += r.Elapsed
-	for k, n := range countByKind(r.Claims) {
-		s.total[k] += n
-	}
+	s.all.Add(r)
 	// A late tick is followed by an early one, which is too short to compute a rate from.
 	if n := len(s.points); n > 0 && s.points[n-1].Elapsed < s.interval-tick/2 {
 		s.points[n-1].Add(r)
@@ -142,13 +118,13 @@ func (s *series) add(r load.Report) {
 }
 
 // merged returns the points in groups of this size.
-func (s *series) merged(size int) []load.Report {
-	var groups []load.Report
-	for i, p := range s.points {
-		if i%size == 0 {
-			groups = append(groups, load.Report{})
+func (s *series) merged(size int) (groups []load.Report) {
+	for group := range slices.Chunk(s.points, size) {
+		var r load.Report
+		for _, p := range group {
+			r.Add(p)
 		}
-		groups[len(groups)-1].Add(p)
+		groups = append(groups, r)
 	}
 	return groups
 }

@@ -7,6 +7,7 @@ import (
 
 	"charm.land/lipgloss/v2"
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 
 	"scalable-coupon-system/bench/check"
 	"scalable-coupon-system/bench/load"
@@ -23,17 +24,15 @@ func (s *sale) summary(r load.Report, stopped string, result *check.Result) stri
 	line("%s", bold(s.options.describe()))
 	line("%s", faint(fmt.Sprintf("coupon %s · seed %d", s.options.Coupon, s.options.Seed)))
 	b.WriteByte('\n')
-	for k, n := range countByKind(r.Claims) {
-		if k := kind(k); k <= unavailable || n > 0 {
-			line("%10s  %s%s", comma(n), paint(k, kinds[k].name), faint(answersOf(r.Claims, k)))
-		}
+	for _, r := range rows(r.Claims) {
+		line("%10s  %s", comma(r.times), paint(r.colour, r.name))
 	}
 	line("%10s  claims answered in %.2f s: %s  %s", comma(r.Claims.Answered()), r.Elapsed.Seconds(),
-		bold(comma(int(rate(r)))+" per second"), paint(claimed, sparkline(s.series.rates(24))))
+		bold(comma(int(rate(r)))+" per second"), paint(green, sparkline(s.series.rates(24))))
 	b.WriteByte('\n')
 	line("latency  %s   longest %s", formatLatencies(r.Claims), formatQuantile(r.Claims, 100))
 	if stopped != "" {
-		line("%s", paint(unavailable, stopped))
+		line("%s", paint(red, stopped))
 	}
 	for _, e := range r.Errors {
 		line("%s", faint("error: "+e))
@@ -43,12 +42,12 @@ func (s *sale) summary(r load.Report, stopped string, result *check.Result) stri
 	}
 
 	b.WriteByte('\n')
-	for _, g := range result.Guarantees {
+	for _, g := range result.Guarantees() {
 		if g.Violations == 0 {
-			line("%s %s", paint(claimed, "✓"), g.Text)
+			line("%s %s", paint(green, "✓"), g.Text)
 			continue
 		}
-		line("%s %s", paint(unavailable, "✗"), g.Text)
+		line("%s %s", paint(red, "✗"), g.Text)
 		for _, e := range g.Examples {
 			line("    %s", e)
 		}
@@ -63,47 +62,26 @@ func (s *sale) summary(r load.Report, stopped string, result *check.Result) stri
 	}
 	b.WriteByte('\n')
 	if result.OK() {
-		line("%s", paint(claimed, bold("PASS")))
+		line("%s", paint(green, bold("PASS")))
 	} else {
-		line("%s", paint(unavailable, bold("FAIL")))
+		line("%s", paint(red, bold("FAIL")))
 	}
 	return b.String()
 }
 
-// answersOf lists the answers of a kind, for the kinds that have several.
-func answersOf(t load.Tally, k kind) string {
-	var all []string
-	for _, c := range t.Answers {
-		switch {
-		case kindOf(c.Answer) != k || k < unavailable:
-		case k == unexpected:
-			all = append(all, comma(c.Times)+" "+c.Answer.String())
-		default:
-			all = append(all, comma(c.Times)+" "+c.Answer.Code)
-		}
-	}
-	if len(all) == 0 {
-		return ""
-	}
-	return ": " + strings.Join(all, ", ")
+func paint(colour, s string) string {
+	return lipgloss.NewStyle().Foreground(lipgloss.Color(colour)).Render(s)
 }
 
-func paint(k kind, s string) string {
-	return lipgloss.NewStyle().Foreground(lipgloss.Color(kinds[k].colour)).Render(s)
-}
 func faint(s string) string { return lipgloss.NewStyle().Faint(true).Render(s) }
-func bold(s string) string  { return lipgloss.NewStyle().Bold(true).Render(s) }
+
+func bold(s string) string { return lipgloss.NewStyle().Bold(true).Render(s) }
 
 // comma returns "50,000".
 func comma(n int) string { return humanize.Comma(int64(n)) }
 
-// formatCount returns "1 user", "2 users".
-func formatCount(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return comma(n) + " " + noun + "s"
-}
+// formatCount returns "1 user", "2,000 users".
+func formatCount(n int, noun string) string { return comma(n) + " " + english.PluralWord(n, noun, "") }
 
 // formatLatencies returns the usual quantiles.
 func formatLatencies(t load.Tally) string {
