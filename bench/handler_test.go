@@ -20,16 +20,23 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// constantStore answers every claim with the same status, at no cost.
+// constantStore answers every claim with the same status and every read with the same coupon, at no
+// cost.
 type constantStore struct {
 	*apitest.Store
 
 	status pgstore.ClaimStatus
+	coupon *pgstore.Coupon
 }
 
 // Claim implements api.Store.
 func (s constantStore) Claim(context.Context, string, string) (pgstore.ClaimStatus, error) {
 	return s.status, nil
+}
+
+// Coupon implements api.Store.
+func (s constantStore) Coupon(context.Context, string) (*pgstore.Coupon, bool, error) {
+	return s.coupon, true, nil
 }
 
 // BenchmarkHandlerClaim measures what the api package does for a claim: decoding the request,
@@ -44,7 +51,7 @@ func BenchmarkHandlerClaim(b *testing.B) {
 			if logged {
 				log = zerolog.New(io.Discard)
 			}
-			handler := api.New(constantStore{apitest.NewStore(), test.status}, api.Options{Log: log})
+			handler := api.New(constantStore{Store: apitest.NewStore(), status: test.status}, api.Options{Log: log})
 			name := fmt.Sprintf("%s/log=%v", test.status, logged)
 			b.Run(name, func(b *testing.B) {
 				b.ReportAllocs()
@@ -101,33 +108,17 @@ func inPages(users []string) func(context.Context) iter.Seq2[[]string, error] {
 	}
 }
 
-// couponStore has one coupon.
-type couponStore struct {
-	*apitest.Store
-
-	coupon *pgstore.Coupon
-}
-
-// Coupon implements api.Store.
-func (s couponStore) Coupon(context.Context, string) (*pgstore.Coupon, bool, error) {
-	return s.coupon, true, nil
-}
-
 // BenchmarkHandlerCoupon measures GET of a coupon by its number of claims. Up to one page the
 // response is encoded as a whole, beyond that it is streamed.
 func BenchmarkHandlerCoupon(b *testing.B) {
 	for _, claims := range []int{0, 1_000, 1_000_000} {
 		b.Run(strconv.Itoa(claims), func(b *testing.B) {
-			users := make([]string, claims)
-			for i := range users {
-				users[i] = fmt.Sprintf("user-%010d", i)
-			}
+			users := newUsers(claims)
 			coupon := pgstore.NewCoupon("summer sale", claims+1, users)
 			if claims > 10_000 { // a page of pgstore
 				coupon = &pgstore.Coupon{Name: coupon.Name, Amount: coupon.Amount, RemainingAmount: 1, Claimers: inPages(users)}
 			}
-			store := couponStore{apitest.NewStore(), coupon}
-			handler := api.New(store, api.Options{})
+			handler := api.New(constantStore{Store: apitest.NewStore(), coupon: coupon}, api.Options{})
 			request := httptest.NewRequestWithContext(b.Context(), http.MethodGet, "/api/coupons/summer%20sale", nil)
 			w := &discard{header: make(http.Header)}
 			b.ReportAllocs()
