@@ -15,7 +15,6 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/internal/couponmodel"
 )
 
 // Checker records the answers about one coupon. Make it with New. Its methods may be called
@@ -79,45 +78,35 @@ func (c *Checker) User(name string) int {
 }
 
 // Record records the answer to a claim of the user with this index, and when the claim was sent and
-// answered. The answers to one user may be recorded in any order.
+// answered. The answers to one user may be recorded in any order. The times may be zero for all
+// claims; their order is not checked then.
 func (c *Checker) Record(index int, answer load.Answer, sent, answered time.Time) {
-	switch answer {
-	case load.Claimed, load.AlreadyClaimed, load.OutOfStock, load.CouponNotFound,
-		load.Overloaded, load.Unavailable, load.OutcomeUnknown, load.NotSent, load.Cut, load.TimedOut:
-	default:
-		c.mu.Lock()
-		c.answers.violated(Contradiction, "%s got %v", c.users[index].name, answer)
-		c.mu.Unlock()
-	}
-	c.RecordOutcome(index, answer.ClaimOutcome(), sent, answered)
-}
-
-// RecordOutcome records the outcome of a claim that was not sent through HTTP, as Record does. The
-// times may be zero for all claims; their order is not checked then.
-func (c *Checker) RecordOutcome(index int, outcome couponmodel.Outcome, sent, answered time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	u, since, at := &c.users[index], sent.Sub(c.started), answered.Sub(c.started)
-	switch outcome {
-	case couponmodel.Claimed:
+	switch answer {
+	case load.Claimed:
 		if u.claimed++; u.claimed == 1 {
 			u.claimSent, u.claimAnswered = since, at
 		}
-	case couponmodel.AlreadyClaimed:
+	case load.AlreadyClaimed:
 		u.already++
 		u.firstAlready = min(u.firstAlready, at)
-	case couponmodel.OutOfStock:
+	case load.OutOfStock:
 		u.soldOut++
 		c.firstSoldOut = min(c.firstSoldOut, at)
-	case couponmodel.Ambiguous:
-		u.ambiguous++
-	case couponmodel.CouponNotFound:
+	case load.CouponNotFound:
 		if c.notFoundBy == "" || since > c.notFound {
 			c.notFound, c.notFoundBy = since, u.name
 		}
-	case couponmodel.NotExecuted:
+	case load.OutcomeUnknown, load.Cut, load.TimedOut:
+		u.ambiguous++
+	case load.Overloaded, load.Unavailable, load.NotSent: // not executed
 	default:
-		c.answers.violated(Contradiction, "%s got the outcome %q", u.name, outcome)
+		c.answers.violated(Contradiction, "%s got %v", u.name, answer)
+		if answer.Ambiguous() {
+			u.ambiguous++
+		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/internal/couponmodel"
 )
 
 // answer is an answer to record: the claim was sent and answered at these milliseconds.
@@ -215,28 +214,6 @@ func TestChecker_RecordCreation(t *testing.T) {
 				t.Errorf("%v, want %s: %s", err, test.kind, test.want)
 			}
 		})
-	}
-}
-
-// Outcomes of claims that were not sent through HTTP, without times.
-func TestChecker_RecordOutcome(t *testing.T) {
-	c := New("c", 2, []string{"a"})
-	for _, o := range []struct {
-		user    string
-		outcome couponmodel.Outcome
-	}{
-		{"a", couponmodel.OutOfStock}, {"b", couponmodel.Ambiguous}, {"b", couponmodel.AlreadyClaimed},
-		{"c", couponmodel.NotExecuted}, {"c", couponmodel.Claimed},
-	} {
-		c.RecordOutcome(c.User(o.user), o.outcome, time.Time{}, time.Time{})
-	}
-	stored := load.Coupon{Name: "c", Amount: 2, ClaimedBy: []string{"b", "c"}}
-	if r := c.Check(stored); !r.OK() || r.Winners != 2 || r.Err() != nil {
-		t.Errorf("%+v", r)
-	}
-	c.RecordOutcome(c.User("a"), "sold_out", time.Time{}, time.Time{})
-	if err := c.Check(stored).Err(); err == nil || err.Error() != `1 × `+string(Contradiction)+`: a got the outcome "sold_out"` {
-		t.Error(err)
 	}
 }
 

@@ -57,25 +57,6 @@ var answers = map[couponmodel.Outcome]Answer{
 // AnswerFor returns the answer of a correct service to a request with this outcome in the model.
 func AnswerFor(outcome couponmodel.Outcome) Answer { return answers[outcome] }
 
-// ClaimOutcome returns the outcome of a claim with this answer. It is NotExecuted for answers that
-// no claim may get, such as 400 INVALID_REQUEST.
-func (a Answer) ClaimOutcome() couponmodel.Outcome {
-	switch a {
-	case Claimed:
-		return couponmodel.Claimed
-	case AlreadyClaimed:
-		return couponmodel.AlreadyClaimed
-	case OutOfStock:
-		return couponmodel.OutOfStock
-	case CouponNotFound:
-		return couponmodel.CouponNotFound
-	}
-	if a.Ambiguous() {
-		return couponmodel.Ambiguous
-	}
-	return couponmodel.NotExecuted
-}
-
 // NotExecuted reports whether the answer promises that the request changed nothing, and that a
 // retry may succeed.
 func (a Answer) NotExecuted() bool { return a == Overloaded || a == Unavailable || a == NotSent }
