@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/internal/couponmodel"
 )
 
 // runCommand runs the command with these arguments.
@@ -97,10 +96,10 @@ func TestRun_fail(t *testing.T) {
 	}{
 		"oversells": {&fake{onClaim: func(c fakeClaim) bool {
 			if c.n == 1 {
-				c.coupons[c.coupon] = couponmodel.Coupon{Amount: 21}
+				c.Set("sale", 21)
 			}
 			return false
-		}}, nil, []string{"✗ exactly 20 users won\n      21 won", "✗ the service reports the same winners\n      amount is 21, want 20"}},
+		}}, []string{"--coupon", "sale", "--connections", "1"}, []string{"✗ exactly 20 users won\n      21 won", "✗ the service reports the same winners\n      amount is 21, want 20"}},
 		"answers 500 always": {
 			&fake{onClaim: func(c fakeClaim) bool { return c.answer(load.Answer{Status: 500, Code: "INTERNAL"}) }},
 			[]string{"--users", "5"},
@@ -187,7 +186,12 @@ func TestRun_seed(t *testing.T) {
 		if code, out, _ := runCommand(t, "--users", "300", "--stock", "20", "--connections", "1", "--coupon", "sale", "--seed", seed, f.start(t)); code != exitPass {
 			t.Fatal(out)
 		}
-		return f.coupons["sale"].ClaimedBy
+		coupon, _, err := f.Coupon(t.Context(), "sale")
+		if err != nil {
+			t.Fatal(err)
+		}
+		claimedBy, _ := coupon.Whole()
+		return claimedBy
 	}
 	first := winners("7")
 	if !slices.Equal(first, winners("7")) {

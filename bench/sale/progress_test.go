@@ -81,7 +81,7 @@ func TestSale_drawProgress_interrupted(t *testing.T) {
 	s, stop := startSale(t, &fake{onClaim: func(c fakeClaim) bool {
 		if c.n == 10 {
 			close(held)
-			c.unlocked(func() { <-release })
+			<-release
 		}
 		return false
 	}}, "--users=100", "--connections=1")
