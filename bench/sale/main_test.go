@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -136,7 +135,7 @@ func TestSale_summary(t *testing.T) {
 		got = regexp.MustCompile(pattern).ReplaceAllString(got, with)
 	}
 	const want = `  300 users (5 % twice) for 20 coupons · 8 connections · all at once
-  coupon sale-N · seed 1
+  coupon sale-N
 
           20  201 claimed
            K  409 already claimed
@@ -177,28 +176,6 @@ func TestRun_interrupted(t *testing.T) {
 	}
 	if code != exitFail || errs.Len() > 0 {
 		t.Errorf("exit %d: %s", code, errs.String())
-	}
-}
-
-func TestRun_seed(t *testing.T) {
-	winners := func(seed string) []string {
-		f := &fake{}
-		if code, out, _ := runCommand(t, "--users", "300", "--stock", "20", "--connections", "1", "--coupon", "sale", "--seed", seed, f.start(t)); code != exitPass {
-			t.Fatal(out)
-		}
-		coupon, _, err := f.Coupon(t.Context(), "sale")
-		if err != nil {
-			t.Fatal(err)
-		}
-		claimedBy, _ := coupon.Whole()
-		return claimedBy
-	}
-	first := winners("7")
-	if !slices.Equal(first, winners("7")) {
-		t.Error("the same seed gave different winners")
-	}
-	if slices.Equal(first, winners("8")) {
-		t.Error("another seed gave the same winners")
 	}
 }
 
@@ -247,7 +224,6 @@ func TestRun_usage(t *testing.T) {
 		"--rate NaN":          "--rate NaN: must be from 0 (all at once)",
 		"--rate 100":          "--rate 100: must be more: the users need 525 s to arrive, and --duration is 2m0s",
 		"--repeats 101":       "--repeats 101: must be from 0 to 100 percent",
-		"--seed=-1":           `--seed: expected a valid 64 bit uint but got "-1"`,
 		"--duration 0s":       "--duration 0s: must be more than 0",
 		"--timeout=-1s":       "--timeout -1s: must be more than 0",
 		"--plot sale.png":     "--plot sale.png: must be a name that ends in .svg",

@@ -25,7 +25,6 @@ type options struct {
 	Connections int           `default:"128" help:"Number of keep-alive connections."`
 	Rate        float64       `default:"0" help:"Average number of users that arrive per second; 0: all at once, as fast as the service answers."`
 	Repeats     float64       `default:"5" help:"Percent of the users that claim a second time."`
-	Seed        uint64        `default:"1" help:"Number that determines the order and the times of the claims."`
 	Coupon      string        `placeholder:"NAME" help:"Name of the coupon, which must not exist yet (default: sale-<date>-<time>)."`
 	Duration    time.Duration `default:"2m" help:"Stop the sale after this time."`
 	Timeout     time.Duration `default:"10s" help:"How long a user waits for an answer before a retry."`

@@ -21,11 +21,14 @@ type sale struct {
 	series   series
 }
 
+// seed determines the order and the times of the claims.
+const seed = 1
+
 // newSale prepares a sale, so that it can start as soon as the coupon exists.
 func newSale(o options) *sale {
 	users := load.Users(o.Users)
 	return &sale{
-		options: o, users: users, order: load.Order(o.Users, o.Repeats, o.Seed), checker: check.New(o.Coupon, o.Stock, users),
+		options: o, users: users, order: load.Order(o.Users, o.Repeats, seed), checker: check.New(o.Coupon, o.Stock, users),
 		series: series{interval: tick},
 	}
 }
@@ -38,7 +41,7 @@ func (s *sale) start(ctx context.Context) error {
 		Requests:    len(s.order),
 		Request:     func(i int) load.Request { return load.Request{User: s.users[s.order[i]], Coupon: s.options.Coupon} },
 		Rate:        s.options.Rate,
-		Seed:        s.options.Seed,
+		Seed:        seed,
 		Timeout:     s.options.Timeout,
 		Answered:    s.answered,
 	})

@@ -22,7 +22,7 @@ func (s *sale) summary(r load.Report, stopped string, result *check.Result) stri
 
 	b.WriteByte('\n')
 	line("%s", bold(s.options.describe()))
-	line("%s", faint(fmt.Sprintf("coupon %s · seed %d", s.options.Coupon, s.options.Seed)))
+	line("%s", faint("coupon "+s.options.Coupon))
 	b.WriteByte('\n')
 	for _, r := range rows(r.Claims) {
 		line("%10s  %s", comma(r.times), paint(r.colour, r.name))
