@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"scalable-coupon-system/bench/load"
 )
 
 // deployment is the containers of a folder's docker-compose.yml.
@@ -78,18 +80,11 @@ func (d *deployment) command(ctx context.Context, name string, args ...string) (
 
 // awaitHealthy waits until the service is healthy.
 func (d *deployment) awaitHealthy(ctx context.Context) error {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 3 * time.Second}
 	return waitFor(ctx, 2*time.Minute, "the service to be healthy", func() bool {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.address+"/health", nil)
-		if err != nil {
-			return false
-		}
-		response, err := client.Do(request)
-		if err != nil {
-			return false
-		}
-		_ = response.Body.Close() // only the status matters
-		return response.StatusCode == http.StatusOK
+		client := load.NewClient(d.address, 3*time.Second)
+		defer client.Close()
+		response, err := client.Get(ctx, "/health")
+		return err == nil && response.Status == http.StatusOK
 	})
 }
 

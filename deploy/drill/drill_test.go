@@ -5,17 +5,17 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/api/apitest"
 	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/pgstore"
 )
 
 func moment(ms int) time.Time { return time.UnixMilli(int64(ms)) }
@@ -35,18 +35,16 @@ func TestGap(t *testing.T) {
 		// Replies are in no particular order.
 		"between two":                      {[]reply{granted(0, 5), granted(0, 0), refused(0, 70), granted(0, 120), granted(0, 20), granted(0, 125)}, 0, 125, 100},
 		"to the end, and granted later":    {[]reply{granted(0, 10), granted(0, 90), granted(0, 20)}, 0, 60, 40},
-		"to the end, and refused later":    {[]reply{granted(0, 10), refused(0, 90)}, 0, 60, 50},
 		"from the beginning":               {[]reply{granted(0, 5), granted(0, 80), granted(0, 90)}, 30, 90, 50},
-		"to the last refused claim":        {[]reply{granted(0, 10), refused(0, 30)}, 0, 60, 20},
 		"none after the sell-out":          {[]reply{granted(0, 10), outOfStock(0, 40), outOfStock(0, 90)}, 0, 60, 10},
-		"never granted":                    {[]reply{refused(0, 20), refused(0, 70)}, 0, 60, 60},
 		"longer gaps outside the interval": {[]reply{granted(0, 0), granted(0, 100), granted(0, 110), granted(0, 120), granted(0, 500)}, 100, 120, 10},
+		"other coupons":                    {[]reply{granted(0, 10), granted(1, 20), granted(0, 30)}, 0, 60, 20},
 		"no claims":                        {nil, 0, 60, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if got := gap(test.replies, everyCoupon, moment(test.from), moment(test.to)); got.Milliseconds() != test.want {
+			if got := gap(test.replies, func(coupon int) bool { return coupon == 0 }, moment(test.from), moment(test.to)); got.Milliseconds() != test.want {
 				t.Errorf("%v, want %d ms", got, test.want)
 			}
 		})
@@ -68,7 +66,7 @@ func TestEvent_effect(t *testing.T) {
 		"others are not affected": {
 			e, []reply{unknown(0, 2500), refused(1, 2600), refused(1, 2700), granted(2, 2800), granted(3, 2900), granted(3, 3000), unknown(3, 3100), granted(1, 4500)},
 			"shard2 killed in 2.0 s\n" +
-				"  its coupons: no claim granted for 2.5 s; refused: 1 × 503 OUTCOME_UNKNOWN, 2 × 503 UNAVAILABLE\n" +
+				"  its coupons: no claim granted for 2.5 s; refused: 2 × 503 UNAVAILABLE, 1 × 503 OUTCOME_UNKNOWN\n" +
 				"  other coupons: 1 claims per second granted before, 2 meanwhile; refused: 1 × 503 OUTCOME_UNKNOWN",
 			true,
 		},
@@ -96,82 +94,57 @@ func TestEvent_effect(t *testing.T) {
 	}
 }
 
-// fakeService is a coupon service in memory. It refuses the claims with the numbers in refuse, and
-// reports what report makes of the claims.
-type fakeService struct {
-	refuse []int
+// store refuses the claims with the numbers in refuse, and reports what report makes of the stored
+// claims.
+type store struct {
+	*apitest.Store
+	refuse []int64
 	report func([]string) []string
-
-	mu     sync.Mutex
-	stock  map[string]int
-	sold   map[string][]string
-	claims int
+	claims atomic.Int64
 }
 
-func (s *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var body struct {
-		Name   string `json:"name"`
-		Amount int    `json:"amount"`
-		User   string `json:"user_id"`
-		Coupon string `json:"coupon_name"`
+func (s *store) Claim(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error) {
+	if slices.Contains(s.refuse, s.claims.Add(1)) {
+		return "", pgstore.ErrUnavailable
 	}
-	_ = json.UnmarshalRead(r.Body, &body) // GET has none
-	status, answer := http.StatusCreated, any(nil)
-	switch name := strings.TrimPrefix(r.URL.Path, "/api/coupons/"); {
-	case r.Method == http.MethodGet:
-		sold := s.report(s.sold[name])
-		status, answer = http.StatusOK, map[string]any{
-			"name": name, "amount": s.stock[name], "remaining_amount": s.stock[name] - len(sold), "claimed_by": sold,
-		}
-	case body.Name != "":
-		s.stock[body.Name] = body.Amount
-	default:
-		s.claims++
-		switch {
-		case slices.Contains(s.refuse, s.claims):
-			status, answer = http.StatusServiceUnavailable, map[string]string{"error": "unavailable", "code": "UNAVAILABLE"}
-		case len(s.sold[body.Coupon]) == s.stock[body.Coupon]:
-			status, answer = http.StatusBadRequest, map[string]string{"error": "out of stock", "code": "OUT_OF_STOCK"}
-		default:
-			s.sold[body.Coupon] = append(s.sold[body.Coupon], body.User)
-		}
+	return s.Store.Claim(ctx, user, coupon)
+}
+
+func (s *store) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
+	c, found, err := s.Store.Coupon(ctx, name)
+	if !found || s.report == nil {
+		return c, found, err
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	if answer != nil {
-		_ = json.MarshalWrite(w, answer)
-	}
+	users, _ := c.Whole()
+	return pgstore.NewCoupon(name, c.Amount, s.report(users)), true, nil
 }
 
 // newDrill returns a drill of 40 claims.
-func newDrill(t *testing.T, service *fakeService, out io.Writer) *drill {
+func newDrill(t *testing.T, s *store, out io.Writer) *drill {
 	t.Helper()
-	service.stock, service.sold = make(map[string]int), make(map[string][]string)
-	server := httptest.NewServer(service)
+	s.Store = apitest.NewStore()
+	server := httptest.NewServer(api.New(s, api.Options{}))
 	t.Cleanup(server.Close)
 	return &drill{options{Rate: 400, Duration: 100 * time.Millisecond}, deployment{address: server.Listener.Addr().String()}, out}
 }
 
 func TestDrill_sell(t *testing.T) {
 	t.Parallel()
-	all := func(sold []string) []string { return sold }
 	tests := map[string]struct {
-		service *fakeService
-		want    string // in the output
-		failed  bool
+		store  *store
+		want   string // in the output
+		failed bool
 	}{
-		"exact":                          {&fakeService{report: all}, "all answers: 36 × 201, 4 × 400 OUT_OF_STOCK\nlost 0, duplicates 0, oversold 0\n", false},
-		"refused, granted when repeated": {&fakeService{report: all, refuse: []int{3, 4}}, "all answers: 36 × 201, 4 × 400 OUT_OF_STOCK, 2 × 503 UNAVAILABLE\nlost 0, duplicates 0, oversold 0\n", false},
-		"answered, not stored":           {&fakeService{report: func(sold []string) []string { return sold[1:] }}, "lost 2, duplicates 0, oversold 0\n", true},
-		"stored twice":                   {&fakeService{report: func(sold []string) []string { return append([]string{sold[0]}, sold...) }}, "lost 0, duplicates 2, oversold 2\n", true},
+		"exact":                          {&store{}, "all answers: 36 × 201, 4 × 400 OUT_OF_STOCK\nlost 0, duplicates 0, oversold 0\n", false},
+		"refused, granted when repeated": {&store{refuse: []int64{3, 4}}, "all answers: 36 × 201, 4 × 400 OUT_OF_STOCK, 2 × 503 UNAVAILABLE\nlost 0, duplicates 0, oversold 0\n", false},
+		"answered, not stored":           {&store{report: func(sold []string) []string { return sold[1:] }}, "lost 2, duplicates 0, oversold 0\n", true},
+		"stored twice":                   {&store{report: func(sold []string) []string { return append([]string{sold[0]}, sold...) }}, "lost 0, duplicates 2, oversold 2\n", true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var out bytes.Buffer
-			err := newDrill(t, test.service, &out).sell(t.Context(), []string{"a", "b"})
+			err := newDrill(t, test.store, &out).sell(t.Context(), []string{"a", "b"})
 			if !strings.Contains(out.String(), test.want) || errors.Is(err, errFailed) != test.failed || !test.failed && err != nil {
 				t.Errorf("%v\n%s\nwant in it\n%s", err, out.String(), test.want)
 			}
@@ -182,7 +155,7 @@ func TestDrill_sell(t *testing.T) {
 // A sale that ends before an event does not show its effect.
 func TestDrill_letHappen_tooLate(t *testing.T) {
 	t.Parallel()
-	d := newDrill(t, &fakeService{report: func(sold []string) []string { return sold }}, &bytes.Buffer{})
+	d := newDrill(t, &store{}, io.Discard)
 	s, err := d.open(t.Context(), []string{"a"})
 	if err != nil {
 		t.Fatal(err)
@@ -212,13 +185,5 @@ func TestLeader(t *testing.T) {
 	list[1].State = "starting"
 	if primary, _ := leader(list); primary != "" {
 		t.Errorf("%q, want none: the leader is still starting", primary)
-	}
-}
-
-func TestFullest_onlyEligible(t *testing.T) {
-	t.Parallel()
-	list := []int{0, 0, 0, 0, 5, 9, 9, 9, 1, 1}
-	if got := fullest(list, func(p int) bool { return p%shardCount == from }); got != 9 {
-		t.Errorf("partition %d, want 9", got)
 	}
 }

@@ -61,17 +61,15 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	ha := &drill{o, newDeployment("coupond-ha", "deploy/ha", "COUPOND_HA_PUBLISH", "127.0.0.1:8090"), out}
 	// Another project than in its README.md, because the containers are removed at the end.
 	shards := &drill{o, newDeployment("coupond-shards-drill", "deploy/shards", "COUPOND_SHARDS_PUBLISH", "127.0.0.1:8091"), out}
-	for _, d := range []struct {
+	steps := map[string]struct {
 		*drill
-		steps map[string]func(context.Context) error
-	}{
-		{ha, map[string]func(context.Context) error{"failover": ha.failover, "rolling": ha.rolling}},
-		{shards, map[string]func(context.Context) error{"shards": shards.killAndMove, "move": shards.move}},
-	} {
+		run func(context.Context) error
+	}{"failover": {ha, ha.failover}, "rolling": {ha, ha.rolling}, "shards": {shards, shards.killAndMove}, "move": {shards, shards.move}}
+	for _, d := range []*drill{ha, shards} {
 		var wanted []func(context.Context) error
 		for _, name := range o.Steps {
-			if step := d.steps[name]; step != nil {
-				wanted = append(wanted, step)
+			if step := steps[name]; step.drill == d {
+				wanted = append(wanted, step.run)
 			}
 		}
 		if len(wanted) == 0 {

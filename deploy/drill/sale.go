@@ -40,6 +40,7 @@ type sale struct {
 
 	mu      sync.Mutex
 	replies []reply
+	refused map[load.Answer]string // the body of the last refused claim
 }
 
 // sell lets the events happen, one after the other, during a sale of the coupons. Then it checks
@@ -69,7 +70,7 @@ func (d *drill) sell(ctx context.Context, coupons []string, events ...event) err
 	d.printf("all answers: %s\nlost %d, duplicates %d, oversold %d", answers(report.Claims.Answers),
 		result.Count(check.Lost), result.Count(check.Duplicate), result.Count(check.Oversold))
 	if !ok {
-		return errors.Join(errFailed, result.Err(), errors.New(strings.Join(report.Errors, "\n")))
+		return errors.Join(errFailed, result.Err(), fmt.Errorf("the last of each: %v; %q", s.refused, report.Errors))
 	}
 	return nil
 }
@@ -98,7 +99,7 @@ func (d *drill) letHappen(ctx context.Context, s *sale, events []event) error {
 // open creates the coupons, with a stock for nine tenths of their users, and starts the claims,
 // each of another user.
 func (d *drill) open(ctx context.Context, coupons []string) (*sale, error) {
-	s := &sale{service: load.Service{Address: d.address, Timeout: time.Minute}}
+	s := &sale{service: load.Service{Address: d.address, Timeout: time.Minute}, refused: map[load.Answer]string{}}
 	n := int(d.Rate * d.Duration.Seconds())
 	users, which := load.Users(n), load.Evenly(n, len(coupons), 1)
 	for _, coupon := range coupons {
@@ -112,19 +113,19 @@ func (d *drill) open(ctx context.Context, coupons []string) (*sale, error) {
 		}
 		s.checkers = append(s.checkers, check.New(coupon, stock, nil))
 	}
-	index := make([]int, n)
-	for i, coupon := range which {
-		index[i] = s.checkers[coupon].User(users[i])
-	}
 	var err error
 	s.run, err = load.Start(ctx, load.Plan{
 		// Enough connections that claims waiting for a dead shard do not delay the others.
 		Address: d.address, Connections: 512, Requests: n, Rate: d.Rate, Seed: 1,
 		Request: func(i int) load.Request { return load.Request{User: users[i], Coupon: coupons[which[i]]} },
 		Answered: func(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
-			s.checkers[which[i]].Record(index[i], answer, r.Sent, r.Answered)
+			c := s.checkers[which[i]]
+			c.Record(c.User(users[i]), answer, r.Sent, r.Answered)
 			s.mu.Lock()
 			s.replies = append(s.replies, reply{int(which[i]), answer, r.Answered})
+			if !answer.Definite() {
+				s.refused[answer] = string(r.Body)
+			}
 			s.mu.Unlock()
 			return load.Retry(answer, r)
 		},
@@ -153,44 +154,34 @@ func (e event) effect(replies []reply, opened time.Time, aftermath time.Duration
 
 // tally counts the claims on some coupons that were granted, and by answer those that were refused.
 func tally(replies []reply, coupon func(int) bool, from, to time.Time) (granted int, refused []load.Count) {
+	times := map[load.Answer]int{}
 	for _, r := range replies {
-		if !coupon(r.coupon) || r.answered.Before(from) || r.answered.After(to) {
-			continue
-		}
-		i := slices.IndexFunc(refused, func(c load.Count) bool { return c.Answer == r.answer })
-		switch {
-		case r.answer == load.Claimed:
-			granted++
-		case r.answer.Definite():
-		case i < 0:
-			refused = append(refused, load.Count{Answer: r.answer, Times: 1})
-		default:
-			refused[i].Times++
+		if coupon(r.coupon) && !r.answered.Before(from) && !r.answered.After(to) {
+			times[r.answer]++
 		}
 	}
-	return granted, refused
+	for answer, n := range times {
+		if !answer.Definite() {
+			refused = append(refused, load.Count{Answer: answer, Times: n})
+		}
+	}
+	slices.SortFunc(refused, func(a, b load.Count) int { return cmp.Or(b.Times-a.Times, cmp.Compare(a.Answer.Code, b.Answer.Code)) })
+	return times[load.Claimed], refused
 }
 
-// gap returns the longest time between from and to in which claims on some coupons arrived but none
-// was granted.
-//
-// replies must include later ones: a claim that is granted or refused after to shows that coupons
-// were left until then. The time after a sell-out does not count.
+// gap returns the longest time between from and to in which no claim on some coupons was granted.
+// replies must include later ones. The time after the last granted claim, when the coupons are sold
+// out, does not count.
 func gap(replies []reply, coupon func(int) bool, from, to time.Time) (longest time.Duration) {
-	last := from
-	for _, r := range slices.SortedFunc(slices.Values(replies), func(a, b reply) int { return a.answered.Compare(b.answered) }) {
-		granted := r.answer == load.Claimed
-		if !coupon(r.coupon) || r.answered.Before(from) || !granted && r.answer.Definite() {
-			continue
+	granted := []time.Time{from}
+	for _, r := range replies {
+		if coupon(r.coupon) && r.answer == load.Claimed && r.answered.After(from) {
+			granted = append(granted, r.answered)
 		}
-		at := r.answered
-		if at.After(to) {
-			at = to
-		}
-		longest = max(longest, at.Sub(last))
-		if granted {
-			last = at
-		}
+	}
+	slices.SortFunc(granted, time.Time.Compare)
+	for i, at := range granted[1:] {
+		longest = max(longest, min(at.Sub(granted[i]), to.Sub(granted[i])))
 	}
 	return longest
 }

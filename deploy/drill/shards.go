@@ -40,7 +40,7 @@ func (d *drill) sellOnShards(ctx context.Context, prefix string, kill bool) erro
 			happen: func() error { return d.restart(ctx, shard(dead)) },
 		})
 	}
-	moved := fullest(partitionOf, func(p int) bool { return p%shardCount == from })
+	moved := partitionOf[slices.IndexFunc(partitionOf, func(p int) bool { return p%shardCount == from })]
 	return d.sell(ctx, coupons, append(events, event{
 		name:    fmt.Sprintf("partition %d moved from %s to %s", moved, shard(from), shard(to)),
 		affects: func(coupon int) bool { return partitionOf[coupon] == moved },
@@ -103,15 +103,3 @@ func (d *drill) query(ctx context.Context, sql string) (string, error) {
 
 // shard is the name of a shard's service, and of its host.
 func shard(i int) string { return "shard" + strconv.Itoa(i) }
-
-// fullest returns the partition with the most coupons, of those that eligible accepts: it shows the
-// effect of a move best.
-func fullest(partitionOf []int, eligible func(partition int) bool) int {
-	var coupons [partitions]int
-	for _, p := range partitionOf {
-		if eligible(p) {
-			coupons[p]++
-		}
-	}
-	return slices.Index(coupons[:], slices.Max(coupons[:]))
-}

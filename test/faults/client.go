@@ -25,92 +25,81 @@ const (
 // client sends requests as an HTTP client behind a load balancer would: to one instance, and to the
 // next one if it cannot connect. It belongs to one goroutine.
 type client struct {
-	test     *faultTest
-	conns    []*load.Client // by instance, the preferred one first
-	answered []time.Time    // the last answer on each of conns
+	test      *faultTest
+	preferred int
+	conns     [instances]clientConn // by instance
 }
 
-// newClients makes n clients, which prefer one instance after the other.
-func (t *faultTest) newClients(n int) []*client {
-	clients := make([]*client, n)
-	for i := range clients {
-		clients[i] = &client{test: t, answered: make([]time.Time, instances)}
-		for next := range instances {
-			clients[i].conns = append(clients[i].conns, load.NewClient(t.env.instances[(i+next)%instances].address, answerTimeout))
-		}
+type clientConn struct {
+	*load.Client
+	answered time.Time // when the last answer was read
+}
+
+// newClient returns a client. The numbers spread the clients over the instances.
+func (t *faultTest) newClient(number int) *client {
+	c := &client{test: t, preferred: number % instances}
+	for i, one := range t.env.instances {
+		c.conns[i].Client = load.NewClient(one.address, answerTimeout)
 	}
-	return clients
+	return c
 }
 
-func closeAll(clients []*client) {
-	for _, c := range clients {
-		for _, conn := range c.conns {
-			conn.Close()
-		}
+func (c *client) close() {
+	for _, conn := range c.conns {
+		conn.Close()
 	}
 }
 
 // send sends a request once, to the first instance that can be connected to.
-func (c *client) send(do func(*load.Client) (load.Answer, load.Response, error)) (answer load.Answer, response load.Response) {
-	for i, conn := range c.conns {
-		if time.Since(c.answered[i]) > maxIdle {
+func (c *client) send(do func(*load.Client) (load.Answer, load.Response, error)) (load.Answer, load.Response) {
+	for i := 1; ; i++ {
+		conn := &c.conns[(c.preferred+i-1)%instances]
+		isNew := time.Since(conn.answered) > maxIdle
+		if isNew {
 			conn.Close()
-			c.answered[i] = time.Time{} // the next connection has no answer yet, so it is not idle
 		}
-		before := c.answered[i]
-		var err error
-		if answer, response, err = do(conn); answer == load.NotSent {
-			c.test.results.count("connections refused, after which a client used the other instance", 1)
+		answer, response, err := do(conn.Client)
+		if answer == load.NotSent && i < instances {
+			c.test.count("connections refused, after which a client used the other instance", 1)
 			continue
 		}
-		c.answered[i] = response.Answered
-		wasIdle := answer == load.Cut && !before.IsZero() && response.Sent.Sub(before) > lateAfter
+		wasIdle := answer == load.Cut && !isNew && response.Sent.Sub(conn.answered) > lateAfter
+		conn.answered = response.Answered
 		c.test.addAnswer(answer, response, err, wasIdle)
 		return answer, response
 	}
-	c.test.addAnswer(answer, response, nil, false)
-	return answer, response
 }
 
-// create creates a coupon, and records the answer.
-func (c *client) create(ctx context.Context, one coupon) (load.Answer, load.Response) {
+// attempt sends an operation on a coupon once, and records the answer.
+func (c *client) attempt(ctx context.Context, one coupon, in input) (load.Answer, load.Response) {
 	answer, response := c.send(func(conn *load.Client) (load.Answer, load.Response, error) {
-		return conn.Create(ctx, one.name, one.amount)
+		if in.kind == create {
+			return conn.Create(ctx, one.name, one.amount)
+		}
+		return conn.Send(ctx, load.Request{User: in.user, Coupon: one.name, Read: in.kind == read})
 	})
-	one.RecordCreation(answer, response.Answered)
+	switch in.kind {
+	case create:
+		one.RecordCreation(answer, response.Answered)
+	case claim:
+		one.Record(one.User(in.user), answer, response.Sent, response.Answered)
+	}
 	return answer, response
 }
 
-// claim claims a coupon, and records the answer.
-func (c *client) claim(ctx context.Context, user string, one coupon) (load.Answer, load.Response) {
-	answer, response := c.send(func(conn *load.Client) (load.Answer, load.Response, error) {
-		return conn.Send(ctx, load.Request{User: user, Coupon: one.name})
+// untilDefinite attempts an operation until the answer is definite or ctx ends.
+func (c *client) untilDefinite(ctx context.Context, one coupon, in input) {
+	impatient(ctx, func() (load.Answer, load.Response) { return c.attempt(ctx, one, in) })
+}
+
+// impatient calls send until the answer is definite or ctx ends, with shorter pauses than
+// Retry-After asks for.
+func impatient(ctx context.Context, send func() (load.Answer, load.Response)) {
+	load.UntilDefinite(ctx, func() (load.Answer, load.Response) {
+		answer, response := send()
+		response.RetryAfter = 0
+		return answer, response
 	})
-	one.Record(one.User(user), answer, response.Sent, response.Answered)
-	return answer, response
-}
-
-// read reads a coupon.
-func (c *client) read(ctx context.Context, name string) (load.Answer, load.Response) {
-	return c.send(func(conn *load.Client) (load.Answer, load.Response, error) {
-		return conn.Send(ctx, load.Request{Coupon: name, Read: true})
-	})
-}
-
-// createUntilDefinite creates a coupon. It retries until the answer is definite or ctx ends.
-func (c *client) createUntilDefinite(ctx context.Context, one coupon) {
-	load.UntilDefinite(ctx, func() (load.Answer, load.Response) { return impatient(c.create(ctx, one)) })
-}
-
-// claimUntilDefinite claims a coupon. It retries until the answer is definite or ctx ends.
-func (c *client) claimUntilDefinite(ctx context.Context, user string, one coupon) {
-	load.UntilDefinite(ctx, func() (load.Answer, load.Response) { return impatient(c.claim(ctx, user, one)) })
-}
-
-// impatient lets a client retry sooner than Retry-After says.
-func impatient(answer load.Answer, response load.Response) (load.Answer, load.Response) {
-	response.RetryAfter = 0
-	return answer, response
 }
 
 // userName returns the name of a user by number; all coupons have the same names.
@@ -127,18 +116,22 @@ func (t *faultTest) addAnswer(a load.Answer, response load.Response, err error, 
 	took := response.Answered.Sub(response.Sent)
 	switch {
 	case wasIdle:
-		t.results.count("connections closed by a shutdown after they were idle for too long", 1)
-	case slices.Contains(expected, a), t.outages.allow(a, response.Sent, response.Answered):
+		t.count("connections closed by a shutdown after they were idle for too long", 1)
+	case slices.Contains(expected, a), t.allow(a, response.Sent, response.Answered):
 	case a == load.Unavailable || a == load.Overloaded:
 		// Nothing was executed, and the client knows it: on a busy machine a statement may time out
 		// without a fault.
-		t.results.count("answers UNAVAILABLE or OVERLOADED without an active fault that may cause them", 1)
+		t.count("answers UNAVAILABLE or OVERLOADED without an active fault that may cause them", 1)
 	default:
-		t.results.violated(notAllowed, "%v at %v (sent %v before): %v", a, response.Answered.Sub(t.began).Round(time.Millisecond),
+		t.violated(notAllowed, "%v at %v (sent %v before): %v", a, response.Answered.Sub(t.began).Round(time.Millisecond),
 			took.Round(time.Millisecond), err)
 	}
-	t.results.mu.Lock()
-	defer t.results.mu.Unlock()
-	t.results.answers[a]++
-	t.results.longest = max(t.results.longest, took)
+	t.count("answer "+a.String(), 1)
+	t.count(allAnswers, 1)
+	if a.Ambiguous() {
+		t.count(ambiguousAnswers, 1)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.longest = max(t.longest, took)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"math/rand/v2"
+	"time"
 
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/internal/faultproxy"
@@ -16,7 +17,7 @@ const (
 	postgresLayer layer = iota
 	networkLayer        // between the service and PostgreSQL
 	serviceLayer
-	clientLayer // load, or a lock, that must not slow down other clients
+	clientLayer // comes alone
 )
 
 // fault is one kind of fault.
@@ -30,12 +31,15 @@ type fault struct {
 	// inject injects the fault and has undone it when it returns. Its error is a failure of the test
 	// itself, or a violation that no answer shows.
 	inject func(ctx context.Context, e *environment, random *rand.Rand) error
-	// start is set instead of inject for the faults of clientLayer. It returns when the fault has its
-	// full effect. undo, called after ctx has ended, ends it. Such a fault comes alone, and meanwhile
-	// the claims of other clients may take at most slowdown times as long as before.
-	start    func(ctx context.Context, t *faultTest, random *rand.Rand) (undo func() error, err error)
+	// disturb is set instead of inject for the faults of clientLayer: load, or a lock, that must not
+	// slow down other clients. It calls measure when the fault has its full effect, and has undone it
+	// when it returns. Meanwhile the claims of other clients may take at most slowdown times as long
+	// as before.
+	disturb  func(ctx context.Context, t *faultTest, random *rand.Rand, measure func() error) error
 	slowdown float64
 }
+
+func (f *fault) String() string { return f.name }
 
 var (
 	notExecuted = []load.Answer{load.Unavailable, load.Overloaded}
@@ -60,9 +64,9 @@ func allFaults() []*fault {
 		{name: "connections cut", layer: networkLayer, allowed: ambiguous, inject: cutConnections},
 		{name: "PostgreSQL unreachable", layer: networkLayer, allowed: ambiguous, inject: makeUnreachable},
 		// A call that timed out before PostgreSQL received it may be executed later.
-		{name: "connections slow", layer: networkLayer, allowed: ambiguous, inject: slowConnections},
+		{name: "connections slow", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.Pass, 1, time.Second)},
 		{name: "connections stalled", layer: networkLayer, allowed: ambiguous, inject: stallConnections},
-		{name: "calls dropped", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.Stall, 20)},
+		{name: "calls dropped", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.Stall, 20, 0)},
 
 		// The clients of the instance lose their connections; those that cannot connect use the other
 		// one, whose answers stay right: a 503 would not be.
@@ -71,21 +75,21 @@ func allFaults() []*fault {
 		{name: "rolling restart", layer: serviceLayer, inject: restartInstances},
 
 		// Claims on a locked coupon wait until PostgreSQL cancels the statement, others do not wait.
-		{name: "coupons locked for long", layer: clientLayer, allowed: notExecuted, start: lockCoupons, slowdown: 5},
+		{name: "coupons locked for long", layer: clientLayer, allowed: notExecuted, disturb: lockCoupons, slowdown: 5},
 		// Creations beyond a bound are refused. Claims always find a connection to PostgreSQL.
-		{name: "creation storm", layer: clientLayer, allowed: notExecuted, start: createMany, slowdown: 10},
+		{name: "creation storm", layer: clientLayer, allowed: notExecuted, disturb: createMany, slowdown: 10},
 		// Reads beyond a bound are refused. An answer that is not read costs a bounded amount of memory.
-		{name: "slow readers", layer: clientLayer, allowed: []load.Answer{load.Overloaded}, start: readSlowly, slowdown: 10},
+		{name: "slow readers", layer: clientLayer, allowed: []load.Answer{load.Overloaded}, disturb: readSlowly, slowdown: 10},
 		// All of them share one recent answer, which is 200.
-		{name: "health storm", layer: clientLayer, start: askHealth, slowdown: 10},
+		{name: "health storm", layer: clientLayer, disturb: askHealth, slowdown: 10},
 
 		// The service cannot distinguish these. It gives the answer of the retry if that is exact, and
 		// OUTCOME_UNKNOWN if it may be the effect of the first attempt.
-		{name: "cut before the call", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutBeforeCall, 2)},
-		{name: "cut before the commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutBeforeCommit, 2)},
-		{name: "cut after an answer without a commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutAnsweredBeforeCommit, 2)},
-		{name: "cut during the call", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutDuring, 2)},
-		{name: "cut after the commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutAfterCommit, 2)},
-		{name: "cut after the answer and the commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutAnsweredAfterCommit, 2)},
+		{name: "cut before the call", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutBeforeCall, 2, 0)},
+		{name: "cut before the commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutBeforeCommit, 2, 0)},
+		{name: "cut after an answer without a commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutAnsweredBeforeCommit, 2, 0)},
+		{name: "cut during the call", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutDuring, 2, 0)},
+		{name: "cut after the commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutAfterCommit, 2, 0)},
+		{name: "cut after the answer and the commit", layer: networkLayer, allowed: ambiguous, inject: injectIntoCalls(faultproxy.CutAnsweredAfterCommit, 2, 0)},
 	}
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
-	"bytes"
+	"context"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +50,7 @@ func reads(amount int, users ...string) event {
 }
 
 func historyOf(events ...event) *history {
-	h := newHistory(at(0))
+	h := &history{began: at(0)}
 	for i, e := range events {
 		if e.end == 0 {
 			e.from, e.end = 1000*i, 1000*i+1
@@ -150,7 +153,7 @@ func TestFaultTest_checkAll(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newFaultTest(options{}, &bytes.Buffer{})
+			r := newFaultTest(options{}, io.Discard)
 			c := r.newCoupon("c", 3)
 			c.RecordCreation(load.Created, time.Now())
 			for user, answers := range [][]load.Answer{{load.Claimed}, {load.Claimed}, test.answers} {
@@ -158,9 +161,9 @@ func TestFaultTest_checkAll(t *testing.T) {
 					c.Record(c.User(userName(user)), a, time.Time{}, time.Time{})
 				}
 			}
-			r.checkAll(map[string]load.Coupon{test.stored.Name: test.stored})
-			if r.results.clean() != (test.want == "") || test.want != "" && r.results.found(test.want) == 0 {
-				t.Errorf("found %v, want %q", r.results.violations, test.want)
+			r.checkAll([]storedCoupon{{Coupon: test.stored}})
+			if _, found := r.violations[test.want]; len(r.violations) > 0 != (test.want != "") || found != (test.want != "") {
+				t.Errorf("found %v, want %q", r.violations, test.want)
 			}
 		})
 	}
@@ -181,25 +184,26 @@ func TestEnvironment_storedCoupons(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stored, gaps, err := (&environment{ownerURL: database.URL}).storedCoupons(t.Context())
-	if err != nil || len(stored) != 3 || !slices.Equal(gaps, []string{"gap"}) ||
-		len(stored["none"].ClaimedBy) != 0 || !slices.Equal(stored["gap"].ClaimedBy, []string{"ann", "eve"}) ||
-		!reflect.DeepEqual(stored["fine"], load.Coupon{Name: "fine", Amount: 5, Remaining: 2, ClaimedBy: []string{"ann", "bob", "eve"}}) {
-		t.Errorf("%+v, gaps %q, %v", stored, gaps, err)
+	stored, err := (&environment{ownerURL: database.URL}).storedCoupons(t.Context())
+	if want := []storedCoupon{
+		{Coupon: load.Coupon{Name: "fine", Amount: 5, Remaining: 2, ClaimedBy: []string{"ann", "bob", "eve"}}},
+		{Coupon: load.Coupon{Name: "gap", Amount: 5, Remaining: 2, ClaimedBy: []string{"ann", "eve"}}, Gap: true},
+		{Coupon: load.Coupon{Name: "none", Amount: 1, Remaining: 1, ClaimedBy: []string{}}},
+	}; err != nil || !reflect.DeepEqual(stored, want) {
+		t.Errorf("%+v, %v, want %+v", stored, err, want)
+	}
+	r := newFaultTest(options{}, io.Discard)
+	if r.checkAll(stored); r.violations[check.Inconsistent].Count != 1 {
+		t.Errorf("the gap is not a violation: %v", r.violations)
 	}
 }
 
-// found returns how many violations of a kind there are.
-func (r *results) found(kind check.Kind) int {
-	return check.Result{Violations: r.violations}.Count(kind)
-}
-
 // An answer is allowed only while a fault that may cause it is active.
-func TestOutages_allow(t *testing.T) {
+func TestFaultTest_allow(t *testing.T) {
 	t.Parallel()
 	none := &fault{name: "allows nothing"}
 	some := &fault{name: "allows UNAVAILABLE", allowed: []load.Answer{load.Unavailable}}
-	o := &outages{windows: []*outage{
+	r := &faultTest{outages: []*outage{
 		{faults: []*fault{none}, start: at(1000), end: at(2000)},
 		{faults: []*fault{some}, start: at(3000), end: at(4000)},
 	}}
@@ -216,50 +220,53 @@ func TestOutages_allow(t *testing.T) {
 		{load.Unavailable, 1500, 1600, false},
 		{load.OutcomeUnknown, 3100, 3200, false},
 	} {
-		if got := o.allow(test.answer, at(test.from), at(test.end)); got != test.want {
+		if got := r.allow(test.answer, at(test.from), at(test.end)); got != test.want {
 			t.Errorf("%+v: %v", test, got)
 		}
 	}
 }
 
-// The seed determines the schedule; each kind of fault comes once before any comes again, and two
-// faults of one layer never come together.
-func TestSchedule_next(t *testing.T) {
+// The seed determines the schedule; each kind of fault comes once before any comes again, two
+// faults of one layer never come together, and those during which others are measured come alone.
+func TestSchedule(t *testing.T) {
 	t.Parallel()
-	draw := func(seed uint64) (all []injection) {
+	draw := func(seed uint64) (names []string) {
 		r := &faultTest{options: options{Seed: seed}}
-		s := &schedule{faults: allFaults(), random: r.random(faultStream, 0)}
-		for range 60 {
-			all = append(all, s.next())
-		}
-		return all
-	}
-	one, same, other := draw(1), draw(1), draw(2)
-	namesOf := func(injections []injection) (all []string) {
-		for _, n := range injections {
-			all = append(all, n.String())
-			if len(n.faults) > 1 && n.faults[0].layer == n.faults[1].layer {
-				t.Errorf("two faults of one layer: %s", n.String())
+		for next := range schedule(allFaults(), r.random(scheduleStream, 0)) {
+			names = append(names, fmt.Sprintf("%q", next))
+			if len(next) > 1 && (next[0].layer == next[1].layer || next[0].disturb != nil || next[1].disturb != nil) {
+				t.Errorf("these come together: %q", next)
 			}
-			if len(n.faults) > 1 && slices.ContainsFunc(n.faults, func(f *fault) bool { return f.start != nil }) {
-				t.Errorf("a fault during which others are measured does not come alone: %s", n.String())
+			if len(names) == 60 {
+				break
 			}
 		}
-		return all
+		return names
 	}
-	if !slices.Equal(namesOf(one), namesOf(same)) || one[7].delay != same[7].delay || !slices.Equal(one[7].seeds, same[7].seeds) {
-		t.Error("the same seed drew other faults")
+	one := draw(1)
+	if !slices.Equal(one, draw(1)) || slices.Equal(one, draw(2)) {
+		t.Error("the same seed drew other faults, or another seed the same")
 	}
-	if slices.Equal(namesOf(one), namesOf(other)) {
-		t.Error("another seed drew the same faults")
-	}
-	first := strings.Join(namesOf(one[:len(allFaults())]), " + ")
+	first := strings.Join(one[:len(allFaults())], " + ")
 	for _, f := range allFaults() {
 		if !strings.Contains(first, f.name) {
 			t.Errorf("%s is not among the first %d", f.name, len(allFaults()))
 		}
-		if alone := f.start != nil; alone != (f.layer == clientLayer) || alone != (f.inject == nil) || alone != (f.slowdown > 1) {
-			t.Errorf("%s: layer %d, inject set: %v, start set: %v, slowdown %v", f.name, f.layer, f.inject != nil, alone, f.slowdown)
+		if alone := f.disturb != nil; alone != (f.layer == clientLayer) || alone != (f.inject == nil) || alone != (f.slowdown > 1) {
+			t.Errorf("%s: layer %d, inject set: %v, disturb set: %v, slowdown %v", f.name, f.layer, f.inject != nil, alone, f.slowdown)
+		}
+	}
+}
+
+// A run without a fault is a violation.
+func TestFaultTest_injectFaults_none(t *testing.T) {
+	t.Parallel()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for only, ctx := range map[string]context.Context{"no such fault": t.Context(), ".": ended} {
+		r := newFaultTest(options{Only: regexp.MustCompile(only)}, io.Discard)
+		if r.injectFaults(t.Context(), ctx); r.violations[notRecovered].Count != 1 {
+			t.Errorf("--only %q: %v", only, r.violations)
 		}
 	}
 }
@@ -267,18 +274,17 @@ func TestSchedule_next(t *testing.T) {
 // The report says "no violations" only if there are none, and lists those that there are.
 func TestFaultTest_report(t *testing.T) {
 	t.Parallel()
-	r := newFaultTest(options{Duration: time.Minute, Seed: 7}, &bytes.Buffer{})
-	r.env = &environment{}
+	r := newFaultTest(options{Duration: time.Minute, Seed: 7}, io.Discard)
 	if report := r.report(); !strings.HasPrefix(report, "# Fault test: no violations\n") || !strings.Contains(report, "DURATION=1m0s SEED=7") {
 		t.Error(report)
 	}
 	for i := range 7 {
-		r.results.violated(check.Lost, "example %d", i)
+		r.violated(check.Lost, "example %d", i)
 	}
-	r.results.violated(notAllowed, "a 500")
-	r.compare(comparison{&fault{name: "a storm", slowdown: 5}, 1000, 900})
+	r.violated(notAllowed, "a 500")
+	r.compare(&fault{name: "a storm", slowdown: 5}, 1000, 900)
 	report := r.report()
-	for _, want := range []string{"# Fault test: VIOLATIONS\n", "8 violations", "7 × " + string(check.Lost), "example 4", "1 × " + string(notAllowed), "a 500", "| a storm | 1000 |"} {
+	for _, want := range []string{"# Fault test: VIOLATIONS\n", "8 violations", "7 × " + string(check.Lost), "example 4", "1 × " + string(notAllowed), "a 500", "- a storm: "} {
 		if !strings.Contains(report, want) {
 			t.Errorf("%q is not in the report:\n%s", want, report)
 		}
@@ -297,9 +303,9 @@ func TestFaultTest_addAnswer(t *testing.T) {
 		load.OutcomeUnknown: 1, load.Cut: 1, load.TimedOut: 1, load.Malformed: 1, load.NotSent: 1,
 		{Status: 500, Code: "INTERNAL"}: 1, {Status: 400, Code: "INVALID_REQUEST"}: 1,
 	} {
-		r := newFaultTest(options{}, &bytes.Buffer{})
+		r := newFaultTest(options{}, io.Discard)
 		r.addAnswer(answer, load.Response{Sent: at(1), Answered: at(2)}, nil, false)
-		if got := r.results.found(notAllowed); got != want {
+		if got := r.violations[notAllowed].Count; got != want {
 			t.Errorf("%v: %d violations, want %d", answer, got, want)
 		}
 	}
@@ -315,9 +321,9 @@ func TestFaultTest_compare(t *testing.T) {
 	}{
 		{1000, 1000, 0}, {1000, 201, 0}, {1000, 199, 1}, {1000, 0, 1}, {1000, 5000, 0},
 	} {
-		r := newFaultTest(options{}, &bytes.Buffer{})
-		r.compare(comparison{&fault{name: "a storm", slowdown: 5}, test.before, test.during})
-		if got := r.results.found(tooSlow); got != test.want {
+		r := newFaultTest(options{}, io.Discard)
+		r.compare(&fault{name: "a storm", slowdown: 5}, test.before, test.during)
+		if got := r.violations[tooSlow].Count; got != test.want {
 			t.Errorf("%+v: %d violations", test, got)
 		}
 	}
@@ -326,31 +332,17 @@ func TestFaultTest_compare(t *testing.T) {
 // An instance that uses more than a container has, or that has exited, does not go unnoticed.
 func TestFaultTest_checkMemory(t *testing.T) {
 	t.Parallel()
-	r := newFaultTest(options{}, &bytes.Buffer{})
-	r.env = &environment{instances: []*instance{{address: "127.0.0.1:1"}}}
-	if err := r.checkMemory("a fault"); err == nil {
+	r := newFaultTest(options{}, io.Discard)
+	one := &instance{address: "127.0.0.1:1"}
+	r.env.instances = []*instance{one}
+	if err := r.checkMemory(); err == nil {
 		t.Error("no error for an instance that does not run")
 	}
-	r.env.instances[0].cmd = &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}
-	if err := r.checkMemory("a fault"); err != nil {
+	one.cmd = &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}
+	if err := r.checkMemory(); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat("/proc/self/status"); err == nil && (r.results.memory < 1<<20 || r.results.found(tooLarge) > 0) {
-		t.Errorf("this process: %d bytes, %v", r.results.memory, r.results.violations)
-	}
-}
-
-func TestOptions_wrong(t *testing.T) {
-	t.Parallel()
-	for _, args := range [][]string{
-		{"--duration", "0s"}, {"--bogus"}, {"word"}, {"--only", "("}, {"--only", "no such fault"},
-	} {
-		parser, err := newParser(new(options))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := parser.Parse(args); err == nil {
-			t.Errorf("%v: no error", args)
-		}
+	if _, err := os.Stat("/proc/self/status"); err == nil && (r.memory < 1<<20 || r.violations[tooLarge].Count > 0) {
+		t.Errorf("this process: %d bytes, %v", r.memory, r.violations)
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,12 +15,12 @@ import (
 )
 
 // kind is the kind of an operation.
-type kind int
+type kind string
 
 const (
-	create kind = iota
-	claim
-	read
+	create kind = "create"
+	claim  kind = "claim"
+	read   kind = "read"
 )
 
 // input is what an operation asks for.
@@ -32,11 +33,11 @@ type input struct {
 // output is the answer to an operation.
 type output struct {
 	answer load.Answer
-	open   bool               // it may be executed at any time after it was sent, or never
 	coupon couponmodel.Coupon // of a read
 }
 
-// sequential is the model as porcupine needs it. A history has the operations of one coupon.
+// sequential is the model as porcupine needs it. A history has the operations of one coupon. An
+// operation with an ambiguous answer may have any outcome.
 var sequential = porcupine.Model{
 	Init: func() any { return couponmodel.Coupon{} },
 	Step: func(state, in, out any) (bool, any) {
@@ -52,17 +53,9 @@ var sequential = porcupine.Model{
 				return false, c
 			}
 		}
-		return o.open || load.AnswerFor(outcome) == o.answer, next
+		return o.answer.Ambiguous() || load.AnswerFor(outcome) == o.answer, next
 	},
 	Equal: func(a, b any) bool { return a.(couponmodel.Coupon).Equal(b.(couponmodel.Coupon)) },
-	DescribeOperation: func(in, out any) string {
-		i, o := in.(input), out.(output)
-		what := [...]string{create: fmt.Sprintf("create %d", i.amount), claim: "claim for " + i.user, read: "read"}[i.kind]
-		if i.kind == read && o.answer == load.ReadOK {
-			return fmt.Sprintf("%s → %d, claimed by %v", what, o.coupon.Amount, o.coupon.ClaimedBy)
-		}
-		return fmt.Sprintf("%s → %v", what, o.answer)
-	},
 }
 
 // history has the operations of several clients on one coupon, with their times.
@@ -71,15 +64,11 @@ type history struct {
 
 	mu         sync.Mutex
 	operations []porcupine.Operation
-	open       map[input]int // the index of the open operation with this input
 }
 
-func newHistory(began time.Time) *history {
-	return &history{began: began, open: map[input]int{}}
-}
-
-// never is when an open operation returns. It may be executed after everything else, where it has
-// no effect on other operations, so an operation that is never executed needs no separate case.
+// never is when an operation with an ambiguous answer returns: it may be executed at any time after
+// it was sent. If it is never executed, it is as if it were executed after everything else, where
+// it has no effect on other operations.
 const never = math.MaxInt64
 
 // add adds an operation of a client.
@@ -90,45 +79,34 @@ func (h *history) add(client int, i input, o output, sent, answered time.Time) {
 	switch {
 	case o.answer.NotExecuted():
 		return // if it was executed after all, other operations show an effect that nothing explains
-	case !o.answer.Ambiguous():
-		h.operations = append(h.operations, op)
-		return
-	case i.kind == read:
-		return // a read has no effect
+	case o.answer.Ambiguous() && i.kind == read:
+		return // it has no effect
+	case o.answer.Ambiguous():
+		op.Return = never
+		// Two such operations with one input have the same effect as one that was sent when the first
+		// was: the second execution changes nothing. One entry for both keeps the search small.
+		at := slices.IndexFunc(h.operations, func(p porcupine.Operation) bool { return p.Return == never && p.Input == op.Input })
+		if at >= 0 {
+			h.operations[at].Call = min(h.operations[at].Call, op.Call)
+			return
+		}
 	}
-	o.open = true
-	op.Output, op.Return = o, never
-	// Two open operations with one input have the same effect as one that was sent when the first was:
-	// the second execution changes nothing. One entry for both keeps the search small.
-	if at, found := h.open[i]; found {
-		h.operations[at].Call = min(h.operations[at].Call, op.Call)
-		return
-	}
-	h.open[i] = len(h.operations)
 	h.operations = append(h.operations, op)
 }
 
 // checkTimeout bounds porcupine's search for one history.
 const checkTimeout = 20 * time.Second
 
-// check reports whether the history is linearizable.
+// check reports whether the history, which is complete, is linearizable.
 func (h *history) check() porcupine.CheckResult {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	return porcupine.CheckOperationsTimeout(sequential, h.operations, checkTimeout)
 }
 
-// String lists the operations in the order in which they were added.
+// String lists the operations in the order in which they were added. Times are in nanoseconds.
 func (h *history) String() string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	var text strings.Builder
 	for _, op := range h.operations {
-		end := "…"
-		if op.Return != never {
-			end = time.Duration(op.Return).String()
-		}
-		fmt.Fprintf(&text, "\n\t%v to %s, client %d: %s", time.Duration(op.Call), end, op.ClientId, sequential.DescribeOperation(op.Input, op.Output))
+		fmt.Fprintf(&text, "\n\t%+v", op)
 	}
 	return text.String()
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/internal/faultproxy"
-	"scalable-coupon-system/internal/localpg"
 )
 
 // between draws a duration of at least least and less than most.
@@ -41,75 +40,68 @@ func terminateBackends(ctx context.Context, e *environment, random *rand.Rand) e
 }
 
 func crashPostgres(ctx context.Context, e *environment, random *rand.Rand) error {
-	if err := e.stopPostgres((*localpg.Server).Kill); err != nil {
+	if err := e.postgres.Kill(); err != nil {
 		return err
 	}
 	pause(ctx, between(random, 0, 3*time.Second))
-	return e.startPostgres(context.WithoutCancel(ctx)) // also when ctx has ended: the fault must be undone
+	return e.startPostgres(ctx)
 }
 
+// lockRow locks the coupons of all sales.
 func lockRow(ctx context.Context, e *environment, random *rand.Rand) error {
-	coupon := e.saleCoupon.Load()
-	if coupon == nil {
-		return errors.New("no coupon is on sale")
-	}
-	unlock, err := e.lock(ctx, []string{*coupon})
-	if err != nil {
-		return err
-	}
-	pause(ctx, between(random, 200*time.Millisecond, 4*time.Second))
-	return unlock()
+	return e.lock(ctx, "sale-", func() error {
+		pause(ctx, between(random, 200*time.Millisecond, 4*time.Second))
+		return nil
+	})
 }
 
-// lock locks the rows of coupons in a transaction, as a psql session with a forgotten transaction
-// does, until unlock is called.
-func (e *environment) lock(ctx context.Context, coupons []string) (unlock func() error, err error) {
-	conn, err := pgx.Connect(ctx, e.ownerURL)
-	if err != nil {
-		return nil, err
-	}
-	unlock = func() error { return conn.Close(context.WithoutCancel(ctx)) }
-	if _, err = conn.Exec(ctx, `begin`); err == nil {
-		_, err = conn.Exec(ctx, `select from coupond.coupons where name = any($1) for update`, coupons)
-	}
-	if err != nil {
-		return nil, errors.Join(err, unlock())
-	}
-	return unlock, nil
+// lock locks the rows of all coupons whose names have the prefix while locked runs, in a
+// transaction, as a psql session with a forgotten transaction does.
+func (e *environment) lock(ctx context.Context, prefix string, locked func() error) error {
+	return e.asOwner(ctx, func(conn *pgx.Conn) error {
+		tx, err := conn.Begin(ctx) // ends with the connection
+		if err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `select from coupond.coupons where starts_with(name, $1) order by name for update`, prefix)
+		if err == nil && tag.RowsAffected() == 0 {
+			err = errors.New("there is no coupon to lock")
+		}
+		if err != nil {
+			return err
+		}
+		return locked()
+	})
 }
 
 func reinstallFunctions(ctx context.Context, e *environment, random *rand.Rand) error {
-	return repeat(ctx, random, 5, 21, 100*time.Millisecond, func() error { return e.migrate(context.WithoutCancel(ctx)) })
+	return repeat(ctx, random, 5, 21, 100*time.Millisecond, func() error { return e.migrate(ctx) })
 }
 
 // fillWAL fills the disk of the WAL until PostgreSQL panics, and leaves it full for some time.
-func fillWAL(ctx context.Context, e *environment, random *rand.Rand) (err error) {
-	defer func() {
-		err = errors.Join(err, e.freeWALDisk(), e.waitPostgres(context.WithoutCancel(ctx)))
-	}()
-	// The existing segments have room for a while; each pg_switch_wal uses one up. The temporary
-	// replication slot, which is dropped with its session, keeps checkpoints from recycling them.
-	full := false
-	problem := e.asOwner(ctx, func(conn *pgx.Conn) error {
-		if _, err := conn.Exec(ctx, `select pg_create_physical_replication_slot('faults', true, true)`); err != nil {
-			return err
-		}
-		if err := e.fillWALDisk(); err != nil {
-			return err
-		}
-		for range 100 {
-			if _, err := conn.Exec(ctx, `select pg_logical_emit_message(false, 'faults', 'x'), pg_switch_wal()`); err != nil {
-				full = true
-				return err
+func fillWAL(ctx context.Context, e *environment, random *rand.Rand) error {
+	free, err := e.fillWALDisk()
+	if err == nil {
+		// The existing segments have room for a while; each pg_switch_wal uses one up. The temporary
+		// replication slot, which is dropped with its session, keeps checkpoints from recycling them.
+		err = e.asOwner(ctx, func(conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, `select pg_create_physical_replication_slot('faults', true, true)`)
+			for range 100 {
+				if err == nil {
+					_, err = conn.Exec(ctx, `select pg_logical_emit_message(false, 'faults', 'x'), pg_switch_wal()`)
+				}
 			}
-		}
-		return nil
-	})
-	if !full {
-		return errors.Join(problem, errors.New("PostgreSQL did not run out of space for its WAL"))
+			return err
+		})
 	}
-	pause(ctx, between(random, 500*time.Millisecond, 3*time.Second))
-	return nil
+	select {
+	case <-e.postgres.Done():
+		pause(ctx, between(random, 500*time.Millisecond, 3*time.Second))
+		err = nil // it is that of the panic
+	case <-time.After(recoveryTimeout):
+		err = fmt.Errorf("PostgreSQL did not run out of space for its WAL: %w", err)
+	}
+	return errors.Join(err, free(), e.startPostgres(ctx))
 }
 
 func cutConnections(ctx context.Context, e *environment, random *rand.Rand) error {
@@ -134,47 +126,33 @@ func stallConnections(ctx context.Context, e *environment, random *rand.Rand) er
 	return nil
 }
 
-// slowConnections delays one call in four.
-func slowConnections(ctx context.Context, e *environment, random *rand.Rand) error {
-	injectFor(ctx, e, random, func(_ string, draw *rand.Rand) faultproxy.Fault {
-		if draw.IntN(4) == 0 {
-			time.Sleep(between(draw, time.Millisecond, time.Second))
-		}
-		return faultproxy.Pass
-	})
-	return nil
-}
-
-// injectIntoCalls returns an inject function for a fault of the proxy. It hits one in n calls,
-// where n is a random multiple of least, up to ten times least.
-func injectIntoCalls(kind faultproxy.Fault, least int) func(context.Context, *environment, *rand.Rand) error {
+// injectIntoCalls returns an inject function that affects calls through the proxy for some seconds.
+// It delays one in n calls by up to delay and lets kind happen to it, where n is a random multiple
+// of least, up to ten times least.
+func injectIntoCalls(kind faultproxy.Fault, least int, delay time.Duration) func(context.Context, *environment, *rand.Rand) error {
 	return func(ctx context.Context, e *environment, random *rand.Rand) error {
-		n := least * (1 + random.IntN(10))
-		injectFor(ctx, e, random, func(sql string, draw *rand.Rand) faultproxy.Fault {
-			if strings.Contains(sql, "coupond.") && draw.IntN(n) == 0 { // no ping
-				return kind
+		n, seed := least*(1+random.IntN(10)), random.Uint64()
+		var calls atomic.Uint64
+		e.proxy.Inject(func(sql string) faultproxy.Fault {
+			draw := rand.New(rand.NewPCG(seed, calls.Add(1)))
+			if !strings.Contains(sql, "coupond.") || draw.IntN(n) > 0 { // a ping, or spared
+				return faultproxy.Pass
 			}
-			return faultproxy.Pass
+			time.Sleep(between(draw, 0, delay+1))
+			return kind
 		})
+		defer e.proxy.Inject(nil)
+		pause(ctx, between(random, time.Second, 4*time.Second))
 		return nil
 	}
 }
 
-// injectFor sets the fault of each call for some seconds. Each call has a random source of its own.
-func injectFor(ctx context.Context, e *environment, random *rand.Rand, faultOf func(sql string, draw *rand.Rand) faultproxy.Fault) {
-	var calls atomic.Uint64
-	seed := random.Uint64()
-	e.proxy.Inject(func(sql string) faultproxy.Fault { return faultOf(sql, rand.New(rand.NewPCG(seed, calls.Add(1)))) })
-	defer e.proxy.Inject(nil)
-	pause(ctx, between(random, time.Second, 4*time.Second))
-}
-
 // killInstance kills one instance, or both, and starts them later.
 func killInstance(ctx context.Context, e *environment, random *rand.Rand) error {
-	first := random.IntN(instances)
-	killed := []*instance{e.instances[first]}
+	one := random.IntN(instances)
+	killed := e.instances[one : one+1]
 	if random.IntN(3) == 0 {
-		killed = append(killed, e.instances[(first+1)%instances])
+		killed = e.instances
 	}
 	for _, one := range killed {
 		one.kill()
@@ -190,17 +168,10 @@ func killInstance(ctx context.Context, e *environment, random *rand.Rand) error 
 
 // restartInstances restarts one instance after the other.
 func restartInstances(ctx context.Context, e *environment, _ *rand.Rand) error {
-	ctx = context.WithoutCancel(ctx) // it takes a bounded time, and stopped half-way it would leave one instance
 	for _, one := range e.instances {
-		if err := errors.Join(one.stop(), one.start()); err != nil {
-			return err
-		}
-		// As a load balancer does before it restarts the next one.
-		bounded, cancel := context.WithTimeout(ctx, recoveryTimeout)
-		err := one.waitHealthy(bounded)
-		cancel()
-		if err != nil {
-			return fmt.Errorf("after a restart: %w", err)
+		// As a load balancer does before it restarts the next one, it waits until this one is healthy.
+		if err := errors.Join(one.stop(), one.start(), one.waitHealthy(ctx)); err != nil {
+			return fmt.Errorf("a restart: %w", err)
 		}
 	}
 	return nil

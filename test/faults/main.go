@@ -26,13 +26,11 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"syscall"
 	"time"
 
@@ -40,42 +38,20 @@ import (
 )
 
 type options struct {
-	Duration time.Duration  `default:"1m" help:"How long to inject faults; at least 1s."`
+	Duration time.Duration  `default:"1m" help:"How long to inject faults."`
 	Seed     uint64         `help:"Seed of the faults and the requests; 0 takes one from the clock."`
-	Only     *regexp.Regexp `placeholder:"REGEXP" help:"Inject only faults with a matching name."`
+	Only     *regexp.Regexp `default:"." placeholder:"REGEXP" help:"Inject only faults with a matching name."`
 	Report   string         `default:"faults/report.md" help:"Write the report to this file."`
-}
-
-// Validate is called by kong.
-func (o *options) Validate() error {
-	if o.Duration < time.Second {
-		return fmt.Errorf("--duration %s: at least 1s", o.Duration)
-	}
-	if !slices.ContainsFunc(allFaults(), o.injects) {
-		return fmt.Errorf("--only %q: no fault matches", o.Only)
-	}
-	return nil
-}
-
-func (o *options) injects(f *fault) bool { return o.Only == nil || o.Only.MatchString(f.name) }
-
-func newParser(o *options) (*kong.Kong, error) {
-	return kong.New(o, kong.Name("faults"), kong.Description("Injects faults into a running service and checks all answers."))
 }
 
 func main() {
 	var o options
-	parser, err := newParser(&o)
-	if err != nil {
-		panic(err)
-	}
-	_, err = parser.Parse(os.Args[1:])
-	parser.FatalIfErrorf(err)
+	command := kong.Parse(&o, kong.Name("faults"), kong.Description("Injects faults into a running service and checks all answers."))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	err = run(ctx, o, os.Stdout)
+	err := run(ctx, o, os.Stdout)
 	stop()
-	parser.FatalIfErrorf(err)
+	command.FatalIfErrorf(err)
 }
 
 var errViolations = errors.New("there are violations")
@@ -89,11 +65,11 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	if err := os.MkdirAll(filepath.Dir(o.Report), 0o755); err != nil {
 		return err
 	}
-	if t.env, err = newEnvironment(ctx, os.Stderr); err != nil {
-		return err
+	if err := t.env.start(ctx, os.Stderr); err != nil {
+		return errors.Join(err, t.env.close(false))
 	}
 	t.run(ctx)
-	clean := t.results.clean()
+	clean := len(t.violations) == 0
 	err = t.env.close(!clean)
 	report := t.report()
 	t.printf("\n%s", report)

@@ -19,33 +19,40 @@ const (
 	smallGroups  = 8  // groups of clients that use small coupons
 	firstSeries  = 48 // connections of the first series of sales
 	secondSeries = 16 // connections of the second
-	// overtime bounds what follows the duration: the end of the last fault and of the sales in
-	// progress, and the comparison with the tables.
+	// overtime bounds what follows the duration: the end of the last fault and of the sales in progress.
 	overtime = 5 * time.Minute
 )
 
 // faultTest is one run of the test.
 type faultTest struct {
 	options options
-	began   time.Time
-	took    time.Duration // until the last client was done
+	out     io.Writer
 	env     *environment
-	outages outages
-	results *results
+	began   time.Time
 
-	mu       sync.Mutex
-	out      io.Writer
-	checkers []*check.Checker
+	mu          sync.Mutex
+	checkers    []*check.Checker
+	outages     []*outage
+	counts      map[string]int // by what they count
+	longest     time.Duration  // wait for an answer
+	memory      int64          // the largest of an instance, in bytes
+	comparisons []string
+	violations  map[check.Kind]check.Violation
 }
 
 func newFaultTest(o options, out io.Writer) *faultTest {
-	return &faultTest{options: o, out: out, began: time.Now(), results: newResults()}
+	t := &faultTest{
+		options: o, out: out, env: &environment{noWALDisk: "it was not mounted"}, began: time.Now(),
+		counts: map[string]int{}, violations: map[check.Kind]check.Violation{},
+	}
+	for _, f := range allFaults() {
+		t.counts["fault: "+f.name] = 0 // the report also lists those that are not injected
+	}
+	return t
 }
 
 // printf prints a line of progress.
 func (t *faultTest) printf(format string, args ...any) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	_, _ = fmt.Fprintf(t.out, format+"\n", args...)
 }
 
@@ -72,7 +79,8 @@ func (t *faultTest) newCoupon(name string, amount int) coupon {
 // Random streams. Each has a purpose of its own, so that the faults depend on the seed only, not on
 // what the clients do.
 const (
-	faultStream = iota << 32
+	scheduleStream = iota << 32
+	faultStream
 	saleStream
 	smallCouponStream
 )
@@ -87,8 +95,8 @@ func (t *faultTest) run(ctx context.Context) {
 	t.began = time.Now()
 	working, stopWorking := context.WithTimeout(context.WithoutCancel(ctx), t.options.Duration+overtime)
 	defer stopWorking()
-	// When starting ends, clients begin no new coupon.
-	starting, stopStarting := context.WithCancel(ctx)
+	// When starting ends, clients begin no new coupon, and no fault is injected.
+	starting, stopStarting := context.WithTimeout(ctx, t.options.Duration)
 	defer stopStarting()
 	var clients sync.WaitGroup
 	for i := range smallGroups {
@@ -96,66 +104,46 @@ func (t *faultTest) run(ctx context.Context) {
 	}
 	clients.Go(func() { t.sell(working, starting, 0, firstSeries) })
 	clients.Go(func() { t.sell(working, starting, 1, secondSeries) })
-	printing, stopPrinting := context.WithCancel(working)
-	defer stopPrinting()
-	go t.printProgress(printing)
 
-	// It ends early if the service does not recover from a fault.
-	injecting, stopInjecting := context.WithTimeout(starting, t.options.Duration)
-	defer stopInjecting()
-	t.injectFaults(working, injecting)
-	stopStarting()
+	t.injectFaults(working, starting)
+	stopStarting() // injectFaults ends early if the service does not recover from a fault
 	clients.Wait()
-	stopPrinting()
-	t.took = time.Since(t.began)
 	if working.Err() != nil {
-		t.results.violated(notRecovered, "the clients were not done %s after the end", overtime)
+		t.violated(notRecovered, "the clients were not done %s after the end", overtime)
 	}
-	// An interrupt ends the run, but not the comparison.
-	if err := t.compareWithTables(context.WithoutCancel(ctx)); err != nil {
-		t.results.violated(notRecovered, "%v", err)
+	t.logf("%s; comparing all answers with the tables", t.summary())
+	for _, one := range t.env.instances {
+		if err := one.stop(); err != nil {
+			t.violated(notRecovered, "%v", err)
+		}
 	}
-}
-
-// printProgress prints a line every few seconds until ctx ends.
-func (t *faultTest) printProgress(ctx context.Context) {
-	for pause(ctx, 5*time.Second); ctx.Err() == nil; pause(ctx, 5*time.Second) {
-		t.logf("%s", t.results.summary())
-	}
-}
-
-// compareWithTables stops the service and compares all answers with the tables.
-func (t *faultTest) compareWithTables(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, overtime)
-	defer cancel()
-	t.logf("comparing all answers with the tables")
-	var errs []error
-	for _, instance := range t.env.instances {
-		errs = append(errs, instance.stop())
-	}
-	stored, gaps, err := t.env.storedCoupons(ctx)
+	stored, err := t.env.storedCoupons(working)
 	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	for _, name := range gaps {
-		t.results.violated(check.Inconsistent, "%s: the claim numbers are not 1, 2, 3 and so on", name)
+		t.violated(notRecovered, "%v", err)
+		return
 	}
 	t.checkAll(stored)
-	return errors.Join(errs...)
 }
 
 // checkAll compares all answers with all stored coupons.
-func (t *faultTest) checkAll(stored map[string]load.Coupon) {
+func (t *faultTest) checkAll(stored []storedCoupon) {
+	byName := map[string]load.Coupon{}
 	for _, c := range stored {
-		t.results.count("coupons compared with the tables", 1)
-		t.results.count("claims stored in them", len(c.ClaimedBy))
+		byName[c.Name] = c.Coupon
+		t.count("claims compared with the tables", len(c.ClaimedBy))
+		if c.Gap {
+			t.violated(check.Inconsistent, "%s: the claim numbers are not 1, 2, 3 and so on", c.Name)
+		}
 	}
-	t.results.add(check.All(t.checkers, stored))
+	t.count("coupons compared with the tables", len(stored))
+	// Clients give up during faults, so it does not matter which users have no definite answer, nor
+	// how many users won.
+	t.addViolations(check.All(t.checkers, byName).Violations, check.WrongCount, check.Undecided)
 }
 
-// checkMemory checks the peak memory of the instances since the last check. A container's limit
-// counts the data in the send buffers of its connections, too. after names the faults.
-func (t *faultTest) checkMemory(after string) error {
+// checkMemory checks the peak memory of the instances since the last check, which is that after the
+// faults. A container's limit counts the data in the send buffers of its connections, too.
+func (t *faultTest) checkMemory(after ...*fault) error {
 	for _, one := range t.env.instances {
 		used, err := one.memory()
 		if errors.Is(err, fs.ErrNotExist) {
@@ -164,11 +152,11 @@ func (t *faultTest) checkMemory(after string) error {
 		if err != nil {
 			return fmt.Errorf("memory of an instance: %w", err)
 		}
-		t.results.mu.Lock()
-		t.results.memory = max(t.results.memory, used)
-		t.results.mu.Unlock()
+		t.mu.Lock()
+		t.memory = max(t.memory, used)
+		t.mu.Unlock()
 		if used > procmem.Limit {
-			t.results.violated(tooLarge, "%s: %d MiB with the send buffers; the limit is %d MiB", after, used>>20, procmem.Limit>>20)
+			t.violated(tooLarge, "%q: %d MiB with the send buffers; the limit is %d MiB", after, used>>20, procmem.Limit>>20)
 		}
 	}
 	return nil

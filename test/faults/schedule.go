@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,132 +12,84 @@ import (
 	"scalable-coupon-system/bench/load"
 )
 
-// injection is one fault, or two of different layers that are injected together.
-type injection struct {
-	faults []*fault
-	delay  time.Duration // before it
-	seeds  []uint64      // one for each fault
-}
-
-func (n injection) String() string {
-	names := make([]string, len(n.faults))
-	for i, f := range n.faults {
-		names[i] = f.name
-	}
-	return strings.Join(names, " + ")
-}
-
-// schedule draws injections without an end. Each kind of fault comes once before any comes again,
-// in random order. Every third injection has two faults, but those of clientLayer come alone.
-type schedule struct {
-	faults    []*fault
-	random    *rand.Rand
-	remaining []*fault // of this round
-	drawn     int
-}
-
-func (s *schedule) next() injection {
-	s.drawn++
-	n := injection{delay: between(s.random, 1500*time.Millisecond, 3500*time.Millisecond)}
-	first := s.draw(func(*fault) bool { return true })
-	n.faults = append(n.faults, first)
-	if s.drawn%3 == 0 && first.start == nil {
-		if second := s.draw(func(f *fault) bool { return f.start == nil && f.layer != first.layer }); second != nil {
-			n.faults = append(n.faults, second)
+// schedule draws faults without an end: one, or two of different layers that are injected together.
+// Each kind of fault comes once before any comes again, in random order. Every third time there are
+// two faults, but those of clientLayer come alone.
+func schedule(faults []*fault, random *rand.Rand) iter.Seq[[]*fault] {
+	return func(yield func([]*fault) bool) {
+		var remaining []*fault // of this round
+		for drawn := 1; len(faults) > 0; drawn++ {
+			if len(remaining) == 0 {
+				remaining = slices.Clone(faults)
+				random.Shuffle(len(remaining), func(i, j int) { remaining[i], remaining[j] = remaining[j], remaining[i] })
+			}
+			next := []*fault{remaining[0]}
+			remaining = remaining[1:]
+			if first := next[0].layer; drawn%3 == 0 && first != clientLayer {
+				i := slices.IndexFunc(remaining, func(f *fault) bool { return f.layer != clientLayer && f.layer != first })
+				if i >= 0 {
+					next = append(next, remaining[i])
+					remaining = slices.Delete(remaining, i, i+1)
+				}
+			}
+			if !yield(next) {
+				return
+			}
 		}
 	}
-	for range n.faults {
-		n.seeds = append(n.seeds, s.random.Uint64())
-	}
-	return n
 }
 
-// draw returns the next fault that fits, or nil if none is left in this round.
-func (s *schedule) draw(fits func(*fault) bool) *fault {
-	if len(s.remaining) == 0 {
-		s.remaining = append(s.remaining, s.faults...)
-		s.random.Shuffle(len(s.remaining), func(i, j int) {
-			s.remaining[i], s.remaining[j] = s.remaining[j], s.remaining[i]
-		})
-	}
-	i := slices.IndexFunc(s.remaining, fits)
-	if i < 0 {
-		return nil
-	}
-	f := s.remaining[i]
-	s.remaining = slices.Delete(s.remaining, i, i+1)
-	return f
-}
-
-// injectFaults injects one after another until injecting ends, each after the service has recovered
-// from the one before.
+// injectFaults injects faults until injecting ends, each after the service has recovered from the
+// one before. A fault that has begun also ends regularly.
 func (t *faultTest) injectFaults(ctx, injecting context.Context) {
 	faults := slices.DeleteFunc(allFaults(), func(f *fault) bool {
-		return !t.options.injects(f) || f.name == walDiskFull && !t.env.walDisk
+		return !t.options.Only.MatchString(f.name) || f.name == walDiskFull && t.env.noWALDisk != ""
 	})
-	if len(faults) == 0 {
-		t.results.violated(notRecovered, "no fault can be injected here: %s", t.env.noWALDisk)
-		return
-	}
-	s := &schedule{faults: faults, random: t.random(faultStream, 0)}
-	for {
-		n := s.next()
-		pause(injecting, n.delay)
+	injected := 0
+	for next := range schedule(faults, t.random(scheduleStream, 0)) {
+		random := t.random(faultStream, injected)
+		pause(injecting, between(random, 500*time.Millisecond, 2*time.Second))
 		if injecting.Err() != nil {
-			return
+			break
 		}
-		if err := t.inject(ctx, injecting, n); err != nil {
-			t.results.violated(notRecovered, "%s: %v", n, err)
-			return // a further fault would show only the consequences of this one
+		injected++
+		t.logf("%s; next: %q", t.summary(), next)
+		if err := t.inject(ctx, next, random); err != nil {
+			t.violated(notRecovered, "%q: %v", next, err)
+			break // a further fault would show only the consequences of this one
 		}
+	}
+	if injected == 0 {
+		t.violated(notRecovered, "no fault was injected: --duration %s, --only %q; no disk for the WAL: %q",
+			t.options.Duration, t.options.Only, t.env.noWALDisk)
 	}
 }
 
 // inject injects the faults and waits until the service is healthy again by itself.
-func (t *faultTest) inject(ctx, injecting context.Context, n injection) error {
-	t.results.mu.Lock()
-	for _, f := range n.faults {
-		t.results.faults[f.name]++
-	}
-	t.results.mu.Unlock()
-	t.logf("fault: %s", n)
-	if f := n.faults[0]; f.start != nil {
-		if err := t.injectAndCompare(injecting, f, rand.New(rand.NewPCG(n.seeds[0], 0))); err != nil {
-			return err
-		}
-		return t.env.waitHealthy(ctx)
-	}
-	end := t.outages.begin(n.faults)
-	defer end()
+func (t *faultTest) inject(ctx context.Context, faults []*fault, random *rand.Rand) error {
+	defer t.beginOutage(faults)()
 	var all errgroup.Group
-	for i, f := range n.faults {
-		random := rand.New(rand.NewPCG(n.seeds[i], 0))
+	for _, f := range faults {
+		t.count("fault: "+f.name, 1)
+		one := rand.New(rand.NewPCG(random.Uint64(), 0))
 		all.Go(func() error {
-			if err := f.inject(injecting, t.env, random); err != nil && !errors.Is(err, context.Canceled) {
-				return fmt.Errorf("%s: %w", f.name, err)
+			if f.disturb != nil {
+				return t.disturb(ctx, f, one)
 			}
-			return nil
+			return f.inject(ctx, t.env, one)
 		})
 	}
-	err := all.Wait()
-	if err == nil {
-		err = t.env.waitHealthy(ctx)
+	if err := all.Wait(); err != nil {
+		return err
 	}
-	if err == nil {
-		err = t.checkMemory(n.String())
+	if err := t.env.waitHealthy(ctx); err != nil {
+		return err
 	}
-	return err
+	return t.checkMemory(faults...)
 }
 
-// outages records when which faults were active, and so which answers were allowed when. A fault
-// applies to a request if it was active at any time between the sending of the request and its
-// answer.
-type outages struct {
-	mu      sync.Mutex
-	windows []*outage
-}
-
-// outage is the time window of one fault, or of two that were injected together.
+// outage is the time window of one fault, or of two that were injected together. A fault applies to
+// a request if it was active at any time between the sending of the request and its answer.
 type outage struct {
 	faults     []*fault
 	start, end time.Time // end is zero while a fault is active
@@ -151,30 +100,25 @@ type outage struct {
 // were idle for a second).
 const aftermath = 1500 * time.Millisecond
 
-// begin opens a window. The function that it returns closes it, after the aftermath.
-func (o *outages) begin(faults []*fault) (end func()) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	window := &outage{faults: faults, start: time.Now()}
-	o.windows = append(o.windows, window)
+// beginOutage begins an outage. The function that it returns ends it, after the aftermath.
+func (t *faultTest) beginOutage(faults []*fault) (end func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o := &outage{faults: faults, start: time.Now()}
+	t.outages = append(t.outages, o)
 	return func() {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		window.end = time.Now().Add(aftermath)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		o.end = time.Now().Add(aftermath)
 	}
 }
 
 // allow reports whether a fault that applies to the request may cause the answer.
-func (o *outages) allow(a load.Answer, sent, answered time.Time) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, window := range slices.Backward(o.windows) {
-		if !window.end.IsZero() && window.end.Before(sent) {
-			return false // all earlier windows ended before it, too
-		}
-		if !window.start.After(answered) && slices.ContainsFunc(window.faults, func(f *fault) bool { return slices.Contains(f.allowed, a) }) {
-			return true
-		}
-	}
-	return false
+func (t *faultTest) allow(a load.Answer, sent, answered time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.ContainsFunc(t.outages, func(o *outage) bool {
+		return !o.start.After(answered) && (o.end.IsZero() || !o.end.Before(sent)) &&
+			slices.ContainsFunc(o.faults, func(f *fault) bool { return slices.Contains(f.allowed, a) })
+	})
 }

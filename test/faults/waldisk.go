@@ -7,53 +7,39 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"syscall"
-
-	"scalable-coupon-system/internal/localpg"
 )
 
 // The WAL is on a file system of its own, small enough to be filled, but several times as large as
 // max_wal_size. It is in memory, which is enough: the faults include crashes of PostgreSQL, but not
-// of the machine. $0 is pg_wal, and $1 the size in bytes.
+// of the machine. $0 is pg_wal, which becomes a link, and $1 the size in bytes.
 const (
 	walDiskSize = 320 << 20
-	cannotMount = 77
-	mountScript = `mv "$0" "$0.copy" && mkdir "$0" && {
-			mount -t tmpfs -o size=$1 faults "$0" || { rmdir "$0" && mv "$0.copy" "$0" && exit 77; }
-		} && cp -a "$0.copy/." "$0" && rm -r "$0.copy"`
-	// A process that is about to exit may have a file open; a lazy unmount waits for it.
-	unmountScript = `cp -a "$0" "$0.copy" && { umount "$0" || umount --lazy "$0"; } && rmdir "$0" && mv "$0.copy" "$0"`
+	mountScript = `mkdir "$0.disk" && mount -t tmpfs -o size=$1 faults "$0.disk" &&
+		cp -a "$0/." "$0.disk" && rm -r "$0" && ln -s "$0.disk" "$0"`
+	// Moves the WAL back, for a later look at it. A process that is about to exit may have a file
+	// open; a lazy unmount waits for it.
+	unmountScript = `rm "$0" && cp -a "$0.disk" "$0" && { umount "$0.disk" || umount --lazy "$0.disk"; }`
 )
 
 // pgWAL is the folder of the WAL.
 func (e *environment) pgWAL() string { return filepath.Join(e.options.Dir, "data", "pg_wal") }
 
-// mountWALDisk moves the WAL to its disk, if this program may mount one. The server runs before and
-// after.
+// mountWALDisk moves the WAL to its disk, if this program may mount one: it must be root on Linux,
+// and not in an unprivileged container. It stops the server.
 func (e *environment) mountWALDisk(ctx context.Context) error {
-	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		e.noWALDisk = "only root on Linux can mount a disk for the WAL"
-		return nil
-	}
-	if err := e.stopPostgres((*localpg.Server).Stop); err != nil {
+	if err := e.postgres.Stop(); err != nil {
 		return err
 	}
-	output, err := exec.CommandContext(ctx, "sh", "-c", mountScript, e.pgWAL(), fmt.Sprint(walDiskSize)).CombinedOutput()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == cannotMount {
-		e.noWALDisk = fmt.Sprintf("mount: %s", output) // in an unprivileged container, for example
-		return e.startPostgres(ctx)
+	e.noWALDisk = ""
+	if output, err := exec.CommandContext(ctx, "sh", "-c", mountScript, e.pgWAL(), fmt.Sprint(walDiskSize)).CombinedOutput(); err != nil {
+		e.noWALDisk = fmt.Sprintf("%v: %s", err, output)
 	}
-	if err != nil {
-		return fmt.Errorf("mount a disk for the WAL: %w: %s", err, output)
-	}
-	e.walDisk = true
-	return e.startPostgres(ctx)
+	return nil
 }
 
-// unmountWALDisk moves the WAL back into the data directory, for a later look at it.
 func (e *environment) unmountWALDisk() error {
-	if !e.walDisk {
+	if e.noWALDisk != "" {
 		return nil
 	}
 	if output, err := exec.CommandContext(context.Background(), "sh", "-c", unmountScript, e.pgWAL()).CombinedOutput(); err != nil {
@@ -62,16 +48,12 @@ func (e *environment) unmountWALDisk() error {
 	return nil
 }
 
-func (e *environment) balloon() string { return filepath.Join(e.pgWAL(), "balloon") }
-
-// fillWALDisk uses all space that is left.
-func (e *environment) fillWALDisk() error {
-	err := os.WriteFile(e.balloon(), make([]byte, walDiskSize), 0o600)
-	if errors.Is(err, syscall.ENOSPC) {
-		return nil
+// fillWALDisk uses all space that is left. free frees it.
+func (e *environment) fillWALDisk() (free func() error, err error) {
+	balloon := filepath.Join(e.pgWAL(), "balloon")
+	free = func() error { return os.RemoveAll(balloon) }
+	if err := os.WriteFile(balloon, make([]byte, walDiskSize), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		return free, errors.Join(err, errors.New("the disk of the WAL is not full"))
 	}
-	return errors.Join(err, errors.New("the disk of the WAL is not full"))
+	return free, nil
 }
-
-// freeWALDisk frees the space that fillWALDisk used.
-func (e *environment) freeWALDisk() error { return os.RemoveAll(e.balloon()) }
