@@ -48,7 +48,8 @@ func (t *faultTest) disturb(ctx context.Context, f *fault, random *rand.Rand) er
 		}
 	})
 	defer stop()
-	// begin begins a measurement. result waits until it has taken d, and returns the answers per second.
+	// begin begins a measurement. result waits until it has taken d, and returns the answers per
+	// second.
 	begin := func(d time.Duration) (result func() float64) {
 		from, began := claimed.Load(), time.Now()
 		return func() float64 {

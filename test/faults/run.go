@@ -19,7 +19,8 @@ const (
 	smallGroups  = 8  // groups of clients that use small coupons
 	firstSeries  = 48 // connections of the first series of sales
 	secondSeries = 16 // connections of the second
-	// overtime bounds what follows the duration: the end of the last fault and of the sales in progress.
+	// overtime bounds what follows the duration: the end of the last fault and of the sales in
+	// progress.
 	overtime = 5 * time.Minute
 )
 
