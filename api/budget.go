@@ -12,9 +12,9 @@ import (
 // defaultMaxInFlight is the default of Options.MaxInFlight.
 const defaultMaxInFlight = 256 << 20
 
-// freeSize is the largest request body or response, in bytes, that needs no budget. The buffers that
-// net/http has for each connection are as large. So claims and small coupons are served while slow
-// clients hold the whole budget.
+// freeSize is the largest request body or response, in bytes, that needs no budget. The buffers
+// that net/http has for each connection are as large. So claims and small coupons are served
+// while slow clients hold the whole budget.
 const freeSize = 2 << 10
 
 // errOverBudget rejects a request that would exceed the budget.

@@ -20,7 +20,7 @@ const nameRule = "must be a string of 1 to 255 characters, not only white space 
 // checkName returns an error if name is not a valid coupon name or user id; what names it in the
 // message. A valid name is kept byte for byte: not trimmed, case-folded or normalized.
 func checkName(what, name string) error {
-	problem := ""
+	var problem string
 	switch {
 	case name == "":
 		problem = "it is empty"

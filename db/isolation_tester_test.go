@@ -64,8 +64,8 @@ func (it *isolationTester) run(step string, statements ...string) bool {
 	}
 	sql := strings.Join(statements, "; ")
 	if s.conn.TxStatus() != 'E' { // an aborted transaction does not wait
-		// In a deadlock, PostgreSQL aborts the session that detects it: the one with the shortest timeout.
-		// Let that be the session that completes the cycle.
+		// In a deadlock, PostgreSQL aborts the session that detects it: the one with the shortest
+		// timeout. Let that be the session that completes the cycle.
 		timeout := "1h"
 		if len(it.waiting) > 0 {
 			timeout = "1ms"

@@ -41,8 +41,8 @@ func apply(ctx context.Context, t *testing.T, d *pgtest.Database, files fs.FS) *
 	return a
 }
 
-// waits waits for a line that says what Apply waits for. On a busy machine, it need not be the first
-// one: the second connection may come too late to see who holds the lock.
+// waits waits for a line that says what Apply waits for. On a busy machine, it need not be the
+// first one: the second connection may come too late to see who holds the lock.
 func (a *applying) waits(t *testing.T, parts ...string) {
 	t.Helper()
 	wait.For(t, "a line of log with "+strings.Join(parts, " "), func() bool {

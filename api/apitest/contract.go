@@ -112,7 +112,7 @@ func Check(request *http.Request, response *http.Response) error {
 		io.Reader
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(body), iotest.ErrReader(cmp.Or(cutOff, io.EOF))), response.Body}
-	if cutOff != nil || request.URL.Path == "/" {
+	if isComplete := cutOff == nil; !isComplete || request.URL.Path == "/" {
 		return nil
 	}
 	input, known, err := c.input(request)

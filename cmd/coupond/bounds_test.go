@@ -24,9 +24,9 @@ import (
 )
 
 // TestBounds runs the service at its bounds and beyond them: with more claims than it can process
-// (overload_test.go), with clients that misbehave (misbehaving_clients_test.go), and with an upgrade
-// under load (upgrade_test.go). Each trial is short here, and takes a minute in `.ci/run bounds`, on
-// a machine where nothing else runs.
+// (overload_test.go), with clients that misbehave (misbehaving_clients_test.go), and with an
+// upgrade under load (upgrade_test.go). Each trial is short here, and takes a minute in `.ci/run
+// bounds`, on a machine where nothing else runs.
 func TestBounds(t *testing.T) {
 	b := &bounds{
 		duration: 500 * time.Millisecond, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second,

@@ -175,8 +175,8 @@ func checkSCRAM(t *testing.T, p *program, dir string) {
 }
 
 // Ctrl-C while the cluster is created, or while PostgreSQL starts, stops what has been started. The
-// next start succeeds. Ctrl-C in `coupond dev 2>&1 | tee log` ends the reader first: the claim under
-// way is answered all the same, and PostgreSQL is stopped.
+// next start succeeds. Ctrl-C in `coupond dev 2>&1 | tee log` ends the reader first: the claim
+// under way is answered all the same, and PostgreSQL is stopped.
 func TestDev_interrupted(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(pgtest.ClusterDir(t), "dev")

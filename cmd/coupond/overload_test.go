@@ -75,10 +75,10 @@ func (b *bounds) overload(t *testing.T) {
 	}
 }
 
-// recover takes the answers of the run while the service recovers: those of one moment after another
-// until all claims of one succeed. If nothing else runs on the machine, claims may fail for 2 s only.
-// On a busy machine any call may take longer than half of CLAIM_TIMEOUT, after which the claims
-// behind it are refused, so a later moment will do.
+// recover takes the answers of the run while the service recovers: those of one moment after
+// another until all claims of one succeed. If nothing else runs on the machine, claims may fail
+// for 2 s only. On a busy machine any call may take longer than half of CLAIM_TIMEOUT, after
+// which the claims behind it are refused, so a later moment will do.
 func (b *bounds) recover(t *testing.T, run *loadgen.Run) []loadgen.Report {
 	t.Helper()
 	var reports []loadgen.Report

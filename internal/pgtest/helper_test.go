@@ -122,9 +122,9 @@ func (c *testProcess) kill() {
 
 // startWaiting starts the test "waiting" and waits until it has created its databases. This may
 // take longer than wait.For allows, because a server has to be started first.
-func (p *testPackage) startWaiting(t *testing.T, environment ...string) *testProcess {
+func (p *testPackage) startWaiting(t *testing.T) *testProcess {
 	t.Helper()
-	child, ready := p.start(t, "waiting", environment...), filepath.Join(p.dir, "ready")
+	child, ready := p.start(t, "waiting"), filepath.Join(p.dir, "ready")
 	for deadline := time.Now().Add(timeout); !exists(ready); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited %v for the child process to create its databases", timeout)

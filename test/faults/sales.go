@@ -34,8 +34,12 @@ func (t *faultTest) useSmallCoupons(ctx, starting context.Context, group int) {
 	var clients [groupClients]*client
 	for i := range clients {
 		clients[i] = t.newClient(i)
-		defer clients[i].close()
 	}
+	defer func() {
+		for _, c := range clients {
+			c.close()
+		}
+	}()
 	random := t.random(smallCouponStream, group)
 	for n := 0; starting.Err() == nil; n++ {
 		t.useSmallCoupon(ctx, fmt.Sprintf("small-%d-%d", group, n), clients[:], random)
@@ -82,7 +86,7 @@ func drawOperations(client, amount int, random *rand.Rand) []input {
 	case client == 0:
 		return slices.Insert(operations, 0, creation)
 	case random.IntN(8) == 0:
-		return append(operations, creation)
+		return slices.Insert(operations, len(operations), creation)
 	}
 	return operations
 }

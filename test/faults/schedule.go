@@ -67,7 +67,8 @@ func (t *faultTest) injectFaults(ctx, injecting context.Context) {
 
 // inject injects the faults and waits until the service is healthy again by itself.
 func (t *faultTest) inject(ctx context.Context, faults []*fault, random *rand.Rand) error {
-	defer t.beginOutage(faults)()
+	endOutage := t.beginOutage(faults)
+	defer endOutage()
 	var all errgroup.Group
 	for _, f := range faults {
 		t.count("fault: "+f.name, 1)

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) (int, error) {
 	var err error
-	if bin, err = os.MkdirTemp("", "coupon-dba-"); err != nil {
+	if bin, err = temporary("coupon-dba-"); err != nil {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(bin) }()
@@ -47,6 +47,9 @@ func run(m *testing.M) (int, error) {
 	}
 	return m.Run(), nil
 }
+
+// temporary makes a folder in the system's temporary folder.
+func temporary(prefix string) (string, error) { return os.MkdirTemp("", prefix+"*") }
 
 // cluster is a private PostgreSQL server, from binaries on this machine.
 type cluster struct {

@@ -104,8 +104,8 @@ func (ceiling) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, er
 
 func (ceiling) Ready(context.Context) ([]pgstore.Shard, error) { return nil, nil }
 
-// coupon returns a coupon in the form that api reads. The race compares its remaining amount with its
-// claimers.
+// coupon returns a coupon in the form that api reads. The race compares its remaining amount with
+// its claimers.
 func coupon(name string, amount, remaining int, claimers []string) *pgstore.Coupon {
 	c := pgstore.NewCoupon(name, amount, claimers)
 	c.RemainingAmount = remaining
