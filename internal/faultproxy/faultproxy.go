@@ -1,7 +1,7 @@
 // Package faultproxy is a TCP proxy in front of PostgreSQL for tests. It breaks or stalls a
 // connection at a chosen message of a chosen call.
 //
-// It accepts no encryption, like a server without TLS.
+// Encrypted connections are forwarded without faults.
 package faultproxy
 
 import (
@@ -180,7 +180,15 @@ func (p *Proxy) serve(client net.Conn) {
 	p.mu.Unlock()
 
 	var responses sync.WaitGroup
-	if c.forwardStartup() == nil {
+	switch encrypted, err := c.forwardStartup(); {
+	case err != nil:
+	case encrypted:
+		responses.Go(func() {
+			_, _ = io.Copy(c.clientConn, server)
+			c.cut()
+		})
+		_, _ = io.Copy(c.serverConn, client)
+	default:
 		responses.Go(func() {
 			c.forwardResponses()
 			c.cut()
@@ -256,23 +264,32 @@ func (c *pair) toClient(message pgproto3.BackendMessage) error {
 	return c.client.Flush()
 }
 
-// forwardStartup forwards the client's first message.
-func (c *pair) forwardStartup() error {
+// forwardStartup forwards the client's first message, and what it and the server agree on
+// encryption before that.
+func (c *pair) forwardStartup() (encrypted bool, err error) {
 	for {
 		message, err := c.client.ReceiveStartupMessage()
 		if err != nil {
-			return err
+			return false, err
+		}
+		if err := c.toServer(message); err != nil {
+			return false, err
 		}
 		switch message.(type) {
 		case *pgproto3.SSLRequest, *pgproto3.GSSEncRequest:
-			if _, err := c.clientConn.Write([]byte("N")); err != nil { // no encryption
-				return err
+			var reply [1]byte // N means no, any other byte means yes
+			if _, err := io.ReadFull(c.serverConn, reply[:]); err != nil {
+				return false, err
 			}
-			continue
+			if _, err := c.clientConn.Write(reply[:]); err != nil || reply[0] != 'N' {
+				return true, err
+			}
 		case *pgproto3.CancelRequest:
 			c.proxy.cancelRequests.Add(1)
+			return false, nil
+		default:
+			return false, nil
 		}
-		return c.toServer(message)
 	}
 }
 
