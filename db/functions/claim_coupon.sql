@@ -8,7 +8,7 @@ returns coupond.claim_status
 language plpgsql
 security definer
 set search_path = pg_catalog, coupond, pg_temp
--- Otherwise every call plans its statements anew, or scans a table that was small once (ADR 0010).
+-- Plan each statement once, by index, even if its table is small at that moment (ADR 0010).
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_sort = off
