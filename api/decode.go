@@ -111,6 +111,11 @@ func (d *objectDecoder) object() error {
 
 // member reads a name and its value.
 func (d *objectDecoder) member() error {
+	// A name is a string. ReadValue would read an array or an object to its end before it says so.
+	if kind := d.json.PeekKind(); kind == jsontext.KindBeginObject || kind == jsontext.KindBeginArray {
+		_, err := d.json.ReadToken()
+		return err
+	}
 	name, err := d.json.ReadValue()
 	if err != nil {
 		return err

@@ -44,6 +44,8 @@ func TestBody_invalid(t *testing.T) {
 		{"control character", "{\"user_id\":\"a\nb\",\"coupon_name\":\"sale\"}", notJSON + "13"},
 		{"unknown escape", `{"user_id":"a\x41","coupon_name":"sale"}`, notJSON + "13"},
 		{"deep arrays", strings.Repeat("[", 8_000), claimRule + "it is nested too deeply"},
+		{"deep arrays as a name", "{" + strings.Repeat("[", 8_000), "the body must be valid JSON; it has a syntax error near byte 1"},
+		{"deep objects as a name", "{" + strings.Repeat(`{"a":`, 1_600), "the body must be valid JSON; it has a syntax error near byte 1"},
 		{"deep objects", strings.Repeat(`{"a":`, 1_600), claimRule + "it is nested too deeply"},
 		{"deep value of a field", `{"user_id":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `,"coupon_name":"sale"}`, claimRule + "it is nested too deeply"},
 		{"deepest value that is decoded", `{"user_id":` + strings.Repeat("[", 99) + strings.Repeat("]", 99) + `,"coupon_name":"sale"}`, "user_id" + nameRule + "it is an array"},

@@ -7,7 +7,7 @@
 //
 // Apply and the script for psql (Script) execute the same SQL: pins.sql, start.sql, prepare.sql,
 // each missing migration (migration.sql), the functions, end.sql. Everything is in the schema
-// coupond. All files but roles.sql are templates. Tern loads and runs the migrations.
+// coupond. All files are templates. Tern loads and runs the migrations.
 package db
 
 import (
@@ -215,7 +215,11 @@ func (i *installer) migrate(ctx context.Context, migrations []*migrate.Migration
 	if int(from) >= len(migrations) {
 		return nil
 	}
-	migrator, err := migrate.NewMigrator(ctx, i.conn, versionTable)
+	var migrator *migrate.Migrator
+	err := i.step(ctx, "the schema version", func() (err error) {
+		migrator, err = migrate.NewMigrator(ctx, i.conn, versionTable)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,9 @@ func (i *installer) step(ctx context.Context, name string, run func() error) err
 		err := run()
 		found := stop()
 		if failedForLock(err) {
+			if found.err == nil {
+				found.err = err
+			}
 			i.log(fmt.Sprintf("%s: waiting for a lock that is held by %s", name, found))
 			if err = i.pause(ctx, found.transactions); err == nil {
 				continue

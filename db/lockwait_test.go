@@ -153,6 +153,20 @@ func TestApply_waitsForAnotherMigration(t *testing.T) {
 	}
 }
 
+// Tern has a lock of its own, the same for every program in the database that uses tern.
+func TestApply_waitsForAnotherProgramsTern(t *testing.T) {
+	t.Parallel()
+	database := pgtest.New(t)
+	other := owner(t, database)
+	other.exec("select pg_advisory_lock(9628173550095224)")
+	a := apply(bounded(t), t, database, withMigration(t, "select 1"))
+	a.waits(t, "the schema version: waiting for a lock that is held by")
+	other.exec("select pg_advisory_unlock_all()")
+	if err := <-a.done; err != nil {
+		t.Error(err)
+	}
+}
+
 // The functions' transaction is repeated as well.
 func TestApply_functionsWait(t *testing.T) {
 	t.Parallel()

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -48,8 +50,11 @@ func ParseURL(text string) (*pgxpool.Config, error) {
 				" or, if your server knows it, use options='-c "+name+"=…'")
 		}
 	}
-	if strings.Contains(text, "pool_max_conns") {
+	if poolMaxConns.MatchString(text) {
 		problems = append(problems, "pool_max_conns: use DB_MAX_CONNS")
+	}
+	if selectsStandby(config.ConnConfig) {
+		problems = append(problems, "target_session_attrs: must be any, read-write or primary, because claims are written")
 	}
 	problems = append(problems, checkCaches(config.ConnConfig)...)
 	if len(problems) > 0 {
@@ -94,7 +99,8 @@ func adviceOn(name string) string {
 		return "use host"
 	case "ssl":
 		return "use sslmode"
-	case "gssencmode", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "load_balance_hosts", "replication":
+	case "gssdelegation", "gssencmode", "gsslib", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count",
+		"load_balance_hosts", "replication", "requirepeer", "requiressl", "sslcompression", "sslcrl", "sslcrldir", "tcp_user_timeout", "tcpKeepAlive":
 		return "not supported; remove it"
 	}
 	return ""
@@ -114,8 +120,20 @@ func isServerSetting(name string) bool {
 
 var (
 	paramName        = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	poolMaxConns     = regexp.MustCompile(`(^|[?&\s])pool_max_conns\s*=`)
 	extensionSetting = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z0-9_.]+$`)
 )
+
+// selectsStandby reports whether target_session_attrs may select a server that refuses claims. Of
+// the parameter, pgx keeps only a function.
+func selectsStandby(conn *pgx.ConnConfig) bool {
+	pointer := func(f pgconn.ValidateConnectFunc) uintptr { return reflect.ValueOf(f).Pointer() }
+	return conn.ValidateConnect != nil && slices.Contains([]uintptr{
+		pointer(pgconn.ValidateConnectTargetSessionAttrsReadOnly),
+		pointer(pgconn.ValidateConnectTargetSessionAttrsStandby),
+		pointer(pgconn.ValidateConnectTargetSessionAttrsPreferStandby),
+	}, pointer(conn.ValidateConnect))
+}
 
 // checkCaches returns a problem if pgx has no room for the statements or descriptions that its mode
 // needs: then each call would fail before it is sent.

@@ -53,6 +53,9 @@ func TestParseURL_namesEveryProblem(t *testing.T) {
 		"postgres://me@host/db?default_query_exec_mode=cache_describe&description_cache_capacity=0": {`description_cache_capacity="0"`},
 		"postgres://me@host/db?keepalives=1&pgbouncer=true":                                         {`keepalives="1": not supported`, `pgbouncer="true": use default_query_exec_mode=exec`},
 		"postgres://me@host/db?schema=public&pool_max_conns=5":                                      {`schema="public": the schema is always coupond; remove it`, "pool_max_conns: use DB_MAX_CONNS"},
+		"postgres://me@host/db?target_session_attrs=read-only":                                      {"target_session_attrs: must be any, read-write or primary"},
+		"postgres://me@host/db?target_session_attrs=standby":                                        {"target_session_attrs: must be any, read-write or primary"},
+		"host=h target_session_attrs=prefer-standby":                                                {"target_session_attrs: must be any, read-write or primary"},
 		"host=host ssl=true":                                      {`ssl="true": use sslmode`},
 		"postgres://me@host/db?sslmod=disable":                    {"sslmod: unknown parameter; remove it"},
 		"postgres://me@host/db?SSLMode=disable&max_connections=5": {"SSLMode: unknown parameter; remove it", "max_connections: unknown parameter"}, // pgx is case-sensitive

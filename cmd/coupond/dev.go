@@ -31,7 +31,7 @@ func (*devCommand) Help() string {
 
 The data stay in the directory of --dir for the next start. While dev runs, the script psql in that directory opens psql on the database. Ctrl-C shuts the service down as it does for serve, then stops PostgreSQL. DATABASE_URL and the variables of libpq (PG…) are not used.
 
-dev listens on this machine only; LISTEN_ADDR=:8080 lets other machines in. On a terminal, the log has only those requests that the service could not answer; LOG_LEVEL=debug logs all.`
+dev listens on this machine only; LISTEN_ADDR=:8080 lets other machines in. In the console format (LOG_FORMAT=auto on a terminal), the log has only those requests that the service could not answer; LOG_LEVEL=debug logs all.`
 }
 
 // Run serves with a private PostgreSQL until ctx is done.

@@ -15,9 +15,9 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
-	"regexp"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -76,16 +76,30 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if err == nil {
 		return 0
 	}
-	_, _ = fmt.Fprintf(errs, "coupond: %s\n", password.ReplaceAllString(err.Error(), "$1$3…$2"))
+	_, _ = fmt.Fprintf(errs, "coupond: %s\n", hideConnStrings(err.Error(), append(args, environ...)))
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
 	return exitFailure
 }
 
-// password finds passwords in connection strings: one given as an argument by mistake is part of
-// the error.
-var password = regexp.MustCompile(`(://[^\s/@:]*:)\S*(@)|(password\s*=\s*)(?:'[^']*'|\S*)`)
+// hideConnStrings replaces arguments and values in an error that may be connection strings: one
+// that is given in the wrong place may hold a password. A source is an argument, --name=value or
+// NAME=value.
+func hideConnStrings(text string, sources []string) string {
+	const hidden = "(not shown, because it may hold a password)"
+	for _, source := range sources {
+		_, value, _ := strings.Cut(source, "=")
+		for _, part := range []string{source, value} {
+			isPair := strings.Contains(part, "=") && strings.Contains(strings.ToLower(part), "password")
+			if strings.Contains(part, "://") || isPair {
+				quoted := strconv.Quote(part)
+				text = strings.NewReplacer(quoted, hidden, part, hidden, quoted[1:len(quoted)-1], hidden).Replace(text)
+			}
+		}
+	}
+	return text
+}
 
 // usageError is an error in the command line or the settings. The exit code is exitUsage.
 type usageError struct{ error }

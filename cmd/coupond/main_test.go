@@ -430,9 +430,9 @@ func TestWrongUsage(t *testing.T) {
 	expect(t, exitUsage, noValue, nil, "serve", "--claim-queue")
 	expect(t, exitUsage, noValue, nil, "serve", "--claim-queue", "-1")
 	// A password in a wrong place is not printed.
-	expect(t, exitUsage, `unexpected argument postgres://me:…@host/db (see: coupond serve --help)`, nil, "serve", "postgres://me:p@ss@host/db")
-	expect(t, exitUsage, `unexpected argument host=a password=… dbname=db (see: `, nil, "migrate", "host=a password='pass word' dbname=db")
-	expect(t, exitUsage, `LISTEN_ADDR="postgres://me:…@host/db": `, []string{noServer}, "serve", "--listen-addr=postgres://me:pass@host/db")
+	expect(t, exitUsage, `unexpected argument (not shown, because it may hold a password) (see: coupond serve --help)`, nil, "serve", "postgres://me:p@ss@host/db")
+	expect(t, exitUsage, `unexpected argument (not shown, because it may hold a password) (see: `, nil, "migrate", "host=a password='pass word' dbname=db")
+	expect(t, exitUsage, `LISTEN_ADDR=(not shown, because it may hold a password): `, []string{noServer}, "serve", "--listen-addr=postgres://me:pass@host/db")
 	expect(t, exitUsage, "LISTEN_ADDR has port 0, ", []string{"LISTEN_ADDR=:0"}, "healthcheck")
 	for _, command := range []string{"serve", "migrate"} {
 		expect(t, exitUsage, "coupond: DATABASE_URL is not set", nil, command)

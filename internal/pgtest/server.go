@@ -33,7 +33,7 @@ func StartServer(t testing.TB, settings map[string]string) *Server {
 	s := &Server{options: localpg.Options{Dir: ClusterDir(t), Settings: settings, Log: os.Stderr}}
 	template, err := clusterTemplate()
 	if err == nil {
-		err = exec.CommandContext(context.Background(), "cp", "-Rp",
+		err = exec.CommandContext(context.Background(), "cp", "-RHp",
 			filepath.Join(template, "data"), filepath.Join(template, "pgpass"), s.options.Dir).Run()
 	}
 	if err == nil {
