@@ -629,8 +629,8 @@ func TestInstall_versionTable(t *testing.T) {
 			"truncate coupond.schema_version; comment on table coupond.schema_version is '" + strings.TrimSuffix(comment, current) + newer + "'",
 			"the database has version " + newer + ", this", true,
 		},
-		"a comment of somebody else": {"comment on table coupond.schema_version is 'see ticket 4711'", "", false},
-		"no comment":                 {"comment on table coupond.schema_version is null", "", false},
+		"another comment": {"comment on table coupond.schema_version is 'see ticket 4711'", "", false},
+		"no comment":      {"comment on table coupond.schema_version is null", "", false},
 		"no comment and no row": {
 			"comment on table coupond.schema_version is null; delete from coupond.schema_version",
 			"insert into coupond.schema_version (version) values (" + current + ")", true,

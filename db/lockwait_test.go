@@ -142,40 +142,37 @@ func TestApply_stoppedWhileWaiting(t *testing.T) {
 // It says which session migrates already.
 func TestApply_waitsForAnotherMigration(t *testing.T) {
 	t.Parallel()
-	database := pgtest.New(t)
-	other := owner(t, database)
-	other.exec("set application_name = 'another migration'; select pg_advisory_lock(" + applyLock + ")")
-	a := apply(bounded(t), t, database, db.Files)
-	a.waits(t, "the start: waiting for a lock that is held by", fmt.Sprintf("process %d (application 'another migration'", other.PgConn().PID()))
-	other.exec("select pg_advisory_unlock_all()")
-	if err := <-a.done; err != nil {
-		t.Error(err)
-	}
+	waitsWhile(t, "set application_name = 'another migration'; select pg_advisory_lock("+applyLock+")", db.Files,
+		"the start: waiting for a lock that is held by", "process PID (application 'another migration'")
 }
 
 // Tern has a lock of its own, the same for every program in the database that uses tern.
 func TestApply_waitsForAnotherProgramsTern(t *testing.T) {
 	t.Parallel()
-	database := pgtest.New(t)
-	other := owner(t, database)
-	other.exec("select pg_advisory_lock(9628173550095224)")
-	a := apply(bounded(t), t, database, withMigration(t, "select 1"))
-	a.waits(t, "the schema version: waiting for a lock that is held by")
-	other.exec("select pg_advisory_unlock_all()")
-	if err := <-a.done; err != nil {
-		t.Error(err)
-	}
+	waitsWhile(t, "select pg_advisory_lock(9628173550095224)", withMigration(t, "select 1"), "the schema version: waiting for a lock")
 }
 
 // The functions' transaction is repeated as well.
 func TestApply_functionsWait(t *testing.T) {
 	t.Parallel()
+	waitsWhile(t, "begin; lock table coupond.sale_progress in access share mode", db.Files, "the functions: waiting for a lock")
+}
+
+// waitsWhile installs files while another session holds a lock that sql takes. It wants a line of
+// the log with parts, in which PID stands for the process of that session, and success when the
+// lock is free.
+func waitsWhile(t *testing.T, sql string, files fs.FS, parts ...string) {
+	t.Helper()
 	database := pgtest.New(t)
-	reader := owner(t, database)
-	reader.exec("begin; lock table coupond.sale_progress in access share mode")
-	a := apply(bounded(t), t, database, db.Files)
-	a.waits(t, "the functions: waiting for a lock")
-	reader.exec("commit")
+	other := owner(t, database)
+	other.exec(sql)
+	a := apply(bounded(t), t, database, files)
+	pid := fmt.Sprint(other.PgConn().PID())
+	for i := range parts {
+		parts[i] = strings.ReplaceAll(parts[i], "PID", pid)
+	}
+	a.waits(t, parts...)
+	other.exec("commit; select pg_advisory_unlock_all()")
 	if err := <-a.done; err != nil {
 		t.Error(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"reflect"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,7 +77,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if err == nil {
 		return 0
 	}
-	_, _ = fmt.Fprintf(errs, "coupond: %s\n", hideConnStrings(err.Error(), append(args, environ...)))
+	_, _ = fmt.Fprintf(errs, "coupond: %s\n", hideConnStrings(err.Error(), slices.Concat(args, environ)))
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
