@@ -7,7 +7,8 @@
 --
 -- A role belongs to the cluster, not to this database: another database of the cluster may be
 -- creating it concurrently. Advisory locks are per database and cannot order the two, so the one
--- that fails tries again.
+-- that fails tries again. to_regrole asks the session's cache, as GRANT does: a query of pg_roles can
+-- see a role that the cache does not have yet.
 --
 -- They are created by the owner of the schema, which is the current role, or if it may not do that,
 -- by the login that installs.
@@ -23,7 +24,7 @@ declare
 begin
   for v_attempt in 1 .. 20 loop
     begin
-      if not exists (select from pg_catalog.pg_roles where rolname = 'coupon_service') then
+      if pg_catalog.to_regrole('coupon_service') is null then
         create role coupon_service nologin;
       end if;
 
@@ -50,9 +51,7 @@ begin
     end;
   end loop;
 
-  -- Only duplicate_object proves that this session's cache has the role, so that a later grant
-  -- finds it. The one that waited for the other's commit gets unique_violation, and tries again.
-  while not exists (select from pg_catalog.pg_roles where rolname = 'coupon_monitor') loop
+  while pg_catalog.to_regrole('coupon_monitor') is null loop
     begin
       create role coupon_monitor nologin;
     exception
@@ -62,9 +61,7 @@ begin
             using errcode = 'UC005', hint = v_hint;
         end if;
         perform pg_catalog.set_config('role', 'none', true);
-      when duplicate_object then
-        exit;
-      when unique_violation then
+      when duplicate_object or unique_violation then
         null;
     end;
   end loop;

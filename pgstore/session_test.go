@@ -89,7 +89,7 @@ func TestReady_standby(t *testing.T) {
 	s := newTestStoreAt(t, url, connect(t, url))
 	s.create(t, "c", 5)
 	wantReady(t, s.Store)
-	s.exec(t, `copy (select) to program 'touch standby.signal'`)
+	s.exec(t, `copy (select) to program 'cat >standby.signal'`)
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -8,15 +8,13 @@ declare
   v_role text;
 begin
   foreach v_role in array array['coupon_service', 'coupon_proxy'] loop
-    -- Another database of this cluster may create the role concurrently; then try again (see
-    -- db/roles.sql).
-    while not exists (select from pg_catalog.pg_roles where rolname = v_role) loop
+    -- Another database of this cluster may create the role concurrently; then try again. For
+    -- to_regrole see db/roles.sql.
+    while pg_catalog.to_regrole(v_role) is null loop
       begin
         execute format('create role %I nologin', v_role);
       exception
-        when duplicate_object then
-          exit;
-        when unique_violation then
+        when duplicate_object or unique_violation then
           null;
       end;
     end loop;
