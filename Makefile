@@ -8,6 +8,8 @@ GO ?= go
 ARGS ?=
 # The race detector needs a C compiler: make test RACE= does without.
 RACE ?= -race
+# Most tests wait for PostgreSQL most of the time, so more of them run than there are cores.
+PARALLEL ?= 8
 # What `coupond version` prints in a release and in the image, where Go cannot ask git.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -60,7 +62,7 @@ docker-down: ## Stop the containers and keep their data; ARGS=--volumes deletes 
 
 .PHONY: test
 test: needs ## Run every test under the race detector
-	$(GO) run ./internal/pgtest/share $(GO) test $(RACE) -count=1 -timeout 20m $(COVERAGE) ./...
+	$(GO) run ./internal/pgtest/share $(GO) test $(RACE) -count=1 -parallel $(PARALLEL) -timeout 20m $(COVERAGE) ./...
 
 .PHONY: cover
 cover: COVERAGE = -coverprofile=coverage/profile.out
