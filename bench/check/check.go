@@ -25,9 +25,9 @@ type Checker struct {
 	started time.Time
 
 	mu      sync.Mutex
-	users   []user
-	index   map[string]int // of users, by name
-	answers Result         // has the violations by answers that no claim may get
+	users   []*user
+	byName  map[string]*user
+	answers Result // has the violations by answers that no claim may get
 
 	creating     bool          // RecordCreation was called, so that the coupon may not exist
 	maybeCreated bool          // an answer left open whether it was created
@@ -47,43 +47,38 @@ type user struct {
 	firstAlready  time.Duration // when the first ALREADY_CLAIMED was answered, or never
 }
 
-const (
-	never  = time.Duration(math.MaxInt64)
-	always = time.Duration(math.MinInt64)
-)
+const never = time.Duration(math.MaxInt64)
 
-// New returns a Checker for a coupon that is created with this stock. users may be nil or
-// incomplete, see [Checker.User]. Call it before the first claim.
+// New returns a Checker for a coupon that is created with this stock. users are those that must get
+// a definite answer, besides those with a recorded answer. Call it before the first claim.
 func New(coupon string, stock int, users []string) *Checker {
 	c := &Checker{
-		coupon: coupon, stock: stock, started: time.Now(), index: make(map[string]int, len(users)), created: never, firstSoldOut: never,
+		coupon: coupon, stock: stock, started: time.Now(), byName: make(map[string]*user, len(users)), created: never, firstSoldOut: never,
 	}
 	for _, name := range users {
-		c.User(name)
+		c.user(name)
 	}
 	return c
 }
 
-// User returns the index of a user, for Record. It adds the user if it is new.
-func (c *Checker) User(name string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	i, known := c.index[name]
-	if !known {
-		i = len(c.users)
-		c.index[name] = i
-		c.users = append(c.users, user{name: name, firstAlready: never})
+// user returns the user of this name. It adds one that is new.
+func (c *Checker) user(name string) *user {
+	u := c.byName[name]
+	if u == nil {
+		u = &user{name: name, firstAlready: never}
+		c.byName[name] = u
+		c.users = append(c.users, u)
 	}
-	return i
+	return u
 }
 
-// Record records the answer to a claim of the user with this index, and when the claim was sent and
-// answered. The answers to one user may be recorded in any order. The times may be zero for all
-// claims; their order is not checked then.
-func (c *Checker) Record(index int, answer load.Answer, sent, answered time.Time) {
+// Record records the answer to a claim of this user, and when the claim was sent and answered. The
+// answers to one user may be recorded in any order. The times may be zero for all claims; their
+// order is not checked then.
+func (c *Checker) Record(name string, answer load.Answer, sent, answered time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	u, since, at := &c.users[index], sent.Sub(c.started), answered.Sub(c.started)
+	u, since, at := c.user(name), sent.Sub(c.started), answered.Sub(c.started)
 	switch answer {
 	case load.Claimed:
 		if u.claimed++; u.claimed == 1 {
@@ -143,8 +138,7 @@ func (c *Checker) Check(stored load.Coupon) Result {
 
 // checkUsers compares the answers of each user with each other, and with the first OUT_OF_STOCK.
 func (c *Checker) checkUsers(r *Result) {
-	for i := range c.users {
-		u := &c.users[i]
+	for _, u := range c.users {
 		if u.won() {
 			r.Winners++
 		}
@@ -218,20 +212,19 @@ func checkStock(r *Result, stored load.Coupon, stock int) {
 
 // checkClaims compares the answers of each user with the stored claims, which are in their order.
 func (c *Checker) checkClaims(r *Result, claimedBy []string) {
-	listed := make([]bool, len(c.users))
-	latest := always // the latest claimSent of the users so far
+	listed := map[*user]bool{}
+	latest := time.Duration(math.MinInt64) // the latest claimSent of the users so far
 	for position, name := range claimedBy {
-		i, known := c.index[name]
-		if !known {
+		u := c.byName[name]
+		if u == nil {
 			r.violated(Unrequested, "claimed_by has %q, which is not a user of this sale", name)
 			continue
 		}
-		if listed[i] {
+		if listed[u] {
 			r.violated(Duplicate, "%s is in claimed_by twice", name)
 			continue
 		}
-		listed[i] = true
-		u := &c.users[i]
+		listed[u] = true
 		if !u.won() && u.ambiguous == 0 || u.soldOut > 0 {
 			r.violated(Unrequested, "claimed_by has %s, and their answers say that they did not win", name)
 		}
@@ -243,8 +236,8 @@ func (c *Checker) checkClaims(r *Result, claimedBy []string) {
 		}
 		latest = max(latest, u.claimSent)
 	}
-	for i, u := range c.users {
-		if !listed[i] && (u.claimed > 0 || u.already > 0) {
+	for _, u := range c.users {
+		if !listed[u] && (u.claimed > 0 || u.already > 0) {
 			r.violated(Lost, "%s got 201 or ALREADY_CLAIMED, and is not in claimed_by", u.name)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 
 // answer is an answer to record: the claim was sent and answered at these milliseconds.
 type answer struct {
-	user           int
+	user           string
 	answer         load.Answer
 	sent, answered int
 }
@@ -20,7 +20,7 @@ type answer struct {
 func TestChecker_Check(t *testing.T) {
 	var (
 		internal = load.Answer{Status: 500, Code: "INTERNAL"}
-		correct  = []answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 6, 16}}
+		correct  = []answer{{"a", load.Claimed, 0, 10}, {"b", load.Claimed, 5, 15}, {"c", load.OutOfStock, 6, 16}}
 		report   = func(remaining int, claimedBy ...string) load.Coupon {
 			return load.Coupon{Name: "sale", Amount: 2, Remaining: remaining, ClaimedBy: claimedBy}
 		}
@@ -34,22 +34,22 @@ func TestChecker_Check(t *testing.T) {
 	}{
 		"correct":                  {correct, report(0, "a", "b"), nil},
 		"in the other order":       {correct, report(0, "b", "a"), nil},
-		"repeated claims":          {with(correct, answer{0, load.AlreadyClaimed, 11, 12}, answer{2, load.OutOfStock, 17, 18}), report(0, "a", "b"), nil},
-		"concurrent claims":        {with(correct, answer{0, load.AlreadyClaimed, 1, 2}), report(0, "a", "b"), nil},
-		"retried claims":           {with(correct, answer{2, load.Overloaded, 0, 1}, answer{2, load.Unavailable, 2, 3}, answer{2, load.NotSent, 4, 5}), report(0, "a", "b"), nil},
-		"no answer, committed":     {[]answer{{0, load.Claimed, 0, 10}, {1, load.Cut, 0, 5}, {1, load.AlreadyClaimed, 6, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "b", "a"), nil},
-		"no answer, not committed": {with(correct, answer{2, load.TimedOut, 0, 5}, answer{1, load.OutcomeUnknown, 0, 4}), report(0, "a", "b"), nil},
+		"repeated claims":          {with(correct, answer{"a", load.AlreadyClaimed, 11, 12}, answer{"c", load.OutOfStock, 17, 18}), report(0, "a", "b"), nil},
+		"concurrent claims":        {with(correct, answer{"a", load.AlreadyClaimed, 1, 2}), report(0, "a", "b"), nil},
+		"retried claims":           {with(correct, answer{"c", load.Overloaded, 0, 1}, answer{"c", load.Unavailable, 2, 3}, answer{"c", load.NotSent, 4, 5}), report(0, "a", "b"), nil},
+		"no answer, committed":     {[]answer{{"a", load.Claimed, 0, 10}, {"b", load.Cut, 0, 5}, {"b", load.AlreadyClaimed, 6, 15}, {"c", load.OutOfStock, 6, 16}}, report(0, "b", "a"), nil},
+		"no answer, not committed": {with(correct, answer{"c", load.TimedOut, 0, 5}, answer{"b", load.OutcomeUnknown, 0, 4}), report(0, "a", "b"), nil},
 
 		"one too many": {
-			[]answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.Claimed, 6, 16}}, report(-1, "a", "b", "c"),
+			[]answer{{"a", load.Claimed, 0, 10}, {"b", load.Claimed, 5, 15}, {"c", load.Claimed, 6, 16}}, report(-1, "a", "b", "c"),
 			[]string{"exactly 2 users won: 3 won", oversold},
 		},
 		"one too few": {
-			[]answer{{0, load.Claimed, 0, 10}, {1, load.OutOfStock, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(1, "a"),
+			[]answer{{"a", load.Claimed, 0, 10}, {"b", load.OutOfStock, 5, 15}, {"c", load.OutOfStock, 6, 16}}, report(1, "a"),
 			[]string{"exactly 2 users won: 1 won", "the service reports the same winners: OUT_OF_STOCK was answered, and 1 of 2 are claimed"},
 		},
 		"one user twice": {
-			with(correct, answer{0, load.Claimed, 1, 11}), report(0, "a", "b"),
+			with(correct, answer{"a", load.Claimed, 1, 11}), report(0, "a", "b"),
 			[]string{"no user won twice: a got 201 2 times"},
 		},
 		"listed twice": {
@@ -57,39 +57,39 @@ func TestChecker_Check(t *testing.T) {
 			[]string{"no user won twice: a is in claimed_by twice", oversold},
 		},
 		"no definite answer": {
-			with(correct[:2], answer{2, load.Overloaded, 0, 1}), report(0, "a", "b"),
+			with(correct[:2], answer{"c", load.Overloaded, 0, 1}), report(0, "a", "b"),
 			[]string{"every user got a definite answer: c got none"},
 		},
 		"no definite answer, committed": {
-			[]answer{{0, load.Claimed, 0, 10}, {1, load.OutcomeUnknown, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "a", "b"),
+			[]answer{{"a", load.Claimed, 0, 10}, {"b", load.OutcomeUnknown, 5, 15}, {"c", load.OutOfStock, 6, 16}}, report(0, "a", "b"),
 			[]string{"exactly 2 users won: 1 won", "every user got a definite answer: b got none"},
 		},
 		"sold out for a winner": {
-			with(correct, answer{0, load.OutOfStock, 20, 21}), report(0, "a", "b"),
+			with(correct, answer{"a", load.OutOfStock, 20, 21}), report(0, "a", "b"),
 			[]string{"no answer contradicts another: a got OUT_OF_STOCK, and 201 or ALREADY_CLAIMED", "the service reports the same winners: claimed_by has a, and their answers say that they did not win"},
 		},
 		"already claimed without a claim": {
-			[]answer{{0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}, {2, load.AlreadyClaimed, 6, 16}}, report(0, "a", "b"),
+			[]answer{{"a", load.Claimed, 0, 10}, {"b", load.Claimed, 5, 15}, {"c", load.AlreadyClaimed, 6, 16}}, report(0, "a", "b"),
 			[]string{"no answer contradicts another: c got ALREADY_CLAIMED, and none of their claims can have succeeded", "the service reports the same winners: c got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
 		},
 		"already claimed before the claim": {
-			[]answer{{0, load.AlreadyClaimed, 0, 5}, {0, load.Claimed, 6, 10}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 7, 16}}, report(0, "a", "b"),
+			[]answer{{"a", load.AlreadyClaimed, 0, 5}, {"a", load.Claimed, 6, 10}, {"b", load.Claimed, 5, 15}, {"c", load.OutOfStock, 7, 16}}, report(0, "a", "b"),
 			[]string{"no answer contradicts another: a got ALREADY_CLAIMED before they sent the claim that succeeded"},
 		},
 		"stock that grew": {
-			[]answer{{2, load.OutOfStock, 0, 4}, {0, load.Claimed, 0, 10}, {1, load.Claimed, 5, 15}}, report(0, "a", "b"),
+			[]answer{{"c", load.OutOfStock, 0, 4}, {"a", load.Claimed, 0, 10}, {"b", load.Claimed, 5, 15}}, report(0, "a", "b"),
 			[]string{"no answer contradicts another: b got 201 for a claim sent after the first OUT_OF_STOCK"},
 		},
 		"internal error": {
-			with(correct, answer{2, internal, 0, 1}), report(0, "a", "b"),
+			with(correct, answer{"c", internal, 0, 1}), report(0, "a", "b"),
 			[]string{"no answer contradicts another: c got 500 INTERNAL"},
 		},
 		"coupon not found": {
-			with(correct, answer{2, load.CouponNotFound, 0, 1}), report(0, "a", "b"),
+			with(correct, answer{"c", load.CouponNotFound, 0, 1}), report(0, "a", "b"),
 			[]string{"no answer contradicts another: c got COUPON_NOT_FOUND for a claim sent when the coupon existed"},
 		},
 		"not HTTP": {
-			with(correct, answer{2, load.Malformed, 0, 1}), report(0, "a", "b"),
+			with(correct, answer{"c", load.Malformed, 0, 1}), report(0, "a", "b"),
 			[]string{"no answer contradicts another: c got no answer (MALFORMED)"},
 		},
 		"a winner is missing": {
@@ -101,7 +101,7 @@ func TestChecker_Check(t *testing.T) {
 			[]string{oversold, "the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
 		},
 		"a loser is listed, after no answer": {
-			with(correct, answer{2, load.Cut, 0, 1}), report(-1, "a", "b", "c"),
+			with(correct, answer{"c", load.Cut, 0, 1}), report(-1, "a", "b", "c"),
 			[]string{oversold, "the service reports the same winners: claimed_by has c, and their answers say that they did not win"},
 		},
 		"an unknown user": {
@@ -109,7 +109,7 @@ func TestChecker_Check(t *testing.T) {
 			[]string{oversold, `the service reports the same winners: claimed_by has "mallory", which is not a user of this sale`},
 		},
 		"out of order": {
-			[]answer{{0, load.Claimed, 0, 4}, {1, load.Claimed, 5, 15}, {2, load.OutOfStock, 6, 16}}, report(0, "b", "a"),
+			[]answer{{"a", load.Claimed, 0, 4}, {"b", load.Claimed, 5, 15}, {"c", load.OutOfStock, 6, 16}}, report(0, "b", "a"),
 			[]string{"the service reports the same winners: a is number 2 in claimed_by, and was answered 201 before an earlier winner sent their claim"},
 		},
 		"stock that does not add up": {
@@ -164,7 +164,7 @@ func TestResult_ambiguous(t *testing.T) {
 		"never ambiguous":        {load.OutOfStock},
 	} {
 		for _, answer := range answers {
-			c.Record(c.User(user), answer, time.Time{}, time.Time{})
+			c.Record(user, answer, time.Time{}, time.Time{})
 		}
 	}
 	r := c.Check(load.Coupon{})
@@ -203,7 +203,7 @@ func TestChecker_RecordCreation(t *testing.T) {
 			}
 			for _, answer := range test.claims {
 				now = now.Add(time.Second)
-				c.Record(c.User("u"), answer, now, now)
+				c.Record("u", answer, now, now)
 			}
 			r := c.Check(test.stored)
 			err := r.Err(WrongCount, Undecided)
@@ -220,7 +220,7 @@ func TestChecker_RecordCreation(t *testing.T) {
 func TestAll(t *testing.T) {
 	record := func(coupon string, stock int, user string, answer load.Answer) *Checker {
 		c := New(coupon, stock, nil)
-		c.Record(c.User(user), answer, time.Time{}, time.Time{})
+		c.Record(user, answer, time.Time{}, time.Time{})
 		return c
 	}
 	checkers := []*Checker{record("a", 1, "u", load.Claimed), record("b", 1, "v", load.Claimed), record("c", 5, "w", load.Claimed)}

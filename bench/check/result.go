@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 
 	"scalable-coupon-system/bench/load"
 )
@@ -53,10 +54,8 @@ type Violation struct {
 
 // Guarantee is one of the guarantees of a sale.
 type Guarantee struct {
-	// Text says what is guaranteed.
-	Text string
-	// Violations is the number of violations. Examples describes the first few.
-	Violations int
+	Text       string // says what is guaranteed
+	Violations int    // how many there were
 	Examples   []string
 }
 
@@ -86,8 +85,8 @@ func (r Result) Err(except ...Kind) error {
 	return errors.Join(errs...)
 }
 
-// Add adds the result of another coupon. Its examples then begin with the name of the coupon.
-func (r *Result) Add(other Result) {
+// add adds the result of another coupon. Its examples then begin with the name of the coupon.
+func (r *Result) add(other Result) {
 	r.Winners += other.Winners
 	r.Ambiguous += other.Ambiguous
 	r.AmbiguousWon += other.AmbiguousWon
@@ -99,7 +98,11 @@ func (r *Result) Add(other Result) {
 // merge adds the violations of other. Its examples get a prefix.
 func (r *Result) merge(other Result, prefix string) {
 	for _, v := range other.Violations {
-		mine := r.violation(v.Kind)
+		i := slices.IndexFunc(r.Violations, func(mine Violation) bool { return mine.Kind == v.Kind })
+		if i < 0 {
+			i, r.Violations = len(r.Violations), append(r.Violations, Violation{Kind: v.Kind})
+		}
+		mine := &r.Violations[i]
 		mine.Count += v.Count
 		for _, e := range v.Examples[:min(len(v.Examples), maxExamples-len(mine.Examples))] {
 			mine.Examples = append(mine.Examples, prefix+e)
@@ -108,29 +111,14 @@ func (r *Result) merge(other Result, prefix string) {
 }
 
 func (r *Result) violated(kind Kind, format string, args ...any) {
-	v := r.violation(kind)
-	v.Count++
-	if len(v.Examples) < maxExamples {
-		v.Examples = append(v.Examples, fmt.Sprintf(format, args...))
-	}
-}
-
-func (r *Result) violation(kind Kind) *Violation {
-	i := slices.IndexFunc(r.Violations, func(v Violation) bool { return v.Kind == kind })
-	if i < 0 {
-		i, r.Violations = len(r.Violations), append(r.Violations, Violation{Kind: kind})
-	}
-	return &r.Violations[i]
+	r.merge(Result{Violations: []Violation{{kind, 1, []string{fmt.Sprintf(format, args...)}}}}, "")
 }
 
 // Guarantees returns each guarantee of a sale, always in the same order.
 func (r Result) Guarantees() []Guarantee {
-	winners := "exactly " + humanize.Comma(int64(r.expected)) + " users won"
-	if r.expected == 1 {
-		winners = "exactly 1 user won"
-	}
+	users := humanize.Comma(int64(r.expected)) + " " + english.PluralWord(r.expected, "user", "")
 	return []Guarantee{
-		r.guarantee(winners, WrongCount),
+		r.guarantee("exactly "+users+" won", WrongCount),
 		r.guarantee("no user won twice", Duplicate),
 		r.guarantee("every user got a definite answer", Undecided),
 		r.guarantee("no answer contradicts another", Contradiction),
@@ -139,9 +127,10 @@ func (r Result) Guarantees() []Guarantee {
 }
 
 func (r Result) guarantee(text string, kinds ...Kind) Guarantee {
-	g := Guarantee{Text: text, Violations: r.Count(kinds...)}
+	g := Guarantee{Text: text}
 	for _, v := range r.Violations {
 		if slices.Contains(kinds, v.Kind) {
+			g.Violations += v.Count
 			g.Examples = append(g.Examples, v.Examples...)
 		}
 	}
@@ -154,7 +143,7 @@ func All(checkers []*Checker, stored map[string]load.Coupon) Result {
 	var r Result
 	unknown := maps.Clone(stored)
 	for _, c := range checkers {
-		r.Add(c.Check(stored[c.coupon]))
+		r.add(c.Check(stored[c.coupon]))
 		delete(unknown, c.coupon)
 	}
 	for _, name := range slices.Sorted(maps.Keys(unknown)) {
@@ -178,7 +167,7 @@ func Totals(granted, ambiguous int, stored ...load.Coupon) error {
 			r.violated(Duplicate, "%d users are in claimed_by twice", twice)
 		}
 		claims += len(coupon.ClaimedBy)
-		all.Add(r)
+		all.add(r)
 	}
 	if claims < granted {
 		all.violated(Lost, "%d claims were answered 201, and %d are stored", granted, claims)

@@ -1,9 +1,9 @@
 package load
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 
@@ -70,36 +70,20 @@ func (a Answer) Definite() bool { return !a.NotExecuted() && !a.Ambiguous() }
 
 // String returns the answer for display: "409 ALREADY_CLAIMED", "no answer (CUT)".
 func (a Answer) String() string {
-	switch {
-	case a.Status == 0:
+	if a.Status == 0 {
 		return "no answer (" + a.Code + ")"
-	case a.Code == "":
-		return fmt.Sprint(a.Status)
-	default:
-		return fmt.Sprintf("%d %s", a.Status, a.Code)
 	}
+	return strings.TrimSpace(fmt.Sprintf("%d %s", a.Status, a.Code))
 }
 
 // classify returns the Answer of a response to a request with this method. The error says what is
 // wrong with one that is Malformed.
-//
-// Most answers of a sale are errors of a few codes, so the usual spelling of these is searched for
-// before the body is decoded. The search cannot match inside a JSON string, where quotes are
-// escaped, nor in a nested object, which error bodies do not have.
 func classify(method string, r Response) (Answer, error) {
 	if r.Status < 400 {
 		if method == http.MethodPost && len(r.Body) > 0 {
 			return Malformed, fmt.Errorf("malformed answer: status %d with a body of %d bytes, want none", r.Status, len(r.Body))
 		}
 		return Answer{r.Status, ""}, nil
-	}
-	if _, rest, found := bytes.Cut(r.Body, []byte(`"code":"`)); found {
-		code, _, _ := bytes.Cut(rest, []byte(`"`))
-		for _, usual := range []Answer{OutOfStock, AlreadyClaimed, Overloaded, Unavailable, OutcomeUnknown} {
-			if string(code) == usual.Code {
-				return Answer{r.Status, usual.Code}, nil
-			}
-		}
 	}
 	var body struct {
 		Error string `json:"error"`

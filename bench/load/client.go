@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -28,7 +27,6 @@ import (
 type Client struct {
 	address string
 	timeout time.Duration
-	cancels bool // the end of the context ends a request that was sent, too
 
 	conn     *conn // nil: not connected
 	request  fasthttp.Request
@@ -58,9 +56,6 @@ type Response struct {
 	Attempt int
 }
 
-// maxBody is the length of the longest body that is read, in bytes.
-const maxBody = 1 << 30
-
 // NewClient returns a client of the service at address ("host:port"). The whole answer to a request
 // must arrive within timeout.
 func NewClient(address string, timeout time.Duration) *Client {
@@ -75,24 +70,18 @@ type conn struct {
 	out     *bufio.Writer
 	used    time.Time // when the last answer was read
 	written int       // bytes of the current request
-	err     error
+	err     error     // of the last read or write
 }
 
-func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if err != nil {
-		c.err = err
-	}
-	return n, err
+func (c *conn) Read(p []byte) (n int, err error) {
+	n, c.err = c.Conn.Read(p)
+	return n, c.err
 }
 
-func (c *conn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
+func (c *conn) Write(p []byte) (n int, err error) {
+	n, c.err = c.Conn.Write(p)
 	c.written += n
-	if err != nil {
-		c.err = err
-	}
-	return n, err
+	return n, c.err
 }
 
 // maxUnchecked is how long a kept connection may be idle before it is checked. The check is a
@@ -138,8 +127,7 @@ func (c *Client) Close() {
 }
 
 // Send sends a claim or a read. The error says what was wrong with an answer that is [Malformed],
-// or why there is none. ctx bounds dialling only: Send waits for the answer to a request that was
-// sent.
+// or why there is none. When ctx ends, a request that was sent is [TimedOut].
 func (c *Client) Send(ctx context.Context, r Request) (Answer, Response, error) {
 	if r.Read {
 		return c.do(ctx, http.MethodGet, CouponPath(r.Coupon), nil)
@@ -180,17 +168,15 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (Answer,
 	r.Sent = time.Now()
 	c.conn.written = 0
 	_ = c.conn.SetDeadline(r.Sent.Add(c.timeout)) // fails only on a closed connection, and then the write fails too
-	if c.cancels {
-		conn := c.conn
-		stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
-		defer stop()
-	}
+	conn := c.conn
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
+	defer stop()
 	err := c.exchange(&r)
 	r.Answered = time.Now()
 	if err != nil {
 		answer, err := c.noAnswer(err)
 		c.Close()
-		return answer, r, err
+		return answer, r, errors.Join(err, ctx.Err())
 	}
 	c.conn.used = r.Answered
 	if c.response.ConnectionClose() {
@@ -212,15 +198,14 @@ func (c *Client) exchange(r *Response) error {
 	if err := header.Read(c.conn.in); err != nil {
 		return err
 	}
-	chunked := header.ContentLength() == -1
 	if header.ContentLength() < -1 {
 		// HTTP allows it: the body ends with the connection. But a cut one would look the same.
 		return errors.New("neither Content-Length nor Transfer-Encoding")
 	}
-	if err := c.response.ReadBody(c.conn.in, maxBody); err != nil {
+	if err := c.response.ReadBody(c.conn.in, 1<<30); err != nil {
 		return err
 	}
-	if chunked {
+	if header.ContentLength() == -1 { // chunked
 		// fasthttp accepts chunks without the end of the trailer.
 		if err := errors.Join(header.ReadTrailer(c.conn.in), c.conn.err); err != nil {
 			return err
@@ -240,8 +225,6 @@ func (c *Client) noAnswer(err error) (Answer, error) {
 		return NotSent, fmt.Errorf("not sent: %w", failed)
 	case errors.Is(failed, os.ErrDeadlineExceeded):
 		return TimedOut, errors.New("no answer in time")
-	case errors.Is(failed, io.EOF):
-		return Cut, errors.New("connection ended before the answer")
 	default:
 		// Without the addresses, so that equal errors on different ports have equal texts.
 		if operation, ok := errors.AsType[*net.OpError](failed); ok {
@@ -251,12 +234,8 @@ func (c *Client) noAnswer(err error) (Answer, error) {
 	}
 }
 
-// CouponPath returns the path of a coupon. The dots of the names "." and ".." are escaped, because
-// clients and proxies resolve them as path segments.
+// CouponPath returns the path of a coupon. Dots are escaped, because clients and proxies resolve "."
+// and "..".
 func CouponPath(name string) string {
-	escaped := url.PathEscape(name)
-	if name == "." || name == ".." {
-		escaped = strings.ReplaceAll(name, ".", "%2E")
-	}
-	return "/api/coupons/" + escaped
+	return "/api/coupons/" + strings.ReplaceAll(url.PathEscape(name), ".", "%2E")
 }

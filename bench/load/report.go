@@ -2,7 +2,10 @@ package load
 
 import (
 	"cmp"
+	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -12,127 +15,102 @@ import (
 type Report struct {
 	// Elapsed is the time covered: for a whole run, from its first request to its last answer.
 	Elapsed time.Duration
-	// Claims and Reads are counted apart, because a read may be a thousand times larger than a
-	// claim.
-	Claims, Reads Tally
-	// Errors has the first few different errors of requests without an answer or with a malformed
+	Answers Answers
+	// Errors has the first five different errors of requests without an answer or with a malformed
 	// one.
 	Errors []string
+
+	// latency is in nanoseconds, with three significant digits, without requests that were not sent.
+	// It may be nil, see init.
+	latency *hdrhistogram.Histogram
 }
 
-// Tally counts the answers to one kind of request.
-type Tally struct {
-	// Answers has every answer that came at least once, the most frequent first.
-	Answers []Count
-	// Latency is in nanoseconds, with three significant digits, at most [MaxLatency]. Requests that
-	// were not sent are not in it. It is nil if there were none of this kind.
-	Latency *hdrhistogram.Histogram
+// maxLatency is the longest latency that is recorded. Longer ones count as maxLatency.
+const maxLatency = 10 * time.Minute
+
+// Answers is how often each answer came.
+type Answers map[Answer]int
+
+// Sorted returns the answers that came, the most frequent first.
+func (a Answers) Sorted() []Answer {
+	return slices.SortedFunc(maps.Keys(a), func(x, y Answer) int {
+		return cmp.Or(a[y]-a[x], strings.Compare(x.String(), y.String()))
+	})
 }
 
-// Count is how often an answer came.
-type Count struct {
-	Answer Answer
-	Times  int
+// String returns the answers for display: "45 × 400 OUT_OF_STOCK, 5 × 201", or "none".
+func (a Answers) String() string {
+	var list []string
+	for _, answer := range a.Sorted() {
+		list = append(list, fmt.Sprintf("%d × %v", a[answer], answer))
+	}
+	return cmp.Or(strings.Join(list, ", "), "none")
 }
 
-// MaxLatency is the longest latency that is recorded. Longer ones count as MaxLatency.
-const MaxLatency = 10 * time.Minute
-
-// maxErrors bounds Report.Errors.
-const maxErrors = 5
-
-// Total returns the number of requests.
-func (t Tally) Total() int { return t.sum(func(Answer) bool { return true }) }
-
-// Answered returns the number of requests that got an answer.
-func (t Tally) Answered() int { return t.sum(func(a Answer) bool { return a.Status != 0 }) }
-
-// Ambiguous returns the number of requests with an ambiguous answer.
-func (t Tally) Ambiguous() int { return t.sum(Answer.Ambiguous) }
-
-// Count returns how often answer came.
-func (t Tally) Count(answer Answer) int { return t.sum(func(a Answer) bool { return a == answer }) }
-
-func (t Tally) sum(counts func(Answer) bool) (n int) {
-	for _, c := range t.Answers {
-		if counts(c.Answer) {
-			n += c.Times
+func (a Answers) sum(counts func(Answer) bool) (n int) {
+	for answer, times := range a {
+		if counts(answer) {
+			n += times
 		}
 	}
 	return n
 }
 
+// Total returns the number of requests.
+func (r Report) Total() int { return r.Answers.sum(func(Answer) bool { return true }) }
+
+// Answered returns the number of requests that got an answer.
+func (r Report) Answered() int { return r.Answers.sum(func(a Answer) bool { return a.Status != 0 }) }
+
+// Ambiguous returns the number of requests with an ambiguous answer.
+func (r Report) Ambiguous() int { return r.Answers.sum(Answer.Ambiguous) }
+
 // Quantile returns the latency that percent of the requests did not exceed (50 is the median), or 0
 // if there were none.
-func (t Tally) Quantile(percent float64) time.Duration {
-	if t.Latency == nil {
+func (r Report) Quantile(percent float64) time.Duration {
+	if r.latency == nil {
 		return 0
 	}
-	return time.Duration(t.Latency.ValueAtPercentile(percent))
-}
-
-// count counts an answer. A run has few different ones, so a list is faster than a map.
-func (t *Tally) count(answer Answer, times int) {
-	i := slices.IndexFunc(t.Answers, func(c Count) bool { return c.Answer == answer })
-	if i < 0 {
-		i, t.Answers = len(t.Answers), append(t.Answers, Count{Answer: answer})
-	}
-	t.Answers[i].Times += times
-}
-
-func (t *Tally) histogram() *hdrhistogram.Histogram {
-	if t.Latency == nil {
-		t.Latency = hdrhistogram.New(1, int64(MaxLatency), 3)
-	}
-	return t.Latency
-}
-
-func (t *Tally) sort() {
-	slices.SortStableFunc(t.Answers, func(a, b Count) int { return cmp.Compare(b.Times, a.Times) })
-}
-
-func (t *Tally) add(other Tally) {
-	for _, c := range other.Answers {
-		t.count(c.Answer, c.Times)
-	}
-	t.sort()
-	if other.Latency != nil {
-		t.histogram().Merge(other.Latency)
-	}
+	return time.Duration(r.latency.ValueAtPercentile(percent))
 }
 
 // Add adds the report of the next part of the same run.
 func (r *Report) Add(other Report) {
+	r.init()
+	other.init()
 	r.Elapsed += other.Elapsed
-	r.Claims.add(other.Claims)
-	r.Reads.add(other.Reads)
+	for answer, times := range other.Answers {
+		r.Answers[answer] += times
+	}
+	r.latency.Merge(other.latency)
 	for _, e := range other.Errors {
 		r.addError(e)
 	}
 }
 
-func (r *Report) addError(text string) {
-	if len(r.Errors) < maxErrors && !slices.Contains(r.Errors, text) {
-		r.Errors = append(r.Errors, text)
-	}
-}
-
-// record adds the answer to a request. Afterwards the answers are not sorted.
-func (r *Report) record(request Request, answer Answer, latency time.Duration, err error) {
-	t := &r.Claims
-	if request.Read {
-		t = &r.Reads
-	}
-	t.count(answer, 1)
+// record adds the answer to a request.
+func (r *Report) record(answer Answer, latency time.Duration, err error) {
+	r.init()
+	r.Answers[answer]++
 	if answer != NotSent {
-		_ = t.histogram().RecordValue(int64(max(0, min(latency, MaxLatency)))) // fails only out of range
+		_ = r.latency.RecordValue(int64(max(0, min(latency, maxLatency)))) // fails only out of range
 	}
 	if err != nil {
 		r.addError(err.Error())
 	}
 }
 
-func (r *Report) sort() {
-	r.Claims.sort()
-	r.Reads.sort()
+func (r *Report) init() {
+	if r.Answers == nil {
+		r.Answers = Answers{}
+	}
+	if r.latency == nil {
+		r.latency = hdrhistogram.New(1, int64(maxLatency), 3)
+	}
+}
+
+func (r *Report) addError(text string) {
+	if len(r.Errors) < 5 && !slices.Contains(r.Errors, text) {
+		r.Errors = append(r.Errors, text)
+	}
 }

@@ -5,7 +5,7 @@
 // sends its next request when it has the answer to the last one, and latency runs from the moment
 // the request was sent: a slow answer delays the requests behind it. In an open loop requests
 // arrive at a rate, however fast the service answers, and latency runs from the moment the request
-// was due, so the figures have no coordinated omission. The same seed gives the same requests at
+// was due, so the figures have no coordinated omission. The same Plan gives the same requests at
 // the same times.
 package load
 
@@ -14,6 +14,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -33,8 +34,6 @@ type Plan struct {
 	// Rate is the average number of requests that arrive per second (an open loop, with exponential
 	// gaps); 0: a closed loop.
 	Rate float64
-	// Seed determines the gaps between arrivals at a Rate.
-	Seed uint64
 	// Timeout bounds each request; 0: 10 s.
 	Timeout time.Duration
 	// Answered, if set, is called concurrently with the answer to request i. If it returns true,
@@ -43,17 +42,27 @@ type Plan struct {
 	Answered func(i int, answer Answer, r Response) (again bool, pause time.Duration)
 }
 
-// Run is a run in progress.
+// Run is a run in progress. All connections share it, so a request goes to the connection that is
+// free first.
 type Run struct {
-	plan     Plan
-	arrivals *arrivals
-	began    time.Time
-	done     chan struct{}
+	plan Plan
+	done chan struct{}
 
-	mu     sync.Mutex
-	all    Report    // of the run; complete when done is closed
-	recent Report    // since the last call of Take
-	taken  time.Time // the last call of Take
+	mu      sync.Mutex
+	next    int        // number of the next new request
+	due     time.Time  // when it is due; zero in a closed loop: as soon as a connection is free
+	gaps    *rand.Rand // between new requests at a rate: exponential, as for independent users
+	retries []arrival  // by due
+	all     Report     // of the run; complete when done is closed
+	recent  Report     // since the last call of Take
+	taken   time.Time  // the last call of Take
+}
+
+// arrival is an attempt to send a request.
+type arrival struct {
+	request int
+	attempt int       // counted from 1
+	due     time.Time // zero: now
 }
 
 // Start opens the connections and begins the run. When ctx ends, no more requests are sent, and the
@@ -73,19 +82,30 @@ func Start(ctx context.Context, p Plan) (*Run, error) {
 		}
 	}
 
-	now := time.Now()
-	r := &Run{plan: p, arrivals: newArrivals(p.Requests, p.Rate, p.Seed), began: now, taken: now, done: make(chan struct{})}
+	r := newRun(p)
+	began := r.taken
 	var workers sync.WaitGroup
 	for _, client := range clients {
 		workers.Go(func() { r.work(ctx, client) })
 	}
 	go func() {
 		workers.Wait()
-		r.all.Elapsed = time.Since(r.began)
-		r.all.sort()
+		r.all.Elapsed = time.Since(began)
 		close(r.done)
 	}()
 	return r, nil
+}
+
+func newRun(p Plan) *Run {
+	r := &Run{plan: p, done: make(chan struct{}), gaps: rand.New(rand.NewPCG(0, 0)), taken: time.Now()}
+	if p.Rate > 0 {
+		r.due = r.taken.Add(r.gap())
+	}
+	return r
+}
+
+func (r *Run) gap() time.Duration {
+	return time.Duration(r.gaps.ExpFloat64() / r.plan.Rate * float64(time.Second))
 }
 
 // Take returns the report since the last call. It does not change what [Run.Wait] returns.
@@ -94,7 +114,6 @@ func (r *Run) Take() Report {
 	defer r.mu.Unlock()
 	recent, now := r.recent, time.Now()
 	recent.Elapsed = now.Sub(r.taken)
-	recent.sort()
 	r.recent, r.taken = Report{}, now
 	return recent
 }
@@ -108,6 +127,39 @@ func (r *Run) Wait() Report {
 	return r.all
 }
 
+// take returns the next arrival. It returns false when all remaining requests are in flight on
+// other connections, which take their own retries.
+func (r *Run) take() (next arrival, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	due := r.due
+	if r.plan.Rate == 0 {
+		due = time.Now()
+	}
+	hasNew := r.plan.Requests == 0 || r.next < r.plan.Requests
+	if len(r.retries) > 0 && (!hasNew || !r.retries[0].due.After(due)) {
+		next, r.retries = r.retries[0], r.retries[1:]
+		return next, true
+	}
+	if !hasNew {
+		return arrival{}, false
+	}
+	next = arrival{request: r.next, attempt: 1, due: r.due}
+	r.next++
+	if r.plan.Rate > 0 {
+		r.due = r.due.Add(r.gap())
+	}
+	return next, true
+}
+
+// retry makes a request due once more.
+func (r *Run) retry(again arrival) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, _ := slices.BinarySearchFunc(r.retries, again, func(a, b arrival) int { return a.due.Compare(b.due) })
+	r.retries = slices.Insert(r.retries, at, again)
+}
+
 // timerTick is how late a sleeping goroutine may wake up without a fault of the service: Go's
 // poller on Linux counts milliseconds when the process is otherwise idle.
 const timerTick = time.Millisecond
@@ -115,23 +167,16 @@ const timerTick = time.Millisecond
 // work sends requests over one connection until none is left or ctx ends.
 func (r *Run) work(ctx context.Context, client *Client) {
 	defer client.Close()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	notSent := 0 // requests in a row
-
 	for ctx.Err() == nil {
-		next, ok := r.arrivals.take()
+		next, ok := r.take()
 		if !ok {
 			return
 		}
-		slept := false
-		if !next.due.IsZero() {
-			if slept = sleep(ctx, timer, time.Until(next.due)); ctx.Err() != nil {
-				return
-			}
+		slept := sleep(ctx, time.Until(next.due))
+		if ctx.Err() != nil {
+			return
 		}
-		request := r.plan.Request(next.request)
-		answer, response, err := client.Send(ctx, request)
+		answer, response, err := client.Send(context.WithoutCancel(ctx), r.plan.Request(next.request))
 		response.Attempt = next.attempt
 
 		began := response.Sent
@@ -140,34 +185,30 @@ func (r *Run) work(ctx context.Context, client *Client) {
 		}
 		latency := response.Answered.Sub(began)
 		r.mu.Lock()
-		r.all.record(request, answer, latency, err)
-		r.recent.record(request, answer, latency, err)
+		r.all.record(answer, latency, err)
+		r.recent.record(answer, latency, err)
 		r.mu.Unlock()
 
 		if r.plan.Answered != nil {
 			if again, pause := r.plan.Answered(next.request, answer, response); again {
-				r.arrivals.retry(arrival{next.request, next.attempt + 1, response.Answered.Add(pause)})
+				r.retry(arrival{next.request, next.attempt + 1, response.Answered.Add(pause)})
 			}
 		}
-		if answer != NotSent {
-			notSent = 0
-			continue
+		if answer == NotSent {
+			// Without a pause each connection would dial a stopped service some 10,000 times a second.
+			sleep(ctx, 200*time.Millisecond)
 		}
-		// Without a pause each connection would dial a stopped service some 10,000 times a second.
-		sleep(ctx, timer, min(time.Second, 10*time.Millisecond<<min(notSent, 10)))
-		notSent++
 	}
 }
 
 // sleep returns after d or when ctx ends. It reports whether d was more than 0.
-func sleep(ctx context.Context, timer *time.Timer, d time.Duration) bool {
+func sleep(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return false
 	}
-	timer.Reset(d)
 	select {
 	case <-ctx.Done():
-	case <-timer.C:
+	case <-time.After(d):
 	}
 	return true
 }
@@ -176,22 +217,19 @@ func sleep(ctx context.Context, timer *time.Timer, d time.Duration) bool {
 // is definite, not before Retry-After, and with back-off and jitter. It is the usual result of
 // [Plan].Answered.
 func Retry(answer Answer, r Response) (again bool, pause time.Duration) {
-	const shortest, longest = 25 * time.Millisecond, 400 * time.Millisecond
-	backOff := min(shortest<<min(max(r.Attempt, 1)-1, 10), longest)
+	backOff := 25 * time.Millisecond << min(max(r.Attempt-1, 0), 4)
 	return !answer.Definite(), r.RetryAfter + backOff/2 + rand.N(backOff)
 }
 
 // UntilDefinite calls send until the answer is definite or ctx ends, with pauses as in [Retry]. It
 // returns the last answer.
 func UntilDefinite(ctx context.Context, send func() (Answer, Response)) (Answer, Response) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for attempt := 1; ; attempt++ {
 		answer, response := send()
 		response.Attempt = attempt
 		again, pause := Retry(answer, response)
 		if again {
-			sleep(ctx, timer, pause)
+			sleep(ctx, pause)
 		}
 		if !again || ctx.Err() != nil {
 			return answer, response

@@ -3,6 +3,8 @@ package load
 import (
 	"context"
 	"io"
+	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -81,20 +83,17 @@ func TestRun_sendsEachRequestOnce(t *testing.T) {
 				case <-time.After(time.Millisecond):
 				}
 			}
+			want := Answers{Claimed: n * 9 / 20, AlreadyClaimed: n * 9 / 20, ReadOK: n / 10}
 			for _, report := range []Report{parts, run.Wait()} {
-				claims := report.Claims
-				if claims.Count(Claimed) != n*9/20 || claims.Count(AlreadyClaimed) != n*9/20 || claims.Total() != n*9/10 {
-					t.Errorf("claims: %+v", claims.Answers)
+				if !maps.Equal(report.Answers, want) || report.Total() != n {
+					t.Errorf("%v, want %v", report.Answers, want)
 				}
-				if report.Reads.Count(ReadOK) != n/10 || reads != n/10 || report.Reads.Total() != n/10 {
-					t.Errorf("reads: %+v, and the service got %d", report.Reads.Answers, reads)
-				}
-				if claims.Latency.TotalCount() != n*9/10 || claims.Quantile(50) <= 0 || claims.Quantile(100) > report.Elapsed*2 {
-					t.Errorf("latencies: %v in %v", claims.Quantile(100), report.Elapsed)
+				if report.latency.TotalCount() != n || report.Quantile(50) <= 0 || report.Quantile(100) > report.Elapsed*2 {
+					t.Errorf("latencies: %v in %v", report.Quantile(100), report.Elapsed)
 				}
 			}
-			if len(bodies) != n*9/10 {
-				t.Errorf("the service got %d different claims, want %d", len(bodies), n*9/10)
+			if len(bodies) != n*9/10 || reads != n/10 {
+				t.Errorf("the service got %d different claims and %d reads, want %d and %d", len(bodies), reads, n*9/10, n/10)
 			}
 			for i := range answers {
 				if k := answers[i].Load(); k != 1 {
@@ -118,19 +117,19 @@ func TestRun_coordinatedOmission(t *testing.T) {
 				}
 				w.WriteHeader(201)
 			}),
-			Connections: 1, Requests: n, Rate: rate, Seed: 1,
+			Connections: 1, Requests: n, Rate: rate,
 			Request: func(int) Request { return claim },
 		}
 	}
 	// All 200 are due in the first 200 ms or so, and only the first is sent before 400 ms.
-	if p50 := start(t, plan()).Wait().Claims.Quantile(50); p50 < stall/4 {
+	if p50 := start(t, plan()).Wait().Quantile(50); p50 < stall/4 {
 		t.Errorf("the median is %v: it does not include the wait for a connection", p50)
 	}
 	closed := plan()
 	closed.Rate = 0
-	if report := start(t, closed).Wait(); report.Claims.Quantile(100) < stall || report.Claims.Quantile(90) >= stall {
+	if report := start(t, closed).Wait(); report.Quantile(100) < stall || report.Quantile(90) >= stall {
 		t.Errorf("closed loop: p90 %v, longest %v; want the stall in the first request only",
-			report.Claims.Quantile(90), report.Claims.Quantile(100))
+			report.Quantile(90), report.Quantile(100))
 	}
 }
 
@@ -157,8 +156,8 @@ func TestRun_retries(t *testing.T) {
 					return a != Claimed, time.Millisecond
 				},
 			}).Wait()
-			if report.Claims.Count(Overloaded) != 100 || report.Claims.Count(Claimed) != 50 || requests.Load() != 150 || noRetryAfter.Load() != 0 {
-				t.Errorf("%+v for %d requests; %d without Retry-After", report.Claims.Answers, requests.Load(), noRetryAfter.Load())
+			if report.Answers[Overloaded] != 100 || report.Answers[Claimed] != 50 || requests.Load() != 150 || noRetryAfter.Load() != 0 {
+				t.Errorf("%+v for %d requests; %d without Retry-After", report.Answers, requests.Load(), noRetryAfter.Load())
 			}
 		})
 	}
@@ -182,8 +181,8 @@ func TestRun_contextEnds(t *testing.T) {
 			}
 			time.AfterFunc(50*time.Millisecond, cancel)
 			report := run.Wait()
-			if got := report.Claims.Count(Claimed); got != int(served.Load()) || got != report.Claims.Total() {
-				t.Errorf("served %d, counted %+v: want all answers to requests in flight", served.Load(), report.Claims.Answers)
+			if got := report.Answers[Claimed]; got != int(served.Load()) || got != report.Total() {
+				t.Errorf("served %d, counted %+v: want all answers to requests in flight", served.Load(), report.Answers)
 			}
 		})
 	}
@@ -206,8 +205,8 @@ func TestRun_noAnswer(t *testing.T) {
 		Address: address, Connections: 3, Requests: 9, Timeout: 100 * time.Millisecond,
 		Request: func(int) Request { return claim },
 	}).Wait()
-	if c := report.Claims; c.Count(Cut) != 3 || c.Count(Malformed) != 3 || c.Count(TimedOut) != 3 || c.Total() != 9 || c.Answered() != 0 {
-		t.Errorf("%+v", c.Answers)
+	if want := (Answers{Cut: 3, Malformed: 3, TimedOut: 3}); !maps.Equal(report.Answers, want) || report.Answered() != 0 {
+		t.Errorf("%v, want %v", report.Answers, want)
 	}
 	if len(report.Errors) != 3 || !slices.ContainsFunc(report.Errors, func(e string) bool { return strings.Contains(e, "220 ftp ready") }) {
 		t.Errorf("errors: %q", report.Errors)
@@ -235,10 +234,10 @@ func TestRun_serviceStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	report := run.Wait()
-	if n := report.Claims.Count(NotSent); n == 0 || n > 10 {
-		t.Errorf("%d requests not sent in a second, want 1 to 10: %+v", n, report.Claims.Answers)
+	if n := report.Answers[NotSent]; n == 0 || n > 10 {
+		t.Errorf("%d requests not sent in a second, want 1 to 10: %+v", n, report.Answers)
 	}
-	if report.Claims.Latency.TotalCount() != int64(report.Claims.Total()-report.Claims.Count(NotSent)) {
+	if report.latency.TotalCount() != int64(report.Total()-report.Answers[NotSent]) {
 		t.Error("the latencies include requests that were not sent")
 	}
 }
@@ -251,6 +250,71 @@ func TestStart_fails(t *testing.T) {
 		if _, err := Start(t.Context(), plan); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+func TestRun_take(t *testing.T) {
+	now := time.Now()
+	for name, test := range map[string]struct {
+		plan           Plan
+		retries, wants []arrival // the wants without a time are new requests
+	}{
+		// First a retry that is due, then new requests, last a retry that is not due yet.
+		"closed": {
+			Plan{Requests: 2}, []arrival{{7, 2, now.Add(time.Hour)}, {8, 2, now.Add(-time.Second)}},
+			[]arrival{{8, 2, now.Add(-time.Second)}, {request: 0, attempt: 1}, {request: 1, attempt: 1}, {7, 2, now.Add(time.Hour)}},
+		},
+		"at a rate": {
+			Plan{Requests: 2, Rate: 1}, []arrival{{7, 2, now}, {8, 3, now.Add(time.Hour)}},
+			[]arrival{{7, 2, now}, {request: 0, attempt: 1}, {request: 1, attempt: 1}, {8, 3, now.Add(time.Hour)}},
+		},
+	} {
+		r := newRun(test.plan)
+		for _, again := range test.retries {
+			r.retry(again)
+		}
+		for _, want := range test.wants {
+			got, ok := r.take()
+			if want.due.IsZero() && test.plan.Rate > 0 {
+				want.due = got.due
+			}
+			if !ok || got != want {
+				t.Errorf("%s: %+v (%v), want %+v", name, got, ok, want)
+			}
+		}
+		if got, ok := r.take(); ok {
+			t.Errorf("%s: %+v after the last request", name, got)
+		}
+	}
+}
+
+func TestRun_takeAtRate(t *testing.T) {
+	const n, rate = 100_000, 5000
+	gaps := func() (seconds []float64) {
+		r := newRun(Plan{Requests: n, Rate: rate})
+		for previous := r.taken; ; {
+			next, ok := r.take()
+			if !ok {
+				return seconds
+			}
+			seconds, previous = append(seconds, next.due.Sub(previous).Seconds()), next.due
+		}
+	}
+	got := gaps()
+	var sum, squares float64
+	for _, gap := range got {
+		sum, squares = sum+gap, squares+gap*gap
+	}
+	if len(got) != n || slices.Min(got) < 0 || math.Abs(sum*rate/n-1) > 0.02 {
+		t.Errorf("%d gaps of %v s on average, want %d of %v s", len(got), sum/n, n, 1./rate)
+	}
+	// Of exponential gaps the mean square is twice the square of the mean; of equal gaps it is
+	// once.
+	if m := squares * n / (sum * sum); math.Abs(m-2) > 0.1 {
+		t.Errorf("mean square of the gaps is %v times the square of the mean, want 2", m)
+	}
+	if !slices.Equal(got, gaps()) {
+		t.Error("the gaps are not always the same")
 	}
 }
 

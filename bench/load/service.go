@@ -29,21 +29,15 @@ type Service struct {
 	Timeout time.Duration
 }
 
-func (s Service) client() *Client {
-	c := NewClient(s.Address, s.Timeout)
-	c.cancels = true
-	return c
-}
-
 // Create creates a coupon with a stock of amount. The error wraps [ErrCouponExists] if the name is
 // taken.
 func (s Service) Create(ctx context.Context, name string, amount int) error {
-	c := s.client()
+	c := NewClient(s.Address, s.Timeout)
 	defer c.Close()
 	answer, r, err := c.Create(ctx, name, amount)
 	switch {
 	case err != nil:
-		return errors.Join(err, ctx.Err())
+		return err
 	case answer == CouponExists:
 		return fmt.Errorf("%w: %q", ErrCouponExists, name)
 	case answer != Created:
@@ -55,11 +49,11 @@ func (s Service) Create(ctx context.Context, name string, amount int) error {
 // Coupon reads a coupon with all its claims. A body that breaks the contract (a missing, unknown or
 // repeated field) is an error.
 func (s Service) Coupon(ctx context.Context, name string) (Coupon, error) {
-	c := s.client()
+	c := NewClient(s.Address, s.Timeout)
 	defer c.Close()
 	answer, r, err := c.Send(ctx, Request{Coupon: name, Read: true})
 	if err != nil {
-		return Coupon{}, errors.Join(err, ctx.Err())
+		return Coupon{}, err
 	}
 	if answer != ReadOK {
 		return Coupon{}, unexpected(r)

@@ -34,8 +34,6 @@ func Evenly(requests, coupons int, seed uint64) []int32 {
 }
 
 func shuffle(s []int32, seed uint64) []int32 {
-	newRandom(seed).Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
+	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
 	return s
 }
-
-func newRandom(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0xc0ffee)) }

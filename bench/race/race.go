@@ -111,7 +111,7 @@ func (r *race) newSale(ctx context.Context, s *service, n, stock int) (sale, err
 		}
 		sale.coupons = append(sale.coupons, name)
 	}
-	sale.Seed, sale.Timeout, sale.Address, sale.Connections = seed, requestTimeout, s.client.Address, r.Connections
+	sale.Timeout, sale.Address, sale.Connections = requestTimeout, s.client.Address, r.Connections
 	sale.Request = func(i int) load.Request {
 		return load.Request{User: r.users[i%len(r.users)], Coupon: sale.coupons[0]}
 	}
@@ -138,19 +138,19 @@ func (r *race) run(ctx context.Context, s *service, sale sale) (figures, error) 
 	}
 	n := 0.
 	for _, answer := range sale.expected {
-		n += float64(report.Claims.Count(answer))
+		n += float64(report.Answers[answer])
 	}
-	others := float64(report.Claims.Total()) - n
+	others := float64(report.Total()) - n
 	if others > 0 {
-		fmt.Fprintf(os.Stderr, "  %s: %v\n", s.contestant.Name, report.Claims.Answers)
+		fmt.Fprintf(os.Stderr, "  %s: %v\n", s.contestant.Name, report.Answers)
 	}
 	if n == 0 {
 		return nil, errors.New("no claim was answered as expected: " + strings.Join(report.Errors, "; "))
 	}
 	f := figures{
 		rate:       n / report.Elapsed.Seconds(),
-		p50:        ms(report.Claims.Quantile(50)),
-		p99:        ms(report.Claims.Quantile(99)),
+		p50:        ms(report.Quantile(50)),
+		p99:        ms(report.Quantile(99)),
 		unexpected: others,
 	}
 	for m := range began {
@@ -159,7 +159,7 @@ func (r *race) run(ctx context.Context, s *service, sale sale) (figures, error) 
 	if s.contestant.Name == contestants.Ceiling { // it stores nothing
 		return f, nil
 	}
-	return f, s.check(ctx, sale, report.Claims)
+	return f, s.check(ctx, sale, report)
 }
 
 // usage returns what a service has used so far.
@@ -186,10 +186,10 @@ func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond)
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 // check compares what the service has stored of a sale with its answers.
-func (s *service) check(ctx context.Context, sale sale, answered load.Tally) error {
+func (s *service) check(ctx context.Context, sale sale, answered load.Report) error {
 	stored, err := s.client.Coupons(ctx, sale.coupons...)
 	if err != nil {
 		return err
 	}
-	return check.Totals(answered.Count(load.Claimed), answered.Ambiguous(), slices.Collect(maps.Values(stored))...)
+	return check.Totals(answered.Answers[load.Claimed], answered.Ambiguous(), slices.Collect(maps.Values(stored))...)
 }

@@ -200,7 +200,7 @@ func besideLocked(ctx context.Context, r *race, s *service) (figures, error) {
 	if err = errors.Join(err, unlock()); err != nil {
 		return nil, err
 	}
-	return f, s.check(ctx, locked, waiters.Wait().Claims)
+	return f, s.check(ctx, locked, waiters.Wait())
 }
 
 // awaitWaiter waits until a claim has waited for a lock longer than a shared call of coupond does:
@@ -257,9 +257,9 @@ func hotWithReads(ctx context.Context, r *race, s *service) (figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	if failed := reads.Reads.Total() - reads.Reads.Count(load.ReadOK); failed > 0 {
-		return nil, fmt.Errorf("%d of %d reads failed: %v", failed, reads.Reads.Total(), reads.Errors)
+	if failed := reads.Total() - reads.Answers[load.ReadOK]; failed > 0 {
+		return nil, fmt.Errorf("%d of %d reads failed: %v", failed, reads.Total(), reads.Errors)
 	}
-	f[readP50] = ms(reads.Reads.Quantile(50))
+	f[readP50] = ms(reads.Quantile(50))
 	return f, nil
 }

@@ -19,10 +19,10 @@ type chartLine struct {
 // writeChart writes an SVG of the sale to file: the answers over time, and below them the latency.
 func (s *sale) writeChart(file string) error {
 	var answers, latencies []chartLine
-	for _, row := range rows(s.series.all.Claims) {
-		if row.times > 0 { // a line of zeros would cover the others
+	for _, row := range rows(s.series.all.Answers) {
+		if s.series.all.Answers[row.answer] > 0 { // a line of zeros would cover the others
 			answers = append(answers, chartLine{row.name, row.fill, func(r load.Report) float64 {
-				return float64(r.Claims.Count(row.answer)) / r.Elapsed.Seconds()
+				return float64(r.Answers[row.answer]) / r.Elapsed.Seconds()
 			}})
 		}
 	}
@@ -31,10 +31,10 @@ func (s *sale) writeChart(file string) error {
 		colour  string
 	}{{50, "#54aeff"}, {99, "#0969da"}, {99.9, "#0a3069"}} {
 		latencies = append(latencies, chartLine{fmt.Sprintf("p%v", q.percent), q.colour, func(r load.Report) float64 {
-			if r.Claims.Answered() == 0 {
+			if r.Answered() == 0 {
 				return charts.GetNullValue() // a gap
 			}
-			return float64(r.Claims.Quantile(q.percent)) / float64(time.Millisecond)
+			return float64(r.Quantile(q.percent)) / float64(time.Millisecond)
 		}})
 	}
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/api/apitest"
 	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/pgstore"
 )
 
 // fake is the service with its coupons in memory, except for the faults of a test.
@@ -18,6 +20,7 @@ type fake struct {
 	*apitest.Store
 
 	claims atomic.Int64 // received so far
+	coupon string       // the last one that was created
 	// onClaim is called before a claim. If it returns true, it has answered.
 	onClaim func(c fakeClaim) bool
 	// refuse is a method; its requests are answered 503.
@@ -34,10 +37,16 @@ type fakeClaim struct {
 	claim func()
 }
 
+// CreateCoupon implements api.Store.
+func (f *fake) CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
+	f.coupon = name
+	return f.Store.CreateCoupon(ctx, name, amount)
+}
+
 func (f *fake) start(t *testing.T) (url string) {
 	t.Helper()
 	f.Store = apitest.NewStore()
-	service := api.New(f.Store, api.Options{})
+	service := api.New(f, api.Options{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == f.refuse {
 			fakeClaim{w: w}.answer(load.Unavailable)

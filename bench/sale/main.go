@@ -5,8 +5,8 @@
 //	make sale ARGS='--users 50000 --stock 1000'
 //	go run ./bench/sale --rate 5000 --plot sale.svg http://127.0.0.1:8080
 //
-// In a terminal it draws the progress of the sale. Elsewhere (a file, a pipe, CI) it prints a line
-// per second.
+// In a terminal it redraws the progress of the sale. Elsewhere (a file, a pipe, CI) it prints a
+// line per second.
 //
 // A user without a definite answer (503, a broken connection, a time-out) retries, as the contract
 // recommends, and so learns what the lost request did. So the check is exact even if the service is
@@ -23,9 +23,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/charmbracelet/colorprofile"
 
-	"scalable-coupon-system/bench/check"
 	"scalable-coupon-system/bench/load"
 )
 
@@ -46,26 +46,28 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 
-	exit := func(status int, format string, args ...any) int {
-		_, _ = fmt.Fprintf(stderr, format+"\n", args...)
-		return status
+	var o options
+	help := false
+	parser, err := kong.New(&o, kong.Name("sale"), kong.Description(description), kong.Writers(stdout, stderr), kong.Exit(func(int) { help = true }))
+	if err == nil {
+		_, err = parser.Parse(args)
 	}
-	o, err := parse(ctx, args, stdout)
-	if errors.Is(err, errHelp) {
+	switch {
+	case help:
 		return exitPass
+	case err != nil:
+		_, _ = fmt.Fprintf(stderr, "%v\nsee --help\n", err)
+		return exitUsage
+	}
+
+	passed, err := runSale(ctx, o, stdout)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		err = fmt.Errorf("%w\nstart the service first: make run", err)
 	}
 	if err != nil {
-		return exit(exitUsage, "%v\nsee --help", err)
+		_, _ = fmt.Fprintln(stderr, err)
 	}
-	result, err := runSale(ctx, o, stdout)
-	switch {
-	case errors.Is(err, load.ErrCouponExists):
-		return exit(exitUsage, "%v\nuse another --coupon, or none", err)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return exit(exitFail, "%v\nstart the service first: make run", err)
-	case err != nil:
-		return exit(exitFail, "%v", err)
-	case !result.OK():
+	if err != nil || !passed {
 		return exitFail
 	}
 	return exitPass
@@ -73,28 +75,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // runSale creates the coupon, runs the sale, shows its progress, and checks the answers against
 // what the service reports.
-func runSale(ctx context.Context, o options, stdout io.Writer) (check.Result, error) {
-	out := colorprofile.NewWriter(stdout, os.Environ())
-
+func runSale(ctx context.Context, o options, stdout io.Writer) (passed bool, err error) {
 	s := newSale(o)
 	service := load.Service{Address: o.address, Timeout: time.Minute}
-	if err := service.Create(ctx, o.Coupon, o.Stock); err != nil {
-		return check.Result{}, fmt.Errorf("create the coupon: %w", err)
+	if err := service.Create(ctx, s.coupon, o.Stock); err != nil {
+		return false, fmt.Errorf("create the coupon: %w", err)
 	}
 	limited, stop := context.WithTimeout(ctx, o.Duration)
 	defer stop()
 	if err := s.start(limited); err != nil {
-		return check.Result{}, err
+		return false, err
 	}
-	if isInteractive(stdout) {
-		if err := s.drawProgress(os.Stdin, stdout, out.Profile, stop); err != nil {
-			return check.Result{}, err
-		}
-	} else {
-		_, _ = fmt.Fprintf(out, "%s\n", o.describe())
-		s.printProgress(out)
-	}
-	report := s.run.Wait()
+	out := colorprofile.NewWriter(stdout, os.Environ())
+	s.showProgress(limited, out, func() int { return terminalWidth(stdout) })
 	stopped := ""
 	switch limited.Err() {
 	case context.Canceled:
@@ -104,17 +97,17 @@ func runSale(ctx context.Context, o options, stdout io.Writer) (check.Result, er
 	}
 
 	// Not with ctx: a sale that was stopped by Ctrl-C is checked too.
-	reported, err := service.Coupon(context.WithoutCancel(ctx), o.Coupon)
+	reported, err := service.Coupon(context.WithoutCancel(ctx), s.coupon)
 	if err != nil {
-		_, _ = fmt.Fprint(out, s.summary(report, stopped, nil))
-		return check.Result{}, fmt.Errorf("answers not checked: read the coupon: %w", err)
+		_, _ = fmt.Fprint(out, s.summary(stopped, nil))
+		return false, fmt.Errorf("answers not checked: read the coupon: %w", err)
 	}
 	result := s.checker.Check(reported)
-	_, _ = fmt.Fprint(out, s.summary(report, stopped, &result))
+	_, _ = fmt.Fprint(out, s.summary(stopped, &result))
 	if o.Plot != "" {
 		if err := s.writeChart(o.Plot); err != nil {
-			return result, fmt.Errorf("write the chart: %w", err)
+			return false, fmt.Errorf("write the chart: %w", err)
 		}
 	}
-	return result, nil
+	return result.OK(), nil
 }

@@ -25,7 +25,7 @@ func runCommand(t *testing.T, args ...string) (code int, stdout, stderr string) 
 // output has each text of want.
 func expectOutput(t *testing.T, f *fake, wantCode int, args []string, want ...string) {
 	t.Helper()
-	args = append([]string{"--users", "300", "--stock", "20", "--connections", "8", "--repeats", "10"}, args...)
+	args = append([]string{"--users", "300", "--stock", "20", "--connections", "8"}, args...)
 	code, out, errs := runCommand(t, append(args, f.start(t))...)
 	end := map[int]string{exitPass: "\n  PASS\n", exitFail: "\n  FAIL\n"}[wantCode]
 	if code != wantCode || errs != "" || !strings.HasSuffix(out, end) {
@@ -56,7 +56,7 @@ func TestRun_pass(t *testing.T) {
 		"no faults":             {nil, nil, []string{"201 claimed\n", "✓ exactly 20 users won", "✓ every user got a definite answer"}},
 		"at a rate":             {nil, []string{"--rate", "3000"}, []string{"3,000 per second\n"}},
 		"more stock than users": {nil, []string{"--stock", "1000"}, []string{"✓ exactly 300 users won"}},
-		"one user":              {nil, []string{"--users", "1", "--stock", "1", "--repeats", "100"}, []string{"1 user (100 % twice) for 1 coupon ·", "✓ exactly 1 user won"}},
+		"one user":              {nil, []string{"--users", "1", "--stock", "1"}, []string{"1 user (5 % twice) for 1 coupon ·", "✓ exactly 1 user won"}},
 		"overloaded":            {every5th(load.Overloaded, false), nil, []string{"  503 OVERLOADED\n"}},
 		"outcome unknown, committed": {
 			every5th(load.OutcomeUnknown, true), nil, []string{"OUTCOME_UNKNOWN", " got an ambiguous answer: ", " 0 are unresolved"},
@@ -95,14 +95,14 @@ func TestRun_fail(t *testing.T) {
 	}{
 		"oversells": {&fake{onClaim: func(c fakeClaim) bool {
 			if c.n == 1 {
-				c.Set("sale", 21)
+				c.Set(c.coupon, 21)
 			}
 			return false
-		}}, []string{"--coupon", "sale", "--connections", "1"}, []string{"✗ exactly 20 users won\n      21 won", "✗ the service reports the same winners\n      amount is 21, want 20"}},
+		}}, []string{"--connections", "1"}, []string{"✗ exactly 20 users won\n      21 won", "✗ the service reports the same winners\n      amount is 21, want 20"}},
 		"answers 500 always": {
 			&fake{onClaim: func(c fakeClaim) bool { return c.answer(load.Answer{Status: 500, Code: "INTERNAL"}) }},
 			[]string{"--users", "5"},
-			[]string{"18  500 INTERNAL\n", "✗ exactly 5 users won\n      0 won", "✗ every user got a definite answer\n      user-0000001 got none", "and 2 more"},
+			[]string{"15  500 INTERNAL\n", "✗ exactly 5 users won\n      0 won", "✗ every user got a definite answer\n      user-0000001 got none", "and 2 more"},
 		},
 		"answers HTML": {&fake{onClaim: func(c fakeClaim) bool {
 			if c.n == 7 {
@@ -192,17 +192,11 @@ func TestRun_errors(t *testing.T) {
 		want []string // in stderr
 		out  string   // in stdout
 	}{
-		"no service":                   {[]string{listener.Addr().String()}, exitFail, []string{"create the coupon: ", "refused", "\nstart the service first: make run\n"}, ""},
+		"no service":                   {[]string{"http://" + listener.Addr().String()}, exitFail, []string{"create the coupon: ", "refused", "\nstart the service first: make run\n"}, ""},
 		"the coupon cannot be created": {[]string{(&fake{refuse: "POST"}).start(t)}, exitFail, []string{"503", "UNAVAILABLE"}, ""},
-		"the coupon exists":            {[]string{"--coupon", "sale 🎟 / 1", url}, exitUsage, []string{"use another --coupon"}, ""},
 		"the coupon cannot be read":    {[]string{(&fake{refuse: "GET"}).start(t)}, exitFail, []string{"answers not checked: read the coupon: "}, "201 claimed"},
 		"the chart cannot be written":  {[]string{"--plot", filepath.Join(t.TempDir(), "none", "sale.svg"), url}, exitFail, []string{"write the chart: "}, "PASS"},
 	} {
-		if name == "the coupon exists" {
-			if code, out, _ := runCommand(t, append([]string{"--users", "3"}, test.args...)...); code != exitPass {
-				t.Fatal(out)
-			}
-		}
 		code, out, errs := runCommand(t, append([]string{"--users", "30", "--stock", "3"}, test.args...)...)
 		if code != test.code || !strings.Contains(out, test.out) || test.out != "PASS" && strings.Contains(out, "PASS") || strings.Contains(out, "FAIL") {
 			t.Errorf("%s: exit %d: %s", name, code, out)
@@ -217,27 +211,25 @@ func TestRun_errors(t *testing.T) {
 
 func TestRun_usage(t *testing.T) {
 	for args, want := range map[string]string{
-		"--users 0":           "--users 0: must be from 1 to 10000000",
-		"--stock 2147483648":  "--stock 2147483648: must be from 1 to 2147483647",
-		"--connections 0":     "--connections 0: must be from 1 to 20000",
-		"--rate=-1":           "--rate -1: must be from 0 (all at once)",
-		"--rate NaN":          "--rate NaN: must be from 0 (all at once)",
+		"--users 10000001":    "--users 10000001: must be from 1 to 10000000",
+		"--connections 0":     "--connections 0: must be at least 1",
+		"--rate=-1":           "--rate -1: must be at least 0 (all at once)",
+		"--rate NaN":          "--rate NaN: must be at least 0 (all at once)",
 		"--rate 100":          "--rate 100: must be more: the users need 525 s to arrive, and --duration is 2m0s",
-		"--repeats 101":       "--repeats 101: must be from 0 to 100 percent",
 		"--duration 0s":       "--duration 0s: must be more than 0",
 		"--timeout=-1s":       "--timeout -1s: must be more than 0",
 		"--plot sale.png":     "--plot sale.png: must be a name that ends in .svg",
 		"--wat":               "unknown flag --wat",
-		"https://127.0.0.1":   "must be a url like",
-		"http://127.0.0.1/a":  "must be a url like",
-		"http://u@127.0.0.1":  "must be a url like",
-		"127.0.0.1 127.0.0.2": "unexpected argument 127.0.0.2",
+		"https://127.0.0.1":   "must be a URL like",
+		"http://127.0.0.1/a":  "must be a URL like",
+		"http://u@127.0.0.1":  "must be a URL like",
+		"127.0.0.1:8080":      "must be a URL like",
 		"--users 0 --stock 0": "--users 0: must be from 1 to 10000000\n--stock 0: ",
 		// No load is sent to another machine by mistake.
-		"http://192.0.2.1:8080":     "192.0.2.1 is not this machine (192.0.2.1): use 127.0.0.1, or --allow-remote",
-		"192.0.2.1":                 "is not this machine",
+		"http://192.0.2.1:8080":     "192.0.2.1 is not this machine: use 127.0.0.1, or --allow-remote",
 		"http://[2001:db8::1]:8080": "is not this machine",
 		"http://0.0.0.0:8080":       "is not this machine",
+		"http://example.org":        "is not this machine",
 	} {
 		code, out, errs := runCommand(t, strings.Split(args, " ")...)
 		if code != exitUsage || out != "" || !strings.Contains(errs, want) || !strings.HasSuffix(errs, "\nsee --help\n") {
@@ -250,18 +242,16 @@ func TestRun_usage(t *testing.T) {
 	}
 }
 
-func TestParse(t *testing.T) {
-	for in, want := range map[string]string{
-		"":                         "127.0.0.1:8080",
-		"http://127.0.0.1:9000/":   "127.0.0.1:9000",
-		"127.0.0.2:9000":           "127.0.0.2:9000",
-		"http://[::1]:9000":        "[::1]:9000",
-		"localhost":                "localhost:80",
-		"--allow-remote 192.0.2.1": "192.0.2.1:80",
+func TestOptions_setAddress(t *testing.T) {
+	for o, want := range map[options]string{
+		{URL: "http://127.0.0.1:9000/"}:              "127.0.0.1:9000",
+		{URL: "http://127.0.0.2"}:                    "127.0.0.2:80",
+		{URL: "http://[::1]:9000"}:                   "[::1]:9000",
+		{URL: "http://localhost:8080"}:               "localhost:8080",
+		{URL: "http://192.0.2.1", AllowRemote: true}: "192.0.2.1:80",
 	} {
-		o, err := parse(t.Context(), strings.Fields(in), &bytes.Buffer{})
-		if err != nil || o.address != want || !regexp.MustCompile(`^sale-\d{8}-\d{6}\.\d{3}$`).MatchString(o.Coupon) {
-			t.Errorf("%q: %+v, %v", in, o, err)
+		if err := o.setAddress(); err != nil || o.address != want {
+			t.Errorf("%s: %s, %v", o.URL, o.address, err)
 		}
 	}
 }

@@ -4,140 +4,98 @@ import (
 	"bytes"
 	"context"
 	"encoding/xml"
-	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"charm.land/lipgloss/v2"
-	"github.com/charmbracelet/colorprofile"
 	"github.com/charmbracelet/x/ansi"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/internal/wait"
 )
 
-// startSale starts a sale on a fake service.
-func startSale(t *testing.T, f *fake, args ...string) (s *sale, stop func()) {
+// showSale runs a sale on a fake service and returns the progress that is shown in a terminal of
+// this width.
+func showSale(ctx context.Context, t *testing.T, f *fake, o options, width int) (s *sale, shown string) {
 	t.Helper()
-	o, err := parse(t.Context(), append(args, "--repeats=0", f.start(t)), os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := (load.Service{Address: o.address, Timeout: time.Minute}).Create(t.Context(), o.Coupon, o.Stock); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	t.Cleanup(stop)
+	o.URL, o.Timeout = f.start(t), time.Minute
 	s = newSale(o)
+	if err := s.options.setAddress(); err != nil {
+		t.Fatal(err)
+	}
+	f.Set(s.coupon, o.Stock)
 	if err := s.start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return s, stop
+	var out bytes.Buffer
+	s.showProgress(ctx, &out, func() int { return width })
+	return s, out.String()
 }
 
-// output is a buffer that may be read while it is written.
-type output struct {
-	mu     sync.Mutex
-	buffer bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buffer.Write(p)
-}
-
-func (o *output) contains(text string) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return strings.Contains(o.buffer.String(), text)
-}
-
-func TestSale_drawProgress(t *testing.T) {
-	s, stop := startSale(t, &fake{}, "--users=2000", "--stock=20", "--connections=4", "--rate=5000")
-	keys, _ := io.Pipe()
-	var out output
-	if err := s.drawProgress(keys, &out, colorprofile.ANSI, stop); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"2,000 users for 20 coupons · 4 connections · 5,000 per second", "claims/s", "p99.9", "201 claimed", "400 out of stock"} {
-		if !out.contains(want) {
-			t.Errorf("%q was never displayed: %q", want, out.buffer.String())
+func TestSale_showProgress(t *testing.T) {
+	o := options{Users: 2000, Stock: 20, Connections: 4, Rate: 5000}
+	s, shown := showSale(t.Context(), t, &fake{}, o, 80)
+	for _, want := range []string{"2,000 users (5 % twice) for 20 coupons · 4 connections · 5,000 per second", "claims/s", "p99.9", "201 claimed", "400 out of stock"} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("%q was never displayed: %q", want, shown)
 		}
 	}
-	if claims := s.series.all.Claims; claims.Count(load.Claimed) != 20 || claims.Count(load.OutOfStock) != 1980 {
-		t.Errorf("%v, want 20 claimed and 1980 out of stock", claims.Answers)
+	// Each frame begins where the one before does, and the summary where the last one does.
+	height := strings.Count(s.view(80), "\n") + 1
+	frames := strings.Split(shown, "\r"+ansi.CursorUp(height))
+	if last := frames[len(frames)-1]; len(frames) < 3 || last != ansi.EraseScreenBelow || strings.Count(frames[1], "\n") != height {
+		t.Errorf("%d frames: %q", len(frames), shown)
+	}
+	if a := s.series.all.Answers; a[load.Claimed] != 20 || a[load.Claimed]+a[load.AlreadyClaimed]+a[load.OutOfStock] != 2100 {
+		t.Errorf("%v, want 20 claimed of 2100", a)
 	}
 }
 
-func TestSale_drawProgress_interrupted(t *testing.T) {
-	held, release := make(chan struct{}), make(chan struct{})
-	s, stop := startSale(t, &fake{onClaim: func(c fakeClaim) bool {
+func TestSale_showProgress_interrupted(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	f := &fake{onClaim: func(c fakeClaim) bool {
 		if c.n == 10 {
-			close(held)
-			<-release
+			stop()
+			time.Sleep(5 * tick)
 		}
 		return false
-	}}, "--users=100", "--connections=1")
-	t.Cleanup(func() { close(release) })
-
-	keys, press := io.Pipe()
-	var out output
-	result := make(chan error)
-	go func() { result <- s.drawProgress(keys, &out, colorprofile.ANSI, stop) }()
-	<-held
-	_, _ = press.Write([]byte("\x03")) // Ctrl-C
-	wait.For(t, "the request to press it again", func() bool { return out.contains("waiting for the last answers") })
-	_, _ = press.Write([]byte("\x03"))
-	if err := <-result; !errors.Is(err, errKilled) {
-		t.Errorf("got %v", err)
+	}}
+	if _, shown := showSale(ctx, t, f, options{Users: 100, Stock: 20, Connections: 1}, 80); !strings.Contains(shown, "waiting for the last answers") {
+		t.Errorf("%q", shown)
 	}
 }
 
-func TestSale_printProgress(t *testing.T) {
-	s, _ := startSale(t, &fake{}, "--users=1500", "--stock=20", "--connections=4", "--rate=1000")
-	var out bytes.Buffer
-	s.printProgress(&out)
-	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if last := lines[len(lines)-1]; len(lines) < 2 || !strings.Contains(last, " 100 % ") || !strings.Contains(last, "201 20   409 0   400 1,480   503 0   none 0   p50 ") {
-		t.Errorf("%s", out.String())
+func TestSale_showProgress_lines(t *testing.T) {
+	_, shown := showSale(t.Context(), t, &fake{}, options{Users: 1500, Stock: 20, Connections: 4, Rate: 1000}, 0)
+	lines := strings.Split(strings.TrimSpace(shown), "\n")
+	pattern := regexp.MustCompile(` 100 %  .*201 20   409 \d+   400 1,\d+   503 0   none 0   p50 `)
+	if len(lines) < 2 || !pattern.MatchString(lines[len(lines)-1]) {
+		t.Errorf("%s", shown)
 	}
 }
 
-func TestIsInteractive(t *testing.T) {
+func TestTerminalWidth(t *testing.T) {
 	file, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = file.Close() })
-	if isInteractive(&bytes.Buffer{}) || isInteractive(file) {
+	if terminalWidth(&bytes.Buffer{}) != 0 || terminalWidth(file) != 0 {
 		t.Error("a buffer or a file is taken for a terminal")
 	}
 }
 
-// newReport returns a report with these counts of answers.
-func newReport(elapsed time.Duration, counts map[load.Answer]int) load.Report {
-	r := load.Report{Elapsed: elapsed}
-	for a, n := range counts {
-		r.Claims.Answers = append(r.Claims.Answers, load.Count{Answer: a, Times: n})
-	}
-	return r
-}
-
 func TestSale_view(t *testing.T) {
-	s := newSale(options{Users: 1000, Stock: 100, Connections: 8, Repeats: 5})
+	s := newSale(options{Users: 1000, Stock: 100, Connections: 8})
 	if empty := s.view(80); !strings.Contains(empty, "0 of 1,050") {
 		t.Errorf("%s", empty)
 	}
 	s.finished.Store(525)
-	s.series.add(newReport(tick, map[load.Answer]int{load.Claimed: 100, load.OutOfStock: 50}))
-	s.series.add(newReport(tick, map[load.Answer]int{load.OutOfStock: 300, load.Overloaded: 1}))
+	s.series.add(load.Report{Elapsed: tick, Answers: load.Answers{load.Claimed: 100, load.OutOfStock: 50}})
+	s.series.add(load.Report{Elapsed: tick, Answers: load.Answers{load.OutOfStock: 300, load.Overloaded: 1}})
 	const want = `
   1,000 users (5 % twice) for 100 coupons · 8 connections · all at once
 
@@ -153,8 +111,8 @@ func TestSale_view(t *testing.T) {
 	if got := regexp.MustCompile(`(?m) +$`).ReplaceAllString(ansi.Strip(s.view(72)), ""); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	for _, width := range []int{1, 40, 72, 500} {
-		if w := lipgloss.Width(s.view(width)); w > max(40, min(width, 100)) {
+	for _, width := range []int{minColumns, 72, 500} {
+		if w := lipgloss.Width(s.view(width)); w > min(width, 100) {
 			t.Errorf("%d columns wide on a terminal with %d", w, width)
 		}
 	}
@@ -165,7 +123,7 @@ func TestSeries_add(t *testing.T) {
 	s := series{interval: tick}
 	const ticks = 5000
 	for i := range ticks {
-		s.add(newReport(tick, map[load.Answer]int{load.Claimed: 1, load.OutOfStock: i}))
+		s.add(load.Report{Elapsed: tick, Answers: load.Answers{load.Claimed: 1, load.OutOfStock: i}})
 		if len(s.points) > maxPoints {
 			t.Fatalf("%d points after %d ticks", len(s.points), i+1)
 		}
@@ -178,8 +136,8 @@ func TestSeries_add(t *testing.T) {
 		all.Add(p)
 	}
 	for _, r := range []load.Report{all, s.all} {
-		if r.Claims.Count(load.Claimed) != ticks || r.Claims.Count(load.OutOfStock) != ticks*(ticks-1)/2 || r.Elapsed != ticks*tick {
-			t.Errorf("%v in %v", r.Claims.Answers, r.Elapsed)
+		if r.Answers[load.Claimed] != ticks || r.Answers[load.OutOfStock] != ticks*(ticks-1)/2 || r.Elapsed != ticks*tick {
+			t.Errorf("%v in %v", r.Answers, r.Elapsed)
 		}
 	}
 	if rates := s.rates(10); len(rates) > 10 || len(rates) < 5 || rates[0] >= rates[len(rates)-1] {
@@ -189,19 +147,19 @@ func TestSeries_add(t *testing.T) {
 	if len(c.XAxis.Labels) != len(s.points) || c.XAxis.Labels[0] != "0.0 s" {
 		t.Errorf("labels %v for %d points", c.XAxis.Labels, len(s.points))
 	}
-	if second := s.lastSecond(); second.Elapsed < time.Second || second.Claims.Count(load.Claimed) != int(second.Elapsed/tick) {
-		t.Errorf("the last %v: %+v", second.Elapsed, second.Claims.Answers)
+	if second := s.lastSecond(); second.Elapsed < time.Second || second.Answers[load.Claimed] != int(second.Elapsed/tick) {
+		t.Errorf("the last %v: %+v", second.Elapsed, second.Answers)
 	}
 }
 
 // A tick that is too short for a rate is merged with the next one.
 func TestSeries_add_earlyTick(t *testing.T) {
 	s := series{interval: tick}
-	s.add(newReport(195*time.Millisecond, map[load.Answer]int{load.Claimed: 195}))
-	s.add(newReport(5*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
-	s.add(newReport(95*time.Millisecond, map[load.Answer]int{load.Claimed: 100}))
-	if rates := s.rates(10); len(rates) != 2 || rates[0] != 1000 || rates[1] != 2000 || s.all.Claims.Total() != 395 {
-		t.Errorf("rates %v, %v", rates, s.all.Claims.Answers)
+	s.add(load.Report{Elapsed: 195 * time.Millisecond, Answers: load.Answers{load.Claimed: 195}})
+	s.add(load.Report{Elapsed: 5 * time.Millisecond, Answers: load.Answers{load.Claimed: 100}})
+	s.add(load.Report{Elapsed: 95 * time.Millisecond, Answers: load.Answers{load.Claimed: 100}})
+	if rates := s.rates(10); len(rates) != 2 || rates[0] != 1000 || rates[1] != 2000 || s.all.Total() != 395 {
+		t.Errorf("rates %v, %v", rates, s.all.Answers)
 	}
 }
 
@@ -215,7 +173,7 @@ func TestSparkline(t *testing.T) {
 
 func TestSale_writeChart(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sale.svg")
-	code, out, errs := runCommand(t, "--users", "300", "--stock", "20", "--repeats", "0", "--plot", file, (&fake{}).start(t))
+	code, out, errs := runCommand(t, "--users", "300", "--stock", "1000", "--plot", file, (&fake{}).start(t))
 	if code != exitPass || errs != "" {
 		t.Fatalf("exit %d: %s%s", code, out, errs)
 	}
@@ -226,12 +184,12 @@ func TestSale_writeChart(t *testing.T) {
 	if err := xml.Unmarshal(svg, new(struct{})); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{"300 users for 20 coupons · 128 connections · all at once", "claims per second, by answer", "201 claimed", "400 out of stock", "latency, ms", "p99.9"} {
+	for _, want := range []string{"300 users (5 % twice) for 1,000 coupons · 128 connections · all at once", "claims per second, by answer", "201 claimed", "409 already claimed", "latency, ms", "p99.9"} {
 		if !strings.Contains(string(svg), want) {
 			t.Errorf("the chart lacks %q:\n%s", want, svg)
 		}
 	}
-	if strings.Contains(string(svg), "409 already claimed") {
+	if strings.Contains(string(svg), "400 out of stock") {
 		t.Error("the chart has a line for an answer that never came")
 	}
 }

@@ -13,6 +13,7 @@ import (
 // sale is one flash sale: its requests, the answers so far, and their course over time.
 type sale struct {
 	options  options
+	coupon   string // its name
 	users    []string
 	order    []int32 // index of the user, by request
 	checker  *check.Checker
@@ -21,14 +22,11 @@ type sale struct {
 	series   series
 }
 
-// seed determines the order and the times of the claims.
-const seed = 1
-
-// newSale prepares a sale, so that it can start as soon as the coupon exists.
+// newSale prepares a sale of a new coupon, so that it can start as soon as the coupon exists.
 func newSale(o options) *sale {
-	users := load.Users(o.Users)
+	coupon, users := time.Now().Format("sale-20060102-150405.000"), load.Users(o.Users)
 	return &sale{
-		options: o, users: users, order: load.Order(o.Users, o.Repeats, seed), checker: check.New(o.Coupon, o.Stock, users),
+		options: o, coupon: coupon, users: users, order: load.Order(o.Users, repeats, 1), checker: check.New(coupon, o.Stock, users),
 		series: series{interval: tick},
 	}
 }
@@ -39,9 +37,8 @@ func (s *sale) start(ctx context.Context) error {
 		Address:     s.options.address,
 		Connections: min(s.options.Connections, len(s.order)),
 		Requests:    len(s.order),
-		Request:     func(i int) load.Request { return load.Request{User: s.users[s.order[i]], Coupon: s.options.Coupon} },
+		Request:     func(i int) load.Request { return load.Request{User: s.users[s.order[i]], Coupon: s.coupon} },
 		Rate:        s.options.Rate,
-		Seed:        seed,
 		Timeout:     s.options.Timeout,
 		Answered:    s.answered,
 	})
@@ -50,7 +47,7 @@ func (s *sale) start(ctx context.Context) error {
 
 // answered records an answer and decides about a retry.
 func (s *sale) answered(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
-	s.checker.Record(int(s.order[i]), answer, r.Sent, r.Answered)
+	s.checker.Record(s.users[s.order[i]], answer, r.Sent, r.Answered)
 	again, pause = load.Retry(answer, r)
 	if answer.Ambiguous() && !slices.Contains([]load.Answer{load.OutcomeUnknown, load.Cut, load.TimedOut}, answer) && r.Attempt >= 3 {
 		again = false // the check has failed, and a broken service would be asked until the end of the sale
@@ -65,7 +62,6 @@ func (s *sale) answered(i int, answer load.Answer, r load.Response) (again bool,
 type row struct {
 	answer load.Answer
 	name   string
-	times  int
 	// One of the terminal's own sixteen colours, so that it fits the theme, and the colour in the
 	// chart.
 	colour, fill string
@@ -74,20 +70,17 @@ type row struct {
 const green, red = "2", "1"
 
 // rows returns the usual answers, and then the others that came.
-func rows(t load.Tally) []row {
+func rows(answers load.Answers) []row {
 	all := []row{
-		{load.Claimed, "201 claimed", 0, green, "#2da44e"},
-		{load.AlreadyClaimed, "409 already claimed", 0, "3", "#d4a72c"},
-		{load.OutOfStock, "400 out of stock", 0, "8", "#afb8c1"},
+		{load.Claimed, "201 claimed", green, "#2da44e"},
+		{load.AlreadyClaimed, "409 already claimed", "3", "#d4a72c"},
+		{load.OutOfStock, "400 out of stock", "8", "#afb8c1"},
 	}
 	fills := []string{"#cf222e", "#8250df", "#bf3989", "#bc4c00"}
-	for _, c := range t.Answers {
-		i := slices.IndexFunc(all, func(r row) bool { return r.answer == c.Answer })
-		if i < 0 {
-			i = len(all)
-			all = append(all, row{c.Answer, c.Answer.String(), 0, red, fills[i%len(fills)]})
+	for _, answer := range answers.Sorted() {
+		if !slices.ContainsFunc(all, func(r row) bool { return r.answer == answer }) {
+			all = append(all, row{answer, answer.String(), red, fills[len(all)%len(fills)]})
 		}
-		all[i].times = c.Times
 	}
 	return all
 }
@@ -150,5 +143,5 @@ func (s *series) rates(width int) (rates []float64) {
 
 // rate returns the claims answered per second.
 func rate(r load.Report) float64 {
-	return float64(r.Claims.Answered()) / max(r.Elapsed, time.Nanosecond).Seconds()
+	return float64(r.Answered()) / max(r.Elapsed, time.Nanosecond).Seconds()
 }

@@ -16,25 +16,26 @@ import (
 // summary returns the answers of a sale and the result of the check. Apart from the numbers the
 // text of a sale that passes is always the same. stopped says why the sale ended early, if it did;
 // result is nil if the answers could not be checked.
-func (s *sale) summary(r load.Report, stopped string, result *check.Result) string {
+func (s *sale) summary(stopped string, result *check.Result) string {
 	var b strings.Builder
+	all := s.series.all
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "  "+format+"\n", args...) }
 
 	b.WriteByte('\n')
 	line("%s", bold(s.options.describe()))
-	line("%s", faint("coupon "+s.options.Coupon))
+	line("%s", faint("coupon "+s.coupon))
 	b.WriteByte('\n')
-	for _, r := range rows(r.Claims) {
-		line("%10s  %s", comma(r.times), paint(r.colour, r.name))
+	for _, r := range rows(all.Answers) {
+		line("%10s  %s", comma(all.Answers[r.answer]), paint(r.colour, r.name))
 	}
-	line("%10s  claims answered in %.2f s: %s  %s", comma(r.Claims.Answered()), r.Elapsed.Seconds(),
-		bold(comma(int(rate(r)))+" per second"), paint(green, sparkline(s.series.rates(24))))
+	line("%10s  claims answered in %.2f s: %s  %s", comma(all.Answered()), all.Elapsed.Seconds(),
+		bold(comma(int(rate(all)))+" per second"), paint(green, sparkline(s.series.rates(20))))
 	b.WriteByte('\n')
-	line("latency  %s   longest %s", formatLatencies(r.Claims), formatQuantile(r.Claims, 100))
+	line("latency  %s   longest %s", formatLatencies(all), formatQuantile(all, 100))
 	if stopped != "" {
 		line("%s", paint(red, stopped))
 	}
-	for _, e := range r.Errors {
+	for _, e := range all.Errors {
 		line("%s", faint("error: "+e))
 	}
 	if result == nil {
@@ -84,12 +85,12 @@ func comma(n int) string { return humanize.Comma(int64(n)) }
 func formatCount(n int, noun string) string { return comma(n) + " " + english.PluralWord(n, noun, "") }
 
 // formatLatencies returns the usual quantiles.
-func formatLatencies(t load.Tally) string {
-	return fmt.Sprintf("p50 %s   p99 %s   p99.9 %s", formatQuantile(t, 50), formatQuantile(t, 99), formatQuantile(t, 99.9))
+func formatLatencies(r load.Report) string {
+	return fmt.Sprintf("p50 %s   p99 %s   p99.9 %s", formatQuantile(r, 50), formatQuantile(r, 99), formatQuantile(r, 99.9))
 }
 
-func formatQuantile(t load.Tally, percent float64) string {
-	if d := t.Quantile(percent); d > 0 {
+func formatQuantile(r load.Report, percent float64) string {
+	if d := r.Quantile(percent); d > 0 {
 		return humanize.SIWithDigits(float64(d)/float64(time.Second), 2, "s")
 	}
 	return "–"

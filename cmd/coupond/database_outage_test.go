@@ -54,7 +54,7 @@ func TestOutage(t *testing.T) {
 			if took := r.Answered.Sub(r.Sent); took > claimTimeout+2*time.Second {
 				t.Errorf("%s was answered after %s", names[i], took)
 			}
-			checker.Record(i, answer, r.Sent, r.Answered)
+			checker.Record(names[i], answer, r.Sent, r.Answered)
 			if answer == loadgen.Claimed {
 				claimed.Add(1)
 			} else {

@@ -98,9 +98,9 @@ func (b *bounds) claimBeside(t *testing.T, p *program, others badClients) {
 
 	expectOnly(t, connecting, loadgen.Claimed)
 	expectOnly(t, meanwhile, loadgen.Claimed)
-	slowest := meanwhile.Claims.Quantile(100)
+	slowest := meanwhile.Quantile(100)
 	t.Logf("%.0f claims a second alone, %.0f beside the others; p99 %s, slowest %s; at most %.0f MiB",
-		perSecond(alone), perSecond(meanwhile), meanwhile.Claims.Quantile(99), slowest, mib(most))
+		perSecond(alone), perSecond(meanwhile), meanwhile.Quantile(99), slowest, mib(most))
 	if slowest > boundTimeout+b.tolerance {
 		t.Errorf("a claim took %s", slowest)
 	}
@@ -126,7 +126,7 @@ func sendBuffers(t *testing.T, address string) int64 {
 func (b *bounds) takeAnswers(run *loadgen.Run) loadgen.Report {
 	for range 20 {
 		time.Sleep(b.baseline)
-		if report := run.Take(); report.Claims.Answered() > 0 {
+		if report := run.Take(); report.Answered() > 0 {
 			return report
 		}
 	}

@@ -56,9 +56,9 @@ func (b *bounds) overload(t *testing.T) {
 			cancel()
 			<-run.Done()
 
-			t.Logf("%v; slowest claim %s, slowest /health/live %s; memory %.0f, then at most %.0f MiB; recovered to %.0f %% of its speed", overload.Claims.Answers,
-				overload.Claims.Quantile(100), slowestLive, mib(memoryBefore), mib(memoryHighest), recovered)
-			if slowest := overload.Claims.Quantile(100); slowest > boundTimeout+b.tolerance {
+			t.Logf("%v; slowest claim %s, slowest /health/live %s; memory %.0f, then at most %.0f MiB; recovered to %.0f %% of its speed", overload.Answers,
+				overload.Quantile(100), slowestLive, mib(memoryBefore), mib(memoryHighest), recovered)
+			if slowest := overload.Quantile(100); slowest > boundTimeout+b.tolerance {
 				t.Errorf("an answer took %s", slowest)
 			}
 			if slowestLive > b.tolerance {
@@ -93,7 +93,7 @@ func (b *bounds) recover(t *testing.T, run *loadgen.Run) []loadgen.Report {
 			expectOnly(t, last, loadgen.Claimed)
 			return true
 		}
-		return last.Claims.Total() > 0 && last.Claims.Count(loadgen.Claimed) == last.Claims.Total()
+		return last.Total() > 0 && last.Answers[loadgen.Claimed] == last.Total()
 	})
 	var all loadgen.Report
 	for _, report := range reports {
@@ -132,7 +132,7 @@ func (b *bounds) runOverload(t *testing.T, p *program) (report loadgen.Report, m
 		t.Errorf("%d responses with status 503 lack Retry-After", n)
 	}
 	expectOnly(t, report, loadgen.Claimed, loadgen.Overloaded, loadgen.Unavailable, loadgen.OutcomeUnknown)
-	if report.Claims.Count(loadgen.Claimed) == report.Claims.Total() {
+	if report.Answers[loadgen.Claimed] == report.Total() {
 		t.Error("every claim succeeded, so the service was not overloaded")
 	}
 	return report, memoryBefore, memoryHighest

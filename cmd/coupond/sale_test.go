@@ -39,7 +39,7 @@ func sell(t *testing.T, stock, users, connections int, claims []claim, services 
 				return loadgen.Request{User: names[claims[i].user], Coupon: claims[i].coupon}
 			},
 			Answered: func(i int, answer loadgen.Answer, r loadgen.Response) (bool, time.Duration) {
-				checkers[claims[i].coupon].Record(claims[i].user, answer, r.Sent, r.Answered)
+				checkers[claims[i].coupon].Record(names[claims[i].user], answer, r.Sent, r.Answered)
 				return false, 0
 			},
 		})
@@ -50,7 +50,7 @@ func sell(t *testing.T, stock, users, connections int, claims []claim, services 
 	}
 	for _, run := range runs {
 		report := run.Wait()
-		t.Logf("%.0f claims a second: %v", float64(report.Claims.Total())/report.Elapsed.Seconds(), report.Claims.Answers)
+		t.Logf("%.0f claims a second: %v", float64(report.Total())/report.Elapsed.Seconds(), report.Answers)
 		expectOnly(t, report, loadgen.Claimed, loadgen.AlreadyClaimed, loadgen.OutOfStock)
 	}
 	for coupon, checker := range checkers {

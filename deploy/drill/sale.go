@@ -1,12 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -67,7 +65,7 @@ func (d *drill) sell(ctx context.Context, coupons []string, events ...event) err
 		d.printf("%s", effect)
 		ok = ok && fine
 	}
-	d.printf("all answers: %s\nlost %d, duplicates %d, oversold %d", answers(report.Claims.Answers),
+	d.printf("all answers: %s\nlost %d, duplicates %d, oversold %d", report.Answers,
 		result.Count(check.Lost), result.Count(check.Duplicate), result.Count(check.Oversold))
 	if !ok {
 		return errors.Join(errFailed, result.Err(), fmt.Errorf("the last of each: %v; %q", s.refused, report.Errors))
@@ -116,11 +114,10 @@ func (d *drill) open(ctx context.Context, coupons []string) (*sale, error) {
 	var err error
 	s.run, err = load.Start(ctx, load.Plan{
 		// Enough connections that claims waiting for a dead shard do not delay the others.
-		Address: d.address, Connections: 512, Requests: n, Rate: d.Rate, Seed: 1,
+		Address: d.address, Connections: 512, Requests: n, Rate: d.Rate,
 		Request: func(i int) load.Request { return load.Request{User: users[i], Coupon: coupons[which[i]]} },
 		Answered: func(i int, answer load.Answer, r load.Response) (again bool, pause time.Duration) {
-			c := s.checkers[which[i]]
-			c.Record(c.User(users[i]), answer, r.Sent, r.Answered)
+			s.checkers[which[i]].Record(users[i], answer, r.Sent, r.Answered)
 			s.mu.Lock()
 			s.replies = append(s.replies, reply{int(which[i]), answer, r.Answered})
 			if !answer.Definite() {
@@ -141,32 +138,30 @@ func (e event) effect(replies []reply, opened time.Time, aftermath time.Duration
 	_, refused := tally(replies, e.affects, e.begin, until)
 	ok = !e.failsNothing || len(refused) == 0
 	text = fmt.Sprintf("%s in %.1f s\n  its coupons: no claim granted for %.1f s; refused: %s", e.name, e.end.Sub(e.begin).Seconds(),
-		gap(replies, e.affects, e.begin, until).Seconds(), answers(refused))
+		gap(replies, e.affects, e.begin, until).Seconds(), refused)
 	if before, _ := tally(replies, isOther, opened, e.begin); before > 0 {
 		during, _ := tally(replies, isOther, e.begin, e.end)
 		_, refused := tally(replies, isOther, e.begin, until)
 		ok = ok && during > 0
 		text += fmt.Sprintf("\n  other coupons: %.0f claims per second granted before, %.0f meanwhile; refused: %s",
-			float64(before)/e.begin.Sub(opened).Seconds(), float64(during)/e.end.Sub(e.begin).Seconds(), answers(refused))
+			float64(before)/e.begin.Sub(opened).Seconds(), float64(during)/e.end.Sub(e.begin).Seconds(), refused)
 	}
 	return text, ok
 }
 
 // tally counts the claims on some coupons that were granted, and by answer those that were refused.
-func tally(replies []reply, coupon func(int) bool, from, to time.Time) (granted int, refused []load.Count) {
-	times := map[load.Answer]int{}
+func tally(replies []reply, coupon func(int) bool, from, to time.Time) (granted int, refused load.Answers) {
+	refused = load.Answers{}
 	for _, r := range replies {
-		if coupon(r.coupon) && !r.answered.Before(from) && !r.answered.After(to) {
-			times[r.answer]++
+		switch {
+		case !coupon(r.coupon) || r.answered.Before(from) || r.answered.After(to):
+		case r.answer == load.Claimed:
+			granted++
+		case !r.answer.Definite():
+			refused[r.answer]++
 		}
 	}
-	for answer, n := range times {
-		if !answer.Definite() {
-			refused = append(refused, load.Count{Answer: answer, Times: n})
-		}
-	}
-	slices.SortFunc(refused, func(a, b load.Count) int { return cmp.Or(b.Times-a.Times, cmp.Compare(a.Answer.Code, b.Answer.Code)) })
-	return times[load.Claimed], refused
+	return granted, refused
 }
 
 // gap returns the longest time between from and to in which no claim on some coupons was granted.
@@ -184,13 +179,4 @@ func gap(replies []reply, coupon func(int) bool, from, to time.Time) (longest ti
 		longest = max(longest, min(at.Sub(granted[i]), to.Sub(granted[i])))
 	}
 	return longest
-}
-
-// answers lists counts, or "none".
-func answers(counts []load.Count) string {
-	list := make([]string, len(counts))
-	for i, c := range counts {
-		list[i] = fmt.Sprintf("%d × %v", c.Times, c.Answer)
-	}
-	return cmp.Or(strings.Join(list, ", "), "none")
 }

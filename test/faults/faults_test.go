@@ -158,7 +158,7 @@ func TestFaultTest_checkAll(t *testing.T) {
 			c.RecordCreation(load.Created, time.Now())
 			for user, answers := range [][]load.Answer{{load.Claimed}, {load.Claimed}, test.answers} {
 				for _, a := range answers {
-					c.Record(c.User(userName(user)), a, time.Time{}, time.Time{})
+					c.Record(userName(user), a, time.Time{}, time.Time{})
 				}
 			}
 			r.checkAll([]storedCoupon{{Coupon: test.stored}})
