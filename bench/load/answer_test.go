@@ -1,31 +1,10 @@
 package load
 
 import (
-	"net/http"
 	"testing"
 
 	"scalable-coupon-system/internal/couponmodel"
 )
-
-func TestClassify(t *testing.T) {
-	for name, test := range map[string]struct {
-		method string
-		status int
-		body   string
-		want   Answer
-	}{
-		"claimed":         {http.MethodPost, 201, "", Claimed},
-		"read":            {http.MethodGet, 200, `{"name":"c"}`, ReadOK},
-		"already claimed": {http.MethodPost, 409, `{"error":"x","code":"ALREADY_CLAIMED","request_id":"1"}`, AlreadyClaimed},
-		"sold out":        {http.MethodPost, 400, `{"error":"x","code":"OUT_OF_STOCK","request_id":"1"}`, OutOfStock},
-		"another code":    {http.MethodPost, 413, `{"error":"x","code":"BODY_TOO_LARGE"}`, Answer{413, "BODY_TOO_LARGE"}},
-	} {
-		got, err := classify(test.method, Response{Status: test.status, Body: []byte(test.body)})
-		if got != test.want || err != nil {
-			t.Errorf("%s: %v, %v, want %v", name, got, err, test.want)
-		}
-	}
-}
 
 func TestAnswer(t *testing.T) {
 	const definite, ambiguous, notExecuted = "definite", "ambiguous", "not executed"

@@ -160,18 +160,18 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (Answer,
 		c.request.Header.SetContentType("application/json")
 		c.request.SetBodyRaw(encoded)
 	}
+	err := c.open(ctx)
 	r := Response{Sent: time.Now()}
-	if err := c.open(ctx); err != nil {
-		r.Answered = time.Now()
+	if err != nil {
+		r.Answered = r.Sent
 		return NotSent, r, err
 	}
-	r.Sent = time.Now()
 	c.conn.written = 0
 	_ = c.conn.SetDeadline(r.Sent.Add(c.timeout)) // fails only on a closed connection, and then the write fails too
 	conn := c.conn
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
-	err := c.exchange(&r)
+	err = c.exchange(&r)
 	r.Answered = time.Now()
 	if err != nil {
 		answer, err := c.noAnswer(err)

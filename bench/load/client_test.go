@@ -19,6 +19,9 @@ import (
 
 const created = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
+// noService is an address that refuses connections.
+const noService = "127.0.0.1:1"
+
 var claim = Request{User: "u", Coupon: "c"}
 
 // serveConns listens, calls serve with each connection and its number, counted from 1, and then
@@ -65,17 +68,6 @@ func newClient(t testing.TB, address string, timeout time.Duration) *Client {
 	c := NewClient(address, timeout)
 	t.Cleanup(c.Close)
 	return c
-}
-
-// closedAddress returns an address that refuses connections.
-func closedAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 func TestClient_requests(t *testing.T) {
@@ -183,10 +175,9 @@ func TestClient_noAnswer(t *testing.T) {
 		serve func(conn *net.TCPConn)
 		want  Answer
 	}{
-		"closed without a byte": {func(conn *net.TCPConn) { readRequest(conn) }, Cut},
-		"reset":                 {func(conn *net.TCPConn) { readRequest(conn); _ = conn.SetLinger(0) }, Cut},
-		"no byte":               {func(*net.TCPConn) { <-hold }, TimedOut},
-		"half an answer":        {func(conn *net.TCPConn) { _, _ = io.WriteString(conn, created[:20]); <-hold }, TimedOut},
+		"reset":          {func(conn *net.TCPConn) { readRequest(conn); _ = conn.SetLinger(0) }, Cut},
+		"no byte":        {func(*net.TCPConn) { <-hold }, TimedOut},
+		"half an answer": {func(conn *net.TCPConn) { _, _ = io.WriteString(conn, created[:20]); <-hold }, TimedOut},
 		"half a body": {func(conn *net.TCPConn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 400 X\r\nContent-Length: 9\r\n\r\nx")
 			<-hold
@@ -221,7 +212,7 @@ func TestClient_cutAnywhere(t *testing.T) {
 
 // Nothing was sent if no connection can be opened, or if the first write fails.
 func TestClient_notSent(t *testing.T) {
-	a, r, err := newClient(t, closedAddress(t), time.Minute).Send(t.Context(), claim)
+	a, r, err := newClient(t, noService, time.Minute).Send(t.Context(), claim)
 	if a != NotSent || err == nil || r.Sent.IsZero() || r.Answered.IsZero() {
 		t.Errorf("refused: %v, %+v, %v", a, r, err)
 	}
