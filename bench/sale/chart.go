@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -18,7 +19,7 @@ type chartLine struct {
 
 // writeChart writes an SVG of the sale to file: the answers over time, and below them the latency.
 func (s *sale) writeChart(file string) error {
-	var answers, latencies []chartLine
+	var answers []chartLine
 	for _, row := range rows(s.series.all.Answers) {
 		if s.series.all.Answers[row.answer] > 0 { // a line of zeros would cover the others
 			answers = append(answers, chartLine{row.name, row.fill, func(r load.Report) float64 {
@@ -26,32 +27,31 @@ func (s *sale) writeChart(file string) error {
 			}})
 		}
 	}
-	for _, q := range []struct {
-		percent float64
-		colour  string
-	}{{50, "#54aeff"}, {99, "#0969da"}, {99.9, "#0a3069"}} {
-		latencies = append(latencies, chartLine{fmt.Sprintf("p%v", q.percent), q.colour, func(r load.Report) float64 {
+	quantile := func(percent float64) func(load.Report) float64 {
+		return func(r load.Report) float64 {
 			if r.Answered() == 0 {
 				return charts.GetNullValue() // a gap
 			}
-			return float64(r.Quantile(q.percent)) / float64(time.Millisecond)
-		}})
+			return float64(r.Quantile(percent)) / float64(time.Millisecond)
+		}
 	}
+	latencies := []chartLine{{"p50", "#54aeff", quantile(50)}, {"p99", "#0969da", quantile(99)}, {"p99.9", "#0a3069", quantile(99.9)}}
 
-	const width, height, header, split = 960, 600, 44, 370
-	painter := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputSVG, Width: width, Height: height})
-	painter.FilledRect(0, 0, width, height, charts.ColorWhite, charts.ColorTransparent, 0)
-	painter.Text(s.options.describe(), 20, 30, 0, charts.FontStyle{FontSize: 15, FontColor: charts.ParseColor("#24292f")})
-
-	upper := s.series.chart("claims per second, by answer", answers, func(v float64) string { return comma(int(v)) })
+	upper := s.series.chart("claims per second, by answer", answers)
 	upper.StackSeries = new(true)
 	upper.FillOpacity = 230
 	upper.LineStrokeWidth = 0.5 // more would draw the last answer over the others where it is 0
-	lower := s.series.chart("latency, ms", latencies, func(v float64) string { return fmt.Sprintf("%.4g", v) })
-	if err := painter.Child(charts.PainterBoxOption(charts.NewBox(0, header, width, split))).LineChart(upper); err != nil {
-		return err
+	upper.ValueFormatter = func(v float64) string { return comma(int(v)) }
+	lower := s.series.chart("latency, ms", latencies)
+
+	const width, height, header, split = 960, 600, 44, 370
+	painter := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputSVG, Width: width, Height: height})
+	painter.FilledRect(0, 0, width, header, charts.ColorWhite, charts.ColorTransparent, 0)
+	painter.Text(s.options.describe(), 20, 30, 0, charts.FontStyle{FontSize: 15, FontColor: charts.ParseColor("#24292f")})
+	draw := func(chart charts.LineChartOption, top, bottom int) error {
+		return painter.Child(charts.PainterBoxOption(charts.NewBox(0, top, width, bottom))).LineChart(chart)
 	}
-	if err := painter.Child(charts.PainterBoxOption(charts.NewBox(0, split, width, height))).LineChart(lower); err != nil {
+	if err := errors.Join(draw(upper, header, split), draw(lower, split, height)); err != nil {
 		return err
 	}
 	svg, err := painter.Bytes()
@@ -61,8 +61,14 @@ func (s *sale) writeChart(file string) error {
 	return os.WriteFile(file, svg, 0o644)
 }
 
-func (s *series) chart(title string, lines []chartLine, format func(float64) string) charts.LineChartOption {
+func (s *series) chart(title string, lines []chartLine) charts.LineChartOption {
 	values, names, colours := make([][]float64, len(lines)), make([]string, len(lines)), make([]charts.Color, len(lines))
+	var times []string
+	at := time.Duration(0)
+	for _, p := range s.points {
+		times = append(times, fmt.Sprintf("%.1f s", at.Seconds()))
+		at += p.Elapsed
+	}
 	for i, line := range lines {
 		names[i], colours[i] = line.name, charts.ParseColor(line.colour)
 		for _, p := range s.points {
@@ -75,14 +81,8 @@ func (s *series) chart(title string, lines []chartLine, format func(float64) str
 	c.Legend.SeriesNames, c.Legend.FontStyle = names, small
 	c.Legend.Offset, c.Legend.Symbol = charts.OffsetRight, charts.SymbolSquare
 	c.Symbol.Shape = charts.SymbolNone
-	at := time.Duration(0)
-	c.XAxis.Labels = nil
-	for _, p := range s.points {
-		c.XAxis.Labels = append(c.XAxis.Labels, fmt.Sprintf("%.1f s", at.Seconds()))
-		at += p.Elapsed
-	}
-	c.XAxis.LabelFontStyle, c.XAxis.LabelCount, c.XAxis.BoundaryGap = small, min(len(s.points), 7), new(false)
+	c.XAxis.Labels, c.XAxis.LabelCount, c.XAxis.BoundaryGap = times, min(len(times), 7), new(false)
+	c.XAxis.LabelFontStyle = small
 	c.YAxis = []charts.YAxisOption{{Min: new(0.0), LabelFontStyle: small}}
-	c.ValueFormatter = format
 	return c
 }

@@ -81,20 +81,14 @@ func runSale(ctx context.Context, o options, stdout io.Writer) (passed bool, err
 	if err := service.Create(ctx, s.coupon, o.Stock); err != nil {
 		return false, fmt.Errorf("create the coupon: %w", err)
 	}
-	limited, stop := context.WithTimeout(ctx, o.Duration)
+	limited, stop := context.WithTimeoutCause(ctx, o.Duration, fmt.Errorf("after %v (--duration)", o.Duration))
 	defer stop()
 	if err := s.start(limited); err != nil {
 		return false, err
 	}
 	out := colorprofile.NewWriter(stdout, os.Environ())
 	s.showProgress(limited, out, func() int { return terminalWidth(stdout) })
-	stopped := ""
-	switch limited.Err() {
-	case context.Canceled:
-		stopped = "stopped by the user"
-	case context.DeadlineExceeded:
-		stopped = "stopped after " + o.Duration.String() + " (--duration)"
-	}
+	stopped := context.Cause(limited)
 
 	// Not with ctx: a sale that was stopped by Ctrl-C is checked too.
 	reported, err := service.Coupon(context.WithoutCancel(ctx), s.coupon)

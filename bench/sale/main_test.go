@@ -114,7 +114,7 @@ func TestRun_fail(t *testing.T) {
 		"does not answer": {
 			&fake{onClaim: fakeClaim.untilGone},
 			[]string{"--users", "1", "--timeout", "50ms", "--duration", "500ms"},
-			[]string{"✗ every user got a definite answer\n      user-0000001 got none", "TIMED_OUT", "  stopped after 500ms (--duration)\n"},
+			[]string{"✗ every user got a definite answer\n      user-0000001 got none", "TIMED_OUT", "  stopped: after 500ms (--duration)\n"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,7 +168,7 @@ func TestRun_interrupted(t *testing.T) {
 	}}).start(t)
 	var out, errs bytes.Buffer
 	code := run(ctx, []string{"--users", "10000", "--stock", "20", "--connections", "4", url}, &out, &errs)
-	for _, s := range []string{"  stopped by the user\n", "✓ exactly 20 users won", "✗ every user got a definite answer",
+	for _, s := range []string{"  stopped: context canceled\n", "✓ exactly 20 users won", "✗ every user got a definite answer",
 		"✓ no answer contradicts another", "✓ the service reports the same winners"} {
 		if !strings.Contains(out.String(), s) {
 			t.Errorf("the output lacks %q:\n%s", s, out.String())

@@ -143,7 +143,7 @@ func TestSeries_add(t *testing.T) {
 	if rates := s.rates(10); len(rates) > 10 || len(rates) < 5 || rates[0] >= rates[len(rates)-1] {
 		t.Errorf("rates %v", rates)
 	}
-	c := s.chart("a title", []chartLine{{"a line", "#000000", rate}}, nil)
+	c := s.chart("a title", []chartLine{{"a line", "#000000", rate}})
 	if len(c.XAxis.Labels) != len(s.points) || c.XAxis.Labels[0] != "0.0 s" {
 		t.Errorf("labels %v for %d points", c.XAxis.Labels, len(s.points))
 	}

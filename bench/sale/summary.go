@@ -16,7 +16,7 @@ import (
 // summary returns the answers of a sale and the result of the check. Apart from the numbers the
 // text of a sale that passes is always the same. stopped says why the sale ended early, if it did;
 // result is nil if the answers could not be checked.
-func (s *sale) summary(stopped string, result *check.Result) string {
+func (s *sale) summary(stopped error, result *check.Result) string {
 	var b strings.Builder
 	all := s.series.all
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "  "+format+"\n", args...) }
@@ -32,8 +32,8 @@ func (s *sale) summary(stopped string, result *check.Result) string {
 		bold(comma(int(rate(all)))+" per second"), paint(green, sparkline(s.series.rates(20))))
 	b.WriteByte('\n')
 	line("latency  %s   longest %s", formatLatencies(all), formatQuantile(all, 100))
-	if stopped != "" {
-		line("%s", paint(red, stopped))
+	if stopped != nil {
+		line("%s", paint(red, "stopped: "+stopped.Error()))
 	}
 	for _, e := range all.Errors {
 		line("%s", faint("error: "+e))
