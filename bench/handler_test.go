@@ -52,45 +52,22 @@ func BenchmarkHandlerClaim(b *testing.B) {
 				log = zerolog.New(io.Discard)
 			}
 			handler := api.New(constantStore{Store: apitest.NewStore(), status: test.status}, api.Options{Log: log})
-			name := fmt.Sprintf("%s/log=%v", test.status, logged)
-			b.Run(name, func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/log=%v", test.status, logged), func(b *testing.B) {
+				sent, body := []byte(`{"user_id":"user-0000012345","coupon_name":"summer sale"}`), bytes.NewReader(nil)
+				request := httptest.NewRequestWithContext(b.Context(), http.MethodPost, "/api/coupons/claim", nil)
+				request.Header.Set("Content-Type", "application/json")
+				request.ContentLength, request.Body = int64(len(sent)), io.NopCloser(body)
+				w := &discard{header: make(http.Header)}
 				b.ReportAllocs()
-				claim := newClaim(b, handler, test.want)
 				for b.Loop() {
-					claim()
+					body.Reset(sent)
+					w.reset()
+					handler.ServeHTTP(w, request)
+					if w.status != test.want {
+						b.Errorf("status %d, want %d", w.status, test.want)
+					}
 				}
 			})
-			// Goroutines share the handler's counters.
-			b.Run(name+"/parallel", func(b *testing.B) {
-				b.ReportAllocs()
-				b.RunParallel(func(pb *testing.PB) {
-					claim := newClaim(b, handler, test.want)
-					for pb.Next() {
-						claim()
-					}
-				})
-			})
-		}
-	}
-}
-
-// newClaim returns a function that passes the same claim to handler and wants this HTTP status. The
-// function is not safe for concurrent use.
-func newClaim(b *testing.B, handler http.Handler, want int) func() {
-	b.Helper()
-	sent := []byte(`{"user_id":"user-0000012345","coupon_name":"summer sale"}`)
-	body := bytes.NewReader(nil)
-	request := httptest.NewRequestWithContext(b.Context(), http.MethodPost, "/api/coupons/claim", nil)
-	request.Header.Set("Content-Type", "application/json")
-	request.ContentLength = int64(len(sent))
-	request.Body = io.NopCloser(body)
-	w := &discard{header: make(http.Header)}
-	return func() {
-		body.Reset(sent)
-		w.reset()
-		handler.ServeHTTP(w, request)
-		if w.status != want {
-			b.Errorf("status %d, want %d", w.status, want)
 		}
 	}
 }
