@@ -88,10 +88,6 @@ func TestChecker_Check(t *testing.T) {
 			with(correct, answer{"c", load.CouponNotFound, 0, 1}), report(0, "a", "b"),
 			[]string{"no answer contradicts another: c got COUPON_NOT_FOUND for a claim sent when the coupon existed"},
 		},
-		"not HTTP": {
-			with(correct, answer{"c", load.Malformed, 0, 1}), report(0, "a", "b"),
-			[]string{"no answer contradicts another: c got no answer (MALFORMED)"},
-		},
 		"a winner is missing": {
 			correct, report(1, "a"),
 			[]string{"the service reports the same winners: OUT_OF_STOCK was answered, and 1 of 2 are claimed", "the service reports the same winners: b got 201 or ALREADY_CLAIMED, and is not in claimed_by"},
@@ -255,7 +251,6 @@ func TestTotals(t *testing.T) {
 		"lost":             {3, 5, []load.Coupon{coupon(1, "a", "b")}, "3 claims were answered 201, and 2 are stored"},
 		"not requested":    {1, 0, []load.Coupon{coupon(1, "a", "b")}, "2 claims are stored, 1 were answered 201"},
 		"twice":            {2, 0, []load.Coupon{coupon(1, "a", "a")}, `coupon "c": 1 users are in claimed_by twice`},
-		"does not add up":  {2, 0, []load.Coupon{coupon(2, "a", "b")}, "remaining_amount is 2, want 1"},
 		"more than it has": {4, 0, []load.Coupon{coupon(-1, "a", "b", "c", "d")}, "4 users in claimed_by, for a stock of 3"},
 	} {
 		t.Run(name, func(t *testing.T) {

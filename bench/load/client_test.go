@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"scalable-coupon-system/api"
+	"scalable-coupon-system/api/apitest"
 	"scalable-coupon-system/internal/wait"
+	"scalable-coupon-system/pgstore"
 )
 
 const created = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
@@ -141,29 +144,22 @@ func TestClient_neverRepeats(t *testing.T) {
 	}
 }
 
+// A request dials again after an answer that ends the connection, after one that was cut, and when
+// the service has closed the connection while it was idle.
 func TestClient_dialsAgain(t *testing.T) {
-	for _, first := range []string{"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 2"} {
+	for _, first := range []string{"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 2", created} {
 		c := newClient(t, serveConns(t, func(number int, conn *net.TCPConn) {
 			readRequest(conn)
 			_, _ = io.WriteString(conn, map[bool]string{true: first, false: created}[number == 1])
 		}), time.Minute)
 		_, _, _ = c.Send(t.Context(), claim)
+		if c.conn != nil {
+			wait.For(t, "the end of the connection", c.conn.isClosed)
+			c.conn.used = time.Time{} // idle for long
+		}
 		if a, _, err := c.Send(t.Context(), claim); a != Claimed {
 			t.Errorf("after %q: %v, %v", first, a, err)
 		}
-	}
-}
-
-// A connection that the service has closed while it was idle is not used for the next request.
-func TestClient_closedWhileIdle(t *testing.T) {
-	t.Parallel()
-	c := newClient(t, serveAnswer(t, created), time.Minute) // closes after each answer
-	for i := range 3 {
-		if answer, _, err := c.Send(t.Context(), claim); answer != Claimed {
-			t.Fatalf("request %d: %v, %v", i, answer, err)
-		}
-		wait.For(t, "the end of the connection", c.conn.isClosed)
-		c.conn.used = time.Time{} // idle for long
 	}
 }
 
@@ -271,46 +267,31 @@ func TestClient_malformed(t *testing.T) {
 }
 
 func TestService(t *testing.T) {
-	coupon := ""
-	s := Service{Timeout: time.Minute, Address: serve(t, func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		switch {
-		case r.Method == http.MethodGet && coupon != "":
-			_, _ = io.WriteString(w, coupon)
-		case r.Method == http.MethodGet:
-			fail(w, 404, "COUPON_NOT_FOUND")
-		case strings.Contains(string(body), `"new"`):
-			w.WriteHeader(201)
-		case strings.Contains(string(body), `"taken"`):
-			fail(w, 409, "COUPON_EXISTS")
-		default:
-			fail(w, 503, "UNAVAILABLE")
-		}
-	})}
+	store := apitest.NewStore()
+	s := Service{Timeout: time.Minute, Address: serve(t, api.New(store, api.Options{}).ServeHTTP)}
 	if err := s.Create(t.Context(), "new", 3); err != nil {
 		t.Error(err)
 	}
-	if err := s.Create(t.Context(), "taken", 3); !errors.Is(err, ErrCouponExists) {
+	if err := s.Create(t.Context(), "new", 3); !errors.Is(err, ErrCouponExists) {
 		t.Error(err)
 	}
+	users := Users(100_000)
+	store.Set("x", 100_001, users...)
+	coupons, err := s.Coupons(t.Context(), "x", "new")
+	if c := coupons["x"]; err != nil || len(coupons) != 2 || c.Name != "x" || c.Amount != 100_001 || c.Remaining != 1 || !slices.Equal(c.ClaimedBy, users) {
+		t.Errorf("%d coupons, %d users, %v", len(coupons), len(c.ClaimedBy), err)
+	}
+	if _, err := s.Coupons(t.Context(), "none"); err == nil || !strings.Contains(err.Error(), `coupon "none": unexpected answer: status 404`) {
+		t.Error(err)
+	}
+	store.SetError(pgstore.ErrUnavailable)
 	if err := s.Create(t.Context(), "other", 3); err == nil || errors.Is(err, ErrCouponExists) || !strings.Contains(err.Error(), "UNAVAILABLE") {
 		t.Error(err)
 	}
-	if _, err := s.Coupons(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), `coupon "x": unexpected answer: status 404`) {
-		t.Error(err)
-	}
+}
 
-	users := Users(100_000)
-	claimedBy, err := json.Marshal(users)
-	if err != nil {
-		t.Fatal(err)
-	}
-	coupon = `{"name":"x","amount":100001,"remaining_amount":1,"claimed_by":` + string(claimedBy) + `}`
-	coupons, err := s.Coupons(t.Context(), "x")
-	if c := coupons["x"]; err != nil || c.Name != "x" || c.Amount != 100_001 || c.Remaining != 1 || !slices.Equal(c.ClaimedBy, users) {
-		t.Errorf("%d users, %v", len(c.ClaimedBy), err)
-	}
-	for _, coupon = range []string{
+func TestParseCoupon(t *testing.T) {
+	for _, body := range []string{
 		`{"name":"x","amount":3,"remaining_amount":1}`,
 		`{"name":"x","amount":3,"remaining_amount":1,"claimed_by":null}`,
 		`{"name":"x","amount":3,"remaining_amount":1,"claimed_by":[],"more":1}`,
@@ -319,8 +300,8 @@ func TestService(t *testing.T) {
 		`{"name":"x","amount":3,"remaining_amount":1,"claimed_by":[]}{}`,
 		`{"name":"x","amount":3,"remaining_amount":1,"claimed_by":["a"`,
 	} {
-		if c, err := s.Coupon(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "not a coupon") {
-			t.Errorf("%s: %+v, %v", coupon, c, err)
+		if c, err := ParseCoupon([]byte(body)); err == nil || !strings.Contains(err.Error(), "not a coupon") {
+			t.Errorf("%s: %+v, %v", body, c, err)
 		}
 	}
 }

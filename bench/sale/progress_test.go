@@ -77,17 +77,6 @@ func TestSale_showProgress_lines(t *testing.T) {
 	}
 }
 
-func TestTerminalWidth(t *testing.T) {
-	file, err := os.Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = file.Close() })
-	if terminalWidth(&bytes.Buffer{}) != 0 || terminalWidth(file) != 0 {
-		t.Error("a buffer or a file is taken for a terminal")
-	}
-}
-
 func TestSale_view(t *testing.T) {
 	s := newSale(options{Users: 1000, Stock: 100, Connections: 8})
 	if empty := s.view(80); !strings.Contains(empty, "0 of 1,050") {
