@@ -63,13 +63,9 @@ func (s *sale) showProgress(ctx context.Context, out io.Writer, width func() int
 
 // line returns the progress in one line.
 func (s *sale) line() string {
-	second, all, times := s.series.lastSecond(), s.series.all, map[int]int{} // by status; 0: no answer
-	for answer, n := range all.Answers {
-		times[answer.Status] += n
-	}
-	return fmt.Sprintf("%6.1f s %4d %%  %7s/s   201 %s   409 %s   400 %s   503 %s   none %s   %s",
-		all.Elapsed.Seconds(), 100*s.finished.Load()/int64(len(s.order)), comma(int(rate(second))),
-		comma(times[201]), comma(times[409]), comma(times[400]), comma(times[503]), comma(times[0]), formatLatencies(second))
+	second, all := s.series.lastSecond(), s.series.all
+	return fmt.Sprintf("%6.1f s %4d %%  %7s/s   %s   %v", all.Elapsed.Seconds(),
+		100*s.finished.Load()/int64(len(s.order)), comma(int(rate(second))), formatLatencies(second), all.Answers)
 }
 
 // view returns the progress for a terminal of this width in columns, at least minColumns.
