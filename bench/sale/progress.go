@@ -16,7 +16,7 @@ import (
 )
 
 // The smallest terminal that is redrawn, in characters.
-const minColumns, minRows = 40, 20
+const minColumns, minRows = 40, 18
 
 // terminalWidth returns the number of columns of a terminal that can be redrawn, or 0 if out is
 // none. CI systems give their jobs a terminal but keep every frame in their log.
