@@ -234,8 +234,8 @@ func (c *Client) noAnswer(err error) (Answer, error) {
 	}
 }
 
-// CouponPath returns the path of a coupon. Dots are escaped, because clients and proxies resolve "."
-// and "..".
+// CouponPath returns the path of a coupon. Dots are escaped: clients and proxies resolve "." and
+// "..".
 func CouponPath(name string) string {
 	return "/api/coupons/" + strings.ReplaceAll(url.PathEscape(name), ".", "%2E")
 }
