@@ -102,7 +102,7 @@ type series struct {
 // add adds the answers of a tick.
 func (s *series) add(r load.Report) {
 	s.all.Add(r)
-	// A late tick is followed by an early one, which is too short to compute a rate from.
+	// The last tick may be too short to compute a rate from.
 	if n := len(s.points); n > 0 && s.points[n-1].Elapsed < s.interval-tick/2 {
 		s.points[n-1].Add(r)
 		return
