@@ -20,13 +20,12 @@ type mutant struct {
 // header matches what precedes the diff of a patch.
 var header = regexp.MustCompile(`\ATitle: (.+)\nTest: (\./\S+) (Test[^\n]*)\n\n`)
 
-// readMutants reads the patches in dir in the order of their names: those that match only, or all
-// if it is nil.
+// readMutants reads the patches in dir whose names match only, in the order of their names.
 func readMutants(dir string, only *regexp.Regexp) (mutants []mutant, err error) {
 	paths, _ := filepath.Glob(filepath.Join(dir, "*.patch")) // fails only for a malformed pattern
 	for _, path := range paths {
 		name := strings.TrimSuffix(filepath.Base(path), ".patch")
-		if only != nil && !only.MatchString(name) {
+		if !only.MatchString(name) {
 			continue
 		}
 		text, err := os.ReadFile(path)

@@ -61,17 +61,15 @@ func TestCommutative(t *testing.T) {
 `,
 }
 
-// newTestRunner returns a runner with one copy of program.
-func newTestRunner(t *testing.T) *runner {
+// newTestRunner returns a runner for program with other files.
+func newTestRunner(t *testing.T, others map[string]string) *runner {
 	t.Helper()
 	source := t.TempDir()
 	writeFiles(t, source, program)
-	r, err := newRunner(t.Context(), source, t.TempDir(), 1)
+	writeFiles(t, source, others)
+	r, err := newRunner(t.Context(), source, t.TempDir(), "", 1)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for len(r.trees) > 1 {
-		<-r.trees
 	}
 	return r
 }
@@ -83,15 +81,14 @@ func change(to string) string {
 
 func TestRunner_try(t *testing.T) {
 	t.Parallel()
-	r := newTestRunner(t)
+	r := newTestRunner(t, nil)
 	minus := mutant{name: "01-minus", pkg: "./sum", test: "TestSum", diff: change("a - b")}
 	times := mutant{name: "02-times", pkg: "./sum", test: "TestSum/small numbers", diff: change("a * b")}
 
 	if err := r.baseline(t.Context(), []mutant{minus, times}); err != nil {
 		t.Fatal(err)
 	}
-	// In this order: the others would report a file that the first leaves behind. There is one copy
-	// only.
+	// In this order: the others would report a file that the first leaves behind.
 	for _, test := range []struct {
 		mutant  mutant
 		problem string
@@ -99,22 +96,22 @@ func TestRunner_try(t *testing.T) {
 	}{
 		{minus, "", ": 2 + 3 is -1"},
 		{times, "", ": 2 + 3 is 6"},
-		{mutant{pkg: "./sum", test: "TestCommutative", diff: change("a - b")}, "", ": 2 + 3 is not 3 + 2"},
-		{mutant{pkg: "./sum", test: "TestCommutative", diff: change("a * b")}, "SURVIVED", ""},
-		{mutant{pkg: "./sum", test: "TestSum", diff: change("b + a")}, "SURVIVED", ""},
-		{mutant{pkg: "./sum", test: "TestSum", diff: change("c")}, "does not build", ""},
-		{mutant{pkg: "./sum", test: "TestSum", diff: strings.ReplaceAll(change("a - b"), "Sum", "Add")}, "does not apply", ""},
+		{mutant{name: "3", pkg: "./sum", test: "TestCommutative", diff: change("a - b")}, "", ": 2 + 3 is not 3 + 2"},
+		{mutant{name: "4", pkg: "./sum", test: "TestCommutative", diff: change("a * b")}, "SURVIVED", ""},
+		{mutant{name: "5", pkg: "./sum", test: "TestSum", diff: change("b + a")}, "SURVIVED", ""},
+		{mutant{name: "6", pkg: "./sum", test: "TestSum", diff: change("c")}, "does not build", ""},
+		{mutant{name: "7", pkg: "./sum", test: "TestSum", diff: strings.ReplaceAll(change("a - b"), "Sum", "Add")}, "does not apply", ""},
 	} {
-		got := r.try(t.Context(), test.mutant)
-		if got.problem != test.problem || !strings.Contains(got.output, test.output) || strings.Contains(got.output, "a file of another run") {
-			t.Errorf("%q: %q, want %q and %q in\n%s", test.mutant.diff, got.problem, test.problem, test.output, got.output)
+		problem, output := r.try(t.Context(), test.mutant)
+		if problem != test.problem || !strings.Contains(output, test.output) || strings.Contains(output, "a file of another run") {
+			t.Errorf("%q: %q, want %q and %q in\n%s", test.mutant.diff, problem, test.problem, test.output, output)
 		}
 	}
 }
 
 func TestRunner_baseline(t *testing.T) {
 	t.Parallel()
-	r := newTestRunner(t)
+	r := newTestRunner(t, nil)
 	for _, test := range []string{"TestProduct", "TestSum/large numbers"} {
 		err := r.baseline(t.Context(), []mutant{{pkg: "./sum", test: test}})
 		if err == nil || !strings.Contains(err.Error(), "has no test") {
@@ -125,11 +122,9 @@ func TestRunner_baseline(t *testing.T) {
 
 // The copy has what could be committed, but no fail files of rapid: it would replay them, and their
 // log lines come first.
-func TestCopyWorkingTree(t *testing.T) {
+func TestRunner_copyTo(t *testing.T) {
 	t.Parallel()
-	from, to := t.TempDir(), t.TempDir()
-	writeFiles(t, from, program)
-	writeFiles(t, from, map[string]string{
+	r := newTestRunner(t, map[string]string{
 		".gitignore":                         "*.log\n",
 		"sum/a.log":                          "",
 		"sum/testdata/numbers":               "",
@@ -137,7 +132,8 @@ func TestCopyWorkingTree(t *testing.T) {
 		"testdata/rapid/TestProduct/2.fail":  "",
 		"sum/testdata/fuzz/FuzzSum/00000001": "",
 	})
-	if err := new(runner).copyWorkingTree(t.Context(), from, to); err != nil {
+	to := filepath.Join(t.TempDir(), "copy")
+	if err := r.copyTo(t.Context(), to); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]bool{
