@@ -28,8 +28,7 @@ var errHeaderLines = errors.New("too many lines in the header of a request")
 type conn struct {
 	*net.TCPConn
 
-	listener  *Listener
-	closeOnce sync.Once
+	listener *Listener
 
 	// Used by Read only.
 	buffer int // size of net/http's read buffer, which the first Read is given
@@ -41,7 +40,6 @@ type conn struct {
 	began        time.Time // when it was accepted, or when its last request was started
 	reading      bool
 	httpDeadline time.Time // the read deadline that net/http has set
-	tcpDeadline  time.Time // the one that the kernel's connection has
 }
 
 // enter changes the phase, after a response or when the header of a request has been read. Read
@@ -75,9 +73,8 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 
 // applyDeadline sets the connection's read deadline if something waits for it. c.mu is held.
 func (c *conn) applyDeadline() {
-	if deadline := c.deadline(); c.reading && deadline != c.tcpDeadline {
-		c.tcpDeadline = deadline
-		_ = c.TCPConn.SetReadDeadline(deadline) // if the connection is broken, Read returns the error
+	if c.reading {
+		_ = c.TCPConn.SetReadDeadline(c.deadline()) // if the connection is broken, Read returns the error
 	}
 }
 
@@ -151,12 +148,8 @@ func countLines(p []byte) int { return bytes.Count(p, []byte("\n")) }
 // Close closes the connection and releases its slot. A second call returns the error of net.Conn.
 func (c *conn) Close() error {
 	err := c.TCPConn.Close()
-	c.closeOnce.Do(func() {
-		c.listener.mu.Lock()
-		delete(c.listener.conns, c)
-		c.listener.mu.Unlock()
-		<-c.listener.slots
-		c.listener.open.Done()
-	})
+	if _, open := c.listener.conns.LoadAndDelete(c); open {
+		c.listener.slots.Release(1)
+	}
 	return err
 }

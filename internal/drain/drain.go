@@ -5,16 +5,15 @@ package drain
 import (
 	"context"
 	"errors"
-	"maps"
 	"math"
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,48 +55,42 @@ type Listener struct {
 
 	idleGrace, startGrace time.Duration
 
-	slots        chan struct{}             // one element per open connection
+	limit        int64                     // of open connections
+	slots        *semaphore.Weighted       // acquired by each open connection
+	conns        sync.Map                  // the open connections; its keys are of type *conn
 	idleDeadline atomic.Pointer[time.Time] // when idle connections end; nil until the drain begins
 	fromQueue    int                       // connections accepted since then; used by Accept only
-
-	open  sync.WaitGroup // open connections
-	mu    sync.Mutex
-	conns map[*conn]struct{} // open connections
 }
 
 // Listen listens on address, which is host:port or :port.
 func Listen(ctx context.Context, address string) (*Listener, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	tcp, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{
-		TCPListener: l.(*net.TCPListener), idleGrace: IdleGrace, startGrace: startGrace,
-		slots: make(chan struct{}, math.MaxInt32), conns: map[*conn]struct{}{}, // elements of slots have no size
-	}, nil
+	l := &Listener{TCPListener: tcp.(*net.TCPListener), idleGrace: IdleGrace, startGrace: startGrace}
+	l.Limit(math.MaxInt)
+	return l, nil
 }
 
 // Limit sets the number of connections that may be open at once. Call it before the first Accept.
 // netutil.LimitListener would hide the TCP connection, on which the drain and the API depend.
-func (l *Listener) Limit(n int) { l.slots = make(chan struct{}, n) }
+func (l *Listener) Limit(n int) { l.limit, l.slots = int64(n), semaphore.NewWeighted(int64(n)) }
 
 // Accept waits for a free slot and for the next connection. Once the drain has begun, it returns
 // the connections in the kernel's accept queue, then net.ErrClosed.
 func (l *Listener) Accept() (net.Conn, error) {
-	l.slots <- struct{}{} // a drain does not block here forever: it closes connections
+	_ = l.slots.Acquire(context.Background(), 1) // a drain ends the wait: it closes connections
 	tcp, err := l.AcceptTCP()
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		tcp, err = l.acceptQueued()
 	}
 	if err != nil {
-		<-l.slots
+		l.slots.Release(1)
 		return nil, err
 	}
 	c := &conn{TCPConn: tcp, listener: l, began: time.Now()}
-	l.open.Add(1)
-	l.mu.Lock()
-	l.conns[c] = struct{}{}
-	l.mu.Unlock()
+	l.conns.Store(c, nil)
 	return c, nil
 }
 
@@ -149,29 +142,27 @@ func (l *Listener) Drain(ctx context.Context, served <-chan struct{}) (unanswere
 		c.mu.Unlock()
 	}
 
-	closed := make(chan struct{})
-	go func() {
-		<-served // no connection is added afterwards
-		l.open.Wait()
-		close(closed)
-	}()
 	select {
-	case <-closed:
+	case <-served: // no connection is added afterwards
 	case <-ctx.Done():
-		for _, c := range l.connections() {
-			c.mu.Lock()
-			if c.phase != idle {
-				unanswered++
-			}
-			c.mu.Unlock()
+	}
+	if l.slots.Acquire(ctx, l.limit) == nil {
+		return 0
+	}
+	for _, c := range l.connections() {
+		c.mu.Lock()
+		if c.phase != idle {
+			unanswered++
 		}
+		c.mu.Unlock()
 	}
 	return unanswered
 }
 
 // connections returns the open connections.
-func (l *Listener) connections() []*conn {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Collect(maps.Keys(l.conns))
+func (l *Listener) connections() (open []*conn) {
+	for c := range l.conns.Range {
+		open = append(open, c.(*conn))
+	}
+	return open
 }
