@@ -47,16 +47,16 @@ const (
 // Proxy forwards connections to one PostgreSQL server. Its methods may be called concurrently.
 type Proxy struct {
 	upstream       string
+	listener       net.Listener
+	running        sync.WaitGroup
 	cancelRequests atomic.Int64
+	faultFor       atomic.Value // a func(sql string) Fault
 
-	mu       sync.Mutex
-	thawed   *sync.Cond
-	listener net.Listener
-	faultFor func(sql string) Fault
-	frozen   bool
-	down     bool
-	pairs    map[*pair]struct{}
-	running  sync.WaitGroup
+	mu     sync.Mutex
+	thawed *sync.Cond
+	frozen bool
+	down   bool
+	pairs  map[*pair]struct{}
 }
 
 // New starts a proxy on a free port of 127.0.0.1 for the server that connectionURL names (host and
@@ -87,11 +87,7 @@ func (p *Proxy) URL(connectionURL string) string {
 
 // Inject sets the fault of each call from now on. faultFor gets the call's SQL; it is called once
 // for each call, concurrently for several connections. nil lets all calls pass.
-func (p *Proxy) Inject(faultFor func(sql string) Fault) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.faultFor = faultFor
-}
+func (p *Proxy) Inject(faultFor func(sql string) Fault) { p.faultFor.Store(faultFor) }
 
 // Freeze stops forwarding in both directions until Thaw. New connections are accepted but not
 // forwarded.
@@ -114,21 +110,16 @@ func (p *Proxy) SetDown(down bool) {
 	defer p.mu.Unlock()
 	p.down = down
 	if down {
-		p.cutAll()
+		for c := range p.pairs {
+			c.cut()
+		}
 	}
 }
 
 // CutAll cuts all open connections.
 func (p *Proxy) CutAll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cutAll()
-}
-
-func (p *Proxy) cutAll() {
-	for c := range p.pairs {
-		c.cut()
-	}
+	p.SetDown(true)
+	p.SetDown(false)
 }
 
 // CancelRequests returns how many cancel requests clients have sent so far.
@@ -143,12 +134,9 @@ func (p *Proxy) Connections() int {
 
 // Close cuts all connections and returns when all of the proxy's goroutines have ended.
 func (p *Proxy) Close() {
-	p.mu.Lock()
-	p.down, p.frozen = true, false
 	_ = p.listener.Close()
-	p.cutAll()
-	p.thawed.Broadcast()
-	p.mu.Unlock()
+	p.SetDown(true)
+	p.Thaw()
 	p.running.Wait()
 }
 
@@ -180,15 +168,7 @@ func (p *Proxy) serve(client net.Conn) {
 	p.mu.Unlock()
 
 	var responses sync.WaitGroup
-	switch encrypted, err := c.forwardStartup(); {
-	case err != nil:
-	case encrypted:
-		responses.Go(func() {
-			_, _ = io.Copy(c.clientConn, server)
-			c.cut()
-		})
-		_, _ = io.Copy(c.serverConn, client)
-	default:
+	if c.forwardStartup() == nil {
 		responses.Go(func() {
 			c.forwardResponses()
 			c.cut()
@@ -213,13 +193,10 @@ func (p *Proxy) waitThawed() {
 }
 
 func (p *Proxy) faultOf(sql string) Fault {
-	p.mu.Lock()
-	faultFor := p.faultFor
-	p.mu.Unlock()
-	if faultFor == nil {
-		return Pass
+	if faultFor, _ := p.faultFor.Load().(func(sql string) Fault); faultFor != nil {
+		return faultFor(sql)
 	}
-	return faultFor(sql)
+	return Pass
 }
 
 // gate is a connection that is written to only while the proxy is not frozen.
@@ -240,7 +217,8 @@ type pair struct {
 	clientConn, serverConn gate
 	client                 *pgproto3.Backend  // is the server of the client
 	server                 *pgproto3.Frontend // is the client of the server
-	fault                  atomic.Int64       // a Fault
+	encrypted              bool
+	fault                  atomic.Int64 // a Fault
 }
 
 // cut resets both connections. It may be called more than once.
@@ -266,35 +244,40 @@ func (c *pair) toClient(message pgproto3.BackendMessage) error {
 
 // forwardStartup forwards the client's first message, and what it and the server agree on
 // encryption before that.
-func (c *pair) forwardStartup() (encrypted bool, err error) {
+func (c *pair) forwardStartup() error {
 	for {
 		message, err := c.client.ReceiveStartupMessage()
 		if err != nil {
-			return false, err
+			return err
 		}
 		if err := c.toServer(message); err != nil {
-			return false, err
+			return err
 		}
 		switch message.(type) {
 		case *pgproto3.SSLRequest, *pgproto3.GSSEncRequest:
 			var reply [1]byte // N means no, any other byte means yes
 			if _, err := io.ReadFull(c.serverConn, reply[:]); err != nil {
-				return false, err
+				return err
 			}
-			if _, err := c.clientConn.Write(reply[:]); err != nil || reply[0] != 'N' {
-				return true, err
+			c.encrypted = reply[0] != 'N'
+			if _, err := c.clientConn.Write(reply[:]); err != nil || c.encrypted {
+				return err
 			}
 		case *pgproto3.CancelRequest:
 			c.proxy.cancelRequests.Add(1)
-			return false, nil
+			return nil
 		default:
-			return false, nil
+			return nil
 		}
 	}
 }
 
 // forwardCalls forwards the client's messages and applies the fault of each call.
 func (c *pair) forwardCalls() {
+	if c.encrypted {
+		_, _ = io.Copy(c.serverConn, c.clientConn)
+		return
+	}
 	statements := make(map[string]string) // prepared statements: name to SQL
 	portals := make(map[string]string)    // bound portals: name to SQL
 	for {
@@ -338,6 +321,10 @@ func (c *pair) forwardCalls() {
 
 // forwardResponses forwards the server's messages as far as the call's fault permits.
 func (c *pair) forwardResponses() {
+	if c.encrypted {
+		_, _ = io.Copy(c.clientConn, c.serverConn)
+		return
+	}
 	for {
 		message, err := c.server.Receive()
 		if err != nil {
