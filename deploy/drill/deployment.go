@@ -2,11 +2,9 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -20,46 +18,17 @@ import (
 type deployment struct {
 	project, folder string
 	address         string // host:port of the service on this machine
-	environ         string // the variable that tells compose the address
 }
 
-func newDeployment(project, folder, variable, address string) deployment {
-	address = cmp.Or(os.Getenv(variable), address)
-	return deployment{project, folder, address, variable + "=" + address}
-}
-
-// compose runs docker compose, or docker-compose where that is missing.
-func (d *deployment) compose(ctx context.Context, args ...string) error {
-	args = append([]string{"compose", "-p", d.project, "-f", d.folder + "/docker-compose.yml"}, args...)
-	if _, err := d.command(ctx, "docker", "compose", "version"); err == nil {
-		_, err = d.command(ctx, "docker", args...)
-		return err
+// compose runs docker compose, or docker-compose where that is missing, and returns its standard
+// output.
+func (d *deployment) compose(ctx context.Context, args ...string) (string, error) {
+	command := []string{"docker", "compose"}
+	if exec.CommandContext(ctx, "docker", "compose", "version").Run() != nil {
+		command = []string{"docker-compose"}
 	}
-	_, err := d.command(ctx, "docker-compose", args[1:]...)
-	return err
-}
-
-// container stands for the container of a service in the arguments of docker.
-const container = "CONTAINER"
-
-// docker runs docker on the container of a service, and returns the standard output.
-func (d *deployment) docker(ctx context.Context, service string, args ...string) (string, error) {
-	id, err := d.command(ctx, "docker", "ps", "--all", "--quiet", "--latest",
-		"--filter", "label=com.docker.compose.project="+d.project, "--filter", "label=com.docker.compose.service="+service)
-	if id = strings.TrimSpace(id); err == nil && id == "" {
-		err = fmt.Errorf("service %s has no container", service)
-	}
-	if err != nil {
-		return "", err
-	}
-	args[slices.Index(args, container)] = id
-	return d.command(ctx, "docker", args...)
-}
-
-// command runs a program and returns its standard output.
-func (d *deployment) command(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), d.environ)
+	command = slices.Concat(command, []string{"-p", d.project, "-f", d.folder + "/docker-compose.yml"}, args)
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	// A process group of its own, so that Ctrl-C reaches only this program: a second Ctrl-C would
 	// otherwise kill compose while it removes containers. When the context ends, the group gets
 	// SIGINT instead of SIGKILL for the same reason.
@@ -73,7 +42,7 @@ func (d *deployment) command(ctx context.Context, name string, args ...string) (
 			return "", ctx.Err()
 		}
 		tail := stderr.String()
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, tail[max(0, len(tail)-2000):])
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, tail[max(0, len(tail)-2000):])
 	}
 	return stdout.String(), nil
 }

@@ -27,7 +27,7 @@ func (d *drill) failover(ctx context.Context) error {
 		err = d.sell(ctx, []string{fmt.Sprintf("failover %d", i+1)}, event{
 			name: "failover of " + old, affects: everyCoupon,
 			happen: func() error {
-				if _, err := d.docker(ctx, old, "kill", container); err != nil {
+				if _, err := d.compose(ctx, "kill", old); err != nil {
 					return err
 				}
 				primary, err := d.awaitPrimary(ctx, old, 0)
@@ -35,7 +35,7 @@ func (d *drill) failover(ctx context.Context) error {
 					return err
 				}
 				d.printf("%s was the primary and is dead; %s is the new primary", old, primary)
-				if _, err := d.docker(ctx, old, "start", container); err != nil {
+				if _, err := d.compose(ctx, "up", "--detach", "--no-deps", "--no-recreate", old); err != nil {
 					return err
 				}
 				return d.awaitHealthy(ctx)
@@ -56,11 +56,11 @@ func (d *drill) rolling(ctx context.Context) error {
 		name: "both instances replaced", affects: everyCoupon, failsNothing: true,
 		happen: func() error {
 			for _, instance := range []string{"coupond1", "coupond2"} {
-				if err := d.compose(ctx, "up", "--detach", "--no-deps", "--force-recreate", "--timeout", "35", instance); err != nil {
+				if _, err := d.compose(ctx, "up", "--detach", "--no-deps", "--force-recreate", "--timeout", "35", instance); err != nil {
 					return err
 				}
 				err := waitFor(ctx, time.Minute, instance+" to be healthy", func() bool {
-					_, err := d.docker(ctx, instance, "exec", container, "/coupond", "healthcheck")
+					_, err := d.compose(ctx, "exec", "-T", instance, "/coupond", "healthcheck")
 					return err == nil
 				})
 				if err != nil {
@@ -89,11 +89,9 @@ func (d *drill) awaitPrimary(ctx context.Context, old string, n int) (primary st
 func (d *drill) members(ctx context.Context) (list []member, err error) {
 	for _, node := range nodes {
 		var text string
-		if text, err = d.docker(ctx, node, "exec", container, "patronictl", "-c", "/etc/coupond-ha/patroni.yml", "list", "-f", "json"); err != nil {
-			continue
-		}
-		if err = json.Unmarshal([]byte(text), &list); err == nil {
-			return list, nil
+		text, err = d.compose(ctx, "exec", "-T", node, "patronictl", "-c", "/etc/coupond-ha/patroni.yml", "list", "-f", "json")
+		if err == nil {
+			return list, json.Unmarshal([]byte(text), &list)
 		}
 	}
 	return nil, err

@@ -13,12 +13,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -55,46 +57,45 @@ type drill struct {
 
 func (d *drill) printf(format string, args ...any) { _, _ = fmt.Fprintf(d.out, format+"\n", args...) }
 
+// step is a step of the command line.
+type step func(context.Context) error
+
 // run runs the steps of deploy/ha and then those of deploy/shards, both in the order of the command
 // line.
 func run(ctx context.Context, o options, out io.Writer) error {
-	ha := &drill{o, newDeployment("coupond-ha", "deploy/ha", "COUPOND_HA_PUBLISH", "127.0.0.1:8090"), out}
+	ha := &drill{o, deployment{"coupond-ha", "deploy/ha", cmp.Or(os.Getenv("COUPOND_HA_PUBLISH"), "127.0.0.1:8090")}, out}
 	// Another project than in its README.md, because the containers are removed at the end.
-	shards := &drill{o, newDeployment("coupond-shards-drill", "deploy/shards", "COUPOND_SHARDS_PUBLISH", "127.0.0.1:8091"), out}
-	steps := map[string]struct {
-		*drill
-		run func(context.Context) error
-	}{"failover": {ha, ha.failover}, "rolling": {ha, ha.rolling}, "shards": {shards, shards.killAndMove}, "move": {shards, shards.move}}
-	for _, d := range []*drill{ha, shards} {
-		var wanted []func(context.Context) error
-		for _, name := range o.Steps {
-			if step := steps[name]; step.drill == d {
-				wanted = append(wanted, step.run)
-			}
-		}
-		if len(wanted) == 0 {
-			continue
-		}
-		if err := d.runSteps(ctx, wanted); err != nil {
-			return err
-		}
+	shards := &drill{o, deployment{"coupond-shards-drill", "deploy/shards", cmp.Or(os.Getenv("COUPOND_SHARDS_PUBLISH"), "127.0.0.1:8091")}, out}
+	if err := ha.runSteps(ctx, map[string]step{"failover": ha.failover, "rolling": ha.rolling}); err != nil {
+		return err
+	}
+	if err := shards.runSteps(ctx, map[string]step{
+		"shards": func(ctx context.Context) error { return shards.sellOnShards(ctx, "coupon ", true) },
+		"move":   func(ctx context.Context) error { return shards.sellOnShards(ctx, "moved coupon ", false) },
+	}); err != nil {
+		return err
 	}
 	_, _ = fmt.Fprintln(out, "passed")
 	return nil
 }
 
-// runSteps builds and starts the containers and runs the steps. Afterwards it removes the
-// containers with their data, unless they are to be kept.
-func (d *drill) runSteps(ctx context.Context, steps []func(context.Context) error) (err error) {
+// runSteps builds and starts the containers and runs those of the steps that are wanted, if any.
+// Afterwards it removes the containers with their data, unless they are to be kept.
+func (d *drill) runSteps(ctx context.Context, steps map[string]step) (err error) {
+	wanted := slices.DeleteFunc(slices.Clone(d.Steps), func(name string) bool { return steps[name] == nil })
+	if len(wanted) == 0 {
+		return nil
+	}
 	if !d.Keep {
 		defer func() {
-			err = errors.Join(err, d.compose(context.WithoutCancel(ctx), "down", "--volumes", "--remove-orphans", "--timeout", "10"))
+			_, problem := d.compose(context.WithoutCancel(ctx), "down", "--volumes", "--remove-orphans", "--timeout", "10")
+			err = errors.Join(err, problem)
 		}()
 	}
 	began := time.Now()
 	// Without --force-rm the classic builder leaves the container of an interrupted step.
 	for _, args := range [][]string{{"build", "--force-rm"}, {"up", "--detach"}} {
-		if err := d.compose(ctx, args...); err != nil {
+		if _, err := d.compose(ctx, args...); err != nil {
 			return err
 		}
 	}
@@ -102,8 +103,8 @@ func (d *drill) runSteps(ctx context.Context, steps []func(context.Context) erro
 		return err
 	}
 	d.printf("%s is healthy after %.0f s", d.folder, time.Since(began).Seconds())
-	for _, step := range steps {
-		if err := step(ctx); err != nil {
+	for _, name := range wanted {
+		if err := steps[name](ctx); err != nil {
 			return err
 		}
 	}

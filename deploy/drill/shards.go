@@ -18,12 +18,8 @@ const (
 	from, to     = 1, 3 // the shards that a partition is moved between
 )
 
-// killAndMove kills a shard during a sale, and moves a partition during the same one.
-func (d *drill) killAndMove(ctx context.Context) error { return d.sellOnShards(ctx, "coupon ", true) }
-
-// move moves a partition during a sale.
-func (d *drill) move(ctx context.Context) error { return d.sellOnShards(ctx, "moved coupon ", false) }
-
+// sellOnShards moves a partition during a sale of coupons with this prefix. If kill is set, it
+// kills a shard before that, during the same sale.
 func (d *drill) sellOnShards(ctx context.Context, prefix string, kill bool) error {
 	coupons := make([]string, shardCoupons)
 	for i := range coupons {
@@ -50,17 +46,17 @@ func (d *drill) sellOnShards(ctx context.Context, prefix string, kill bool) erro
 
 // restart kills a database server, and starts it after a sixth of the sale.
 func (d *drill) restart(ctx context.Context, service string) error {
-	if _, err := d.docker(ctx, service, "kill", container); err != nil {
+	if _, err := d.compose(ctx, "kill", service); err != nil {
 		return err
 	}
 	if err := sleep(ctx, d.Duration/6); err != nil {
 		return err
 	}
-	if _, err := d.docker(ctx, service, "start", container); err != nil {
+	if _, err := d.compose(ctx, "up", "--detach", "--no-deps", "--no-recreate", service); err != nil {
 		return err
 	}
 	return waitFor(ctx, time.Minute, service+" to accept connections", func() bool {
-		_, err := d.docker(ctx, service, "exec", "--user=postgres", container, "pg_isready", "--quiet", "--host=127.0.0.1")
+		_, err := d.compose(ctx, "exec", "-T", "--user=postgres", service, "pg_isready", "--quiet", "--host=127.0.0.1")
 		return err == nil
 	})
 }
@@ -80,7 +76,7 @@ func (d *drill) movePartition(ctx context.Context, partition int) error {
 	superuser := func(host string) string {
 		return "host=" + host + " user=postgres dbname=coupond passfile=/run/password/pgpass"
 	}
-	_, err = d.docker(ctx, "proxy", "exec", "--user=postgres", container, "/etc/coupond-shards/move",
+	_, err = d.compose(ctx, "exec", "-T", "--user=postgres", "proxy", "/etc/coupond-shards/move",
 		strconv.Itoa(partition), superuser(shard(from)), superuser(shard(to)), strings.TrimSpace(address), superuser("proxy"))
 	return err
 }
@@ -98,7 +94,7 @@ func (d *drill) partitionsOf(ctx context.Context, prefix string) (list []int, er
 
 // query runs SQL on the proxy's server as its superuser and returns psql's output.
 func (d *drill) query(ctx context.Context, sql string) (string, error) {
-	return d.docker(ctx, "proxy", "exec", "--user=postgres", container, "psql", "-XAt", "--dbname=coupond", "--command="+sql)
+	return d.compose(ctx, "exec", "-T", "--user=postgres", "proxy", "psql", "-XAt", "--dbname=coupond", "--command="+sql)
 }
 
 // shard is the name of a shard's service, and of its host.
