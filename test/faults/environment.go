@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,12 +77,17 @@ func (e *environment) startInstances(ctx context.Context) (err error) {
 		return err
 	}
 	for i := range instances {
-		one, err := newInstance(ctx, fmt.Sprintf("%s/coupond-%d.log", e.home, i), filepath.Join(e.home, "coupond"), e.proxy.URL(e.ownerURL))
+		var config net.ListenConfig
+		listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0") // finds a free port
 		if err != nil {
 			return err
 		}
+		one := &instance{
+			log: fmt.Sprintf("%s/coupond-%d.log", e.home, i), binary: filepath.Join(e.home, "coupond"),
+			database: e.proxy.URL(e.ownerURL), address: listener.Addr().String(),
+		}
 		e.instances = append(e.instances, one)
-		if err := one.start(); err != nil {
+		if err := errors.Join(listener.Close(), one.start()); err != nil {
 			return err
 		}
 	}
@@ -135,27 +141,22 @@ func (e *environment) waitHealthy(ctx context.Context) error {
 	return nil
 }
 
-// storedCoupon is a coupon in the tables.
-type storedCoupon struct {
-	load.Coupon
-	Gap bool // its claim numbers are not 1, 2, 3 and so on
-}
-
 // storedCoupons reads all coupons that clients can have created with their claims from the tables,
-// without the service and the proxy.
-func (e *environment) storedCoupons(ctx context.Context) (stored []storedCoupon, err error) {
+// without the service and the proxy. A claim number that is missing is a claim of the user "".
+func (e *environment) storedCoupons(ctx context.Context) (stored []load.Coupon, err error) {
 	err = e.asOwner(ctx, func(conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, `
 			select c.name, c.amount, c.remaining_amount,
-			  coalesce(array_agg(k.user_id order by k.claim_number) filter (where k.user_id is not null), '{}'),
-			  coalesce(max(k.claim_number) <> count(*), false)
+			  array(
+			    select coalesce(k.user_id, '')
+			    from generate_series(1, (select max(claim_number) from coupond.claims where coupon_name = c.name)) as n
+			    left join coupond.claims as k on k.coupon_name = c.name and k.claim_number = n
+			    order by n)
 			from coupond.coupons as c
-			left join coupond.claims as k on k.coupon_name = c.name
 			where c.name <> $1
-			group by c.name
 			order by c.name`, largeCoupon)
 		if err == nil {
-			stored, err = pgx.CollectRows(rows, pgx.RowToStructByPos[storedCoupon])
+			stored, err = pgx.CollectRows(rows, pgx.RowToStructByPos[load.Coupon])
 		}
 		return err
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,16 +21,6 @@ type instance struct {
 
 	// Only the goroutine that injects faults into the service uses it. It is nil after kill and stop.
 	cmd *exec.Cmd
-}
-
-// newInstance reserves an address for an instance that is started later.
-func newInstance(ctx context.Context, log, binary, database string) (*instance, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	return &instance{log: log, binary: binary, database: database, address: listener.Addr().String()}, listener.Close()
 }
 
 // start starts the process. It must not run already.

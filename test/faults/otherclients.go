@@ -39,7 +39,7 @@ const (
 func (t *faultTest) disturb(ctx context.Context, f *fault, random *rand.Rand) error {
 	var claimed atomic.Int64 // definite answers
 	number := random.Uint64()
-	stop := t.startClients(ctx, bystanders, func(ctx context.Context, i int, c *client) {
+	stop, _ := t.startClients(ctx, bystanders, func(ctx context.Context, i int, c *client) {
 		one := t.newCoupon(fmt.Sprintf("bystander-%x-%d", number, i), 1<<20)
 		c.untilDefinite(ctx, one, input{kind: create})
 		for user := 0; ctx.Err() == nil; user++ {
@@ -84,9 +84,9 @@ func (t *faultTest) compare(f *fault, before, during float64) {
 	}
 }
 
-// startClients calls work in n goroutines, each with its number and a client. stop ends their
-// context and waits for them.
-func (t *faultTest) startClients(ctx context.Context, n int, work func(ctx context.Context, i int, c *client)) (stop func()) {
+// startClients calls work in n goroutines, each with its number and a client. wait waits for them;
+// stop ends their context before that.
+func (t *faultTest) startClients(ctx context.Context, n int, work func(ctx context.Context, i int, c *client)) (stop, wait func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	for i := range n {
@@ -96,10 +96,11 @@ func (t *faultTest) startClients(ctx context.Context, n int, work func(ctx conte
 			work(ctx, i, c)
 		})
 	}
-	return func() {
+	stop = func() {
 		cancel()
 		all.Wait()
 	}
+	return stop, all.Wait
 }
 
 // lockCoupons locks coupons for longer than CLAIM_TIMEOUT, while clients claim them.
@@ -115,7 +116,7 @@ func lockCoupons(ctx context.Context, t *faultTest, random *rand.Rand, measure f
 	stop := func() {}
 	err := t.env.lock(ctx, prefix, func() error {
 		var users atomic.Int64
-		stop = t.startClients(ctx, len(locked)*lockedClients, func(ctx context.Context, i int, c *client) {
+		stop, _ = t.startClients(ctx, len(locked)*lockedClients, func(ctx context.Context, i int, c *client) {
 			for ctx.Err() == nil {
 				c.untilDefinite(ctx, locked[i%len(locked)], input{kind: claim, user: userName(int(users.Add(1)))})
 			}
@@ -130,7 +131,7 @@ func lockCoupons(ctx context.Context, t *faultTest, random *rand.Rand, measure f
 // says.
 func createMany(ctx context.Context, t *faultTest, random *rand.Rand, measure func() error) error {
 	number := random.Uint64()
-	stop := t.startClients(ctx, creators, func(ctx context.Context, i int, c *client) {
+	stop, _ := t.startClients(ctx, creators, func(ctx context.Context, i int, c *client) {
 		for n := 0; ctx.Err() == nil; n++ {
 			one := t.newCoupon(fmt.Sprintf("storm-%x-%d-%d", number, i, n), 1)
 			load.UntilDefinite(ctx, func() (load.Answer, load.Response) { return c.attempt(ctx, one, input{kind: create}) })
@@ -191,7 +192,7 @@ func readSlowly(ctx context.Context, t *faultTest, random *rand.Rand, measure fu
 // askHealth gets /health from one instance on many connections.
 func askHealth(ctx context.Context, t *faultTest, random *rand.Rand, measure func() error) error {
 	one := random.IntN(instances)
-	stop := t.startClients(ctx, healthChecks, func(ctx context.Context, _ int, c *client) {
+	stop, _ := t.startClients(ctx, healthChecks, func(ctx context.Context, _ int, c *client) {
 		for ; ctx.Err() == nil; pause(ctx, healthPause) {
 			response, err := c.conns[one].Get(ctx, "/health")
 			if ctx.Err() == nil && (err != nil || response.Status != http.StatusOK) {

@@ -36,23 +36,11 @@ func (t *faultTest) count(what string, n int) {
 	t.counts[what] += n
 }
 
+// violated adds a violation to the report.
 func (t *faultTest) violated(kind check.Kind, format string, args ...any) {
-	t.addViolations([]check.Violation{{Kind: kind, Count: 1, Examples: []string{fmt.Sprintf(format, args...)}}})
-}
-
-// addViolations adds violations, except those of some kinds.
-func (t *faultTest) addViolations(found []check.Violation, except ...check.Kind) {
-	const maxExamples = 5
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, v := range found {
-		if !slices.Contains(except, v.Kind) {
-			all := t.violations[v.Kind]
-			all.Count += v.Count
-			all.Examples = append(all.Examples, v.Examples[:min(len(v.Examples), maxExamples-len(all.Examples))]...)
-			t.violations[v.Kind] = all
-		}
-	}
+	t.violations[kind] = append(t.violations[kind], fmt.Sprintf(format, args...))
 }
 
 // summary describes the results so far in a line.
@@ -60,8 +48,8 @@ func (t *faultTest) summary() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	violations := 0
-	for _, v := range t.violations {
-		violations += v.Count
+	for _, examples := range t.violations {
+		violations += len(examples)
 	}
 	return fmt.Sprintf("%s answers, %s of them ambiguous; %s violations",
 		comma(t.counts[allAnswers]), comma(t.counts[ambiguousAnswers]), comma(violations))
@@ -82,8 +70,9 @@ func (t *faultTest) report() string {
 		t.options.Duration, t.options.Seed, t.began.UTC().Format(time.DateOnly), t.env.version)
 	line("on one machine with %d CPUs.\n\n%s in %s.\n", runtime.NumCPU(), t.summary(), time.Since(t.began).Round(time.Second))
 	for _, kind := range slices.Sorted(maps.Keys(t.violations)) {
-		line("## %d × %s\n", t.violations[kind].Count, kind)
-		for _, example := range t.violations[kind].Examples {
+		examples := t.violations[kind]
+		line("## %d × %s\n", len(examples), kind)
+		for _, example := range examples[:min(len(examples), 5)] {
 			line("    %s", strings.ReplaceAll(example, "\n", "\n    "))
 		}
 		line("")

@@ -135,28 +135,26 @@ func (t *faultTest) holdSale(ctx context.Context, one coupon, order []int32, con
 	creator.untilDefinite(ctx, one, input{kind: create})
 	creator.close()
 	var next atomic.Int64
-	var all sync.WaitGroup
-	for i := range connections {
-		all.Go(func() {
-			c := t.newClient(i)
-			defer c.close()
-			for n := next.Add(1) - 1; n < int64(len(order)) && ctx.Err() == nil; n = next.Add(1) - 1 {
-				c.untilDefinite(ctx, one, input{kind: claim, user: userName(int(order[n]))})
-			}
-		})
-	}
-	all.Wait()
+	stop, wait := t.startClients(ctx, connections, func(ctx context.Context, _ int, c *client) {
+		for n := next.Add(1) - 1; n < int64(len(order)) && ctx.Err() == nil; n = next.Add(1) - 1 {
+			c.untilDefinite(ctx, one, input{kind: claim, user: userName(int(order[n]))})
+		}
+	})
+	wait()
+	stop()
 	if ctx.Err() != nil {
 		return nil // run reports it
 	}
-	reading, stop := context.WithTimeout(ctx, recoveryTimeout) // a fault may be active
-	defer stop()
+	reading, cancel := context.WithTimeout(ctx, recoveryTimeout) // a fault may be active
+	defer cancel()
 	for i := 0; ; i++ {
 		service := load.Service{Address: t.env.instances[i%instances].address, Timeout: answerTimeout}
 		reported, err := service.Coupon(reading, one.name)
 		if err == nil {
 			// All kinds: every user has claimed until the answer was definite.
-			t.addViolations(one.Check(reported).Violations)
+			for _, v := range one.Check(reported).Violations {
+				t.violated(v.Kind, "%s: %d: %q", one.name, v.Count, v.Examples)
+			}
 			t.count("sales, answers checked against each other", 1)
 			return nil
 		}

@@ -53,7 +53,7 @@ func (t *faultTest) injectFaults(ctx, injecting context.Context) {
 			break
 		}
 		injected++
-		t.logf("%s; next: %q", t.summary(), next)
+		t.printf("%s; next: %q", t.summary(), next)
 		if err := t.inject(ctx, next, random); err != nil {
 			t.violated(notRecovered, "%q: %v", next, err)
 			break // a further fault would show only the consequences of this one
