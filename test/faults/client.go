@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"math"
 	"slices"
 	"strconv"
 	"time"
 
 	"scalable-coupon-system/bench/load"
+	"scalable-coupon-system/internal/couponmodel"
 )
 
 const (
@@ -25,9 +27,9 @@ const (
 // client sends requests as an HTTP client behind a load balancer would: to one instance, and to the
 // next one if it cannot connect. It belongs to one goroutine.
 type client struct {
-	test      *faultTest
-	preferred int
-	conns     [instances]clientConn // by instance
+	test   *faultTest
+	number int
+	conns  [instances]clientConn // by instance
 }
 
 type clientConn struct {
@@ -37,7 +39,7 @@ type clientConn struct {
 
 // newClient returns a client. The numbers spread the clients over the instances.
 func (t *faultTest) newClient(number int) *client {
-	c := &client{test: t, preferred: number % instances}
+	c := &client{test: t, number: number}
 	for i, one := range t.env.instances {
 		c.conns[i].Client = load.NewClient(one.address, answerTimeout)
 	}
@@ -53,7 +55,7 @@ func (c *client) close() {
 // send sends a request once, to the first instance that can be connected to.
 func (c *client) send(do func(*load.Client) (load.Answer, load.Response, error)) (load.Answer, load.Response) {
 	for i := 1; ; i++ {
-		conn := &c.conns[(c.preferred+i-1)%instances]
+		conn := &c.conns[(c.number+i-1)%instances]
 		isNew := time.Since(conn.answered) > maxIdle
 		if isNew {
 			conn.Close()
@@ -79,29 +81,46 @@ func (c *client) attempt(ctx context.Context, one coupon, in input) (load.Answer
 		}
 		return conn.Send(ctx, load.Request{User: in.user, Coupon: one.name, Read: in.kind == read})
 	})
+	out := output{answer: answer}
 	switch in.kind {
 	case create:
 		one.RecordCreation(answer, response.Answered)
 	case claim:
 		one.Record(in.user, answer, response.Sent, response.Answered)
-	case read: // the caller compares it
+	case read:
+		if answer != load.ReadOK {
+			break
+		}
+		reported, err := load.ParseCoupon(response.Body) // the whole body was kept: only small coupons are read
+		out.coupon = couponmodel.Coupon{Amount: reported.Amount, ClaimedBy: reported.ClaimedBy}
+		if err != nil || reported.Name != one.name || reported.Remaining != out.coupon.Remaining() {
+			c.test.violated(notAllowed, "a read of %s: %s: %v", one.name, response.Body, err)
+		}
+	}
+	if one.history != nil {
+		one.history.add(c.number, in, out, response.Sent, response.Answered)
 	}
 	return answer, response
 }
 
-// untilDefinite attempts an operation until the answer is definite or ctx ends.
-func (c *client) untilDefinite(ctx context.Context, one coupon, in input) {
-	impatient(ctx, func() (load.Answer, load.Response) { return c.attempt(ctx, one, in) })
-}
-
-// impatient calls send until the answer is definite or ctx ends, with shorter pauses than
-// Retry-After asks for.
-func impatient(ctx context.Context, send func() (load.Answer, load.Response)) {
-	load.UntilDefinite(ctx, func() (load.Answer, load.Response) {
-		answer, response := send()
+// perform attempts an operation until the answer is definite or ctx ends, at most attempts times,
+// with shorter pauses than Retry-After asks for.
+func (c *client) perform(ctx context.Context, one coupon, in input, attempts int) {
+	trying, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	load.UntilDefinite(trying, func() (load.Answer, load.Response) {
+		if attempts--; attempts == 0 {
+			giveUp()
+		}
+		answer, response := c.attempt(ctx, one, in)
 		response.RetryAfter = 0
 		return answer, response
 	})
+}
+
+// untilDefinite attempts an operation until the answer is definite or ctx ends.
+func (c *client) untilDefinite(ctx context.Context, one coupon, in input) {
+	c.perform(ctx, one, in, math.MaxInt)
 }
 
 // userName returns the name of a user by number; all coupons have the same names.

@@ -111,16 +111,8 @@ func (e *environment) asOwner(ctx context.Context, f func(*pgx.Conn) error) erro
 	return f(conn)
 }
 
-// startPostgres starts the server, also after it exited by itself. It does nothing if the server
-// runs.
+// startPostgres starts the server, which must not run.
 func (e *environment) startPostgres(ctx context.Context) error {
-	if e.postgres != nil {
-		select {
-		case <-e.postgres.Done():
-		default:
-			return nil
-		}
-	}
 	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
 	defer cancel()
 	server, err := localpg.Start(ctx, e.options)

@@ -126,30 +126,16 @@ func TestHistory_check_largest(t *testing.T) {
 func TestFaultTest_checkAll(t *testing.T) {
 	t.Parallel()
 	correct := load.Coupon{Name: "c", Amount: 3, Remaining: 1, ClaimedBy: []string{"u0", "u1"}}
-	with := func(users ...string) load.Coupon {
-		c := correct
-		c.ClaimedBy, c.Remaining = slices.Concat(c.ClaimedBy, users), c.Remaining-len(users)
-		return c
-	}
 	for name, test := range map[string]struct {
 		answers []load.Answer // to the third user
 		stored  load.Coupon
 		want    check.Kind
 	}{
-		"correct":                   {nil, correct, ""},
-		"unknown, not stored":       {[]load.Answer{load.OutcomeUnknown}, correct, ""},
-		"unknown, stored":           {[]load.Answer{load.Cut}, with("u2"), ""},
-		"retried after UNAVAILABLE": {[]load.Answer{load.Unavailable, load.Claimed}, with("u2"), ""},
-		"lost":                      {[]load.Answer{load.Claimed}, correct, check.Lost},
-		"409, and lost":             {[]load.Answer{load.OutcomeUnknown, load.AlreadyClaimed}, correct, check.Lost},
-		"the coupon is lost":        {nil, load.Coupon{}, check.Lost},
-		"granted twice":             {[]load.Answer{load.Claimed, load.Claimed}, with("u2"), check.Duplicate},
-		"stored twice":              {nil, with("u1"), check.Duplicate},
-		"oversold":                  {[]load.Answer{load.Claimed}, with("u2", "u3"), check.Oversold},
-		"stored after OVERLOADED":   {[]load.Answer{load.Overloaded}, with("u2"), check.Unrequested},
-		"out of stock, but stored":  {[]load.Answer{load.Cut, load.OutOfStock}, with("u2"), check.Unrequested},
-		"not created":               {nil, load.Coupon{Name: "d", Amount: 3, Remaining: 3}, check.Unrequested},
-		"the sum is wrong":          {nil, load.Coupon{Name: "c", Amount: 3, Remaining: 2, ClaimedBy: []string{"u0", "u1"}}, check.Inconsistent},
+		"correct":             {nil, correct, ""},
+		"unknown, not stored": {[]load.Answer{load.OutcomeUnknown}, correct, ""},
+		"lost":                {[]load.Answer{load.Claimed}, correct, check.Lost},
+		"the coupon is lost":  {nil, load.Coupon{}, check.Lost},
+		"not created":         {nil, load.Coupon{Name: "d", Amount: 3, Remaining: 3}, check.Unrequested},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -194,8 +180,8 @@ func TestEnvironment_storedCoupons(t *testing.T) {
 	}
 	r := newFaultTest(options{}, io.Discard)
 	gap := r.newCoupon("gap", 5)
-	gap.Record(gap.User("ann"), load.Claimed, time.Time{}, time.Time{})
-	gap.Record(gap.User("eve"), load.Claimed, time.Time{}, time.Time{})
+	gap.Record("ann", load.Claimed, time.Time{}, time.Time{})
+	gap.Record("eve", load.Claimed, time.Time{}, time.Time{})
 	if r.checkAll(stored[1:2]); len(r.violations[check.Unrequested]) != 1 {
 		t.Errorf("the gap is not a violation: %v", r.violations)
 	}

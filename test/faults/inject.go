@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -80,8 +83,9 @@ func reinstallFunctions(ctx context.Context, e *environment, random *rand.Rand) 
 
 // fillWAL fills the disk of the WAL until PostgreSQL panics, and leaves it full for some time.
 func fillWAL(ctx context.Context, e *environment, random *rand.Rand) error {
-	free, err := e.fillWALDisk()
-	if err == nil {
+	balloon := filepath.Join(e.pgWAL(), "balloon") // uses all space that is left
+	err := os.WriteFile(balloon, make([]byte, walDiskSize), 0o600)
+	if errors.Is(err, syscall.ENOSPC) {
 		// The existing segments have room for a while; each pg_switch_wal uses one up. The temporary
 		// replication slot, which is dropped with its session, keeps checkpoints from recycling them.
 		err = e.asOwner(ctx, func(conn *pgx.Conn) error {
@@ -99,9 +103,9 @@ func fillWAL(ctx context.Context, e *environment, random *rand.Rand) error {
 		pause(ctx, between(random, 500*time.Millisecond, 3*time.Second))
 		err = nil // it is that of the panic
 	case <-time.After(recoveryTimeout):
-		err = fmt.Errorf("PostgreSQL did not run out of space for its WAL: %w", err)
+		err = errors.Join(errors.New("PostgreSQL did not run out of space for its WAL"), err)
 	}
-	return errors.Join(err, free(), e.startPostgres(ctx))
+	return errors.Join(err, os.Remove(balloon), e.startPostgres(ctx))
 }
 
 func cutConnections(ctx context.Context, e *environment, random *rand.Rand) error {

@@ -66,9 +66,8 @@ func (t *faultTest) report() string {
 		heading = "VIOLATIONS"
 	}
 	line("# Fault test: %s\n", heading)
-	line("`make faults DURATION=%s SEED=%d` on %s: two instances of coupond, their clients, PostgreSQL %s and the proxy in front of it",
-		t.options.Duration, t.options.Seed, t.began.UTC().Format(time.DateOnly), t.env.version)
-	line("on one machine with %d CPUs.\n\n%s in %s.\n", runtime.NumCPU(), t.summary(), time.Since(t.began).Round(time.Second))
+	line("`make faults DURATION=%s SEED=%d` on %s, PostgreSQL %s, %d CPUs for everything: %s in %s.\n", t.options.Duration, t.options.Seed,
+		t.began.UTC().Format(time.DateOnly), t.env.version, runtime.NumCPU(), t.summary(), time.Since(t.began).Round(time.Second))
 	for _, kind := range slices.Sorted(maps.Keys(t.violations)) {
 		examples := t.violations[kind]
 		line("## %d × %s\n", len(examples), kind)

@@ -60,12 +60,13 @@ func (t *faultTest) printf(format string, args ...any) {
 // coupon is a coupon whose answers are compared with the tables at the end.
 type coupon struct {
 	*check.Checker
-	name   string
-	amount int
+	name    string
+	amount  int
+	history *history // of a small coupon
 }
 
 func (t *faultTest) newCoupon(name string, amount int) coupon {
-	c := coupon{check.New(name, amount, nil), name, amount}
+	c := coupon{Checker: check.New(name, amount, nil), name: name, amount: amount}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.checkers = append(t.checkers, c.Checker)

@@ -12,7 +12,6 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"scalable-coupon-system/bench/load"
-	"scalable-coupon-system/internal/couponmodel"
 )
 
 const (
@@ -31,18 +30,16 @@ const (
 
 // useSmallCoupons uses one small coupon after another until starting ends.
 func (t *faultTest) useSmallCoupons(ctx, starting context.Context, group int) {
-	var clients [groupClients]*client
+	clients := make([]*client, groupClients)
 	for i := range clients {
 		clients[i] = t.newClient(i)
 	}
-	defer func() {
-		for _, c := range clients {
-			c.close()
-		}
-	}()
 	random := t.random(smallCouponStream, group)
 	for n := 0; starting.Err() == nil; n++ {
-		t.useSmallCoupon(ctx, fmt.Sprintf("small-%d-%d", group, n), clients[:], random)
+		t.useSmallCoupon(ctx, fmt.Sprintf("small-%d-%d", group, n), clients, random)
+	}
+	for _, c := range clients {
+		c.close()
 	}
 }
 
@@ -50,25 +47,25 @@ func (t *faultTest) useSmallCoupons(ctx, starting context.Context, group int) {
 // history.
 func (t *faultTest) useSmallCoupon(ctx context.Context, name string, clients []*client, random *rand.Rand) {
 	one := t.newCoupon(name, 1+random.IntN(maxSmallAmount))
-	history := &history{began: time.Now()}
+	one.history = &history{began: time.Now()}
 	var all sync.WaitGroup
 	for i, c := range clients {
 		operations := drawOperations(i, one.amount, random)
 		all.Go(func() {
 			for _, in := range operations {
-				t.perform(ctx, maxAttempts, c, i, one, in, history)
+				c.perform(ctx, one, in, maxAttempts)
 			}
 		})
 	}
 	all.Wait()
 	// Without a read at the end, claims that were executed but not answered would not show in the
 	// history.
-	t.perform(ctx, 0, clients[0], 0, one, input{kind: read}, history)
-	if result := history.check(); result != porcupine.Ok {
-		t.violated(notLinearizable, "%s, %s: %s", name, result, history)
+	clients[0].untilDefinite(ctx, one, input{kind: read})
+	if result := one.history.check(); result != porcupine.Ok {
+		t.violated(notLinearizable, "%s, %s: %s", name, result, one.history)
 	}
 	t.count("histories of small coupons, checked for linearizability", 1)
-	t.count("operations in these histories", len(history.operations))
+	t.count("operations in these histories", len(one.history.operations))
 }
 
 // drawOperations draws the operations of one client, in this order. The first client creates the
@@ -89,30 +86,6 @@ func drawOperations(client, amount int, random *rand.Rand) []input {
 		return slices.Insert(operations, len(operations), creation)
 	}
 	return operations
-}
-
-// perform attempts an operation until the answer is definite, at most attempts times (0: no limit),
-// and adds each attempt to the history.
-func (t *faultTest) perform(ctx context.Context, attempts int, c *client, id int, one coupon, in input, h *history) {
-	trying, giveUp := context.WithCancel(ctx)
-	defer giveUp()
-	attempt := 0
-	impatient(trying, func() (load.Answer, load.Response) {
-		if attempt++; attempt == attempts {
-			giveUp()
-		}
-		answer, response := c.attempt(ctx, one, in)
-		out := output{answer: answer}
-		if answer == load.ReadOK {
-			reported, err := load.ParseCoupon(response.Body) // the whole body was kept: the coupon is small
-			out.coupon = couponmodel.Coupon{Amount: reported.Amount, ClaimedBy: reported.ClaimedBy}
-			if err != nil || reported.Name != one.name || reported.Remaining != out.coupon.Remaining() {
-				t.violated(notAllowed, "a read of %s: %s: %v", one.name, response.Body, err)
-			}
-		}
-		h.add(id, in, out, response.Sent, response.Answered)
-		return answer, response
-	})
 }
 
 // sell holds one sale after another until starting ends.

@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 )
 
 // The WAL is on a file system of its own, small enough to be filled, but several times as large as
@@ -46,14 +43,4 @@ func (e *environment) unmountWALDisk() error {
 		return fmt.Errorf("unmount the disk for the WAL: %w: %s", err, output)
 	}
 	return nil
-}
-
-// fillWALDisk uses all space that is left. free frees it.
-func (e *environment) fillWALDisk() (free func() error, err error) {
-	balloon := filepath.Join(e.pgWAL(), "balloon")
-	free = func() error { return os.RemoveAll(balloon) }
-	if err := os.WriteFile(balloon, make([]byte, walDiskSize), 0o600); !errors.Is(err, syscall.ENOSPC) {
-		return free, errors.Join(err, errors.New("the disk of the WAL is not full"))
-	}
-	return free, nil
 }

@@ -56,19 +56,20 @@ func run(ctx context.Context, command []string) (err error) {
 		}
 		defer func() { err = errors.Join(err, stop()) }()
 	}
-	server, err := pgx.ParseConfig(admin)
+	server, err := pgx.Connect(ctx, admin)
 	if err != nil {
 		return err
 	}
-	database := server.Copy()
+	database := server.Config()
 	database.Database = "coupon_test_sql_" + strings.ToLower(rand.Text()[:10])
-	if err := execute(ctx, server, "create database "+database.Database+" template template0 encoding 'UTF8'"); err != nil {
-		return err
+	if _, err := server.Exec(ctx, "create database "+database.Database+" template template0 encoding 'UTF8'"); err != nil {
+		return errors.Join(err, server.Close(ctx))
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		err = errors.Join(err, execute(ctx, server, "drop database "+database.Database+" with (force)"))
+		_, failed := server.Exec(ctx, "drop database "+database.Database+" with (force)")
+		err = errors.Join(err, failed, server.Close(ctx))
 	}()
 	if err := prepare(ctx, database); err != nil {
 		return err
@@ -88,27 +89,14 @@ func prepare(ctx context.Context, database *pgx.ConnConfig) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.Apply(ctx, conn, db.Options{})
-	if err = errors.Join(err, conn.Close(ctx)); err != nil {
-		return err
-	}
-	return execute(ctx, database,
-		"create schema tap",
-		"create extension pgtap schema tap",
-		"grant usage on schema tap to public", // some tests run in the role coupon_service
-		"alter database "+database.Database+" set search_path = tap, pg_catalog")
-}
-
-func execute(ctx context.Context, config *pgx.ConnConfig, statements ...string) error {
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return err
-	}
 	defer conn.Close(ctx)
-	for _, statement := range statements {
-		if _, err := conn.Exec(ctx, statement); err != nil {
-			return fmt.Errorf("%s: %w", statement, err)
-		}
+	if _, err := db.Apply(ctx, conn, db.Options{}); err != nil {
+		return err
 	}
-	return nil
+	_, err = conn.Exec(ctx, `
+		create schema tap;
+		create extension pgtap schema tap;
+		grant usage on schema tap to public; -- some tests run in the role coupon_service
+		alter database `+database.Database+` set search_path = tap, pg_catalog`)
+	return err
 }
