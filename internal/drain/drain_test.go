@@ -307,6 +307,7 @@ func TestListener_startGrace(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	time.Sleep(l.startGrace) // the connections may have had the same deadline
 	slow.Send(t, wholeRequest[header:])
 	l.answered("slow", slow, false) // its header was read before the drain
 	finish()
