@@ -26,6 +26,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -72,7 +73,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	clean := len(t.violations) == 0
 	err = t.env.close(!clean)
 	report := t.report()
-	t.printf("\n%s", report)
+	_, _ = fmt.Fprintf(out, "\n%s\n", report)
 	err = errors.Join(err, os.WriteFile(o.Report, []byte(report), 0o644))
 	t.printf("report: %s", o.Report)
 	if !clean {
