@@ -16,7 +16,7 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// devDatabase is the name of the database in the private PostgreSQL, and of its superuser.
+// devDatabase is the name of the database in the private PostgreSQL.
 const devDatabase = "coupond"
 
 type devCommand struct {
@@ -47,9 +47,8 @@ func (c *devCommand) Run(ctx context.Context, command *kong.Context, stdout io.W
 	}
 
 	server, err := localpg.Start(ctx, localpg.Options{
-		Dir:  c.Dir,
-		User: devDatabase,
-		Log:  stderr,
+		Dir: c.Dir,
+		Log: stderr,
 		// For psql: select claim_coupon('ada', 'night owl').
 		Settings: map[string]string{"search_path": "coupond, public"},
 	})

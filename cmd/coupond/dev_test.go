@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -76,7 +78,7 @@ func TestDev(t *testing.T) {
 	}
 	// dev and its psql script reach their own database whatever the shell says.
 	p := start(libpqVariables...).ready(t)
-	postmaster := runningPG(t, dir).Pid()
+	postmaster, _ := runningPG(t, dir)
 	curl, psql := suggested(t, p)
 	if len(curl) != 3 {
 		t.Fatalf("%d curl commands, want 3: %s", len(curl), p.stdout.String())
@@ -108,7 +110,7 @@ func TestDev(t *testing.T) {
 	}
 	line += " " + shellQuote(script) + ` -XAt -c "select count(*) from claims" -c "select current_user, current_database(),
 		current_setting('transaction_read_only'), current_setting('client_encoding'), current_setting('DateStyle')"`
-	if got := sh(t, line); got != "1\ncoupond|coupond|off|UTF8|ISO, MDY\n" {
+	if got := sh(t, line); got != "1\npostgres|coupond|off|UTF8|ISO, MDY\n" {
 		t.Errorf("psql prints %q", got)
 	}
 
@@ -123,7 +125,7 @@ func TestDev(t *testing.T) {
 	if got := sh(t, curl[2]); !strings.Contains(got, coupon) {
 		t.Errorf("after the restart: %s", got)
 	}
-	postmaster = runningPG(t, dir).Pid()
+	postmaster, _ = runningPG(t, dir)
 	p.stop(t, syscall.SIGINT)
 	waitGone(t, dir, postmaster, 0)
 	if log := p.stderr.String(); !strings.Contains(log, "ready for claims") || strings.Contains(log, "/api/coupons") {
@@ -136,7 +138,8 @@ func TestDev(t *testing.T) {
 	// If PostgreSQL is stopped from outside, dev ends and names the cause.
 	p = start().ready(t)
 	checkSCRAM(t, p, dir)
-	if err := syscall.Kill(runningPG(t, dir).Pid(), syscall.SIGINT); err != nil {
+	postmaster, _ = runningPG(t, dir)
+	if err := syscall.Kill(postmaster, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	if code := p.wait(t); code != exitFailure {
@@ -154,7 +157,8 @@ func TestDev(t *testing.T) {
 // PostgreSQL has ended, another user may listen on its port.
 func checkSCRAM(t *testing.T, p *program, dir string) {
 	t.Helper()
-	conn := connectTo(t, runningPG(t, dir).URL(devDatabase))
+	_, connString := runningPG(t, dir)
+	conn := connectTo(t, connString)
 	if err := os.WriteFile(filepath.Join(dir, "data", "pg_hba.conf"), []byte("host all all 127.0.0.1/32 password\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +170,7 @@ func checkSCRAM(t *testing.T, p *program, dir string) {
 			t.Fatal(err)
 		}
 	}
-	connectTo(t, runningPG(t, dir).URL(devDatabase)) // a client that does not mind
+	connectTo(t, connString) // a client that does not mind
 	c := p.client(t)
 	wait.For(t, "the service to be unhealthy", func() bool { return c.must(t, "GET", "/health", "").Status == 503 })
 	if a, err := c.claim("ann", "SALE"); err != nil || a.Code != "UNAVAILABLE" {
@@ -182,20 +186,21 @@ func TestDev_interrupted(t *testing.T) {
 	dir := filepath.Join(pgtest.ClusterDir(t), "dev")
 	for what, begun := range map[string]func() bool{
 		"the data directory": func() bool { _, err := os.ReadDir(filepath.Join(dir, "data")); return err == nil },
-		"PostgreSQL":         func() bool { _, err := localpg.Running(dir); return err == nil },
+		"PostgreSQL":         func() bool { _, err := os.Stat(filepath.Join(dir, "data", "postmaster.pid")); return err == nil },
 	} {
 		p := startProcess(t, devEnviron, "dev", "--dir", dir)
 		wait.For(t, what, begun)
 		p.signal(syscall.SIGINT)
 		p.wait(t)
-		if _, err := localpg.Running(dir); !errors.Is(err, localpg.ErrNotRunning) {
-			t.Errorf("interrupted at %s: PostgreSQL still runs: %v", what, err)
+		if localpg.Running(dir) {
+			t.Errorf("interrupted at %s: PostgreSQL still runs", what)
 		}
 	}
 
 	p, reader, release := startPiped(t, true, append([]string{"CLAIM_TIMEOUT=5m"}, devEnviron...), "dev", "--dir", dir)
-	blocked, unlock := blockClaim(t, p.ready(t), runningPG(t, dir).URL(devDatabase))
-	postmaster := runningPG(t, dir).Pid()
+	p.ready(t)
+	postmaster, connString := runningPG(t, dir)
+	blocked, unlock := blockClaim(t, p, connString)
 	release()
 	_ = reader.Close()
 	p.signal(syscall.SIGINT)
@@ -210,26 +215,29 @@ func TestDev_interrupted(t *testing.T) {
 	waitGone(t, dir, postmaster, 0)
 }
 
-func runningPG(t *testing.T, dir string) *localpg.Address {
+// runningPG returns the process ID of the PostgreSQL of a dev in dir, and the connection string of
+// its database.
+func runningPG(t *testing.T, dir string) (postmaster int, connString string) {
 	t.Helper()
-	running, err := localpg.Running(dir)
+	lines := strings.Split(readText(t, dir, "data", "postmaster.pid"), "\n")
+	postmaster, err := strconv.Atoi(lines[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	return running
+	return postmaster, "postgres://postgres@127.0.0.1:" + lines[3] + "/" + devDatabase +
+		"?sslmode=disable&passfile=" + url.PathEscape(filepath.Join(dir, "pgpass"))
 }
 
 // waitGone waits at most timeout until no process of the cluster in dir is left.
 func waitGone(t *testing.T, dir string, postmaster int, timeout time.Duration) {
 	t.Helper()
 	for deadline := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
-		_, running := localpg.Running(dir)
 		alive := syscall.Kill(postmaster, 0)
-		if errors.Is(running, localpg.ErrNotRunning) && errors.Is(alive, syscall.ESRCH) {
+		if !localpg.Running(dir) && errors.Is(alive, syscall.ESRCH) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("PostgreSQL still runs after %s: %v, %v", timeout, running, alive)
+			t.Fatalf("PostgreSQL still runs after %s: %t, %v", timeout, localpg.Running(dir), alive)
 		}
 	}
 }

@@ -11,10 +11,7 @@ import (
 )
 
 // account is the operating system user that initdb and postgres run as. nil is the current user.
-type account struct {
-	name     string
-	uid, gid uint32
-}
+type account struct{ uid, gid uint32 }
 
 // serverAccount returns the account for a data directory, which may not exist yet. Only root can
 // choose one: the owner of data, so that a cluster keeps its user. If data does not exist, it is
@@ -29,7 +26,7 @@ func serverAccount(data string) (*account, error) {
 	case owned && owner == 0:
 		return nil, fmt.Errorf("%s is owned by root, and PostgreSQL does not run as root: chown -R postgres %[1]s", data)
 	case owned:
-		a := &account{name: userName(owner), uid: owner, gid: owner}
+		a := &account{uid: owner, gid: owner}
 		if u, err := user.LookupId(strconv.FormatUint(uint64(owner), 10)); err == nil {
 			a.gid = parseID(u.Gid)
 		}
@@ -37,11 +34,11 @@ func serverAccount(data string) (*account, error) {
 	}
 	for _, name := range []string{"postgres", "_postgres", "nobody"} {
 		if u, err := user.Lookup(name); err == nil && u.Uid != "0" {
-			return &account{name: name, uid: parseID(u.Uid), gid: parseID(u.Gid)}, nil
+			return &account{uid: parseID(u.Uid), gid: parseID(u.Gid)}, nil
 		}
 	}
 	const nobody = 65534 // on Linux, for an image without /etc/passwd
-	return &account{name: userName(nobody), uid: nobody, gid: nobody}, nil
+	return &account{uid: nobody, gid: nobody}, nil
 }
 
 // parseID parses a user or group ID. On macOS the user nobody has the ID -2.

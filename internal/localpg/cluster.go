@@ -1,12 +1,12 @@
 package localpg
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,7 +26,7 @@ type cluster struct {
 	data    string   // its data directory, with links resolved
 	major   int      // the PostgreSQL version that created it; 0: not created yet
 	account *account // runs the server
-	logf    func(string, ...any)
+	log     io.Writer
 
 	owner, running *os.File // see lock
 }
@@ -34,9 +34,6 @@ type cluster struct {
 // openCluster locks the cluster in o.Dir. If there is none, it decides where the data directory
 // will be created.
 func openCluster(ctx context.Context, o Options) (_ *cluster, err error) {
-	if o.Dir == "" {
-		return nil, errors.New("Options.Dir is empty; set it to a directory for the cluster")
-	}
 	mode := fs.FileMode(0o700)
 	if os.Geteuid() == 0 {
 		mode = 0o711 // the server runs as another user
@@ -44,11 +41,7 @@ func openCluster(ctx context.Context, o Options) (_ *cluster, err error) {
 	if err := os.MkdirAll(o.Dir, mode); err != nil {
 		return nil, err
 	}
-	c := &cluster{logf: func(format string, args ...any) {
-		if o.Log != nil {
-			_, _ = fmt.Fprintf(o.Log, format+"\n", args...)
-		}
-	}}
+	c := &cluster{log: cmp.Or(o.Log, io.Discard)}
 	if c.dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
@@ -63,6 +56,10 @@ func openCluster(ctx context.Context, o Options) (_ *cluster, err error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+func (c *cluster) logf(format string, args ...any) {
+	_, _ = fmt.Fprintf(c.log, format+"\n", args...)
 }
 
 // findData sets data, major and account.
@@ -91,68 +88,55 @@ func (c *cluster) findData(ctx context.Context) (err error) {
 	return nil
 }
 
-// useFallbackDir creates a directory below fallbackDir for the data. Its name begins with a hash of
-// dir.
+// useFallbackDir creates a directory below fallbackDir for the data.
 func (c *cluster) useFallbackDir() error {
 	if err := os.MkdirAll(fallbackDir, 0o711); err != nil {
 		return err
 	}
-	hash := sha256.Sum256([]byte(c.dir))
-	prefix := hex.EncodeToString(hash[:8]) + "-"
-	earlier, _ := filepath.Glob(filepath.Join(fallbackDir, prefix+"*")) // fails only for a malformed pattern
-	for _, home := range earlier {
-		c.logf("%s holds the data of an earlier cluster of %s; it is not used, remove it if you do not need it", home, c.dir)
-	}
-	home, err := os.MkdirTemp(fallbackDir, prefix)
+	home, err := os.MkdirTemp(fallbackDir, "cluster-")
 	if err != nil {
 		return err
 	}
 	c.data = filepath.Join(home, "data")
-	c.logf("PostgreSQL will run as %s, which cannot enter %s: its data will be in %s", c.account.name, c.dir, home)
+	c.logf("PostgreSQL will run as %s, which cannot enter %s: its data will be in %s", userName(c.account.uid), c.dir, home)
 	// Whatever the umask is.
 	return errors.Join(os.Chmod(fallbackDir, 0o711), os.Chmod(home, 0o711))
 }
 
-// login is the cluster's superuser.
-type login struct{ user, password string }
-
 const (
-	passwordFile = "pgpass"
-	anyDatabase  = "*:*:*:" // begins a line of libpq's password file: any host, port and database
+	superuser      = "postgres"
+	passwordFile   = "pgpass"
+	passwordPrefix = "*:*:*:" + superuser + ":" // in libpq's password file: any host, port and database
 )
 
-func readLogin(dir string) (login, error) {
+func readPassword(dir string) (string, error) {
 	path := filepath.Join(dir, passwordFile)
 	text, err := os.ReadFile(path)
-	line, isLogin := strings.CutPrefix(strings.TrimSpace(string(text)), anyDatabase)
-	user, password, hasPassword := strings.Cut(line, ":")
-	if err == nil && (!isLogin || !hasPassword) {
-		err = fmt.Errorf("it has no line %s<user>:<password>", anyDatabase)
+	password, found := strings.CutPrefix(strings.TrimSpace(string(text)), passwordPrefix)
+	if err == nil && !found {
+		err = fmt.Errorf("it has no line %s<password>", passwordPrefix)
 	}
 	if err != nil {
-		return login{}, fmt.Errorf("the cluster cannot be used without the password in %s; restore the file, or remove %s"+
+		return "", fmt.Errorf("the cluster cannot be used without the password in %s; restore the file, or remove %s"+
 			" to start with a new cluster: %w", path, dir, err)
 	}
-	return login{user, password}, nil
+	return password, nil
 }
 
 // initialize creates the cluster: initdb in a directory beside it, then the password file, then the
 // rename, and the link if there is one. The last of them makes the cluster exist.
 func (c *cluster) initialize(ctx context.Context, pg installation, o Options) error {
-	user := login{user: o.User, password: rand.Text()}
-	if user.user == "" {
-		user.user = "postgres"
-	}
+	password := rand.Text()
 	newData, pwfile := c.data+".new", c.data+".password"
 	defer func() { _ = os.Remove(pwfile) }()
 	err := errors.Join(
 		os.RemoveAll(newData), os.Mkdir(newData, 0o700), c.account.chown(newData),
-		writeFile(pwfile, user.password+"\n"), c.account.chown(pwfile))
+		writeFile(pwfile, password+"\n"), c.account.chown(pwfile))
 	if err != nil {
 		return err
 	}
 	arguments := []string{
-		"--pgdata=" + newData, "--username=" + user.user, "--pwfile=" + pwfile,
+		"--pgdata=" + newData, "--username=" + superuser, "--pwfile=" + pwfile,
 		"--encoding=UTF8", "--locale=C", "--auth=scram-sha-256",
 	}
 	if o.Settings["fsync"] == "off" {
@@ -164,8 +148,7 @@ func (c *cluster) initialize(ctx context.Context, pg installation, o Options) er
 		return fmt.Errorf("initdb: %w%s", err, lastLines(string(output)))
 	}
 
-	text := anyDatabase + user.user + ":" + user.password + "\n"
-	if err := writeFile(filepath.Join(c.dir, passwordFile), text); err != nil {
+	if err := writeFile(filepath.Join(c.dir, passwordFile), passwordPrefix+password+"\n"); err != nil {
 		return err
 	}
 	if err := os.Rename(newData, c.data); err != nil {
@@ -177,50 +160,17 @@ func (c *cluster) initialize(ctx context.Context, pg installation, o Options) er
 	return nil
 }
 
-// removeStalePid removes the postmaster.pid of a process that has ended. PostgreSQL does this
-// itself, unless another process of the same user has that process ID now, as after a restart of
-// the machine: then it refuses to start. A process that works in the data directory is a postmaster
-// that was started by hand; it is left to PostgreSQL's own check. It returns the content of the
-// file.
-func (c *cluster) removeStalePid(ctx context.Context) (stale string, err error) {
-	path := filepath.Join(c.data, pidFile)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	pid, _, _ := strings.Cut(string(text), "\n")
-	// As the account, because root without all capabilities, as in a container, may not read the
-	// working directory of other users' processes. macOS has lsof instead of /proc.
-	at, _ := c.account.command(ctx, "/bin/sh", "-c",
-		`readlink "/proc/$0/cwd" || lsof -a -p "$0" -d cwd -Fn | sed -n 's/^n//p'`, pid).Output()
-	if dir := strings.TrimSuffix(string(at), "\n"); dir != "" && dir != c.data {
-		err = os.Remove(path)
-	}
-	return string(text), err
-}
-
-// Remove removes the cluster in dir with all its data. If its server is just ending with its
-// process, Remove waits. It returns nil if dir does not exist.
+// Remove removes dir with the cluster in it. If its server is just ending with its process, Remove
+// waits. It returns nil if dir does not exist.
 func Remove(ctx context.Context, dir string) error {
 	running, err := lockFile(ctx, filepath.Join(dir, runningFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err == nil {
-		defer func() { _ = running.Close() }()
-		data, missing := filepath.EvalSymlinks(filepath.Join(dir, "data"))
-		if home := filepath.Dir(data); missing == nil && filepath.Dir(home) == fallbackDir {
-			err = os.RemoveAll(home)
-		}
-		err = errors.Join(err, os.RemoveAll(dir))
-	}
 	if err != nil {
-		return fmt.Errorf("localpg: remove %s: %w", dir, err)
+		return err
 	}
-	return nil
+	return errors.Join(os.RemoveAll(dir), running.Close())
 }
 
 // writeFile creates a file that only the current user may read. It follows no link, and replaces a

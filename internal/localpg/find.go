@@ -31,18 +31,11 @@ var searchPatterns = []string{
 	"/Applications/Postgres.app/*/*/*/bin", // Contents/Versions/17/bin
 }
 
-// findInstallation returns the installation to use: that of binDir, of PATH, or else the newest
-// that searchPatterns match, or that was downloaded. Without a suitable one it downloads one,
-// unless the cluster exists already and needs a certain version: then the user has to decide how to
-// read the old data.
-func (c *cluster) findInstallation(ctx context.Context, binDir string) (installation, error) {
-	if binDir != "" {
-		found, err := c.inspect(ctx, binDir)
-		if err == nil && !c.fits(found) {
-			err = fmt.Errorf("PostgreSQL %s in %s cannot be used: %w", found.version, found.dir, c.errRequired())
-		}
-		return found, err
-	}
+// findInstallation returns the installation to use: that of PATH, or else the newest that
+// searchPatterns match, or that was downloaded. Without a suitable one it downloads one, unless the
+// cluster exists already and needs a certain version: then the user has to decide how to read the
+// old data.
+func (c *cluster) findInstallation(ctx context.Context) (installation, error) {
 	found := c.search(ctx)
 	switch {
 	case ctx.Err() != nil: // the search may be incomplete
@@ -66,7 +59,7 @@ func (c *cluster) search(ctx context.Context) (newest installation) {
 		if linked, err := filepath.EvalSymlinks(postgres); err == nil {
 			postgres = linked
 		}
-		if found, err := c.inspect(ctx, filepath.Dir(postgres)); err == nil && c.fits(found) {
+		if found, ok := c.inspect(ctx, filepath.Dir(postgres)); ok {
 			return found
 		}
 	}
@@ -77,17 +70,12 @@ func (c *cluster) search(ctx context.Context) (newest installation) {
 	for _, pattern := range patterns {
 		dirs, _ := filepath.Glob(pattern) // fails only for a malformed pattern
 		for _, dir := range dirs {
-			// An error means that it is not a working installation.
-			if found, err := c.inspect(ctx, dir); err == nil && c.fits(found) && found.major > newest.major {
+			if found, ok := c.inspect(ctx, dir); ok && found.major > newest.major {
 				newest = found
 			}
 		}
 	}
 	return newest
-}
-
-func (c *cluster) fits(pg installation) bool {
-	return pg.major >= oldestMajor && (c.major == 0 || c.major == pg.major)
 }
 
 // errRequired says which version must be installed.
@@ -102,21 +90,19 @@ func (c *cluster) errRequired() error {
 
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) ((\d+)\S*)`)
 
-// inspect runs postgres --version as the account that will run the server. This shows that the
-// programs exist, that the account may run them, and that they are built for this machine.
-func (c *cluster) inspect(ctx context.Context, dir string) (installation, error) {
+// inspect returns the installation in dir, and whether the cluster can use it. It runs postgres
+// --version as the account that will run the server. This shows that the programs exist, that the
+// account may run them, and that they are built for this machine.
+func (c *cluster) inspect(ctx context.Context, dir string) (found installation, ok bool) {
 	if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {
-		return installation{}, err
+		return installation{}, false
 	}
-	postgres := filepath.Join(dir, "postgres")
-	output, err := c.account.command(ctx, postgres, "--version").Output()
-	if err != nil {
-		return installation{}, fmt.Errorf("%s --version: %w", postgres, err)
-	}
+	output, err := c.account.command(ctx, filepath.Join(dir, "postgres"), "--version").Output()
 	match := versionPattern.FindStringSubmatch(string(output))
-	if match == nil {
-		return installation{}, fmt.Errorf("%s --version printed %q, which is not a PostgreSQL version", postgres, output)
+	if err != nil || match == nil {
+		return installation{}, false
 	}
 	major, err := strconv.Atoi(match[2])
-	return installation{dir: dir, version: match[1], major: major}, err
+	ok = err == nil && major >= oldestMajor && (c.major == 0 || c.major == major)
+	return installation{dir: dir, version: match[1], major: major}, ok
 }

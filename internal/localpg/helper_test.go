@@ -10,9 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,12 +21,8 @@ import (
 	"scalable-coupon-system/internal/wait"
 )
 
-// The test binary runs itself again as a child process that starts the cluster in childDir, with
-// the programs in childBin.
-const (
-	childDir = "LOCALPG_TEST_DIR"
-	childBin = "LOCALPG_TEST_BIN_DIR"
-)
+// The test binary runs itself again as a child process that starts the cluster in childDir.
+const childDir = "LOCALPG_TEST_DIR"
 
 func TestMain(m *testing.M) {
 	dir := os.Getenv(childDir)
@@ -35,9 +31,7 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(sourceDir)
 		os.Exit(code)
 	}
-	o := fast(dir)
-	o.BinDir = os.Getenv(childBin)
-	server, err := Start(context.Background(), o)
+	server, err := Start(context.Background(), fast(dir))
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -54,12 +48,13 @@ type child struct {
 	url                  string
 }
 
-func startChild(t *testing.T, dir, bin string) *child {
+// startChild starts a child with environ in addition to this process's environment.
+func startChild(t *testing.T, dir string, environ ...string) *child {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
 	c := &child{cmd: exec.CommandContext(context.Background(), executable)}
-	c.cmd.Env = append(os.Environ(), childDir+"="+dir, childBin+"="+bin)
+	c.cmd.Env = slices.Concat(os.Environ(), environ, []string{childDir + "=" + dir})
 	c.cmd.Stderr = os.Stderr
 	output, err := c.cmd.StdoutPipe()
 	must(t, err)
@@ -194,10 +189,7 @@ func exists(path string) bool {
 // a moment, because a process that a parallel test starts has a copy of the lock until its exec.
 func waitGone(t *testing.T, dir string) {
 	t.Helper()
-	file, err := os.Open(filepath.Join(dir, runningFile))
-	must(t, err)
-	defer func() { _ = file.Close() }()
-	wait.For(t, "the processes of the server to end", func() bool { return flock(file, syscall.LOCK_SH) == nil })
+	wait.For(t, "the processes of the server to end", func() bool { return !Running(dir) })
 }
 
 // cancelWhen returns a context that ends when condition becomes true.
@@ -221,16 +213,15 @@ func script(t *testing.T, dir, name, text string) {
 
 // realInstallation returns the installation of this machine.
 var realInstallation = sync.OnceValues(func() (installation, error) {
-	c := &cluster{logf: func(string, ...any) {}}
-	var err error
-	if c.account, err = serverAccount(""); err != nil {
+	account, err := serverAccount("")
+	if err != nil {
 		return installation{}, err
 	}
-	return c.findInstallation(context.Background(), "")
+	return (&cluster{account: account, log: io.Discard}).findInstallation(context.Background())
 })
 
-// fakeInstallation returns a directory with scripts as initdb and postgres. "" means the machine's
-// program. In a script, $real is the directory of the machine's programs.
+// fakeInstallation returns a PATH that begins with a directory of scripts as initdb and postgres.
+// "" means the machine's program. In a script, $real is the directory of the machine's programs.
 func fakeInstallation(t *testing.T, initdb, postgres string) string {
 	t.Helper()
 	found, err := realInstallation()
@@ -242,5 +233,5 @@ func fakeInstallation(t *testing.T, initdb, postgres string) string {
 		}
 		script(t, dir, name, "real='"+found.dir+"'\n"+text)
 	}
-	return dir
+	return dir + ":" + os.Getenv("PATH")
 }

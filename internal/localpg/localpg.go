@@ -5,7 +5,7 @@
 //
 //	data        the data directory, or a link to it (see below)
 //	pgpass      the superuser's name and random password, as a libpq password file with mode 0600
-//	server.log  the server's log
+//	server.log  the log of the server since its last start
 //	lock        locked by the process that called Start
 //	running     locked while any process of the server is running
 //
@@ -31,7 +31,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -45,8 +44,6 @@ type Options struct {
 	// Dir is the cluster's home directory. It is created if it is missing; an existing cluster is
 	// started again.
 	Dir string
-	// User is the name of the superuser of a new cluster. "" means postgres.
-	User string
 	// Port is the TCP port on 127.0.0.1. 0 means one that depends on Dir, or a random one if that is
 	// in use.
 	Port int
@@ -55,34 +52,25 @@ type Options struct {
 	Settings map[string]string
 	// Log receives messages for the user, such as where the data is. nil discards them.
 	Log io.Writer
-	// BinDir contains initdb and postgres, version 15 or newer. "" means to find or download them.
-	BinDir string
 }
 
 // Server is a PostgreSQL server that Start started.
 type Server struct {
-	*Address
-
 	cluster      *cluster
 	installation installation
+	password     string
+	pid, port    int
 	sockets      string // directory of the unix socket
 
 	watchdog *exec.Cmd
 	commands *os.File // the pipe to the watchdog, for one command; the server ends when it closes
 	stopped  atomic.Bool
 	done     chan struct{} // closed when the watchdog and the server have ended
-	logStart int64         // size of the log when the server was started, in bytes
-}
-
-// Address says how to reach a running server.
-type Address struct {
-	login     login
-	pid, port int
 }
 
 // Start starts the cluster in o.Dir and waits until it accepts connections. It creates the cluster
 // if there is none. ctx ends the wait, but not a running server: that ends with Stop, Kill or this
-// process. If the cluster is already running, the error is ErrRunning.
+// process. If the cluster is already running, Start fails.
 //
 // Start calls IgnoreEnvironment.
 func Start(ctx context.Context, o Options) (*Server, error) {
@@ -118,11 +106,11 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 			c.unlock()
 		}
 	}()
-	s := &Server{Address: &Address{}, cluster: c, done: make(chan struct{})}
+	s := &Server{cluster: c, done: make(chan struct{})}
 	if s.port, err = choosePort(o.Port, c.dir); err != nil {
 		return nil, err
 	}
-	if s.installation, err = c.findInstallation(ctx, o.BinDir); err != nil {
+	if s.installation, err = c.findInstallation(ctx); err != nil {
 		return nil, err
 	}
 	if c.major == 0 {
@@ -131,17 +119,14 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	stale, err := c.removeStalePid(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if s.login, err = readLogin(c.dir); err != nil {
+	stale, _ := os.ReadFile(filepath.Join(c.data, pidFile)) // there is none after a Stop
+	if s.password, err = readPassword(c.dir); err != nil {
 		return nil, err
 	}
 	if err := s.launch(o.Settings); err != nil {
 		return nil, err
 	}
-	if err = s.waitReady(ctx, stale); err != nil {
+	if err = s.waitReady(ctx, string(stale)); err != nil {
 		_ = s.end(stopImmediate)
 		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", s.Version(), s.Dir(), err, s.logTail())
 	}
@@ -153,8 +138,10 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 func (s *Server) waitReady(ctx context.Context, stale string) error {
 	for {
 		text, err := os.ReadFile(filepath.Join(s.cluster.data, pidFile))
-		if err == nil && string(text) != stale && s.parse(string(text)) == nil {
-			return nil
+		lines := strings.Split(string(text), "\n")
+		if err == nil && string(text) != stale && len(lines) > 7 && strings.TrimSpace(lines[7]) == "ready" {
+			s.pid, err = strconv.Atoi(lines[0])
+			return err
 		}
 		select {
 		case <-s.done:
@@ -186,68 +173,41 @@ func (s *Server) Psql(database string) string {
 	value := func(text string) string {
 		return strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(text))
 	}
-	u := url.URL{Scheme: "postgres", User: url.User(s.login.user), Path: "/" + database}
+	u := url.URL{Scheme: "postgres", User: url.User(superuser), Path: "/" + database}
+	owner, _ := ownerOf(s.cluster.data)
 	u.RawQuery = noTLS + "&host=" + value(s.sockets) + "&port=" + strconv.Itoa(s.port) +
-		"&passfile=" + value(filepath.Join(s.Dir(), passwordFile))
-	if owner, ok := ownerOf(s.cluster.data); ok {
-		// libpq knows users by name only, so the server's user must have one.
-		if account, err := user.LookupId(strconv.FormatUint(uint64(owner), 10)); err == nil {
-			u.RawQuery += "&requirepeer=" + value(account.Username)
-		}
-	}
+		"&passfile=" + value(filepath.Join(s.Dir(), passwordFile)) + "&requirepeer=" + value(userName(owner))
 	return "psql '" + strings.ReplaceAll(u.String(), "'", `'\''`) + "'"
 }
 
 // Port returns the server's TCP port on 127.0.0.1.
-func (a *Address) Port() int { return a.port }
+func (s *Server) Port() int { return s.port }
 
 // Pid returns the process ID of the postmaster, the server's first process.
-func (a *Address) Pid() int { return a.pid }
+func (s *Server) Pid() int { return s.pid }
 
 // noTLS also keeps pgx from reading the user's own root certificate, which may not be valid.
 const noTLS = "sslmode=disable&sslrootcert="
 
 // URL returns the superuser's connection string for database. It contains the password: do not log
 // it.
-func (a *Address) URL(database string) string {
+func (s *Server) URL(database string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.UserPassword(a.login.user, a.login.password),
-		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)), Path: "/" + database, RawQuery: noTLS,
+		Scheme: "postgres", User: url.UserPassword(superuser, s.password),
+		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)), Path: "/" + database, RawQuery: noTLS,
 	}
 	return u.String()
 }
 
-// ErrNotRunning means that the cluster has no running server.
-var ErrNotRunning = errors.New("PostgreSQL is not running")
-
-// Running returns the address of the running server of the cluster in dir, whichever process
-// started it. The error is ErrNotRunning if there is none, or if it is still starting.
-func Running(dir string) (*Address, error) {
-	login, err := readLogin(dir)
-	a := &Address{login: login}
-	running, missing := os.Open(filepath.Join(dir, runningFile))
-	defer func() { _ = running.Close() }() // fails if it is nil
-	if missing != nil || flock(running, syscall.LOCK_SH) == nil {
-		err = ErrNotRunning
-	} else if text, missing := os.ReadFile(filepath.Join(dir, "data", pidFile)); missing != nil || a.parse(string(text)) != nil {
-		err = ErrNotRunning
-	}
+// Running reports whether a process of the server of the cluster in dir is running, whichever
+// process started it.
+func Running(dir string) bool {
+	file, err := os.Open(filepath.Join(dir, runningFile))
 	if err != nil {
-		return nil, fmt.Errorf("localpg: %s: %w", dir, err)
+		return false
 	}
-	return a, nil
-}
-
-// parse reads the address of a server that is ready from the content of its postmaster.pid.
-func (a *Address) parse(text string) (err error) {
-	lines := strings.Split(text, "\n")
-	if len(lines) < 8 || strings.TrimSpace(lines[7]) != "ready" {
-		return errors.New("the server is not ready")
-	}
-	if a.pid, err = strconv.Atoi(lines[0]); err == nil {
-		a.port, err = strconv.Atoi(lines[3])
-	}
-	return err
+	defer func() { _ = file.Close() }()
+	return flock(file, syscall.LOCK_SH) != nil
 }
 
 // choosePort returns the port to use. Without a wanted one it is below the range of ephemeral ports

@@ -10,9 +10,6 @@ import (
 	"time"
 )
 
-// ErrRunning means that a process is already running the cluster.
-var ErrRunning = errors.New("PostgreSQL is already running")
-
 const (
 	ownerFile   = "lock"
 	runningFile = "running"
@@ -33,7 +30,7 @@ func (c *cluster) lock(ctx context.Context) (err error) {
 	}
 	err = flock(c.owner, syscall.LOCK_EX)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = fmt.Errorf("%w in %s", ErrRunning, c.dir)
+		err = fmt.Errorf("PostgreSQL is already running in %s", c.dir)
 	}
 	if err == nil {
 		c.running, err = lockFile(ctx, filepath.Join(c.dir, runningFile))
@@ -58,21 +55,15 @@ func lockFile(ctx context.Context, path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = flock(file, syscall.LOCK_EX); err == nil {
-			return file, nil
+	for flock(file, syscall.LOCK_EX) != nil {
+		select {
+		case <-time.After(pollInterval):
+		case <-ctx.Done():
+			_ = file.Close()
+			return nil, fmt.Errorf("another process uses %s: %w", path, ctx.Err())
 		}
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			select {
-			case <-time.After(pollInterval):
-				continue
-			case <-ctx.Done():
-				err = fmt.Errorf("another process uses it: %w", ctx.Err())
-			}
-		}
-		_ = file.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
+	return file, nil
 }
 
 // openFile opens or creates a private file. It follows no link: root may be using a directory of

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -29,14 +27,11 @@ const logFile = "server.log"
 // When it has ended, the cluster is unlocked.
 func (s *Server) launch(settings map[string]string) (err error) {
 	c := s.cluster
-	log, err := openFile(filepath.Join(c.dir, logFile), os.O_APPEND|os.O_WRONLY)
+	log, err := openFile(filepath.Join(c.dir, logFile), os.O_TRUNC|os.O_APPEND|os.O_WRONLY)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	if s.logStart, err = log.Seek(0, io.SeekEnd); err != nil {
-		return err
-	}
 	// Not in $TMPDIR, because the path of a unix socket is limited to 107 bytes (103 on macOS).
 	if s.sockets, err = os.MkdirTemp("/tmp", "localpg-"); err != nil {
 		return err
@@ -60,8 +55,8 @@ func (s *Server) launch(settings map[string]string) (err error) {
 		"-D", c.data, "-c", "listen_addresses=127.0.0.1",
 		"-c", "port=" + strconv.Itoa(s.port), "-c", "unix_socket_directories=" + s.sockets,
 	}
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		arguments = append(arguments, "-c", name+"="+settings[name])
+	for name, value := range settings {
+		arguments = append(arguments, "-c", name+"="+value)
 	}
 	s.commands = writer
 	s.watchdog = c.account.command(context.Background(), "/bin/sh", arguments...)
@@ -123,14 +118,13 @@ func (s *Server) end(command string) error {
 	return nil
 }
 
-// logTail returns the last lines that this run of the server has logged, to be appended to an error
-// message.
+// logTail returns the last lines of the server's log, to be appended to an error message.
 func (s *Server) logTail() string {
 	text, err := os.ReadFile(filepath.Join(s.Dir(), logFile))
 	if err != nil {
 		return ""
 	}
-	return lastLines(string(text[s.logStart:]))
+	return lastLines(string(text))
 }
 
 // lastLines returns the last 12 lines of text, each on an indented line, to be appended to an error
