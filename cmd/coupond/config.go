@@ -27,7 +27,7 @@ import (
 //	secret    the value is never shown
 type settings struct {
 	environ  []string // NAME=value
-	problems []string
+	problems error    // nil, or one line for each
 }
 
 // listenSettings names the address of the service.
@@ -78,18 +78,15 @@ var forms = map[string]struct {
 }
 
 func checkAddress(address string) error {
-	_, port, err := net.SplitHostPort(address)
-	if err == nil {
-		_, err = strconv.ParseUint(port, 10, 16)
-	}
-	if err != nil {
+	_, port, _ := net.SplitHostPort(address) // after an error, port is empty
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return errNotAllowed
 	}
 	return nil
 }
 
 // errNotAllowed is for a value about which there is nothing more to say.
-var errNotAllowed = errors.New("value not allowed")
+var errNotAllowed = errors.New("not allowed")
 
 // resolve returns the value of a flag that is not on the command line, or nil if its variable is
 // empty or not set.
@@ -114,11 +111,7 @@ func (s *settings) decode(ctx *kong.DecodeContext, target reflect.Value) error {
 	switch err := set(target, tag, text); {
 	case err == nil:
 	case tag.Has("secret"): // the error has one line for each problem, and says what is allowed
-		for line := range strings.SplitSeq(err.Error(), "\n") {
-			s.problem("%s: %s", name, line)
-		}
-	case errors.Is(err, errNotAllowed):
-		s.problem("%s=%.100q: must be %s", name, text, allowed(ctx.Value))
+		s.problem("%s: %s", name, strings.ReplaceAll(err.Error(), "\n", "\n"+name+": "))
 	default:
 		s.problem("%s=%.100q: %v; must be %s", name, text, err, allowed(ctx.Value))
 	}
@@ -180,20 +173,7 @@ func describe(v *kong.Value) string {
 }
 
 func (s *settings) problem(format string, args ...any) {
-	s.problems = append(s.problems, fmt.Sprintf(format, args...))
-}
-
-// err returns a usageError that names all problems, or nil.
-func (s *settings) err() error {
-	text := strings.Join(s.problems, "\n  ")
-	switch n := len(s.problems); n {
-	case 0:
-		return nil
-	case 1:
-		return usageError{errors.New(text)}
-	default:
-		return usageError{fmt.Errorf("%d invalid settings:\n  %s", n, text)}
-	}
+	s.problems = errors.Join(s.problems, fmt.Errorf(format, args...))
 }
 
 // effective returns the settings of the command for the log, secrets hidden.

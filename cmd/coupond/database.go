@@ -25,18 +25,21 @@ type databaseSettings struct {
 	DatabasePasswordFile string `setting:"DATABASE_PASSWORD_FILE" placeholder:"FILE" form:"password file" help:"file with the password, which replaces one in DATABASE_URL"`
 
 	connString string // with the password
+	address    string // user, host, port and database for log and error messages, without the password
 }
 
 const noDatabase = "DATABASE_URL is not set: use DATABASE_URL=postgres://user@host:5432/database," +
 	" or try the service with a private PostgreSQL: coupond dev"
 
-// AfterApply sets connString, if both settings are valid. If not, decode has reported that.
+// AfterApply sets connString and address, if both settings are valid. If not, decode has reported that.
 func (d *databaseSettings) AfterApply(s *settings) error {
 	config, err := pgstore.ParseURL(d.DatabaseURL)
 	if d.DatabaseURL == "" {
 		s.problem(noDatabase)
 	} else if err == nil {
+		conn := config.ConnConfig
 		d.connString = config.ConnString()
+		d.address = conn.User + "@" + net.JoinHostPort(conn.Host, strconv.Itoa(int(conn.Port))) + "/" + conn.Database
 	}
 	if password, err := readPassword(d.DatabasePasswordFile); d.connString != "" && err == nil {
 		if d.connString, err = pgstore.WithPassword(d.DatabaseURL, password); err != nil {
@@ -61,16 +64,6 @@ func readPassword(path string) (string, error) {
 	return password, nil
 }
 
-// address returns user, host, port and database for log and error messages, without the password.
-func (d *databaseSettings) address() string {
-	parsed, err := pgstore.ParseURL(d.DatabaseURL)
-	if err != nil {
-		return "(invalid connection string)"
-	}
-	conn := parsed.ConnConfig
-	return conn.User + "@" + net.JoinHostPort(conn.Host, strconv.Itoa(int(conn.Port))) + "/" + conn.Database
-}
-
 type migrateCommand struct {
 	Database databaseSettings `embed:""`
 	Proxy    bool             `help:"Install the PL/Proxy functions of a proxy instead of the schema."`
@@ -88,7 +81,7 @@ With --proxy, DATABASE_URL names an empty database that becomes a proxy in front
 // Run migrates the database, or makes it a proxy.
 func (m *migrateCommand) Run(ctx context.Context, stdout io.Writer, stderr *output) error {
 	surviveBrokenPipes()
-	return migrate(ctx, m.Database.connString, m.Database.address(), m.Proxy, stdout, stderr)
+	return migrate(ctx, m.Database.connString, m.Database.address, m.Proxy, stdout, stderr)
 }
 
 // migrate installs the schema, or the functions of a proxy, in the database of connString. It
@@ -131,7 +124,7 @@ func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 	// The pool's parser, because DATABASE_URL may hold settings for the service's pool.
 	config, err := pgstore.ParseURL(connString)
 	if err != nil {
-		return nil, errors.New(oneLine(err))
+		return nil, err
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
 	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
@@ -142,9 +135,7 @@ func connect(ctx context.Context, connString string) (*pgx.Conn, error) {
 	if _, ok := errors.AsType[*pgconn.PgError](err); !ok {
 		// No server gave a reason: add the error at each address that was tried, without the user and
 		// the database, which the caller adds.
-		problem += " (" + oneLine(cmp.Or(errors.Unwrap(err), err)) + ")"
+		problem += " (" + strings.ReplaceAll(cmp.Or(errors.Unwrap(err), err).Error(), "\n", "; ") + ")"
 	}
 	return nil, errors.New(problem)
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

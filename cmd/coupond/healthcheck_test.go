@@ -31,7 +31,7 @@ func TestHealthcheck(t *testing.T) {
 			func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(http.StatusServiceUnavailable)
 				_, _ = io.WriteString(w, `{"status":"unhealthy","error":"run coupond migrate"}`)
-			}, 1, `503 Service Unavailable: run coupond migrate` + "\n",
+			}, 1, `503 Service Unavailable: {"status":"unhealthy","error":"run coupond migrate"}` + "\n",
 		},
 		"another program listens": {
 			func(w http.ResponseWriter, _ *http.Request) {

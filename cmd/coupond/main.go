@@ -133,8 +133,8 @@ func runCommand(ctx context.Context, args []string, s *settings, stdout io.Write
 	case err != nil:
 		return err
 	}
-	if err := s.err(); err != nil {
-		return err
+	if s.problems != nil {
+		return usageError{s.problems}
 	}
 	return command.Run()
 }

@@ -433,7 +433,6 @@ func TestWrongUsage(t *testing.T) {
 	expect(t, exitUsage, `unexpected argument (not shown, because it may hold a password) (see: coupond serve --help)`, nil, "serve", "postgres://me:p@ss@host/db")
 	expect(t, exitUsage, `unexpected argument (not shown, because it may hold a password) (see: `, nil, "migrate", "host=a password='pass word' dbname=db")
 	expect(t, exitUsage, `LISTEN_ADDR=(not shown, because it may hold a password): `, []string{noServer}, "serve", "--listen-addr=postgres://me:pass@host/db")
-	expect(t, exitUsage, "LISTEN_ADDR has port 0, ", []string{"LISTEN_ADDR=:0"}, "healthcheck")
 	for _, command := range []string{"serve", "migrate"} {
 		expect(t, exitUsage, "coupond: DATABASE_URL is not set", nil, command)
 		expect(t, exitUsage, "or try the service with a private PostgreSQL: coupond dev\n", []string{"DATABASE_URL="}, command)

@@ -35,8 +35,7 @@ type output struct {
 	changed sync.Cond // pending or closed
 	pending []byte    // not yet written
 	closed  bool
-	dropped int64       // lines dropped since the start
-	report  func(int64) // reports a number of dropped lines in the log; nil without a log
+	dropped int64 // lines dropped since the start
 }
 
 func newOutput(dest io.Writer) *output {
@@ -74,36 +73,21 @@ func (o *output) close() {
 // run writes what is pending until the output is closed.
 func (o *output) run() {
 	defer close(o.done)
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	var text []byte
-	torn := false    // the last write ended in the middle of a line
-	said := int64(0) // dropped lines that were reported
 	for {
-		o.mu.Lock()
 		for len(o.pending) == 0 && !o.closed {
 			o.changed.Wait()
 		}
 		text, o.pending = o.pending, text[:0]
-		o.mu.Unlock()
 		if len(text) == 0 {
 			return
 		}
-		if torn {
-			text = append([]byte("\n"), text...)
-		}
-		n, err := o.dest.Write(text)
-		if n > 0 {
-			torn = text[n-1] != '\n'
-		}
-
+		o.mu.Unlock()
+		n, _ := o.dest.Write(text)
 		o.mu.Lock()
 		o.dropped += lines(text[n:])
-		unsaid, report := o.dropped-said, o.report
-		hasRoom := len(o.pending) <= maxOutput/2
-		o.mu.Unlock()
-		if unsaid > 0 && err == nil && hasRoom && report != nil {
-			said += unsaid
-			report(unsaid) // calls Write
-		}
 	}
 }
 
@@ -126,8 +110,8 @@ func init() {
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
 }
 
-// newLogger returns a logger that writes to out, also when out has dropped lines. It replaces the
-// format auto by the one that fits out.
+// newLogger returns a logger that writes to out. It replaces the format auto by the one that fits
+// out.
 func newLogger(out *output, settings *serviceSettings) zerolog.Logger {
 	level, _ := zerolog.ParseLevel(settings.LogLevel) // the setting allows no other words
 	file, ok := out.dest.(*os.File)
@@ -142,12 +126,5 @@ func newLogger(out *output, settings *serviceSettings) zerolog.Logger {
 	if settings.LogFormat == "console" {
 		w = zerolog.ConsoleWriter{Out: out, NoColor: !terminal, TimeFormat: time.TimeOnly}
 	}
-	log := zerolog.New(w).Level(level).With().Timestamp().Logger()
-	out.mu.Lock()
-	defer out.mu.Unlock()
-	out.report = func(lines int64) { log.Warn().Int64("lines", lines).Msg(droppedMessage) }
-	return log
+	return zerolog.New(w).Level(level).With().Timestamp().Logger()
 }
-
-// droppedMessage is logged after lines were dropped.
-const droppedMessage = "lines of this log were dropped, because they were not read or could not be written"

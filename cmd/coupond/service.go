@@ -51,7 +51,7 @@ func (c *serveCommand) Run(ctx context.Context, command *kong.Context, stderr *o
 	}
 	limitMemory(s.log)
 	s.database = c.Database.connString
-	s.logStart(c.Database.address(), command)
+	s.logStart(c.Database.address, command)
 	return s.run(ctx)
 }
 
