@@ -28,11 +28,15 @@ import (
 // upgrade under load (upgrade_test.go). Each trial is short here, and takes a minute in `.ci/run
 // bounds`, on a machine where nothing else runs.
 func TestBounds(t *testing.T) {
+	text := os.Getenv("COUPOND_BOUNDS")
+	if text == "" {
+		t.Parallel()
+	}
 	b := &bounds{
 		duration: 500 * time.Millisecond, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second,
 		idle: 1_000, writers: 4_000, binary: plainBinary(t),
 	}
-	if text := os.Getenv("COUPOND_BOUNDS"); text != "" {
+	if text != "" {
 		duration, err := time.ParseDuration(text)
 		if err != nil {
 			t.Fatalf("COUPOND_BOUNDS: %v", err)
@@ -138,9 +142,7 @@ func getOnce(url string) (status int, took time.Duration) {
 func plainBinary(t *testing.T) string {
 	t.Helper()
 	binary, err := buildPlain()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return binary
 }
 
@@ -173,10 +175,13 @@ func newUserClaim(int) loadgen.Request {
 // next claim as soon as it has an answer.
 func startClaims(ctx context.Context, t *testing.T, p *program, connections int) *loadgen.Run {
 	t.Helper()
-	run, err := loadgen.Start(ctx, loadgen.Plan{Address: p.address(), Connections: connections, Timeout: time.Minute, Request: newUserClaim})
-	if err != nil {
-		t.Fatal(err)
-	}
+	return startPlan(ctx, t, loadgen.Plan{Address: p.address(), Connections: connections, Timeout: time.Minute, Request: newUserClaim})
+}
+
+func startPlan(ctx context.Context, t *testing.T, plan loadgen.Plan) *loadgen.Run {
+	t.Helper()
+	run, err := loadgen.Start(ctx, plan)
+	must(t, err)
 	return run
 }
 

@@ -139,9 +139,7 @@ func TestDev(t *testing.T) {
 	p = start().ready(t)
 	checkSCRAM(t, p, dir)
 	postmaster, _ = runningPG(t, dir)
-	if err := syscall.Kill(postmaster, syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
+	must(t, syscall.Kill(postmaster, syscall.SIGINT))
 	if code := p.wait(t); code != exitFailure {
 		t.Errorf("exit code %d", code)
 	}
@@ -159,17 +157,9 @@ func checkSCRAM(t *testing.T, p *program, dir string) {
 	t.Helper()
 	_, connString := runningPG(t, dir)
 	conn := connectTo(t, connString)
-	if err := os.WriteFile(filepath.Join(dir, "data", "pg_hba.conf"), []byte("host all all 127.0.0.1/32 password\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, sql := range []string{
-		"select pg_reload_conf()",
-		"select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'coupond'",
-	} {
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	must(t, os.WriteFile(filepath.Join(dir, "data", "pg_hba.conf"), []byte("host all all 127.0.0.1/32 password\n"), 0o600))
+	mustExec(t, conn, "select pg_reload_conf()",
+		"select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'coupond'")
 	connectTo(t, connString) // a client that does not mind
 	c := p.client(t)
 	wait.For(t, "the service to be unhealthy", func() bool { return c.must(t, "GET", "/health", "").Status == 503 })
@@ -221,9 +211,7 @@ func runningPG(t *testing.T, dir string) (postmaster int, connString string) {
 	t.Helper()
 	lines := strings.Split(readText(t, dir, "data", "postmaster.pid"), "\n")
 	postmaster, err := strconv.Atoi(lines[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return postmaster, "postgres://postgres@127.0.0.1:" + lines[3] + "/" + devDatabase +
 		"?sslmode=disable&passfile=" + url.PathEscape(filepath.Join(dir, "pgpass"))
 }

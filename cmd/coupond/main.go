@@ -36,9 +36,13 @@ func main() {
 		ctx, _ = signal.NotifyContext(ctx, syscall.SIGHUP)
 	}
 	// The first signal starts a graceful shutdown and restores the default handling of SIGINT and
-	// SIGTERM, so that a second one ends the process at once.
-	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	// SIGTERM, before anything is logged, so that a second one ends the process at once.
+	stopping, cancel := context.WithCancelCause(context.Background())
+	context.AfterFunc(ctx, func() {
+		stop()
+		cancel(context.Cause(ctx))
+	})
+	os.Exit(run(stopping, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
 // Exit codes other than 0, success.

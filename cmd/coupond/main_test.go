@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"scalable-coupon-system/api/apitest"
 	loadgen "scalable-coupon-system/bench/load"
 	"scalable-coupon-system/db"
@@ -48,6 +50,23 @@ type program struct {
 	code           int // exit code, valid once exited is closed; -1 after a signal
 }
 
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mustExec executes SQL statements, each on its own.
+func mustExec(t *testing.T, conn *pgx.Conn, statements ...string) {
+	t.Helper()
+	for _, sql := range statements {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+}
+
 // start runs coupond in this process until the test ends. environ is a list of NAME=value.
 func start(t *testing.T, environ []string, args ...string) *program {
 	t.Helper()
@@ -71,9 +90,7 @@ func startProcess(t *testing.T, environ []string, args ...string) *program {
 func thisBinary(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	binary, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	cmd := exec.Command(binary, args...)
 	// Under -cover, a test binary without GOCOVERDIR writes a warning to stderr.
 	cmd.Env = []string{runMainEnv + "=1", "GOCOVERDIR=" + t.TempDir()}
@@ -99,9 +116,7 @@ func startCommand(t *testing.T, environ []string, cmd *exec.Cmd) *program {
 	if cmd.Stderr == nil {
 		cmd.Stderr = &p.stderr
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, cmd.Start())
 	p.pid = cmd.Process.Pid
 	p.signal = func(s os.Signal) { _ = cmd.Process.Signal(s) }
 	go func() {
@@ -168,9 +183,7 @@ func (p *program) ready(t *testing.T) *program {
 func (p *program) dial(t *testing.T) *rawhttp.Conn {
 	t.Helper()
 	address, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(p.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return rawhttp.Dial(t, address)
 }
 
@@ -321,9 +334,7 @@ func (c *client) claim(user, coupon string) (answer, error) {
 func (p *program) coupon(t *testing.T, name string) loadgen.Coupon {
 	t.Helper()
 	coupon, err := loadgen.Service{Address: p.address(), Timeout: time.Minute}.Coupon(t.Context(), name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return coupon
 }
 
@@ -404,9 +415,7 @@ func TestServe_sale(t *testing.T) {
 func TestServe_portInUse(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer func() { _ = listener.Close() }()
 	address := listener.Addr().String()
 	dir := t.TempDir()

@@ -131,9 +131,7 @@ const observability = "../../deploy/observability"
 func readText(t *testing.T, path ...string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(path...))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return string(text)
 }
 
@@ -246,25 +244,16 @@ func TestObservability_postgresQueries(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	watcher, holder, claimer := database.Connect(t), database.Connect(t), database.Connect(t)
-	exec := func(conn *pgx.Conn, sql string) {
-		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
-	}
 	// One transaction holds the lock of the coupon, and a claim waits for it.
-	exec(claimer, "select coupond.create_coupon('SALE', 10)")
-	exec(claimer, "select coupond.claim_coupon('ann', 'SALE')")
-	exec(claimer, "select pg_catalog.pg_stat_force_next_flush()")
-	exec(claimer, "select 1")
-	exec(holder, "begin isolation level repeatable read")
-	exec(holder, "select from coupond.coupons for update")
+	mustExec(t, claimer, "select coupond.create_coupon('SALE', 10)", "select coupond.claim_coupon('ann', 'SALE')",
+		"select pg_catalog.pg_stat_force_next_flush()", "select 1")
+	mustExec(t, holder, "begin isolation level repeatable read", "select from coupond.coupons for update")
 	waited := make(chan error, 1)
 	go func() {
 		_, err := claimer.Exec(t.Context(), "select coupond.claim_coupon('bob', 'SALE')")
 		waited <- err
 	}()
-	exec(watcher, "set role pg_monitor")
+	mustExec(t, watcher, "set role pg_monitor")
 
 	run := func(name string, q query) (rows []map[string]any) {
 		t.Helper()
@@ -309,9 +298,7 @@ func TestObservability_postgresQueries(t *testing.T) {
 		})
 	})
 	wait.For(t, "one waiting claim", waiting(1))
-	exec(holder, "rollback")
-	if err := <-waited; err != nil {
-		t.Fatal(err)
-	}
+	mustExec(t, holder, "rollback")
+	must(t, <-waited)
 	wait.For(t, "no waiting claim", waiting(0))
 }

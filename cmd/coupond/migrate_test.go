@@ -58,14 +58,12 @@ func TestMigrate_errors(t *testing.T) {
 		t.Errorf("migrate created %d relations", n)
 	}
 	// The server's detail and hint are reported, too.
-	if _, err := conn.Exec(t.Context(), `
+	mustExec(t, conn, `
 		create function public.refuse() returns event_trigger language plpgsql as $$
 		begin
 		  raise exception 'no changes on Fridays' using detail = 'It is Friday.', hint = 'Ask the administrator.';
 		end $$;
-		create event trigger refuse on ddl_command_start execute function public.refuse()`); err != nil {
-		t.Fatal(err)
-	}
+		create event trigger refuse on ddl_command_start execute function public.refuse()`)
 	expect(t, exitFailure, "no changes on Fridays (SQLSTATE P0001). It is Friday. Ask the administrator.", []string{"DATABASE_URL=" + database.URL}, "migrate")
 }
 
@@ -74,19 +72,11 @@ func TestMigrate_saysWhoHoldsTheLock(t *testing.T) {
 	t.Parallel()
 	database := pgtest.New(t)
 	holder := database.Connect(t)
-	tx, err := holder.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Exec(t.Context(), "set local application_name = 'pg_dump'; lock table coupond.sale_progress in access share mode"); err != nil {
-		t.Fatal(err)
-	}
+	mustExec(t, holder, "begin; set local application_name = 'pg_dump'; lock table coupond.sale_progress in access share mode")
 	p := start(t, []string{"DATABASE_URL=" + database.URL}, "migrate")
 	want := fmt.Sprintf("waiting for a lock that is held by process %d (application 'pg_dump', user ", holder.PgConn().PID())
 	wait.For(t, "a line on stderr", func() bool { return strings.Contains(p.stderr.String(), want) })
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	mustExec(t, holder, "rollback")
 	if code := p.wait(t); code != 0 || !strings.Contains(p.stdout.String(), "functions installed") {
 		t.Errorf("exit code %d, %s %s", code, p.stdout.String(), p.stderr.String())
 	}
@@ -96,9 +86,7 @@ func TestMigrate_saysWhoHoldsTheLock(t *testing.T) {
 func TestSQL_printsScript(t *testing.T) {
 	t.Parallel()
 	script, err := db.Script()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	p := start(t, nil, "sql")
 	if code := p.wait(t); code != 0 || p.stdout.String() != script || p.stderr.String() != "" {
 		t.Errorf("exit code %d, %d bytes instead of %d, %s", code, len(p.stdout.String()), len(script), p.stderr.String())
@@ -182,9 +170,7 @@ func role(t *testing.T, database *pgtest.Database, options string) string {
 	t.Helper()
 	conn := database.Connect(t)
 	name := "coupond_test_" + strings.ToLower(rand.Text())
-	if _, err := conn.Exec(t.Context(), fmt.Sprintf(`create role %s login password '%s' %s`, name, testPassword, options)); err != nil {
-		t.Fatal(err)
-	}
+	mustExec(t, conn, fmt.Sprintf(`create role %s login password '%s' %s`, name, testPassword, options))
 	t.Cleanup(func() {
 		if _, err := conn.Exec(context.Background(), "drop role "+name); err != nil {
 			t.Error(err)
@@ -196,8 +182,6 @@ func role(t *testing.T, database *pgtest.Database, options string) string {
 func parseURL(t *testing.T, text string) *url.URL {
 	t.Helper()
 	u, err := url.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return u
 }

@@ -99,9 +99,7 @@ func TestServe_logCannotBeWritten(t *testing.T) {
 func startPiped(t *testing.T, both bool, environ []string, args ...string) (_ *program, _ *os.File, release func()) {
 	t.Helper()
 	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { _ = reader.Close() })
 	cmd := thisBinary(t, args...)
 	cmd.Stderr = writer

@@ -33,9 +33,7 @@ func (b *bounds) overload(t *testing.T) {
 		b.run(t, "overload, PostgreSQL "+c.postgres, func(t *testing.T) {
 			database := pgtest.New(t)
 			proxy, err := faultproxy.New(database.URL)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			t.Cleanup(proxy.Close)
 			p := b.serveSale(t, proxy.URL(database.URL))
 			warmUp := runClaims(t, p, 32, b.baseline) // makes the connections
@@ -109,7 +107,7 @@ func (b *bounds) runOverload(t *testing.T, p *program) (report loadgen.Report, m
 	var withoutRetryAfter atomic.Int64
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	run, err := loadgen.Start(ctx, loadgen.Plan{
+	run := startPlan(ctx, t, loadgen.Plan{
 		Address: p.address(), Connections: 10 * (boundQueue + 1), Timeout: boundTimeout + 10*time.Second,
 		Request: newUserClaim,
 		Answered: func(_ int, a loadgen.Answer, r loadgen.Response) (bool, time.Duration) {
@@ -119,9 +117,6 @@ func (b *bounds) runOverload(t *testing.T, p *program) (report loadgen.Report, m
 			return false, 0
 		},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	time.AfterFunc(b.duration, cancel)
 	time.Sleep(b.duration / 4) // until all connections have sent a claim
 	memoryBefore, highest := watchMemory(t, p)

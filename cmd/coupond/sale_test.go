@@ -33,7 +33,7 @@ func sell(t *testing.T, stock, users, connections int, claims []claim, services 
 	names := loadgen.Users(users)
 	var runs []*loadgen.Run
 	for _, p := range services {
-		run, err := loadgen.Start(t.Context(), loadgen.Plan{
+		runs = append(runs, startPlan(t.Context(), t, loadgen.Plan{
 			Address: p.address(), Connections: connections, Requests: len(claims), Timeout: time.Minute,
 			Request: func(i int) loadgen.Request {
 				return loadgen.Request{User: names[claims[i].user], Coupon: claims[i].coupon}
@@ -42,11 +42,7 @@ func sell(t *testing.T, stock, users, connections int, claims []claim, services 
 				checkers[claims[i].coupon].Record(names[claims[i].user], answer, r.Sent, r.Answered)
 				return false, 0
 			},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		runs = append(runs, run)
+		}))
 	}
 	for _, run := range runs {
 		report := run.Wait()
@@ -86,7 +82,8 @@ func TestSale_oneUserClaims10Times(t *testing.T) {
 // 50,000 users claim 1,000 coupons; one user in twenty claims twice. This service is built without
 // the race detector, which the smaller sales have.
 func TestSale_1000CouponsFor50000Users(t *testing.T) {
-	p := startCommand(t, environ(pgtest.New(t).URL), exec.Command(plainBinary(t), "serve")).ready(t)
+	t.Parallel()
+	p := startCommand(t, environ(pgtest.New(t).URL, longTimeout), exec.Command(plainBinary(t), "serve")).ready(t)
 	sell(t, 1_000, 50_000, 128, claimsOf(loadgen.Order(50_000, 5, 1)), p)
 }
 

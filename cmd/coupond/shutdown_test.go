@@ -55,18 +55,14 @@ func blockClaim(t *testing.T, p *program, connString string) (blocked *rawhttp.C
 	t.Helper()
 	p.client(t).create(t, "SALE", 5)
 	holder, watcher := connectTo(t, connString), connectTo(t, connString)
-	if _, err := holder.Exec(t.Context(), `begin; select from coupond.coupons for update`); err != nil {
-		t.Fatal(err)
-	}
+	mustExec(t, holder, `begin; select from coupond.coupons for update`)
 	blocked = p.dial(t)
 	blocked.Send(t, rawClaim("ann"))
 	wait.For(t, "the claim to wait for the lock", func() bool {
 		var waiting bool
 		err := watcher.QueryRow(t.Context(), `select exists (select from pg_locks where not granted and
 			pid in (select pid from pg_stat_activity where datname = current_database()))`).Scan(&waiting)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		return waiting
 	})
 	return blocked, func() {
@@ -207,16 +203,12 @@ func TestShutdown_failedListener(t *testing.T) {
 	defer out.close()
 	settings := serviceSettings{DBMaxConns: 1, ClaimConcurrency: 1, ClaimQueue: 1, ClaimTimeout: time.Second, ShutdownTimeout: time.Second, LogLevel: "info", LogFormat: "json"}
 	s, err := newService(t.Context(), "127.0.0.1:0", &settings, out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	s.database = "postgres://127.0.0.1:1/db"
 	ended := make(chan error, 1)
 	go func() { ended <- s.run(t.Context()) }()
 	wait.For(t, "the service to listen", func() bool { return strings.Contains(text.String(), "listening") })
-	if err := s.listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, s.listener.Close())
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "no longer listening on "+s.listener.Addr().String()) {
 		t.Errorf("the service ended with %v", err)
 	}
@@ -226,9 +218,7 @@ func TestShutdown_failedListener(t *testing.T) {
 func TestShutdown_unresponsiveDatabase(t *testing.T) {
 	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // connections wait in its accept queue and get no response
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer func() { _ = silent.Close() }()
 	p := start(t, environ("postgres://me:"+testPassword+"@"+silent.Addr().String()+"/db", "SHUTDOWN_TIMEOUT=10s"), "serve").listening(t)
 	waitUnhealthy(t, p.client(t), "the database does not answer")
@@ -258,9 +248,7 @@ func TestServe_idleTimeout(t *testing.T) {
 	if closes, err := conn.Response(http.StatusOK); err != nil || closes {
 		t.Fatalf("closes %t, %v", closes, err)
 	}
-	if err := conn.SetReadDeadline(sent.Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, conn.SetReadDeadline(sent.Add(time.Minute)))
 	if _, err := conn.R.ReadByte(); !errors.Is(err, io.EOF) {
 		t.Errorf("got %v, want the end of the connection", err)
 	}
@@ -273,9 +261,7 @@ func TestServe_idleTimeout(t *testing.T) {
 func connectTo(t *testing.T, connString string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), connString)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }

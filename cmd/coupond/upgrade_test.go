@@ -66,18 +66,12 @@ func nextBinary(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	migration, err := filepath.Abs(fmt.Sprintf("../../db/migrations/%03d_next.sql", db.Version()+1))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	source, overlay, binary := filepath.Join(dir, "next.sql"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "coupond")
 	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{migration: source}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	const sql = "alter table coupond.coupons add column note text;\nalter table coupond.claims add column channel text not null default 'web';\n"
-	if err := errors.Join(os.WriteFile(source, []byte(sql), 0o600), os.WriteFile(overlay, replace, 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(os.WriteFile(source, []byte(sql), 0o600), os.WriteFile(overlay, replace, 0o600)))
 	if output, err := exec.Command("go", "build", "-overlay", overlay, "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, output)
 	}
