@@ -92,7 +92,7 @@ func (b *bounds) serve(t *testing.T, binary, database string, settings ...string
 		"CLAIM_TIMEOUT=" + boundTimeout.String(), fmt.Sprint("CLAIM_QUEUE=", boundQueue),
 	}, settings...), exec.Command(binary, "serve"))
 	p.url = "http://" + address
-	p.waitHealthy(t)
+	waitHealthy(t, p.client(t))
 	return p
 }
 
@@ -114,15 +114,6 @@ func (b *bounds) serveSale(t *testing.T, database string, settings ...string) *p
 	p := b.serve(t, b.binary, database, settings...)
 	p.client(t).create(t, saleCoupon, 1<<30)
 	return p
-}
-
-// waitHealthy waits until the service accepts a new connection and is healthy.
-func (p *program) waitHealthy(t *testing.T) {
-	t.Helper()
-	wait.For(t, "a healthy service", func() bool {
-		status, _ := getOnce(p.url + "/health")
-		return status == http.StatusOK
-	})
 }
 
 // getOnce sends one GET request over a new connection. A status of 0 means that there was no
@@ -154,12 +145,17 @@ var buildPlain = sync.OnceValues(func() (binary string, err error) {
 		return "", err
 	}
 	binary = filepath.Join(binaryDir, "coupond")
-	output, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput()
+	return binary, build(binary)
+})
+
+// build builds coupond with options of go build.
+func build(binary string, options ...string) error {
+	output, err := exec.Command("go", append([]string{"build", "-o", binary}, options...)...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("go build: %w\n%s", err, output)
 	}
-	return binary, err
-})
+	return err
+}
 
 // saleCoupon is the coupon that most tests claim.
 const saleCoupon = "SALE"

@@ -31,7 +31,8 @@ type databaseSettings struct {
 const noDatabase = "DATABASE_URL is not set: use DATABASE_URL=postgres://user@host:5432/database," +
 	" or try the service with a private PostgreSQL: coupond dev"
 
-// AfterApply sets connString and address, if both settings are valid. If not, decode has reported that.
+// AfterApply sets connString and address, if both settings are valid. If not, decode has reported
+// that.
 func (d *databaseSettings) AfterApply(s *settings) error {
 	config, err := pgstore.ParseURL(d.DatabaseURL)
 	if d.DatabaseURL == "" {

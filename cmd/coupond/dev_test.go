@@ -140,9 +140,7 @@ func TestDev(t *testing.T) {
 	checkSCRAM(t, p, dir)
 	postmaster, _ = runningPG(t, dir)
 	must(t, syscall.Kill(postmaster, syscall.SIGINT))
-	if code := p.wait(t); code != exitFailure {
-		t.Errorf("exit code %d", code)
-	}
+	p.exits(t, exitFailure)
 	if cause := p.logged(t, stoppingMessage)["cause"]; cause != "the private PostgreSQL has ended" {
 		t.Errorf("the log names the cause %q", cause)
 	}
@@ -196,12 +194,8 @@ func TestDev_interrupted(t *testing.T) {
 	p.signal(syscall.SIGINT)
 	p.waitRefused(t)
 	unlock()
-	if _, err := blocked.Response(http.StatusCreated); err != nil {
-		t.Errorf("claim: %v", err)
-	}
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+	answered(t, blocked, http.StatusCreated, true)
+	p.exits(t, 0)
 	waitGone(t, dir, postmaster, 0)
 }
 

@@ -158,8 +158,14 @@ func (p *program) wait(t *testing.T) int {
 func (p *program) stop(t *testing.T, signal os.Signal) {
 	t.Helper()
 	p.signal(signal)
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d after %v: %s", code, signal, shortened(p.stderr.String()))
+	p.exits(t, 0)
+}
+
+// exits expects that the program ends with this exit code.
+func (p *program) exits(t *testing.T, want int) {
+	t.Helper()
+	if code := p.wait(t); code != want {
+		t.Errorf("exit code %d, want %d: %s", code, want, shortened(p.stderr.String()))
 	}
 }
 

@@ -53,10 +53,8 @@ func TestServe_connectionLimit(t *testing.T) {
 		conns = append(conns, conn)
 	}
 	served, waiting := conns[:limit], conns[limit]
-	for i, conn := range served {
-		if _, err := conn.Response(http.StatusOK); err != nil {
-			t.Fatalf("connection %d of %d: %v", i+1, limit, err)
-		}
+	for _, conn := range served {
+		answered(t, conn, http.StatusOK, false)
 	}
 	_ = waiting.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 	if _, err := waiting.R.Peek(1); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -64,7 +62,5 @@ func TestServe_connectionLimit(t *testing.T) {
 	}
 	_ = served[0].Close()
 	_ = waiting.SetReadDeadline(time.Now().Add(time.Minute))
-	if _, err := waiting.Response(http.StatusOK); err != nil {
-		t.Errorf("after another connection was closed: %v", err)
-	}
+	answered(t, waiting, http.StatusOK, false)
 }

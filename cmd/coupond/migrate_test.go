@@ -22,34 +22,26 @@ func TestMigrate_errors(t *testing.T) {
 	database := pgtest.Empty(t)
 	login := role(t, database, "")
 
-	withUser := func(user *url.Userinfo) string {
-		u := parseURL(t, database.URL)
-		u.User = user
-		return u.String()
-	}
-	with := func(host, path string) string {
-		u := parseURL(t, database.URL)
-		u.Host, u.Path = cmp.Or(host, u.Host), cmp.Or(path, u.Path)
-		return u.String()
-	}
-
-	for _, c := range []struct{ name, url, want string }{
-		{"a wrong password", withUser(url.UserPassword(login, "not the password")), "the database refuses the login: password authentication failed"},
-		{"an unknown database", with("", "/nowhere"), `the database server has no database of that name: database "nowhere" does not exist`},
-		{"a port without a listener", with("127.0.0.1:1", ""), "the connection is refused; check the host and the port ("},
-		{"an unknown host", with("nowhere.invalid:5432", ""), "nowhere.invalid"},
-		{"a login without rights", withUser(url.UserPassword(login, testPassword)), "it must be a superuser, own the database or be a member of the role that owns it"},
+	for _, c := range []struct{ password, host, path, want string }{
+		{password: "not the password", want: "the database refuses the login: password authentication failed"},
+		{path: "/nowhere", want: `the database server has no database of that name: database "nowhere" does not exist`},
+		{host: "127.0.0.1:1", want: "the connection is refused; check the host and the port ("},
+		{host: "nowhere.invalid:5432", want: "nowhere.invalid"},
+		// The login has no rights.
+		{want: "it must be a superuser, own the database or be a member of the role that owns it"},
 	} {
-		u := parseURL(t, c.url)
-		address := u.User.Username() + "@" + u.Host + u.Path
-		p := start(t, []string{"DATABASE_URL=" + c.url}, "migrate")
+		u := parseURL(t, database.URL)
+		u.User = url.UserPassword(login, cmp.Or(c.password, testPassword))
+		u.Host, u.Path = cmp.Or(c.host, u.Host), cmp.Or(c.path, u.Path)
+		address := login + "@" + u.Host + u.Path
+		p := start(t, []string{"DATABASE_URL=" + u.String()}, "migrate")
 		code := p.wait(t)
 		output := p.stderr.String()
 		if code != exitFailure || !strings.Contains(output, c.want) || !strings.Contains(output, address) || strings.Count(output, "\n") != 1 {
-			t.Errorf("%s: exit code %d, %s\nwant one line with %s and %q", c.name, code, output, address, c.want)
+			t.Errorf("%s: exit code %d, %s\nwant one line with %q", address, code, output, c.want)
 		}
 		if strings.Contains(output, testPassword) || strings.Contains(output, "not the password") {
-			t.Errorf("%s: the password is in %s", c.name, output)
+			t.Errorf("%s: the password is in %s", address, output)
 		}
 	}
 
@@ -146,10 +138,13 @@ func relations(t *testing.T, conn *pgx.Conn) int {
 	return n
 }
 
-// waitHealthy waits until /health returns 200.
+// waitHealthy waits until the service listens and /health returns 200.
 func waitHealthy(t *testing.T, c *client) {
 	t.Helper()
-	wait.For(t, "a healthy service", func() bool { return c.must(t, http.MethodGet, "/health", "").Status == http.StatusOK })
+	wait.For(t, "a healthy service", func() bool {
+		a, err := c.do(http.MethodGet, "/health", "")
+		return err == nil && a.Status == http.StatusOK
+	})
 }
 
 // waitUnhealthy waits until /health returns 503 with a body that contains reason.

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"sync"
@@ -97,18 +99,13 @@ func (m modelTest) claimConcurrently(t *rapid.T, claims []loadgen.Request) {
 		}
 	}
 	sequence := rangeOf(len(claims))
-	succeeded := func(i int) bool { return answers[i] == loadgen.Claimed }
-	slices.SortStableFunc(sequence, func(i, j int) int {
-		switch {
-		case succeeded(i) && succeeded(j):
-			return position[claims[i]] - position[claims[j]]
-		case succeeded(i):
-			return -1
-		case succeeded(j):
-			return 1
+	rank := func(i int) int {
+		if answers[i] == loadgen.Claimed {
+			return position[claims[i]]
 		}
-		return 0
-	})
+		return math.MaxInt
+	}
+	slices.SortStableFunc(sequence, func(i, j int) int { return cmp.Compare(rank(i), rank(j)) })
 	for _, i := range sequence {
 		m.want(t, fmt.Sprintf("%+v, concurrently", claims[i]), m.Claim(claims[i].User, claims[i].Coupon), answers[i])
 	}

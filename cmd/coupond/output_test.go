@@ -120,18 +120,6 @@ func startPiped(t *testing.T, both bool, environ []string, args ...string) (_ *p
 	}
 }
 
-// The service goes on when the reader of its log is gone, as in `coupond serve 2> >(head)`.
-func TestServe_logReaderGone(t *testing.T) {
-	t.Parallel()
-	p, reader, release := startPiped(t, false, environ(pgtest.New(t).URL), "serve")
-	c := p.ready(t).client(t)
-	release()
-	_ = reader.Close()
-	c.create(t, "SALE", 5)
-	c.claimed(t, "ann", "SALE")
-	p.stop(t, syscall.SIGTERM)
-}
-
 // A reader of the log that is suspended holds up neither requests nor the shutdown.
 func TestServe_logReaderSuspended(t *testing.T) {
 	t.Parallel()

@@ -91,6 +91,15 @@ func rawClaim(user string) string {
 
 const rawHealth = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
+// answered reads a response, and expects this status and whether the service closes the connection
+// afterwards.
+func answered(t *testing.T, conn *rawhttp.Conn, status int, closes bool) {
+	t.Helper()
+	if got, err := conn.Response(status); err != nil || got != closes {
+		t.Fatalf("closes %t, want %t; %v", got, closes, err)
+	}
+}
+
 // waitRefused waits until the service accepts no new connections.
 func (p *program) waitRefused(t *testing.T) {
 	t.Helper()
@@ -116,9 +125,7 @@ func TestShutdown_order(t *testing.T) {
 	// load balancer.
 	idle := p.dial(t)
 	idle.Send(t, rawHealth)
-	if closes, err := idle.Response(http.StatusOK); err != nil || closes {
-		t.Fatalf("before the signal: closes %t, %v", closes, err)
-	}
+	answered(t, idle, http.StatusOK, false)
 
 	p.signal(syscall.SIGHUP)
 	if cause := p.logged(t, stoppingMessage)["cause"]; cause != "hangup signal received" {
@@ -126,21 +133,15 @@ func TestShutdown_order(t *testing.T) {
 	}
 	p.signal(syscall.SIGHUP)
 	idle.Send(t, rawHealth)
-	if closes, err := idle.Response(http.StatusServiceUnavailable); err != nil || !closes {
-		t.Errorf("/health after the signal: closes %t, %v", closes, err)
-	}
+	answered(t, idle, http.StatusServiceUnavailable, true)
 	p.waitRefused(t)
 	if p.hasEnded() {
 		t.Fatal("the service ended before the claim was answered")
 	}
 
 	unlock()
-	if closes, err := blocked.Response(http.StatusCreated); err != nil || !closes {
-		t.Errorf("blocked claim: closes %t, %v", closes, err)
-	}
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+	answered(t, blocked, http.StatusCreated, true)
+	p.exits(t, 0)
 }
 
 func TestShutdown_timeout(t *testing.T) {
@@ -149,9 +150,7 @@ func TestShutdown_timeout(t *testing.T) {
 	defer unlock()
 	started := time.Now()
 	p.signal(syscall.SIGTERM)
-	if code := p.wait(t); code != exitFailure {
-		t.Errorf("exit code %d, want %d", code, exitFailure)
-	}
+	p.exits(t, exitFailure)
 	if took := time.Since(started); took < time.Second {
 		t.Errorf("the shutdown took %s", took)
 	}
@@ -173,9 +172,7 @@ func TestShutdown_secondSignal(t *testing.T) {
 		p.signal(syscall.SIGTERM)
 		p.logged(t, stoppingMessage)
 		p.signal(second)
-		if code := p.wait(t); code != -1 {
-			t.Errorf("%s as the second signal: exit code %d, want an end by the signal", second, code)
-		}
+		p.exits(t, -1)
 		unlock()
 	}
 }
@@ -245,9 +242,7 @@ func TestServe_idleTimeout(t *testing.T) {
 	conn := p.dial(t)
 	sent := time.Now()
 	conn.Send(t, rawHealth)
-	if closes, err := conn.Response(http.StatusOK); err != nil || closes {
-		t.Fatalf("closes %t, %v", closes, err)
-	}
+	answered(t, conn, http.StatusOK, false)
 	must(t, conn.SetReadDeadline(sent.Add(time.Minute)))
 	if _, err := conn.R.ReadByte(); !errors.Is(err, io.EOF) {
 		t.Errorf("got %v, want the end of the connection", err)

@@ -35,10 +35,7 @@ func (b *bounds) upgrade(t *testing.T) {
 	l.progress(t)
 
 	// First the schema, while the old instances run.
-	migrate := startCommand(t, []string{"DATABASE_URL=" + database.URL}, exec.Command(next, "migrate"))
-	if code := migrate.wait(t); code != 0 {
-		t.Fatalf("migrate: exit code %d: %s", code, migrate.stderr.String())
-	}
+	startCommand(t, []string{"DATABASE_URL=" + database.URL}, exec.Command(next, "migrate")).exits(t, 0)
 	var version int32
 	if err := conn.QueryRow(t.Context(), `select coupond.coupon_schema_version()`).Scan(&version); err != nil || version != db.Version()+1 {
 		t.Fatalf("schema version %d, %v; want %d", version, err, db.Version()+1)
@@ -72,9 +69,7 @@ func nextBinary(t *testing.T) string {
 	must(t, err)
 	const sql = "alter table coupond.coupons add column note text;\nalter table coupond.claims add column channel text not null default 'web';\n"
 	must(t, errors.Join(os.WriteFile(source, []byte(sql), 0o600), os.WriteFile(overlay, replace, 0o600)))
-	if output, err := exec.Command("go", "build", "-overlay", overlay, "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, output)
-	}
+	must(t, build(binary, "-overlay", overlay))
 	return binary
 }
 
