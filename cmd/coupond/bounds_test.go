@@ -91,7 +91,7 @@ func (b *bounds) serve(t *testing.T, binary, database string, settings ...string
 		"DATABASE_URL=" + database, "LISTEN_ADDR=" + address, "LOG_LEVEL=error",
 		"CLAIM_TIMEOUT=" + boundTimeout.String(), fmt.Sprint("CLAIM_QUEUE=", boundQueue),
 	}, settings...), exec.Command(binary, "serve"))
-	p.url = "http://" + address
+	p.address = address
 	waitHealthy(t, p.client(t))
 	return p
 }
@@ -118,10 +118,10 @@ func (b *bounds) serveSale(t *testing.T, database string, settings ...string) *p
 
 // getOnce sends one GET request over a new connection. A status of 0 means that there was no
 // response.
-func getOnce(url string) (status int, took time.Duration) {
+func (p *program) getOnce(path string) (status int, took time.Duration) {
 	sent := time.Now()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
-	response, err := client.Get(url)
+	response, err := client.Get("http://" + p.address + path)
 	if err == nil {
 		status = response.StatusCode
 		_ = response.Body.Close()
@@ -171,7 +171,7 @@ func newUserClaim(int) loadgen.Request {
 // next claim as soon as it has an answer.
 func startClaims(ctx context.Context, t *testing.T, p *program, connections int) *loadgen.Run {
 	t.Helper()
-	return startPlan(ctx, t, loadgen.Plan{Address: p.address(), Connections: connections, Timeout: time.Minute, Request: newUserClaim})
+	return startPlan(ctx, t, loadgen.Plan{Address: p.address, Connections: connections, Timeout: time.Minute, Request: newUserClaim})
 }
 
 func startPlan(ctx context.Context, t *testing.T, plan loadgen.Plan) *loadgen.Run {
@@ -219,7 +219,7 @@ func checkReports(t *testing.T, p *program, reports ...loadgen.Report) {
 	var stored loadgen.Coupon
 	wait.For(t, "a read within CLAIM_TIMEOUT, which a busy machine may miss", func() bool {
 		var err error
-		stored, err = loadgen.Service{Address: p.address(), Timeout: time.Minute}.Coupon(t.Context(), saleCoupon)
+		stored, err = loadgen.Service{Address: p.address, Timeout: time.Minute}.Coupon(t.Context(), saleCoupon)
 		return err == nil
 	})
 	if err := check.Totals(claimed, unknown, stored); err != nil {

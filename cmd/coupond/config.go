@@ -92,8 +92,7 @@ var errNotAllowed = errors.New("not allowed")
 // empty or not set.
 func (s *settings) resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 	for _, variable := range slices.Backward(s.environ) {
-		name, value, _ := strings.Cut(variable, "=")
-		if name == flag.Tag.Get("setting") && value != "" {
+		if value, ok := strings.CutPrefix(variable, flag.Tag.Get("setting")+"="); ok && value != "" {
 			return value, nil
 		}
 	}

@@ -90,12 +90,12 @@ func TestSettings_invalid(t *testing.T) {
 		{"DATABASE_PASSWORD_FILE", writeFile(t, testPassword+"\n"+testPassword), file},
 	} {
 		flag := "--" + strings.ReplaceAll(strings.ToLower(c.name), "_", "-") + "=" + c.value
-		for _, p := range []*program{start(t, []string{noServer, c.name + "=" + c.value}, "serve"), start(t, []string{noServer}, "serve", flag)} {
-			p.wait(t)
-			got := p.stderr.String()
-			if p.code != exitUsage || !strings.HasPrefix(got, "coupond: "+c.name+`="`+c.value+`": `) || !strings.HasSuffix(got, "must be "+c.allowed+"\n") ||
+		_, first := outputOf(t, exitUsage, []string{noServer, c.name + "=" + c.value}, "serve")
+		_, second := outputOf(t, exitUsage, []string{noServer}, "serve", flag)
+		for _, got := range []string{first, second} {
+			if !strings.HasPrefix(got, "coupond: "+c.name+`="`+c.value+`": `) || !strings.HasSuffix(got, "must be "+c.allowed+"\n") ||
 				strings.Count(got, "\n") != 1 || strings.Contains(got, testPassword) {
-				t.Errorf("exit code %d, %swant %s=%q … must be %s", p.code, got, c.name, c.value, c.allowed)
+				t.Errorf("%swant %s=%q … must be %s", got, c.name, c.value, c.allowed)
 			}
 		}
 	}
@@ -128,13 +128,11 @@ func TestSettings_allProblems(t *testing.T) {
 		}},
 		{[]string{"DATABASE_URL=" + testPassword}, []string{"DATABASE_URL: not a connection string; use postgres://"}},
 	} {
-		p := start(t, c.environ, "serve")
-		p.wait(t)
-		got := p.stderr.String()
+		_, got := outputOf(t, exitUsage, c.environ, "serve")
 		lines := strings.Split(strings.TrimSuffix(strings.TrimPrefix(got, "coupond: "), "\n"), "\n")
 		tooLong := func(line string) bool { return len(line) > 300 }
-		if p.code != exitUsage || !slices.EqualFunc(lines, c.want, strings.HasPrefix) || slices.ContainsFunc(lines, tooLong) || strings.Contains(got, testPassword) {
-			t.Errorf("%q: exit code %d\n%s\nwant %q, and no password", c.environ, p.code, got, c.want)
+		if !slices.EqualFunc(lines, c.want, strings.HasPrefix) || slices.ContainsFunc(lines, tooLong) || strings.Contains(got, testPassword) {
+			t.Errorf("%q: %s\nwant %q, and no password", c.environ, got, c.want)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func TestOutage(t *testing.T) {
 	defer cancel()
 	var claimed, refused atomic.Int64
 	run := startPlan(ctx, t, loadgen.Plan{
-		Address: p.address(), Connections: 16, Requests: len(names), Timeout: time.Minute,
+		Address: p.address, Connections: 16, Requests: len(names), Timeout: time.Minute,
 		Request: func(i int) loadgen.Request { return loadgen.Request{User: names[i], Coupon: saleCoupon} },
 		Answered: func(i int, answer loadgen.Answer, r loadgen.Response) (bool, time.Duration) {
 			if took := r.Answered.Sub(r.Sent); took > claimTimeout+2*time.Second {

@@ -25,12 +25,11 @@ var devEnviron = []string{"LISTEN_ADDR=127.0.0.1:0", "DATABASE_URL=postgres://me
 // sh runs a shell command and returns its stdout.
 func sh(t *testing.T, line string) string {
 	t.Helper()
-	var stderr strings.Builder
 	cmd := exec.Command("sh", "-c", line)
-	cmd.Stderr = &stderr
+	cmd.Stderr = t.Output()
 	output, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s\n%v: %s%s", line, err, output, stderr.String())
+		t.Fatalf("%s\n%v: %s", line, err, output)
 	}
 	return string(output)
 }
@@ -94,9 +93,10 @@ func TestDev(t *testing.T) {
 	}
 
 	second := start()
+	second.exits(t, exitFailure)
 	want := fmt.Sprintf("PostgreSQL is already running in %s\n", dir)
-	if code := second.wait(t); code != exitFailure || !strings.HasSuffix(second.stderr.String(), want) || second.stdout.String() != "" {
-		t.Errorf("second dev: exit code %d, %s\nwant %s", code, second.stderr.String(), want)
+	if !strings.HasSuffix(second.stderr.String(), want) || second.stdout.String() != "" {
+		t.Errorf("second dev: %s\nwant %s", second.stderr.String(), want)
 	}
 
 	// The script that `make psql` runs.

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 // program is a coupond that runs in this process or in a process of its own.
 type program struct {
 	stdout, stderr syncBuffer
-	url            string // of the service, once it listens
+	address        string // of the service, once it listens
 	pid            int    // 0 if it runs in this process
 	signal         func(os.Signal)
 	exited         chan struct{}
@@ -169,11 +169,10 @@ func (p *program) exits(t *testing.T, want int) {
 	}
 }
 
-// listening waits until the service listens, and sets its url.
+// listening waits until the service listens, and sets its address.
 func (p *program) listening(t *testing.T) *program {
 	t.Helper()
-	line := p.logged(t, "listening")
-	p.url = "http://" + line["address"].(string)
+	p.address = p.logged(t, "listening")["address"].(string)
 	return p
 }
 
@@ -188,7 +187,7 @@ func (p *program) ready(t *testing.T) *program {
 // dial opens a connection to the service.
 func (p *program) dial(t *testing.T) *rawhttp.Conn {
 	t.Helper()
-	address, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(p.url, "http://"))
+	address, err := net.ResolveTCPAddr("tcp", p.address)
 	must(t, err)
 	return rawhttp.Dial(t, address)
 }
@@ -275,7 +274,7 @@ func (p *program) client(t *testing.T) *client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &client{http.Client{Transport: apitest.Checked(t, transport), Timeout: time.Minute}, p.url}
+	return &client{http.Client{Transport: apitest.Checked(t, transport), Timeout: time.Minute}, "http://" + p.address}
 }
 
 // answer is the response to an API call.
@@ -339,7 +338,7 @@ func (c *client) claim(user, coupon string) (answer, error) {
 // coupon reads a coupon, also a large one.
 func (p *program) coupon(t *testing.T, name string) loadgen.Coupon {
 	t.Helper()
-	coupon, err := loadgen.Service{Address: p.address(), Timeout: time.Minute}.Coupon(t.Context(), name)
+	coupon, err := loadgen.Service{Address: p.address, Timeout: time.Minute}.Coupon(t.Context(), name)
 	must(t, err)
 	return coupon
 }
@@ -348,17 +347,21 @@ func (p *program) coupon(t *testing.T, name string) loadgen.Coupon {
 // stdout if the code is 0, otherwise on stderr. The other output must be empty.
 func expect(t *testing.T, code int, want string, environ []string, args ...string) {
 	t.Helper()
-	p := start(t, environ, args...)
-	if got := p.wait(t); got != code {
-		t.Errorf("coupond %s: exit code %d, want %d; stderr: %s", args, got, code, p.stderr.String())
-	}
-	output, other := p.stdout.String(), p.stderr.String()
+	output, other := outputOf(t, code, environ, args...)
 	if code != 0 {
 		output, other = other, output
 	}
 	if !strings.Contains(output, want) || strings.Count(output, "\n") != 1 || other != "" {
 		t.Errorf("coupond %s wrote %q and %q, want one line with %q", args, output, other, want)
 	}
+}
+
+// outputOf runs coupond with args, and expects the exit code.
+func outputOf(t *testing.T, code int, environ []string, args ...string) (stdout, stderr string) {
+	t.Helper()
+	p := start(t, environ, args...)
+	p.exits(t, code)
+	return p.stdout.String(), p.stderr.String()
 }
 
 // claimed claims a coupon, and expects that to succeed.
@@ -375,8 +378,6 @@ func serve(t *testing.T, settings ...string) (*program, *client) {
 	p := start(t, environ(pgtest.New(t).URL, settings...), "serve").ready(t)
 	return p, p.client(t)
 }
-
-func (p *program) address() string { return strings.TrimPrefix(p.url, "http://") }
 
 func TestServe_sale(t *testing.T) {
 	t.Parallel()
@@ -400,7 +401,7 @@ func TestServe_sale(t *testing.T) {
 	if a := c.must(t, http.MethodGet, "/api/coupons/SALE", ""); a.body != `{"name":"SALE","amount":2,"remaining_amount":0,"claimed_by":["ann","bob"]}`+"\n" {
 		t.Errorf("final state: %d %q", a.Status, a.body)
 	}
-	expect(t, 0, "healthy: ", []string{"LISTEN_ADDR=" + p.address()}, "healthcheck")
+	expect(t, 0, "healthy: ", []string{"LISTEN_ADDR=" + p.address}, "healthcheck")
 
 	p.stop(t, os.Interrupt)
 	claims := p.logged(t, "stopped")["claims"]
@@ -469,11 +470,11 @@ func TestHelp(t *testing.T) {
 	} {
 		var texts []string
 		for _, args := range [][]string{append(strings.Fields(command), "--help"), append([]string{"help"}, strings.Fields(command)...)} {
-			p := start(t, []string{"DB_MAX_CONNS=many"}, args...)
-			if code := p.wait(t); code != 0 || p.stderr.String() != "" {
-				t.Errorf("coupond %q: exit code %d, %s", args, code, p.stderr.String())
+			text, stderr := outputOf(t, 0, []string{"DB_MAX_CONNS=many"}, args...)
+			if stderr != "" {
+				t.Errorf("coupond %q: %s", args, stderr)
 			}
-			texts = append(texts, p.stdout.String())
+			texts = append(texts, text)
 		}
 		for _, part := range append(want, "Usage: coupond "+command) {
 			if !strings.Contains(texts[0], part) {
@@ -489,15 +490,11 @@ func TestHelp(t *testing.T) {
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	version, _ := readBuild()
-	for _, args := range [][]string{{"version"}, {"--version"}} {
-		p := start(t, nil, args...)
-		if code := p.wait(t); code != 0 || !strings.HasPrefix(p.stdout.String(), "coupond "+version+"\n") {
-			t.Errorf("coupond %s: exit code %d, %s", args, code, p.stdout.String())
-		}
-		for _, want := range []string{"\ncommit  ", fmt.Sprintf("\nschema  %d\n", db.Version()), "\ngo      go1."} {
-			if args[0] == "version" && !strings.Contains(p.stdout.String(), want) {
-				t.Errorf("missing %q in %s", want, p.stdout.String())
-			}
+	expect(t, 0, "coupond "+version+"\n", nil, "--version")
+	output, _ := outputOf(t, 0, nil, "version")
+	for _, want := range []string{"coupond " + version + "\ncommit  ", fmt.Sprintf("\nschema  %d\n", db.Version()), "\ngo      go1."} {
+		if !strings.Contains(output, want) {
+			t.Errorf("missing %q in %s", want, output)
 		}
 	}
 }

@@ -34,11 +34,9 @@ func TestMigrate_errors(t *testing.T) {
 		u.User = url.UserPassword(login, cmp.Or(c.password, testPassword))
 		u.Host, u.Path = cmp.Or(c.host, u.Host), cmp.Or(c.path, u.Path)
 		address := login + "@" + u.Host + u.Path
-		p := start(t, []string{"DATABASE_URL=" + u.String()}, "migrate")
-		code := p.wait(t)
-		output := p.stderr.String()
-		if code != exitFailure || !strings.Contains(output, c.want) || !strings.Contains(output, address) || strings.Count(output, "\n") != 1 {
-			t.Errorf("%s: exit code %d, %s\nwant one line with %q", address, code, output, c.want)
+		_, output := outputOf(t, exitFailure, []string{"DATABASE_URL=" + u.String()}, "migrate")
+		if !strings.Contains(output, c.want) || !strings.Contains(output, address) || strings.Count(output, "\n") != 1 {
+			t.Errorf("%s: %s\nwant one line with %q", address, output, c.want)
 		}
 		if strings.Contains(output, testPassword) || strings.Contains(output, "not the password") {
 			t.Errorf("%s: the password is in %s", address, output)
@@ -79,9 +77,8 @@ func TestSQL_printsScript(t *testing.T) {
 	t.Parallel()
 	script, err := db.Script()
 	must(t, err)
-	p := start(t, nil, "sql")
-	if code := p.wait(t); code != 0 || p.stdout.String() != script || p.stderr.String() != "" {
-		t.Errorf("exit code %d, %d bytes instead of %d, %s", code, len(p.stdout.String()), len(script), p.stderr.String())
+	if stdout, stderr := outputOf(t, 0, nil, "sql"); stdout != script || stderr != "" {
+		t.Errorf("%d bytes instead of %d, %s", len(stdout), len(script), stderr)
 	}
 }
 
@@ -107,7 +104,7 @@ func TestServe_waitsForMigrate(t *testing.T) {
 	c := p.client(t)
 
 	waitUnhealthy(t, c, "run coupond migrate")
-	expect(t, exitFailure, "run coupond migrate", []string{"LISTEN_ADDR=" + p.address()}, "healthcheck")
+	expect(t, exitFailure, "run coupond migrate", []string{"LISTEN_ADDR=" + p.address}, "healthcheck")
 	if a := c.must(t, http.MethodGet, "/health/live", ""); a.Status != http.StatusOK {
 		t.Errorf("/health/live: %d", a.Status)
 	}

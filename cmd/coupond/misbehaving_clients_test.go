@@ -90,7 +90,7 @@ func (b *bounds) claimBeside(t *testing.T, p *program, others badClients) {
 	}
 	time.Sleep(b.duration)
 	meanwhile := b.takeAnswers(run)
-	most := highest() + sendBuffers(t, p.address())
+	most := highest() + sendBuffers(t, p.address)
 	stop()
 	<-run.Done()
 	cancel()
@@ -136,7 +136,7 @@ func (b *bounds) takeAnswers(run *loadgen.Run) loadgen.Report {
 // misbehave calls client with a connection. When ctx ends, the connection is cut off.
 func misbehave(ctx context.Context, p *program, client func(context.Context, *net.TCPConn)) {
 	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", p.address())
+	conn, err := dialer.DialContext(ctx, "tcp", p.address)
 	if err != nil {
 		pause(ctx, 100*time.Millisecond) // it is refused
 		return

@@ -40,7 +40,7 @@ func (b *bounds) overload(t *testing.T) {
 			before := runClaims(t, p, 32, b.baseline)
 			expectOnly(t, before, loadgen.Claimed)
 
-			live := watchLive(t, p.url)
+			live := watchLive(t, p)
 			c.begin(proxy)
 			overload, memoryBefore, memoryHighest := b.runOverload(t, p)
 			slowestLive := live()
@@ -108,7 +108,7 @@ func (b *bounds) runOverload(t *testing.T, p *program) (report loadgen.Report, m
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	run := startPlan(ctx, t, loadgen.Plan{
-		Address: p.address(), Connections: 10 * (boundQueue + 1), Timeout: boundTimeout + 10*time.Second,
+		Address: p.address, Connections: 10 * (boundQueue + 1), Timeout: boundTimeout + 10*time.Second,
 		Request: newUserClaim,
 		Answered: func(_ int, a loadgen.Answer, r loadgen.Response) (bool, time.Duration) {
 			if a.Status == http.StatusServiceUnavailable && r.RetryAfter <= 0 {
@@ -135,14 +135,14 @@ func (b *bounds) runOverload(t *testing.T, p *program) (report loadgen.Report, m
 
 // watchLive polls /health/live. The function that it returns stops that, and returns the time of
 // the slowest response.
-func watchLive(t *testing.T, url string) (slowest func() time.Duration) {
+func watchLive(t *testing.T, p *program) (slowest func() time.Duration) {
 	t.Helper()
 	stop := make(chan struct{})
 	var longest time.Duration
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		for {
-			status, took := getOnce(url + "/health/live")
+			status, took := p.getOnce("/health/live")
 			if status != http.StatusOK {
 				t.Errorf("/health/live: %d after %s", status, took)
 			}

@@ -34,7 +34,7 @@ func sell(t *testing.T, stock, users, connections int, claims []claim, services 
 	var runs []*loadgen.Run
 	for _, p := range services {
 		runs = append(runs, startPlan(t.Context(), t, loadgen.Plan{
-			Address: p.address(), Connections: connections, Requests: len(claims), Timeout: time.Minute,
+			Address: p.address, Connections: connections, Requests: len(claims), Timeout: time.Minute,
 			Request: func(i int) loadgen.Request {
 				return loadgen.Request{User: names[claims[i].user], Coupon: claims[i].coupon}
 			},

@@ -104,7 +104,7 @@ func answered(t *testing.T, conn *rawhttp.Conn, status int, closes bool) {
 func (p *program) waitRefused(t *testing.T) {
 	t.Helper()
 	wait.For(t, "new connections to be refused", func() bool {
-		conn, err := net.Dial("tcp", p.address())
+		conn, err := net.Dial("tcp", p.address)
 		if err == nil {
 			_ = conn.Close()
 		}

@@ -42,7 +42,7 @@ func (b *bounds) upgrade(t *testing.T) {
 	}
 	l.progress(t)
 	for _, p := range running {
-		if status, _ := getOnce(p.url + "/health"); status != http.StatusOK {
+		if status, _ := p.getOnce("/health"); status != http.StatusOK {
 			t.Errorf("old instance with the new schema: /health %d", status)
 		}
 	}
@@ -107,7 +107,7 @@ func (l *claimLoad) connect(next int) *rawhttp.Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.instances) > 0 {
-		if conn, err := net.Dial("tcp", l.instances[next%len(l.instances)].address()); err == nil {
+		if conn, err := net.Dial("tcp", l.instances[next%len(l.instances)].address); err == nil {
 			return rawhttp.New(conn)
 		}
 	}

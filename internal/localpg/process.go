@@ -25,7 +25,7 @@ const logFile = "server.log"
 
 // launch starts the watchdog, which starts the server. The server outlives the context of Start.
 // When it has ended, the cluster is unlocked.
-func (s *Server) launch(settings map[string]string) (err error) {
+func (s *Server) launch(settings map[string]string) error {
 	c := s.cluster
 	log, err := openFile(filepath.Join(c.dir, logFile), os.O_TRUNC|os.O_APPEND|os.O_WRONLY)
 	if err != nil {
@@ -36,11 +36,6 @@ func (s *Server) launch(settings map[string]string) (err error) {
 	if s.sockets, err = os.MkdirTemp("/tmp", "localpg-"); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			_ = os.RemoveAll(s.sockets)
-		}
-	}()
 	if err := c.account.chown(s.sockets); err != nil {
 		return err
 	}
