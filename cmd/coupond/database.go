@@ -28,15 +28,13 @@ type databaseSettings struct {
 	address    string // user, host, port and database for log and error messages, without the password
 }
 
-const noDatabase = "DATABASE_URL is not set: use DATABASE_URL=postgres://user@host:5432/database," +
-	" or try the service with a private PostgreSQL: coupond dev"
-
 // AfterApply sets connString and address, if both settings are valid. If not, decode has reported
 // that.
 func (d *databaseSettings) AfterApply(s *settings) error {
 	config, err := pgstore.ParseURL(d.DatabaseURL)
 	if d.DatabaseURL == "" {
-		s.problem(noDatabase)
+		s.problem("DATABASE_URL is not set: use DATABASE_URL=postgres://user@host:5432/database," +
+			" or try the service with a private PostgreSQL: coupond dev")
 	} else if err == nil {
 		conn := config.ConnConfig
 		d.connString = config.ConnString()
@@ -53,9 +51,6 @@ func (d *databaseSettings) AfterApply(s *settings) error {
 func readPassword(path string) (string, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		if cause, ok := errors.AsType[*os.PathError](err); ok {
-			err = cause.Err // without the path, which the caller shows
-		}
 		return "", err
 	}
 	password := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")

@@ -98,8 +98,8 @@ func hideConnStrings(text string, sources []string) string {
 		for _, part := range []string{source, value} {
 			isPair := strings.Contains(part, "=") && strings.Contains(strings.ToLower(part), "password")
 			if strings.Contains(part, "://") || isPair {
-				quoted := strconv.Quote(part)
-				text = strings.NewReplacer(quoted, hidden, part, hidden, quoted[1:len(quoted)-1], hidden).Replace(text)
+				quoted, short := strconv.Quote(part), fmt.Sprintf("%.100q", part) // as settings shows it
+				text = strings.NewReplacer(quoted, hidden, short, hidden, part, hidden, quoted[1:len(quoted)-1], hidden).Replace(text)
 			}
 		}
 	}

@@ -449,6 +449,8 @@ func TestWrongUsage(t *testing.T) {
 	expect(t, exitUsage, `unexpected argument (not shown, because it may hold a password) (see: coupond serve --help)`, nil, "serve", "postgres://me:p@ss@host/db")
 	expect(t, exitUsage, `unexpected argument (not shown, because it may hold a password) (see: `, nil, "migrate", "host=a password='pass word' dbname=db")
 	expect(t, exitUsage, `LISTEN_ADDR=(not shown, because it may hold a password): `, []string{noServer}, "serve", "--listen-addr=postgres://me:pass@host/db")
+	long := "LISTEN_ADDR=postgres://me:pass@host/db?" + strings.Repeat("x", 100) // shortened in messages
+	expect(t, exitUsage, `LISTEN_ADDR=(not shown, because it may hold a password): `, []string{noServer, long}, "serve")
 	for _, command := range []string{"serve", "migrate"} {
 		expect(t, exitUsage, "coupond: DATABASE_URL is not set", nil, command)
 		expect(t, exitUsage, "or try the service with a private PostgreSQL: coupond dev\n", []string{"DATABASE_URL="}, command)
