@@ -160,6 +160,31 @@ func (c *cluster) initialize(ctx context.Context, pg installation, o Options) er
 	return nil
 }
 
+// removeStalePid removes the postmaster.pid of a process that has ended. PostgreSQL does this
+// itself, unless another process of the same user has that process ID now, as after a restart of
+// the machine: then it refuses to start. A process that works in the data directory is a postmaster
+// that was started by hand; it is left to PostgreSQL's own check. It returns the content of the
+// file.
+func (c *cluster) removeStalePid(ctx context.Context) (stale string, err error) {
+	path := filepath.Join(c.data, pidFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	pid, _, _ := strings.Cut(string(text), "\n")
+	// As the account, because root without all capabilities, as in a container, may not read the
+	// working directory of other users' processes. macOS has lsof instead of /proc.
+	at, _ := c.account.command(ctx, "/bin/sh", "-c",
+		`readlink "/proc/$0/cwd" || lsof -a -p "$0" -d cwd -Fn | sed -n 's/^n//p'`, pid).Output()
+	if dir := strings.TrimSuffix(string(at), "\n"); dir != "" && dir != c.data {
+		err = os.Remove(path)
+	}
+	return string(text), err
+}
+
 // Remove removes dir with the cluster in it. If its server is just ending with its process, Remove
 // waits. It returns nil if dir does not exist.
 func Remove(ctx context.Context, dir string) error {

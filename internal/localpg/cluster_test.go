@@ -58,6 +58,47 @@ func TestStart_contextCancelledDuringInitdb(t *testing.T) {
 	waitGone(t, o.Dir)
 }
 
+// After a power failure the process ID in postmaster.pid may belong to another process. If it has
+// the same user, PostgreSQL alone would refuse to start.
+func TestStart_stalePostmasterPid(t *testing.T) {
+	t.Parallel()
+	dir := newCluster(t)
+	server := startIn(t, dir)
+	account, file := server.cluster.account, filepath.Join(server.cluster.data, pidFile)
+	stale, err := os.ReadFile(file)
+	must(t, err)
+	must(t, server.Kill())
+
+	other := account.command(t.Context(), "sleep", "600")
+	must(t, other.Start())
+	t.Cleanup(func() { _ = other.Wait() })
+	_, rest, _ := bytes.Cut(stale, []byte("\n"))
+	must(t, os.WriteFile(file, append([]byte(strconv.Itoa(other.Process.Pid)+"\n"), rest...), 0o600))
+	must(t, account.chown(file))
+	wantQuery(t, startIn(t, dir).URL("postgres"), "select 1", "1")
+}
+
+func TestStart_serverStartedByHand(t *testing.T) {
+	t.Parallel()
+	dir := newCluster(t)
+	server := startIn(t, dir)
+	must(t, server.Stop())
+	data := server.cluster.data
+	byHand := server.cluster.account.command(t.Context(), filepath.Join(server.BinDir(), "postgres"), "-D", data,
+		"-c", "port="+strconv.Itoa(server.Port()+1), "-c", "unix_socket_directories=")
+	must(t, byHand.Start())
+	wait.For(t, "the server to be ready", func() bool {
+		text, _ := os.ReadFile(filepath.Join(data, pidFile))
+		return strings.Contains(string(text), "ready")
+	})
+
+	_, err := Start(t.Context(), fast(dir))
+	wantError(t, err, "did not start", "(PID "+strconv.Itoa(byHand.Process.Pid)+") running")
+	must(t, byHand.Process.Signal(syscall.SIGINT))
+	must(t, byHand.Wait())
+	startIn(t, dir)
+}
+
 func TestStart_otherMajorVersion(t *testing.T) {
 	t.Parallel()
 	o := fast(newCluster(t))

@@ -119,14 +119,17 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	stale, _ := os.ReadFile(filepath.Join(c.data, pidFile)) // there is none after a Stop
+	stale, err := c.removeStalePid(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if s.password, err = readPassword(c.dir); err != nil {
 		return nil, err
 	}
 	if err := s.launch(o.Settings); err != nil {
 		return nil, err
 	}
-	if err = s.waitReady(ctx, string(stale)); err != nil {
+	if err = s.waitReady(ctx, stale); err != nil {
 		_ = s.end(stopImmediate)
 		return nil, fmt.Errorf("PostgreSQL %s in %s did not start: %w%s", s.Version(), s.Dir(), err, s.logTail())
 	}
