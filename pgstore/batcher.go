@@ -64,16 +64,14 @@ type batcher struct {
 type couponQueue struct {
 	coupon string
 	locked bool            // it is solo because it is locked
-	claims []*pendingClaim // in the order of their arrival; those whose callers left are removed later
-	left   int             // claims whose callers left
+	claims []*pendingClaim // in the order of their arrival
 }
 
 // pendingClaim is a claim that waits for its outcome.
 type pendingClaim struct {
 	claim
-	queue  *couponQueue
-	queued bool          // it is in its queue, and its caller has not left
-	done   chan struct{} // signalled once, when the outcome is set
+	queue *couponQueue
+	done  chan struct{} // signalled once, when the outcome is set
 }
 
 // sender makes the calls of a batcher. The claims of a coupon are in the order of their arrival,
@@ -122,7 +120,7 @@ func (b *batcher) claim(ctx context.Context, user, coupon string) (ClaimStatus, 
 		p.err = err
 	case inline && b.runInline(ctx, p):
 	case !b.wait(ctx, p):
-		return "", contextEnded(ctx) // its queue may still have p
+		p.err = contextEnded(ctx)
 	}
 	status, err := p.status, p.err
 	p.claim, p.queue = claim{}, nil
@@ -189,21 +187,18 @@ func (b *batcher) wait(ctx context.Context, p *pendingClaim) (answered bool) {
 	return true
 }
 
-// withdraw marks p as left by its caller, so that it is not sent. It returns false if p is not
-// queued, or if an earlier call may have committed it.
+// withdraw removes p from its queue, so that it is not sent. It returns false if p is not queued,
+// or if an earlier call may have committed it.
 func (b *batcher) withdraw(p *pendingClaim) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !p.queued || p.failed != nil && p.failed.ambiguous() {
+	q := p.queue
+	i := slices.Index(q.claims, p)
+	if i < 0 || p.failed != nil && p.failed.ambiguous() {
 		return false
 	}
-	q := p.queue
-	p.queued = false
-	q.left++
+	q.claims = slices.Delete(q.claims, i, i+1)
 	b.count(q, -1)
-	if q.left > len(q.claims)/2 {
-		b.clean(q)
-	}
 	return true
 }
 
@@ -426,9 +421,6 @@ func (b *batcher) endShared() {
 
 // insert adds claims to a queue.
 func (b *batcher) insert(q *couponQueue, at int, claims ...*pendingClaim) {
-	for _, p := range claims {
-		p.queued = true
-	}
 	q.claims = slices.Insert(q.claims, at, claims...)
 	b.count(q, len(claims))
 }
@@ -446,27 +438,22 @@ func (b *batcher) count(q *couponQueue, n int) {
 func (b *batcher) take(q *couponQueue, batch []*pendingClaim) []*pendingClaim {
 	b.clean(q)
 	n := 0
-	for n < len(q.claims) && len(batch) < maxBatch && q.claims[n].failed == q.claims[0].failed {
-		q.claims[n].queued = false
-		batch = append(batch, q.claims[n])
+	for n < len(q.claims) && len(batch)+n < maxBatch && q.claims[n].failed == q.claims[0].failed {
 		n++
 	}
+	batch = append(batch, q.claims[:n]...)
 	q.claims = slices.Delete(q.claims, 0, n)
 	b.count(q, -n)
 	return batch
 }
 
-// clean removes the claims of a coupon whose callers left, answers those that were queued for too
-// long, and returns how long the next one may stay queued.
+// clean answers the claims of a coupon that were queued for too long, and returns how long the next
+// one may stay queued.
 func (b *batcher) clean(q *couponQueue) time.Duration {
 	now, next := time.Now(), b.timeout/2 // a claim that arrives meanwhile may stay as long
-	q.left = 0
 	q.claims = slices.DeleteFunc(q.claims, func(p *pendingClaim) bool {
 		left := p.arrived.Add(b.queueTime(p)).Sub(now)
-		switch {
-		case !p.queued:
-			return true
-		case left < 0:
+		if left < 0 {
 			b.count(q, -1)
 			reject(p, p.expired())
 			return true
@@ -488,7 +475,7 @@ func (b *batcher) queueTime(p *pendingClaim) time.Duration {
 
 // reject answers a claim that is removed from its queue.
 func reject(p *pendingClaim, err error) {
-	p.queued, p.err = false, err
+	p.err = err
 	p.done <- struct{}{}
 }
 

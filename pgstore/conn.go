@@ -66,7 +66,18 @@ func instrument(cfg *pgx.ConnConfig, m *metrics) {
 	cfg.Tracer = sc
 	cfg.DialFunc = sc.dial
 	cfg.OnNotice = sc.notice
-	cfg.ValidateConnect = sc.prepareSession(cfg.ConnectTimeout, cfg.ValidateConnect)
+	validate := cfg.ValidateConnect
+	// If it returns an error, the next host of the connection string is tried.
+	cfg.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
+		defer cancel()
+		if validate != nil {
+			if err := validate(ctx, conn); err != nil {
+				return err
+			}
+		}
+		return sc.prepare(ctx, conn)
+	}
 }
 
 // serverConnOf returns the serverConn below conn. TraceConnectEnd has set it.

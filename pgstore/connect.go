@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -159,21 +158,6 @@ left join pg_catalog.pg_proc as p
   on p.oid = f.claim_coupon
 left join pg_catalog.pg_language as l
   on l.oid = p.prolang`
-
-// prepareSession returns a function that prepares a session that was just started, after validate,
-// if there is one. If it returns an error, the next host of the connection string is tried.
-func (sc *serverConn) prepareSession(timeout time.Duration, validate pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
-	return func(ctx context.Context, conn *pgconn.PgConn) error {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		if validate != nil {
-			if err := validate(ctx, conn); err != nil {
-				return err
-			}
-		}
-		return sc.prepare(ctx, conn)
-	}
-}
 
 // prepare executes prepareSQL. It uses the simple protocol, which works with every pooler.
 func (sc *serverConn) prepare(ctx context.Context, conn *pgconn.PgConn) error {

@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/singleflight"
 )
 
 // readySQL checks what Ready can find out by reading.
@@ -38,20 +38,17 @@ type notReadyError struct {
 func (e *notReadyError) Error() string { return e.reason }
 func (e *notReadyError) Unwrap() error { return e.cause }
 
-// readiness is the newest check that has ended, and the running one.
+// readiness is what Ready knows of its checks.
 type readiness struct {
-	mu            sync.Mutex
-	last, running *readyCheck // nil: none
-
-	schemaVersion atomic.Int32 // of the database, as last seen; 0: not seen yet
+	checks        singleflight.Group
+	last          atomic.Pointer[readyCheck] // the newest check that has ended; nil: none
+	schemaVersion atomic.Int32               // of the database, as last seen; 0: not seen yet
 }
 
-// readyCheck is a check that several callers of Ready wait for. Its fields are set when done is
-// closed.
+// readyCheck is a check that has ended.
 type readyCheck struct {
-	done   chan struct{}
 	ended  time.Time
-	result *notReadyError // nil: ready
+	result error // nil: ready
 }
 
 // Ready returns nil if claims can be made: the database answers, commits complete, the role is
@@ -63,76 +60,47 @@ type readyCheck struct {
 // one check. It uses a connection of its own, so that it does not wait for claims (with MaxConns 1
 // it shares theirs).
 func (s *Store) Ready(ctx context.Context) (shards []Shard, err error) {
-	check := s.currentCheck(ctx)
+	last := s.readiness.last.Load()
+	if last != nil && time.Since(last.ended) < recentResult {
+		return s.proxy.states(), last.result
+	}
+	id := requestID(ctx)
+	check := s.readiness.checks.DoChan("", func() (any, error) { return nil, s.check(id) })
 	select {
-	case <-check.done:
-		if check.result != nil {
-			err = check.result
-		}
+	case ended := <-check:
+		err = ended.Err
 	case <-ctx.Done():
 		err = &notReadyError{"the database" + silentReason, context.Cause(ctx)}
 	}
 	return s.proxy.states(), err
 }
 
-// currentCheck returns a check that has ended not long ago, or the running one, or a new one.
-func (s *Store) currentCheck(ctx context.Context) *readyCheck {
-	r := &s.readiness
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.running != nil {
-		return r.running
-	}
-	if r.last != nil && time.Since(r.last.ended) < recentResult {
-		return r.last
-	}
-	check := &readyCheck{done: make(chan struct{})}
-	id := requestID(ctx)
-	if s.background.start(func(ctx context.Context) {
+// check returns why claims cannot be made, and logs it if it has changed. It does not end with the
+// request that has started it, whose id is given, because other callers wait for it as well.
+func (s *Store) check(id string) (result error) {
+	ended := make(chan struct{})
+	if !s.background.start(func(ctx context.Context) {
+		defer close(ended)
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
-		check.result = s.checkReady(ctx)
-		s.recordReadiness(id, check)
+		result = s.checkReady(ctx)
+		before := s.readiness.last.Swap(&readyCheck{time.Now(), result})
+		switch {
+		case before != nil && fmt.Sprint(before.result) == fmt.Sprint(result):
+		case result == nil:
+			s.log.Info().Str("request_id", id).Msg("the database is ready")
+		default:
+			s.log.Warn().Err(errors.Unwrap(result)).Str("request_id", id).Str("reason", result.Error()).Msg("the database is not ready")
+		}
 	}) {
-		r.running = check
-	} else {
-		check.result = &notReadyError{reason: "the service is stopping"}
-		close(check.done)
+		return &notReadyError{reason: "the service is stopping"}
 	}
-	return check
-}
-
-// recordReadiness ends a check, and logs its result if it has changed. id is that of the request
-// that has started the check.
-func (s *Store) recordReadiness(id string, check *readyCheck) {
-	r := &s.readiness
-	r.mu.Lock()
-	before := "not checked yet"
-	if r.last != nil {
-		before = r.last.reason()
-	}
-	check.ended = time.Now()
-	r.last, r.running = check, nil
-	r.mu.Unlock()
-	switch {
-	case check.reason() == before:
-	case check.result == nil:
-		s.log.Info().Func(withID(id)).Msg("the database is ready")
-	default:
-		s.log.Warn().Err(check.result.cause).Func(withID(id)).Str("reason", check.reason()).Msg("the database is not ready")
-	}
-	close(check.done)
-}
-
-func (c *readyCheck) reason() string {
-	if c.result == nil {
-		return ""
-	}
-	return c.result.reason
+	<-ended
+	return result
 }
 
 // checkReady returns why claims cannot be made; nil: they can.
-func (s *Store) checkReady(ctx context.Context) *notReadyError {
+func (s *Store) checkReady(ctx context.Context) error {
 	// Behind a proxy, this server stands for all until the map is known. The shards are not asked.
 	srv := s.serverOf("")
 	single := len(s.proxy.all()) == 0
@@ -141,7 +109,7 @@ func (s *Store) checkReady(ctx context.Context) *notReadyError {
 			return &notReadyError{reason: reason}
 		}
 	}
-	var notReady *notReadyError
+	var notReady error
 	for range 2 { // the first connection may have been closed while it was idle
 		conn, err := s.healthPool.Acquire(ctx)
 		if err != nil {
@@ -153,7 +121,7 @@ func (s *Store) checkReady(ctx context.Context) *notReadyError {
 		}
 		broken := conn.Conn().IsClosed()
 		conn.Release()
-		if notReady == nil || !broken || ctx.Err() != nil || notReady.cause == nil {
+		if notReady == nil || !broken || ctx.Err() != nil || errors.Unwrap(notReady) == nil {
 			break
 		}
 	}
@@ -165,7 +133,7 @@ const trialSQL = `select coupond.create_coupon($1, 1), coupond.claim_coupon($2, 
 
 // tryClaim makes a claim and rolls it back, if a write has failed with an error that other writes
 // may meet too (a full disk, a missing privilege) and no trial has succeeded since.
-func (s *server) tryClaim(ctx context.Context, conn *pgxpool.Conn) *notReadyError {
+func (s *server) tryClaim(ctx context.Context, conn *pgxpool.Conn) error {
 	if serverConnOf(conn.Conn()).kind == kindProxy || !s.defective.Swap(false) {
 		return nil // nothing can be rolled back on a shard
 	}
@@ -185,7 +153,7 @@ func (s *server) tryClaim(ctx context.Context, conn *pgxpool.Conn) *notReadyErro
 }
 
 // checkByReading returns why claims cannot be made, as far as a read can find out.
-func (s *Store) checkByReading(ctx context.Context, conn *pgxpool.Conn) *notReadyError {
+func (s *Store) checkByReading(ctx context.Context, conn *pgxpool.Conn) error {
 	var version *int32 // null: the schema has no version yet
 	var inRole, complete bool
 	var sessionProblem, missingPrivilege *string // null: none

@@ -59,10 +59,8 @@ func ready(t *testing.T, s *Store) error {
 
 // setEnd changes when the last check ended.
 func (r *readiness) setEnd(at time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.last != nil {
-		r.last.ended = at
+	if last := r.last.Load(); last != nil {
+		r.last.Store(&readyCheck{at, last.result})
 	}
 }
 

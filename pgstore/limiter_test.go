@@ -44,7 +44,7 @@ func TestLimiter(t *testing.T) {
 		if err := <-left; !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled) {
 			t.Errorf("a call after its caller has left: %v", err)
 		}
-		if n := l.waiting; n != 0 {
+		if n := l.waiting.Load(); n != 0 {
 			t.Errorf("%d calls are waiting, want 0", n)
 		}
 	})
@@ -104,8 +104,8 @@ func TestLimiter_key(t *testing.T) {
 		}
 		l.exit("")
 		l.exit("")
-		if len(l.keys) > 0 || len(l.slots) > 0 || l.waiting != 0 {
-			t.Errorf("%d keys, %d slots, %d waiting; want none", len(l.keys), len(l.slots), l.waiting)
+		if len(l.keys) > 0 || len(l.slots) > 0 || l.waiting.Load() != 0 {
+			t.Errorf("%d keys, %d slots, %d waiting; want none", len(l.keys), len(l.slots), l.waiting.Load())
 		}
 	})
 }

@@ -173,11 +173,7 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 		send(gauge, oneIf(shard.Reason == ""), labels{"shard": strconv.Itoa(shard.Number)}, "coupond_shard_healthy",
 			"Whether a shard behind the proxy answers, completes commits and has the schema, by its last health check: 1 or 0. Missing without a proxy.")
 	}
-
-	s.readiness.mu.Lock()
-	last := s.readiness.last
-	s.readiness.mu.Unlock()
-	if last != nil {
+	if last := s.readiness.last.Load(); last != nil {
 		send(gauge, oneIf(last.result == nil), nil, "coupond_database_ready",
 			"Whether claims could be made, by the last GET /health: 1 or 0. Missing before the first.")
 	}

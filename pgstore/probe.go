@@ -3,7 +3,6 @@ package pgstore
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgerrcode"
@@ -122,20 +121,15 @@ func (s *server) probeOnce(ctx context.Context, commitTimeout time.Duration) boo
 // meanwhile runs f. If f takes longer than unreachableAfter, it changes the state before f has
 // ended.
 func (s *server) meanwhile(late serverState, reason string, f func() error) error {
-	var mu sync.Mutex // the state does not change after f has ended
-	ended := false
+	changed := make(chan struct{})
 	timer := time.AfterFunc(unreachableAfter(s.timeout), func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if !ended {
-			s.record(late, reason)
-		}
+		s.record(late, reason)
+		close(changed)
 	})
-	defer timer.Stop()
 	err := f()
-	mu.Lock()
-	defer mu.Unlock()
-	ended = true
+	if !timer.Stop() {
+		<-changed // the state does not change after f has ended
+	}
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -47,10 +48,8 @@ type shard struct {
 	*server
 	number int
 
-	mu       sync.Mutex
-	checked  bool   // a health check has ended
-	checking bool   // a health check is running
-	problem  string // what a health check found although the shard answers; "": nothing
+	checking atomic.Bool            // a health check is running
+	problem  atomic.Pointer[string] // what the last health check found although the shard answers; nil: none has ended
 }
 
 // Shard is the state of a server behind a proxy.
@@ -136,7 +135,7 @@ func (p *proxy) round(ctx context.Context) error {
 				<-p.slots
 			})
 		case <-bounded.Done(): // maxUnanswered shards are silent
-			sh.endCheck()
+			sh.checking.Store(false)
 			return nil
 		}
 	}
@@ -224,36 +223,25 @@ func (p *proxy) states() []Shard {
 
 // describe returns why a shard is not healthy, "" if it is, and whether that is known.
 func (sh *shard) describe() (reason string, known bool) {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
 	if reason := sh.refusalReason(); reason != "" {
 		return reason, true
 	}
-	return sh.problem, sh.checked
+	if problem := sh.problem.Load(); problem != nil {
+		return *problem, true
+	}
+	return "", false
 }
 
 // beginCheck returns false if the shard needs no health check now.
 func (sh *shard) beginCheck() bool {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if sh.checking || !sh.isHealthy() {
-		return false
-	}
-	sh.checking = true
-	return true
-}
-
-func (sh *shard) endCheck() {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	sh.checking = false
+	return sh.isHealthy() && sh.checking.CompareAndSwap(false, true)
 }
 
 // check asks a shard for its schema version and for what is wrong with the session that the proxy
 // has there, and records the result. The time for a connection to the proxy does not count against
 // the shard.
 func (p *proxy) check(ctx context.Context, sh *shard) {
-	defer sh.endCheck()
+	defer sh.checking.Store(false)
 	conn, err := p.pool.Acquire(ctx)
 	if err != nil {
 		return // the proxy has failed, not the shard; round reports it
@@ -290,10 +278,11 @@ func (s *Store) shardProblem(version int32, sessionProblem *string) string {
 
 // setProblem records what a health check that was answered has found, and logs a change.
 func (sh *shard) setProblem(problem string) {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if problem != sh.problem {
+	before := sh.problem.Swap(&problem)
+	if before == nil {
+		before = new(string)
+	}
+	if problem != *before {
 		sh.log.Warn().Str("reason", problem).Msg("the result of the shard's health check has changed")
 	}
-	sh.checked, sh.problem = true, problem
 }

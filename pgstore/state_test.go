@@ -669,12 +669,7 @@ func TestStore_creationsOfOneName(t *testing.T) {
 			}
 		})
 	}
-	waiting := func() int {
-		s.creating.mu.Lock()
-		defer s.creating.mu.Unlock()
-		return s.creating.waiting
-	}
-	wait.For(t, "both creations", func() bool { return int(running.Load())+waiting() == 2 })
+	wait.For(t, "both creations", func() bool { return running.Load()+s.creating.waiting.Load() == 2 })
 	if n := running.Load(); n != 1 {
 		t.Errorf("%d creations of the coupon run at the same time, want 1", n)
 	}
@@ -690,13 +685,15 @@ func TestReady_shared(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	checks, release := s.hold(readySQL)
-	running := s.currentCheck(t.Context())
+	left, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _ = s.Ready(left)
 	wait.For(t, "the check", func() bool { return checks.Load() > 0 })
-	if s.currentCheck(t.Context()) != running {
-		t.Error("a second check runs at the same time")
-	}
+	joined := s.readiness.checks.DoChan("", func() (any, error) { return nil, errors.New("a second check") })
 	release()
-	<-running.done
+	if ended := <-joined; ended.Err != nil {
+		t.Error(ended.Err)
+	}
 	s.readiness.setEnd(time.Now().Add(time.Hour)) // a moment that does not end
 	if _, err := s.Ready(t.Context()); err != nil || checks.Load() != 1 {
 		t.Errorf("a moment later: %v, %d checks; want the result of the first", err, checks.Load())
@@ -713,14 +710,14 @@ func TestReady_firstCallerLeaves(t *testing.T) {
 	s := newTestStore(t)
 	_, release := s.hold(readySQL)
 	ctx, cancel := context.WithCancel(t.Context())
-	check := s.currentCheck(ctx)
 	cancel()
 	if _, err := s.Ready(ctx); err == nil {
 		t.Error("a caller that leaves gets an answer")
 	}
 	release()
-	if <-check.done; check.result != nil {
-		t.Errorf("%v; want the check to succeed", check.result)
+	wait.For(t, "the end of the check", func() bool { return s.readiness.last.Load() != nil })
+	if err := s.readiness.last.Load().result; err != nil {
+		t.Errorf("%v; want the check to succeed", err)
 	}
 }
 
@@ -751,7 +748,7 @@ func TestShard_beginCheck(t *testing.T) {
 	if !sh.beginCheck() || sh.beginCheck() {
 		t.Error("want one check at a time")
 	}
-	sh.endCheck()
+	sh.checking.Store(false)
 	sh.record(unreachable, "of the test")
 	if sh.beginCheck() {
 		t.Error("a shard that is probed is checked as well")

@@ -1,25 +1,6 @@
 // Package pgstore is the PostgreSQL client of the service. It calls the functions in db/functions,
 // sends concurrent claims in batches, and returns an outcome for each claim, creation and read. It
 // contains no coupon logic.
-//
-//	status.go      outcomes, errors, Coupon
-//	store.go       Config, Open, Close; the server of a coupon
-//	server.go      one PostgreSQL: its state, what may be sent to it, two attempts
-//	probe.go       how a server that is not healthy becomes healthy again
-//	batcher.go     batches of concurrent claims
-//	claim.go       the calls that claim
-//	coupon.go      creating and reading coupons
-//	sharedread.go  one read for several callers
-//	limiter.go     bounds for creations and reads
-//	pool.go        configuration of the pool and its sessions, time-outs
-//	connstring.go  the connection string, and what is wrong with it
-//	connect.go     a new session: its settings, and why it cannot be started
-//	conn.go        one connection: never sends a cancel request, notes warnings
-//	outcome.go     what a failed call proves
-//	proxy.go       the shards behind a PL/Proxy proxy; hashtext.go: the partition of a coupon
-//	health.go      whether claims can be made, and why not
-//	metrics.go     Prometheus metrics
-//	log.go         request ids and slow claims in the log
 package pgstore
 
 import (
