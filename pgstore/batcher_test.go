@@ -669,26 +669,6 @@ func TestBatcher_leave(t *testing.T) {
 	})
 }
 
-// Claims whose callers left do not stay in memory, whatever the claims before them wait for.
-func TestBatcher_leftClaimsAreForgotten(t *testing.T) {
-	withBatcher(t, 100, func(t *testing.T, c *fakeCallers, f *fakeServer) {
-		c.claim(t.Context(), "ann", "bob")
-		call := f.nextCall(t, "ann")
-		for n := range 200 {
-			ctx, leave := context.WithCancel(t.Context())
-			c.claim(ctx, fmt.Sprint(n))
-			leave()
-			c.wantError(t, ErrUnavailable, fmt.Sprint(n))
-		}
-		if n := len(c.batcher.coupons["coupon"].claims); n > 2 {
-			t.Errorf("the queue has %d claims, want bob's and at most one other", n)
-		}
-		close(call.answer)
-		f.wantCall(t, false, "bob")
-		c.wantAnswered(t, "ann", "bob")
-	})
-}
-
 // A caller can leave as well if its claim came back from a shared call without effect. This is its
 // own goroutine's call.
 func TestBatcher_leaveBeforeTheSoloCall(t *testing.T) {

@@ -57,10 +57,3 @@ order by w.ordinality`, texts)
 	})
 	rapid.Check(t, func(rt *rapid.T) { check(rt, rapid.SliceOfN(name, 1, 50).Draw(rt, "names")) })
 }
-
-func BenchmarkHashText(b *testing.B) {
-	name := "summer sale 2026, stand north"
-	for b.Loop() {
-		hashText(name)
-	}
-}

@@ -214,22 +214,15 @@ func (p *proxy) all() []*shard {
 func (p *proxy) states() []Shard {
 	var states []Shard
 	for _, sh := range p.all() {
-		if reason, known := sh.describe(); known {
+		reason, problem := sh.refusalReason(), sh.problem.Load()
+		if reason == "" && problem != nil {
+			reason = *problem
+		}
+		if reason != "" || problem != nil {
 			states = append(states, Shard{Number: sh.number, Reason: reason})
 		}
 	}
 	return states
-}
-
-// describe returns why a shard is not healthy, "" if it is, and whether that is known.
-func (sh *shard) describe() (reason string, known bool) {
-	if reason := sh.refusalReason(); reason != "" {
-		return reason, true
-	}
-	if problem := sh.problem.Load(); problem != nil {
-		return *problem, true
-	}
-	return "", false
 }
 
 // beginCheck returns false if the shard needs no health check now.

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-	"weak"
 
 	"scalable-coupon-system/internal/wait"
 )
@@ -188,27 +186,6 @@ func TestSharedReads_errorIsSharedButNotKept(t *testing.T) {
 			t.Errorf("afterwards: %v, %v", v, err)
 		}
 	})
-}
-
-func TestSharedReads_keepNothing(t *testing.T) {
-	r := &sharedReads[*readResult]{timeout: time.Hour, read: func(context.Context, string) (*readResult, error) {
-		return &readResult{number: 1}, nil
-	}}
-	kept := func() weak.Pointer[readResult] {
-		result, err := r.get(t.Context(), "c")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return weak.Make(result)
-	}()
-	for range 10 {
-		runtime.GC()
-		if kept.Value() == nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("the value is not freed after its last reader")
 }
 
 // A read returns what was written before it was requested, however many callers share it.
