@@ -70,7 +70,8 @@ func WithPassword(text, password string) (string, error) {
 	scheme, rest, isURL := cutScheme(text)
 	if !isURL {
 		// Of a repeated keyword the last value counts.
-		return text + " password=" + quoteValue(password), nil
+		escaped := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(password)
+		return text + " password='" + escaped + "'", nil
 	}
 	config, err := ParseURL(text)
 	if err != nil {
@@ -189,15 +190,10 @@ func isAmbiguous(text string) bool {
 	return isURL && strings.ContainsAny(beforeQuery, "@\n\r\t")
 }
 
-func quoteValue(value string) string {
-	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(value) + "'"
-}
-
 func trimURL(text string) string {
-	if trimmed := strings.TrimSpace(text); trimmed != text {
-		if _, _, isURL := cutScheme(trimmed); isURL {
-			return trimmed
-		}
+	trimmed := strings.TrimSpace(text)
+	if _, _, isURL := cutScheme(trimmed); isURL {
+		return trimmed
 	}
 	return text
 }

@@ -253,20 +253,14 @@ func (p *proxy) check(ctx context.Context, sh *shard) {
 	switch reason := shardProblem(err); {
 	case reason != "":
 		sh.markUnreachable(reason)
-	case err == nil:
-		sh.setProblem(p.store.shardProblem(version, sessionProblem))
-	}
-}
-
-// shardProblem returns why a shard that answers cannot be used; "": it can.
-func (s *Store) shardProblem(version int32, sessionProblem *string) string {
-	switch {
-	case version < s.schemaVersion:
-		return fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, s.schemaVersion)
+	case err != nil: // it proves nothing about the shard
+	case version < p.store.schemaVersion:
+		sh.setProblem(fmt.Sprintf("its schema has version %d, and this program needs %d: run coupond migrate there", version, p.store.schemaVersion))
 	case sessionProblem != nil:
-		return "the proxy's session there cannot be used: " + oneLine(*sessionProblem)
+		sh.setProblem("the proxy's session there cannot be used: " + oneLine(*sessionProblem))
+	default:
+		sh.setProblem("")
 	}
-	return ""
 }
 
 // setProblem records what a health check that was answered has found, and logs a change.
