@@ -119,7 +119,11 @@ func (h *Handler) get(pattern string, f func(*exchange) error) {
 func handle(f func(*exchange) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		x := w.(*exchange)
-		if err := f(x); err != nil {
+		err := f(x)
+		if err == nil {
+			err = x.complete()
+		}
+		if err != nil {
 			x.fail(err)
 		}
 	}

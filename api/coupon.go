@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"sync"
 
 	"scalable-coupon-system/pgstore"
 )
@@ -13,12 +12,6 @@ import (
 // chunkSize is how many bytes of a large response are encoded and then sent at once. The client
 // must read each chunk within stallTimeout.
 const chunkSize = 32 << 10
-
-// chunkBuffers have room for a chunk and the user id that exceeds it.
-var chunkBuffers = sync.Pool{New: func() any {
-	buffer := make([]byte, 0, chunkSize+4<<10)
-	return &buffer
-}}
 
 // createCoupon handles POST /api/coupons.
 func (h *Handler) createCoupon(x *exchange) error {
@@ -71,30 +64,25 @@ func (h *Handler) coupon(x *exchange) error {
 // and one chunk, which the budget counts. Nothing is sent before the first page was read. An error
 // after the first chunk can only abort the response.
 func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) error {
-	buffer := chunkBuffers.Get().(*[]byte)
-	body := appendCouponHead((*buffer)[:0], c)
+	// With room for the user id that exceeds a chunk.
+	body := appendCouponHead(make([]byte, 0, chunkSize+4<<10), c)
 	held := 0 // bytes of the budget
-	defer func() {
-		x.h.budget.give(held)
-		*buffer = body[:0]
-		chunkBuffers.Put(buffer)
-	}()
+	defer func() { x.h.budget.give(held) }()
 	claimers := 0
 	for page, err := range c.Claimers(ctx) {
-		if err == nil {
-			size := cap(*buffer) + pageSize(page)
-			if err = x.h.budget.resize(held, size); err == nil {
-				held = size
-			}
-		}
 		if err != nil {
 			return err
 		}
+		size := cap(body) + pageSize(page)
+		if err := x.h.budget.resize(held, size); err != nil {
+			return err
+		}
+		held = size
 		for _, user := range page {
 			body = appendUser(body, claimers, user)
 			claimers++
 			if len(body) >= chunkSize {
-				if err := x.sendChunk(body); err != nil {
+				if err := x.sendPart(body); err != nil {
 					return err
 				}
 				body = body[:0]
@@ -104,20 +92,7 @@ func (x *exchange) streamCoupon(ctx context.Context, c *pgstore.Coupon) error {
 	if claimers != c.Amount-c.RemainingAmount {
 		return fmt.Errorf("coupon %q has %d claimers, but a remaining amount of %d of %d", c.Name, claimers, c.RemainingAmount, c.Amount)
 	}
-	if err := x.sendChunk(append(body, couponTail...)); err != nil {
-		return err
-	}
-	return x.endLarge()
-}
-
-// sendChunk sends a part of a coupon, after the header if that was not sent yet. It needs no flush:
-// a chunk is larger than net/http's buffers.
-func (x *exchange) sendChunk(part []byte) error {
-	if x.status == 0 {
-		x.beginLarge()
-		x.sendHeader(http.StatusOK)
-	}
-	return x.sendPart(part)
+	return x.sendPart(append(body, couponTail...))
 }
 
 // The body of a coupon is its head, its users separated by commas, and couponTail.
@@ -133,9 +108,11 @@ func encodeCoupon(body []byte, c *pgstore.Coupon, users []string) []byte {
 
 // couponSize returns the size of what encodeCoupon appends, or slightly more.
 func couponSize(c *pgstore.Coupon, users []string) int {
-	size := len(`{"name":,"amount":2147483647,"remaining_amount":2147483647,"claimed_by":[`) + quotedSize(c.Name) + len(couponTail)
+	size := len(encodeCoupon(nil, c, nil))
+	var encoded []byte
 	for _, user := range users {
-		size += quotedSize(user) + len(`,`)
+		encoded = appendUser(encoded[:0], 1, user)
+		size += len(encoded)
 	}
 	return size
 }

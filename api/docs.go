@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -33,39 +32,44 @@ const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img
 //go:embed docs
 var docsFS embed.FS
 
-// docsFile is a file of the docs page, in memory. All readers share it.
+// docsFile is a file of the docs page, in memory. All readers share its content.
 type docsFile struct {
 	contentType string
-	plain       []byte
-	compressed  []byte // nil if the file is not stored compressed
+	content     []byte
 }
 
 // docsFiles returns the page itself as "", and the files that it loads by name.
 var docsFiles = sync.OnceValue(func() map[string]docsFile {
 	const html, css, js = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8"
 	return map[string]docsFile{
-		"":                     readDocsFile(docsFS, "docs/index.html", html),
-		"docs.css":             readDocsFile(docsFS, "docs/docs.css", css),
-		"docs.js":              readDocsFile(docsFS, "docs/docs.js", js),
-		"favicon-32x32.png":    readDocsFile(static.FS, "favicon-32x32.png", "image/png"),
-		"swagger-ui.css":       readDocsFile(static.FS, "swagger-ui.css.gz", css),
-		"swagger-ui-bundle.js": readDocsFile(static.FS, "swagger-ui-bundle.js.gz", js),
+		"":                     {html, readDocsFile(docsFS, "docs/index.html")},
+		"docs.css":             {css, readDocsFile(docsFS, "docs/docs.css")},
+		"docs.js":              {js, readDocsFile(docsFS, "docs/docs.js")},
+		"favicon-32x32.png":    {"image/png", readDocsFile(static.FS, "favicon-32x32.png")},
+		"swagger-ui.css":       {css, readDocsFile(static.FS, "swagger-ui.css.gz")},
+		"swagger-ui-bundle.js": {js, readDocsFile(static.FS, "swagger-ui-bundle.js.gz")},
 	}
 })
 
 // readDocsFile reads a file, which is compressed if its name ends in .gz. It panics if that fails,
 // which the tests would have found: the files are a part of the program.
-func readDocsFile(files embed.FS, path, contentType string) docsFile {
+func readDocsFile(files embed.FS, path string) []byte {
 	content, err := files.ReadFile(path)
-	file := docsFile{contentType: contentType, plain: content}
 	if err == nil && strings.HasSuffix(path, ".gz") {
-		file.compressed = content
-		file.plain, err = gunzip(content)
+		content, err = gunzip(content)
 	}
 	if err != nil {
 		panic(fmt.Errorf("read the file %s of the docs page: %w", path, err))
 	}
-	return file
+	return content
+}
+
+func gunzip(compressed []byte) ([]byte, error) {
+	reader, err := gzip.NewReader(bytes.NewReader(compressed))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(reader)
 }
 
 // root handles GET /, for people with a browser. The Location is relative, so that it also holds
@@ -85,15 +89,7 @@ func (h *Handler) docs(x *exchange) error {
 	if name == "" {
 		x.Header().Set("Content-Security-Policy", docsPolicy)
 	}
-	body := file.plain
-	if file.compressed != nil {
-		x.Header().Set("Vary", "Accept-Encoding")
-		if acceptsGzip(x.request) {
-			x.Header().Set("Content-Encoding", "gzip")
-			body = file.compressed
-		}
-	}
-	return x.sendAs(file.contentType, body)
+	return x.sendAs(file.contentType, file.content)
 }
 
 // openAPI handles GET /openapi.yaml.
@@ -104,26 +100,4 @@ func (x *exchange) sendAs(contentType string, body []byte) error {
 	x.Header().Set("Content-Type", contentType)
 	x.Header().Set("X-Content-Type-Options", "nosniff")
 	return x.send(http.StatusOK, body)
-}
-
-// acceptsGzip reports whether the request's Accept-Encoding lists gzip with a quality other than 0.
-func acceptsGzip(r *http.Request) bool {
-	for coding := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
-		name, quality, _ := strings.Cut(coding, ";")
-		if !strings.EqualFold(strings.TrimSpace(name), "gzip") {
-			continue
-		}
-		quality, isQuality := strings.CutPrefix(strings.TrimSpace(quality), "q=")
-		q, err := strconv.ParseFloat(quality, 64)
-		return !isQuality || err == nil && q > 0
-	}
-	return false
-}
-
-func gunzip(compressed []byte) ([]byte, error) {
-	reader, err := gzip.NewReader(bytes.NewReader(compressed))
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(reader)
 }

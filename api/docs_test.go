@@ -64,31 +64,3 @@ func TestDocs_links(t *testing.T) {
 		t.Errorf("the page has %q, which its policy forbids", inline)
 	}
 }
-
-// Swagger UI is compressed only if the client accepts gzip.
-func TestDocs_compression(t *testing.T) {
-	t.Parallel()
-	s := serve(t)
-	const path = "/docs/swagger-ui-bundle.js"
-	plain := s.do(http.MethodGet, path, "", "Accept-Encoding", "identity")
-	for accepted, compressed := range map[string]bool{
-		"gzip": true, "br, GZIP;q=0.5": true, "gzip; q=1": true, "deflate,gzip": true,
-		"gzip;q=0": false, "gzip;q=0.0": false, "gzip;q=x": false, "br": false, "*;q=0": false, "x-gzipped": false,
-	} {
-		got := s.do(http.MethodGet, path, "", "Accept-Encoding", accepted)
-		got.want(t, http.StatusOK, "")
-		if got.header.Get("Vary") != "Accept-Encoding" {
-			t.Errorf("%s: Vary is %q", path, got.header.Get("Vary"))
-		}
-		if (got.header.Get("Content-Encoding") == "gzip") != compressed {
-			t.Errorf("Accept-Encoding %q gets Content-Encoding %q", accepted, got.header.Get("Content-Encoding"))
-		}
-		if !compressed && got.body != plain.body || compressed && len(got.body) >= len(plain.body)/2 {
-			t.Errorf("Accept-Encoding %q gets %d bytes, the file has %d", accepted, len(got.body), len(plain.body))
-		}
-	}
-	// Without an Accept-Encoding, http.Client requests gzip and decompresses the response.
-	if got := s.do(http.MethodGet, path, ""); got.body != plain.body {
-		t.Errorf("decompressed, it has %d bytes, the file has %d", len(got.body), len(plain.body))
-	}
-}

@@ -91,8 +91,9 @@ func (x *exchange) finish(recovered any) {
 		}
 	}
 	took := time.Since(x.started)
-	x.h.requests.observe(x.request.Method, x.request.Pattern, x.status, took)
-	x.writeLog(took, stack)
+	route := cmp.Or(x.request.Pattern, noRoute)
+	x.h.requests.observe(x.request.Method, route, x.status, took)
+	x.writeLog(route, took, stack)
 	if x.aborted {
 		panic(http.ErrAbortHandler)
 	}
@@ -103,8 +104,7 @@ func (x *exchange) finish(recovered any) {
 const statusClientClosed = 499
 
 // writeLog writes the log line of the exchange.
-func (x *exchange) writeLog(took time.Duration, stack []byte) {
-	route := cmp.Or(x.request.Pattern, noRouteLabel) // as in the metrics
+func (x *exchange) writeLog(route string, took time.Duration, stack []byte) {
 	level := zerolog.InfoLevel
 	switch {
 	case route == pathHealth || route == pathLive || route == pathMetrics && x.status == http.StatusOK:

@@ -1,6 +1,13 @@
 package api
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// Codes returns every Code, in no particular order.
+func Codes() []Code { return slices.Collect(maps.Keys(errorResponses)) }
 
 // SetTimeouts replaces a Handler's limits for the arrival of a body and for a client that does not
 // read the response.

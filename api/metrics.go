@@ -21,8 +21,8 @@ var durationBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .2
 
 // Labels that replace client input, so that the number of series stays bounded.
 const (
-	noRouteLabel = "none"  // the route of a request without one
-	otherMethod  = "other" // a method that HTTP does not define
+	noRoute     = "none"  // the route of a request without one
+	otherMethod = "other" // a method that HTTP does not define
 )
 
 var knownMethods = []string{
@@ -54,13 +54,10 @@ func newRequestMetrics(registry prometheus.Registerer) *requestMetrics {
 	return m
 }
 
-// observe counts a request. Its route is "" if it has none.
+// observe counts a request.
 func (m *requestMetrics) observe(method, route string, status int, took time.Duration) {
-	if route == "" {
-		route = noRouteLabel
-		if !slices.Contains(knownMethods, method) {
-			method = otherMethod
-		}
+	if route == noRoute && !slices.Contains(knownMethods, method) {
+		method = otherMethod
 	}
 	key := series{route, method, status}
 	seen := *m.seen.Load()

@@ -3,7 +3,6 @@ package api
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -56,9 +55,6 @@ type errorResponse struct {
 	status  int
 	message string
 }
-
-// Codes returns every Code, in no particular order. Tests compare the list with openapi.yaml.
-func Codes() []Code { return slices.Collect(maps.Keys(errorResponses)) }
 
 // claimCodes and createCodes map the outcomes to their codes; "" is success, 201 without a body.
 var (
@@ -165,20 +161,6 @@ func appendString(body []byte, s string) []byte {
 	return body
 }
 
-// quotedSize returns the size of what appendString appends for a name, or slightly more.
-func quotedSize(s string) int {
-	size := len(s) + len(`""`)
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c < ' ':
-			size += len(`\u0001`) - 1
-		case c == '"' || c == '\\':
-			size += len(`\"`) - 1
-		}
-	}
-	return size
-}
-
 // send sends a complete response. All but large coupons go through it. For HEAD it sends only the
 // header, with the Content-Length of the body.
 func (x *exchange) send(status int, body []byte) error {
@@ -190,44 +172,32 @@ func (x *exchange) send(status int, body []byte) error {
 	if x.request.Method == http.MethodHead {
 		body = nil
 	}
-	large := len(body) > netHTTPBuffer
-	if large {
-		x.beginLarge()
-	}
 	x.sendHeader(status)
 	for part := range slices.Chunk(body, chunkSize) {
 		if err := x.sendPart(part); err != nil {
 			return err
 		}
 	}
-	if large {
-		return x.endLarge()
-	}
 	return nil
 }
 
-// beginLarge prepares for a response that net/http cannot buffer. Until endLarge, closing its
-// connection resets it, whatever closes it: abort, net/http after an error, a shutdown that takes
-// too long, or the kernel when the process is killed.
+// netHTTPBuffer is how many bytes net/http buffers before it writes to the connection.
+const netHTTPBuffer = 2 << 10
+
+// sendPart sends a part of the body, after the header of a 200 if none was sent yet.
 //
-// Otherwise a client of HTTP/1.0, such as nginx by default, takes a part of a coupon for all of it:
-// without a Content-Length the end of the connection is the end of the response.
-func (x *exchange) beginLarge() { x.setLinger(0) }
-
-// endLarge ends a response that was sent completely.
-func (x *exchange) endLarge() error {
-	err := http.NewResponseController(x.ResponseWriter).Flush()
-	if err != nil && !errors.Is(err, http.ErrNotSupported) { // not supported: a test without a connection
-		return fmt.Errorf("write the response: %w", err)
-	}
-	x.setLinger(-1) // the default: close in the background
-	return nil
-}
-
-// sendPart sends a part of the body.
+// From the first part that net/http does not buffer until complete, closing the connection resets
+// it, whatever closes it: abort, net/http after an error, a shutdown that takes too long, or the
+// kernel when the process is killed. Otherwise a client of HTTP/1.0, such as nginx by default, takes
+// a part of a coupon for all of it: without a Content-Length the end of the connection is the end of
+// the response.
 func (x *exchange) sendPart(part []byte) error {
+	if x.status == 0 {
+		x.sendHeader(http.StatusOK)
+	}
 	if len(part) > netHTTPBuffer {
-		x.renewWriteDeadline() // net/http writes it through to the connection
+		x.setLinger(0)
+		x.renewWriteDeadline()
 	}
 	n, err := x.Write(part)
 	x.bytes += int64(n)
@@ -237,8 +207,18 @@ func (x *exchange) sendPart(part []byte) error {
 	return nil
 }
 
-// netHTTPBuffer is how many bytes net/http buffers before it writes to the connection.
-const netHTTPBuffer = 2 << 10
+// complete ends a response that was sent completely.
+func (x *exchange) complete() error {
+	if x.bytes <= netHTTPBuffer {
+		return nil
+	}
+	err := http.NewResponseController(x.ResponseWriter).Flush()
+	if err != nil && !errors.Is(err, http.ErrNotSupported) { // not supported: a test without a connection
+		return fmt.Errorf("write the response: %w", err)
+	}
+	x.setLinger(-1) // the default: close in the background
+	return nil
+}
 
 // sendHeader sends the header, with the fields that all responses share.
 func (x *exchange) sendHeader(status int) {
