@@ -108,8 +108,8 @@ func encodeCoupon(body []byte, c *pgstore.Coupon, users []string) []byte {
 
 // couponSize returns the size of what encodeCoupon appends, or slightly more.
 func couponSize(c *pgstore.Coupon, users []string) int {
-	size := len(encodeCoupon(nil, c, nil))
-	var encoded []byte
+	encoded := encodeCoupon(make([]byte, 0, 2*maxNameLength), c, nil)
+	size := len(encoded)
 	for _, user := range users {
 		encoded = appendUser(encoded[:0], 1, user)
 		size += len(encoded)

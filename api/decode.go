@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"regexp"
@@ -25,9 +26,10 @@ type fieldSchema struct {
 const (
 	amountRule = "must be a whole number from 1 to 2147483647, written in digits only"
 
-	// maxDepth limits the nesting of a value. Nested values are rejected anyway, but a body
-	// with thousands of levels would take the decoder a hundred times longer.
-	maxDepth = 100
+	// maxBrackets is how many [ and { a valid body can have: its own one, and two names full of them.
+	// More of them may be a value with thousands of levels, which would take the decoder a hundred
+	// times longer.
+	maxBrackets = 1 + 2*maxNameLength
 )
 
 var (
@@ -55,16 +57,17 @@ type values [2]struct {
 // allowed.
 func (r *bodyReader) decode(schema *objectSchema) (values, error) {
 	body := r.body.Bytes()
-	if !utf8.Valid(body) {
+	d := objectDecoder{bodyReader: r, schema: schema}
+	switch {
+	case !utf8.Valid(body):
 		return values{}, invalidf("the body must be valid UTF-8")
+	case bytes.Count(body, []byte("["))+bytes.Count(body, []byte("{")) > maxBrackets:
+		return values{}, d.invalidBody("it has too many brackets")
 	}
 	r.json.Reset(&r.body)
-	d := objectDecoder{bodyReader: r, schema: schema}
 	switch err := d.object(); {
 	case errors.Is(err, io.EOF): // before the first token
 		return values{}, d.invalidBody("it is empty")
-	case errors.Is(err, errTooDeep):
-		return values{}, d.invalidBody("it is nested too deeply")
 	case err != nil:
 		return values{}, syntaxError(err, body)
 	}
@@ -84,13 +87,11 @@ type objectDecoder struct {
 	problem error // the first one
 }
 
-var errTooDeep = errors.New("nested too deeply")
-
 // object reads one JSON value, which should be an object.
 func (d *objectDecoder) object() error {
 	if kind := d.json.PeekKind(); kind != jsontext.KindBeginObject {
 		d.problem = d.invalidBody("it is " + kindNames[kind])
-		return d.skip()
+		return d.json.SkipValue()
 	}
 	if _, err := d.json.ReadToken(); err != nil {
 		return err
@@ -111,11 +112,6 @@ func (d *objectDecoder) object() error {
 
 // member reads a name and its value.
 func (d *objectDecoder) member() error {
-	// A name is a string. ReadValue would read an array or an object to its end before it says so.
-	if kind := d.json.PeekKind(); kind == jsontext.KindBeginObject || kind == jsontext.KindBeginArray {
-		_, err := d.json.ReadToken()
-		return err
-	}
 	name, err := d.json.ReadValue()
 	if err != nil {
 		return err
@@ -126,12 +122,12 @@ func (d *objectDecoder) member() error {
 		d.problem = d.invalidBody("it has the unknown field " + quoteName(string(d.text)))
 	}
 	if d.problem != nil {
-		return d.skip()
+		return d.json.SkipValue()
 	}
 	f, v := d.schema[i], &d.values[i]
 	if kind := d.json.PeekKind(); kind != f.kind {
 		d.problem = f.invalid("it is " + kindNames[kind])
-		return d.skip()
+		return d.json.SkipValue()
 	}
 	value, err := d.json.ReadValue()
 	if err != nil {
@@ -145,22 +141,6 @@ func (d *objectDecoder) member() error {
 		v.number, d.problem = f.parseAmount(string(value))
 	}
 	return nil
-}
-
-// skip reads a value and ignores it.
-func (d *objectDecoder) skip() error {
-	outside := d.json.StackDepth()
-	for {
-		if _, err := d.json.ReadToken(); err != nil {
-			return err
-		}
-		switch depth := d.json.StackDepth(); {
-		case depth <= outside:
-			return nil
-		case depth > maxDepth:
-			return errTooDeep
-		}
-	}
 }
 
 // unquote decodes a JSON string that was read.

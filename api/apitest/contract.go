@@ -115,7 +115,7 @@ func Check(request *http.Request, response *http.Response) error {
 	if isComplete := cutOff == nil; !isComplete || request.URL.Path == "/" {
 		return nil
 	}
-	input, known, err := c.input(request)
+	input, err := c.input(request)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,8 @@ func Check(request *http.Request, response *http.Response) error {
 	if !hasBody && len(body) > 0 {
 		return fmt.Errorf("the response must not have a body: %q", body)
 	}
-	if !known || response.StatusCode/100 == 4 {
+	isKnown := request.GetBody != nil || request.Body == nil || request.Body == http.NoBody
+	if !isKnown || response.StatusCode/100 == 4 {
 		return nil
 	}
 	if err := openapi3filter.ValidateRequest(request.Context(), input); err != nil {
@@ -155,38 +156,37 @@ func Check(request *http.Request, response *http.Response) error {
 	return nil
 }
 
-// input returns the request in a form that the document describes: HEAD as GET. known is false if
-// the request has no operation, or a body that is not known any more.
-func (c contract) input(request *http.Request) (input *openapi3filter.RequestValidationInput, known bool, err error) {
+// input returns the request in a form that the document describes: HEAD as GET. If the request has
+// no operation, it gets one whose only response is the documented error.
+func (c contract) input(request *http.Request) (*openapi3filter.RequestValidationInput, error) {
 	r := request.Clone(request.Context())
 	if r.Method == http.MethodHead {
 		r.Method = http.MethodGet
 	}
-	known = r.GetBody != nil || r.Body == nil || r.Body == http.NoBody
 	if r.GetBody != nil {
+		var err error
 		if r.Body, err = r.GetBody(); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
 	route, params, err := c.router.FindRoute(r)
 	switch {
 	case errors.Is(err, routers.ErrPathNotFound):
-		route, known = c.errorRoute(http.StatusNotFound, "NotFound"), false
+		route = c.errorRoute(http.StatusNotFound, "NotFound")
 	case errors.Is(err, routers.ErrMethodNotAllowed):
-		route, known = c.errorRoute(http.StatusMethodNotAllowed, "MethodNotAllowed"), false
+		route = c.errorRoute(http.StatusMethodNotAllowed, "MethodNotAllowed")
 	case err != nil:
-		return nil, false, err
+		return nil, err
 	}
 	for name, value := range params {
 		if params[name], err = url.PathUnescape(value); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
-	return &openapi3filter.RequestValidationInput{Request: r, Route: route, PathParams: params}, known, nil
+	return &openapi3filter.RequestValidationInput{Request: r, Route: route, PathParams: params}, nil
 }
 
-// errorRoute returns a route with the documented response to an unknown path, or to an unknown
-// method of a known one.
+// errorRoute returns a route with one of the documented error responses.
 func (c contract) errorRoute(status int, response string) *routers.Route {
 	return &routers.Route{Spec: c.doc, Operation: &openapi3.Operation{
 		Responses: openapi3.NewResponses(openapi3.WithStatus(status, c.doc.Components.Responses[response])),
