@@ -2,7 +2,6 @@ package api_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -237,28 +236,6 @@ func exampleRequest(t *testing.T, doc *openapi3.T, id string) string {
 	}
 	t.Fatalf("openapi.yaml has no operation %q", id)
 	return ""
-}
-
-// Every example of a request in openapi.yaml succeeds.
-func TestContract_exampleRequests(t *testing.T) {
-	t.Parallel()
-	for path, item := range apitest.Contract(t).Paths.Map() {
-		if item.Post == nil {
-			continue
-		}
-		for name, example := range item.Post.RequestBody.Value.Content[typeJSON].Examples {
-			fields := example.Value.Value.(map[string]any)
-			s := serve(t)
-			s.store.Set(fmt.Sprint(fields["coupon_name"]), 1)
-			body, err := json.Marshal(fields)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := s.do("POST", path, string(body)); got.status != 201 {
-				t.Errorf("example %s of %s: status %d: %s", name, path, got.status, got.body)
-			}
-		}
-	}
 }
 
 // Go, the schema and the description of openapi.yaml have the same codes.

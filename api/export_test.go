@@ -9,6 +9,9 @@ import (
 // Codes returns every Code, in no particular order.
 func Codes() []Code { return slices.Collect(maps.Keys(errorResponses)) }
 
+// IsWhiteSpace reports whether a name of only this character is blank.
+func IsWhiteSpace(r rune) bool { return !notWhiteSpace(r) }
+
 // SetTimeouts replaces a Handler's limits for the arrival of a body and for a client that does not
 // read the response.
 func (h *Handler) SetTimeouts(body, stall time.Duration) { h.bodyTimeout, h.stallTimeout = body, stall }

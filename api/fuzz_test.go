@@ -196,6 +196,7 @@ func FuzzPath(f *testing.F) {
 		"/api/coupons/%2E%2E", "/api/coupons/..", "//api/coupons/a", "/api/coupons/%00", "/api/coupons/%zz", "/api/coupons/%FF", "/api/coupons/{name}",
 		"/health", "/health/live", "/health/live/", "http://x/api/coupons/a", "/api/coupons/a?b#c", "/api/coupons/%E3%80%80", "/api/coupons/a%252Fb",
 		"/api/coupons/;a=b", "/api%2Fcoupons/a", "/api/coupons%2Fa", "/%61pi/coupons/a",
+		"/api/coupons/%2E", "/api/coupons/.", "/api/coupons/a%2fb?x=/y", "/api/coupons/%63laim", "/api/coupons/a;b", "/api/coupons/a+b", "/api/coupons/claim?",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "DELETE"} {
 			f.Add(method, path)

@@ -160,16 +160,13 @@ func (s *service) create(name string, amount int) result {
 	return s.do("POST", "/api/coupons", object("name", name, "amount", amount))
 }
 
-// object returns a JSON object of two fields, in this order.
+// object returns a JSON object of two fields.
 func object(name1 string, value1 any, name2 string, value2 any) string {
-	encode := func(v any) string {
-		text, err := json.Marshal(v)
-		if err != nil {
-			panic(err) // an error in the test
-		}
-		return string(text)
+	text, err := json.Marshal(map[string]any{name1: value1, name2: value2})
+	if err != nil {
+		panic(err) // an error in the test
 	}
-	return "{" + encode(name1) + ":" + encode(value1) + "," + encode(name2) + ":" + encode(value2) + "}"
+	return string(text)
 }
 
 // couponBody is the body of a response with a coupon.

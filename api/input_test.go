@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/api/apitest"
@@ -25,6 +26,15 @@ const (
 const whiteSpace = "\t\n\v\f\r \u0085\u00a0\u1680" +
 	"\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a" +
 	"\u2028\u2029\u202f\u205f\u3000"
+
+// Go and the functions in PostgreSQL agree for every code point.
+func TestNames_whiteSpace(t *testing.T) {
+	for r := rune(0); r <= utf8.MaxRune; r++ {
+		if inGo, inSQL := api.IsWhiteSpace(r), strings.ContainsRune(whiteSpace, r); inGo != inSQL {
+			t.Errorf("%U: white space is %v in Go, %v in SQL", r, inGo, inSQL)
+		}
+	}
+}
 
 // Every invalid body is rejected with exactly this message, and the Store is not called.
 func TestBody_invalid(t *testing.T) {
@@ -220,49 +230,37 @@ func TestContentType(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	s.create("sale", 1000).want(t, 201, "")
-	calls := s.store.Calls()
-	body := object("user_id", "ada", "coupon_name", "sale")
-	for _, c := range []struct {
-		accepted bool
-		values   []string
-	}{
-		{true, []string{"application/json"}},
-		{true, []string{"application/json; charset=utf-8"}},
-		{true, []string{"APPLICATION/JSON;charset=UTF-8"}},
-		{true, []string{" application/json "}},
-		{true, []string{"application/json;"}},
-		{true, []string{"application/json; charset"}},
-		{false, nil},
-		{false, []string{""}},
-		{false, []string{"text/plain"}},
-		{false, []string{"text/plain; application/json"}},
-		{false, []string{"application/x-www-form-urlencoded"}},
-		{false, []string{"application/json5"}},
-		{false, []string{"application/problem+json"}},
-		{false, []string{"application/json, text/plain"}},
-		{false, []string{"application/json json"}},
-		{false, []string{"*/*"}},
-		{false, []string{"json"}},
-		{false, []string{";"}},
-		{false, []string{"application/json", "application/json"}},
-		{false, []string{"application/json", "text/plain"}},
-	} {
+	status := func(contentTypes ...string) int {
 		header := "POST /api/coupons/claim HTTP/1.1\r\nHost: x\r\n"
-		for _, value := range c.values {
+		for _, value := range contentTypes {
 			header += "Content-Type: " + value + "\r\n"
 		}
 		conn := s.dial()
-		conn.send(header + withContentLength(body))
-		got := conn.response("POST", "/api/coupons/claim")
-		if c.accepted != (got.status != http.StatusUnsupportedMediaType) {
-			t.Errorf("Content-Type %q: status %d", c.values, got.status)
-		}
-		if c.accepted {
-			calls++
+		conn.send(header + withContentLength(object("user_id", "ada", "coupon_name", "sale")))
+		return conn.response("POST", "/api/coupons/claim").status
+	}
+	rejected := [][]string{
+		nil, {""}, {"text/plain"}, {"text/plain; application/json"}, {"application/x-www-form-urlencoded"}, {"application/json5"},
+		{"application/problem+json"}, {"application/json, text/plain"}, {"application/json json"}, {"*/*"}, {"json"}, {";"},
+		{"application/json", "application/json"}, {"application/json", "text/plain"},
+	}
+	accepted := []string{
+		"application/json", "application/json; charset=utf-8", "APPLICATION/JSON;charset=UTF-8", " application/json ",
+		"application/json;", "application/json; charset",
+	}
+	calls := s.store.Calls()
+	for _, values := range rejected {
+		if got := status(values...); got != http.StatusUnsupportedMediaType {
+			t.Errorf("Content-Type %q: status %d", values, got)
 		}
 	}
 	if got := s.store.Calls(); got != calls {
-		t.Errorf("the Store was called %d times, want %d", got, calls)
+		t.Errorf("rejected requests called the Store %d times", got-calls)
+	}
+	for _, value := range accepted {
+		if got := status(value); got != http.StatusCreated && got != http.StatusConflict {
+			t.Errorf("Content-Type %q: status %d", value, got)
+		}
 	}
 }
 
