@@ -44,7 +44,9 @@ var (
 )
 
 // values has the values of a schema's fields, in the order of the schema.
-type values [2]struct {
+type values [2]value
+
+type value struct {
 	text   string // of a string
 	number int32  // of a number
 }
@@ -55,102 +57,78 @@ type values [2]struct {
 //
 // It reads tokens because the messages of json.Unmarshal are about Go types and not about what is
 // allowed.
-func (r *bodyReader) decode(schema *objectSchema) (values, error) {
+func (r *bodyReader) decode(schema *objectSchema) (v values, err error) {
 	body := r.body.Bytes()
-	d := objectDecoder{bodyReader: r, schema: schema}
 	switch {
 	case !utf8.Valid(body):
-		return values{}, invalidf("the body must be valid UTF-8")
+		return v, invalidf("the body must be valid UTF-8")
 	case bytes.Count(body, []byte("["))+bytes.Count(body, []byte("{")) > maxBrackets:
-		return values{}, d.invalidBody("it has too many brackets")
+		return v, schema.invalid("it has too many brackets")
 	}
 	r.json.Reset(&r.body)
-	switch err := d.object(); {
+	object, err := r.json.ReadValue()
+	switch {
 	case errors.Is(err, io.EOF): // before the first token
-		return values{}, d.invalidBody("it is empty")
+		return v, schema.invalid("it is empty")
 	case err != nil:
-		return values{}, syntaxError(err, body)
+		return v, syntaxError(err, body)
 	}
-	if _, err := d.json.ReadToken(); !errors.Is(err, io.EOF) {
-		return values{}, d.invalidBody("it is followed by more data")
+	kind := object.Kind()
+	if _, err := r.json.ReadToken(); !errors.Is(err, io.EOF) {
+		return v, schema.invalid("it is followed by more data")
 	}
-	return d.values, d.problem
-}
+	if kind != jsontext.KindBeginObject {
+		return v, schema.invalid("it is " + kindNames[kind])
+	}
 
-// objectDecoder decodes one body. Its methods return an error if the JSON cannot be read to its
-// end, and store other errors in problem.
-type objectDecoder struct {
-	*bodyReader
-
-	schema  *objectSchema
-	values  values
-	problem error // the first one
-}
-
-// object reads one JSON value, which should be an object.
-func (d *objectDecoder) object() error {
-	if kind := d.json.PeekKind(); kind != jsontext.KindBeginObject {
-		d.problem = d.invalidBody("it is " + kindNames[kind])
-		return d.json.SkipValue()
-	}
-	if _, err := d.json.ReadToken(); err != nil {
-		return err
-	}
-	for d.json.PeekKind() != jsontext.KindEndObject {
-		if err := d.member(); err != nil {
-			return err
+	// From here on, the JSON is known to be valid.
+	r.body = *bytes.NewBuffer(body)
+	r.json.Reset(&r.body)
+	_, _ = r.json.ReadToken()
+	for r.json.PeekKind() != jsontext.KindEndObject {
+		if err := r.member(schema, &v); err != nil {
+			return v, err
 		}
 	}
-	for i, f := range d.schema {
-		if d.problem == nil && d.values[i].text == "" && d.values[i].number == 0 {
-			d.problem = f.invalid("it is missing")
+	for i, f := range schema {
+		if v[i] == (value{}) {
+			return v, f.invalid("it is missing")
 		}
 	}
-	_, err := d.json.ReadToken()
-	return err
+	return v, nil
 }
 
-// member reads a name and its value.
-func (d *objectDecoder) member() error {
-	name, err := d.json.ReadValue()
-	if err != nil {
+// member reads a name and its value, and stores the value in v.
+func (r *bodyReader) member(schema *objectSchema, v *values) (err error) {
+	name, _ := r.json.ReadValue()
+	r.unquote(name)
+	i := slices.IndexFunc(schema[:], func(f fieldSchema) bool { return f.name == string(r.text) })
+	if i < 0 {
+		return schema.invalid("it has the unknown field " + quoteName(string(r.text)))
+	}
+	f := schema[i]
+	value, _ := r.json.ReadValue()
+	switch kind := value.Kind(); {
+	case kind != f.kind:
+		return f.invalid("it is " + kindNames[kind])
+	case kind == jsontext.KindString:
+		r.unquote(value)
+		v[i].text = string(r.text)
+		return checkName(f.name, v[i].text)
+	default:
+		v[i].number, err = f.parseAmount(string(value))
 		return err
 	}
-	d.unquote(name)
-	i := slices.IndexFunc(d.schema[:], func(f fieldSchema) bool { return f.name == string(d.text) })
-	if i < 0 && d.problem == nil {
-		d.problem = d.invalidBody("it has the unknown field " + quoteName(string(d.text)))
-	}
-	if d.problem != nil {
-		return d.json.SkipValue()
-	}
-	f, v := d.schema[i], &d.values[i]
-	if kind := d.json.PeekKind(); kind != f.kind {
-		d.problem = f.invalid("it is " + kindNames[kind])
-		return d.json.SkipValue()
-	}
-	value, err := d.json.ReadValue()
-	if err != nil {
-		return err
-	}
-	if f.kind == jsontext.KindString {
-		d.unquote(value)
-		v.text = string(d.text)
-		d.problem = checkName(f.name, v.text)
-	} else {
-		v.number, d.problem = f.parseAmount(string(value))
-	}
-	return nil
 }
 
 // unquote decodes a JSON string that was read.
-func (d *objectDecoder) unquote(value jsontext.Value) {
-	d.text, _ = jsontext.AppendUnquote(d.text[:0], value)
+func (r *bodyReader) unquote(value jsontext.Value) {
+	r.text, _ = jsontext.AppendUnquote(r.text[:0], value)
 }
 
-// invalidBody returns the error for a body that does not match the schema.
-func (d *objectDecoder) invalidBody(problem string) error {
-	return invalidf("the body must be a JSON object with exactly the fields %s and %s; %s", d.schema[0].name, d.schema[1].name, problem)
+// invalid returns the error for a body that does not match the schema.
+func (s *objectSchema) invalid(problem string) error {
+	return invalidf("the body must be a JSON object with exactly the fields %s and %s; %s", s[0].name, s[1].name, problem)
 }
 
 // invalid returns the error for a field with this problem.

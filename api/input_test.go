@@ -50,7 +50,7 @@ func TestBody_invalid(t *testing.T) {
 		{"incomplete", `{"user_id":"ada","coupon_name":"sale"`, notJSON + "37"},
 		{"incomplete string", `{"user_id":"ada","coupon_name":"sa`, notJSON + "34"},
 		{"single quotes", `{'user_id':'ada'}`, notJSON + "1"},
-		{"trailing comma", `{"user_id":"ada","coupon_name":"sale",}`, notJSON + "37"},
+		{"trailing comma", `{"user_id":"ada","coupon_name":"sale",}`, notJSON + "38"},
 		{"control character", "{\"user_id\":\"a\nb\",\"coupon_name\":\"sale\"}", notJSON + "13"},
 		{"unknown escape", `{"user_id":"a\x41","coupon_name":"sale"}`, notJSON + "13"},
 		{"array as a name", `{["user_id"]:"ada"}`, notJSON + "1"},
