@@ -124,7 +124,7 @@ var responseCases = []responseCase{
 			s.do("GET", path, "")
 		}
 	}},
-	{operation: "metrics", status: 500, example: "fault", given: func(s *service) { s.registry.MustRegister(brokenCollector{}) }},
+	{operation: "metrics", status: 500, example: "fault", given: func(s *service) { s.registry.MustRegister(brokenCollector) }},
 
 	{status: 404, example: "path", request: "GET /api/coupon"},
 	{status: 405, example: "method", request: "DELETE /api/coupons/summer%20sale"},

@@ -204,13 +204,9 @@ func TestHandler_Drain(t *testing.T) {
 		{"HEAD /api/coupons/summer%20sale", 200}, {"GET /api/coupons/none", 404}, {"GET /nothing", 404}, {"PUT /api/coupons", 405},
 	} {
 		method, path, _ := strings.Cut(c.request, " ")
-		conn := s.dial()
-		conn.sendLines(c.request+" HTTP/1.1", "Host: x", "", "")
-		got := conn.response(method, path)
-		if got.status != c.status || !got.closes {
+		if got := s.do(method, path, ""); got.status != c.status || !got.closes {
 			t.Errorf("%s: status %d, close %v; want %d and close", c.request, got.status, got.closes, c.status)
 		}
-		conn.waitClosed()
 	}
 }
 

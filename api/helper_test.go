@@ -29,6 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type stub struct {
 	*apitest.Store
 
+	called func(ctx context.Context) // before each method
 	claim  func(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error)
 	create func(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error)
 	coupon func(ctx context.Context, name string) (*pgstore.Coupon, bool, error)
@@ -37,22 +38,28 @@ type stub struct {
 
 func newStub() *stub {
 	s := apitest.NewStore()
-	return &stub{s, s.Claim, s.CreateCoupon, s.Coupon, s.Ready}
+	return &stub{s, func(context.Context) {}, s.Claim, s.CreateCoupon, s.Coupon, s.Ready}
 }
 
 func (s *stub) Claim(ctx context.Context, user, coupon string) (pgstore.ClaimStatus, error) {
+	s.called(ctx)
 	return s.claim(ctx, user, coupon)
 }
 
 func (s *stub) CreateCoupon(ctx context.Context, name string, amount int32) (pgstore.CreateStatus, error) {
+	s.called(ctx)
 	return s.create(ctx, name, amount)
 }
 
 func (s *stub) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, error) {
+	s.called(ctx)
 	return s.coupon(ctx, name)
 }
 
-func (s *stub) Ready(ctx context.Context) ([]pgstore.Shard, error) { return s.ready(ctx) }
+func (s *stub) Ready(ctx context.Context) ([]pgstore.Shard, error) {
+	s.called(ctx)
+	return s.ready(ctx)
+}
 
 // service is the API on a real listener, with an in-memory Store.
 type service struct {

@@ -2,7 +2,6 @@ package api_test
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -13,14 +12,9 @@ import (
 )
 
 // brokenCollector is a collector that fails.
-type brokenCollector struct{}
-
-func (brokenCollector) Describe(ch chan<- *prometheus.Desc) { ch <- brokenDesc }
-func (brokenCollector) Collect(ch chan<- prometheus.Metric) {
-	ch <- prometheus.NewInvalidMetric(brokenDesc, errors.New("boom"))
-}
-
-var brokenDesc = prometheus.NewDesc("broken", "Cannot be collected.", nil, nil)
+var brokenCollector = prometheus.CollectorFunc(func(ch chan<- prometheus.Metric) {
+	ch <- prometheus.NewInvalidMetric(prometheus.NewDesc("broken", "Cannot be collected.", nil, nil), errFault)
+})
 
 // scrape returns the samples of /metrics that have labels, except the buckets.
 func (s *service) scrape() map[string]string {
@@ -90,20 +84,7 @@ func TestRequestID_reachesStore(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	var seen []string
-	note := func(ctx context.Context) { seen = append(seen, *ctx.Value(pgstore.RequestIDKey{}).(*string)) }
-	s.store.claim = func(ctx context.Context, _, _ string) (pgstore.ClaimStatus, error) {
-		note(ctx)
-		return pgstore.Claimed, nil
-	}
-	s.store.create = func(ctx context.Context, _ string, _ int32) (pgstore.CreateStatus, error) {
-		note(ctx)
-		return pgstore.Created, nil
-	}
-	s.store.coupon = func(ctx context.Context, _ string) (*pgstore.Coupon, bool, error) {
-		note(ctx)
-		return nil, false, nil
-	}
-	s.store.ready = func(ctx context.Context) ([]pgstore.Shard, error) { note(ctx); return nil, nil }
+	s.store.called = func(ctx context.Context) { seen = append(seen, *ctx.Value(pgstore.RequestIDKey{}).(*string)) }
 	s.do("POST", "/api/coupons/claim", adaClaims, "X-Request-ID", "claim")
 	s.do("POST", "/api/coupons", sale, "X-Request-ID", "create")
 	s.do("GET", "/api/coupons/sale", "", "X-Request-ID", "read")

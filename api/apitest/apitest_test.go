@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"scalable-coupon-system/api/apitest"
 )
@@ -154,7 +155,7 @@ func TestChecked_connectionErrors(t *testing.T) {
 	}
 	// A response that is cut off.
 	cutOff := roundTripper(func(*http.Request) (*http.Response, error) {
-		body := io.MultiReader(strings.NewReader(`{"name":`), failingReader{broken})
+		body := io.MultiReader(strings.NewReader(`{"name":`), iotest.ErrReader(broken))
 		return &http.Response{StatusCode: http.StatusOK, Header: header("Cache-Control", "no-store"), Body: io.NopCloser(body)}, nil
 	})
 	response, err := apitest.Checked(t, cutOff).RoundTrip(request)
@@ -170,7 +171,3 @@ func TestChecked_connectionErrors(t *testing.T) {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-type failingReader struct{ err error }
-
-func (f failingReader) Read([]byte) (int, error) { return 0, f.err }
