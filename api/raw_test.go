@@ -238,26 +238,6 @@ func TestBody_expectContinue(t *testing.T) {
 	}
 }
 
-// A connection serves several requests, also pipelined ones.
-func TestServer_keepAlive(t *testing.T) {
-	s := serve(t)
-	s.create("sale", 1).want(t, 201, "")
-	conn := s.dial()
-	one := postClaim + withContentLength(claimBody(60))
-	conn.send(one + one + "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" + one)
-	for i, status := range []int{201, 409, 404, 409} {
-		path := "/api/coupons/claim"
-		method := "POST"
-		if status == 404 {
-			method, path = "GET", "/nothing"
-		}
-		got := conn.response(method, path)
-		if got.status != status || got.closes {
-			t.Errorf("response %d: status %d, close %v; want %d", i, got.status, got.closes, status)
-		}
-	}
-}
-
 // A body must arrive before its deadline.
 func TestBody_slow(t *testing.T) {
 	t.Parallel()

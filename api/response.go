@@ -188,9 +188,9 @@ const netHTTPBuffer = 2 << 10
 //
 // From the first part that net/http does not buffer until complete, closing the connection resets
 // it, whatever closes it: abort, net/http after an error, a shutdown that takes too long, or the
-// kernel when the process is killed. Otherwise a client of HTTP/1.0, such as nginx by default, takes
-// a part of a coupon for all of it: without a Content-Length the end of the connection is the end of
-// the response.
+// kernel when the process is killed. Otherwise a client of HTTP/1.0, such as nginx by default,
+// takes a part of a coupon for all of it: without a Content-Length the end of the connection is the
+// end of the response.
 func (x *exchange) sendPart(part []byte) error {
 	if x.status == 0 {
 		x.sendHeader(http.StatusOK)

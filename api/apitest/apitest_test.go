@@ -107,9 +107,6 @@ func TestChecked(t *testing.T) {
 		{violation: true, name: "head without headers", method: "HEAD", path: "/health", response: fixedResponse{200, header(), ""}},
 		{violation: true, name: "unknown field accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":"ada","coupon_name":"sale","x":1}`, response: fixedResponse{201, header(), ""}},
 		{violation: true, name: "no Content-Type accepted", method: "POST", path: "/api/coupons/claim", body: goodClaim, untyped: true, response: fixedResponse{201, header(), ""}},
-		{violation: true, name: "256 characters accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":"` + strings.Repeat("é", 256) + `","coupon_name":"sale"}`, response: fixedResponse{201, header(), ""}},
-		{violation: true, name: "NUL accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":"a\u0000b","coupon_name":"sale"}`, response: fixedResponse{201, header(), ""}},
-		{violation: true, name: "white space accepted", method: "POST", path: "/api/coupons/claim", body: `{"user_id":" \u3000\u0085","coupon_name":"sale"}`, response: fixedResponse{201, header(), ""}},
 		{violation: true, name: "503 for an invalid request", method: "POST", path: "/api/coupons", body: `{"name":"sale","amount":0}`, response: fixedResponse{503, header("Retry-After", "1"), errorBody("UNAVAILABLE")}},
 		{violation: true, name: "invalid name in the path accepted", method: "GET", path: "/api/coupons/%00", response: fixedResponse{200, header("Cache-Control", "no-store"), goodCoupon}},
 	} {
