@@ -81,12 +81,11 @@ func New(store Store, o Options) *Handler {
 	h.budget.limit = cmp.Or(o.MaxInFlight, defaultMaxInFlight)
 	h.scrapes.limit = h.budget.limit / 16
 	h.bodies.budget = &h.budget
-	h.mux.Use(h.withExchange)
-	h.mux.NotFound(handle(h.noRoute))
-	h.mux.MethodNotAllowed(handle(h.noRoute))
+	h.mux.NotFound(h.handle(h.noRoute))
+	h.mux.MethodNotAllowed(h.handle(h.noRoute))
 
-	h.mux.Post("/api/coupons", handle(h.createCoupon))
-	h.mux.Post("/api/coupons/claim", handle(h.claim))
+	h.mux.Post("/api/coupons", h.handle(h.createCoupon))
+	h.mux.Post("/api/coupons/claim", h.handle(h.claim))
 	// This route also serves GET for a coupon called "claim": if chi finds a literal path without a
 	// matching method, it still tries patterns with parameters.
 	h.get("/api/coupons/{name}", h.coupon)
@@ -110,23 +109,8 @@ func (h *Handler) Drain() { h.draining.Store(true) }
 
 // get routes GET and HEAD.
 func (h *Handler) get(pattern string, f func(*exchange) error) {
-	h.mux.Get(pattern, handle(f))
-	h.mux.Head(pattern, handle(f))
-}
-
-// handle adapts a handler of exchanges to chi. The exchange is the ResponseWriter that withExchange
-// passed to chi. An error is answered, see exchange.fail.
-func handle(f func(*exchange) error) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		x := w.(*exchange)
-		err := f(x)
-		if err == nil {
-			err = x.complete()
-		}
-		if err != nil {
-			x.fail(err)
-		}
-	}
+	h.mux.Get(pattern, h.handle(f))
+	h.mux.Head(pattern, h.handle(f))
 }
 
 // noRoute handles a request without a route: 405 if the path has a route with another method,

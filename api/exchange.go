@@ -16,8 +16,8 @@ import (
 	"scalable-coupon-system/pgstore"
 )
 
-// exchange is one request and its response, which is counted and logged. It is the ResponseWriter
-// that chi passes to the handlers. They write to it only by the methods in response.go.
+// exchange is one request and its response, which is counted and logged. Handlers write to it only
+// by the methods in response.go.
 type exchange struct {
 	http.ResponseWriter
 
@@ -35,9 +35,10 @@ type exchange struct {
 	err     error // why it is a 5xx or was cut off; only logged
 }
 
-// withExchange creates the exchange of a request and finishes it after next, also after a panic.
-func (h *Handler) withExchange(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// handle returns f for chi. It creates the exchange of each request and finishes it after f, also
+// after a panic. An error of f is answered, see exchange.fail.
+func (h *Handler) handle(f func(*exchange) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		x := &exchange{
 			ResponseWriter: w,
 			h:              h,
@@ -48,8 +49,14 @@ func (h *Handler) withExchange(next http.Handler) http.Handler {
 		}
 		w.Header()[headerRequestID] = x.id[:]
 		defer func() { x.finish(recover()) }()
-		next.ServeHTTP(x, r)
-	})
+		err := f(x)
+		if err == nil {
+			err = x.complete()
+		}
+		if err != nil {
+			x.fail(err)
+		}
+	}
 }
 
 // context returns the request's context with its id, for the Store.
