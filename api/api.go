@@ -80,7 +80,7 @@ func New(store Store, o Options) *Handler {
 	}
 	h.budget.limit = cmp.Or(o.MaxInFlight, defaultMaxInFlight)
 	h.scrapes.limit = h.budget.limit / 16
-	h.bodies.budget = &h.budget
+	h.bodies = sharedBodies{budget: &h.budget, held: make(map[*pgstore.Coupon]*sharedBody)}
 	h.mux.NotFound(h.handle(h.noRoute))
 	h.mux.MethodNotAllowed(h.handle(h.noRoute))
 

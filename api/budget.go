@@ -84,9 +84,6 @@ func (s *sharedBodies) hold(c *pgstore.Coupon) ([]byte, error) {
 	body := s.held[c]
 	if body == nil {
 		body = new(sharedBody)
-		if s.held == nil {
-			s.held = make(map[*pgstore.Coupon]*sharedBody)
-		}
 		s.held[c] = body
 	}
 	body.holders++

@@ -60,7 +60,7 @@ func TestBudget_concurrent(t *testing.T) {
 // releases it.
 func TestSharedBodies(t *testing.T) {
 	b := budget{limit: 1 << 20}
-	bodies := sharedBodies{budget: &b}
+	bodies := sharedBodies{budget: &b, held: make(map[*pgstore.Coupon]*sharedBody)}
 	coupon := pgstore.NewCoupon("sale", 100, []string{strings.Repeat("a", 255), strings.Repeat("\x01", 255), strings.Repeat("🎟", 255)})
 	var holders sync.WaitGroup
 	first, err := bodies.hold(coupon)

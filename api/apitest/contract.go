@@ -56,35 +56,26 @@ var parsed = sync.OnceValues(func() (c contract, err error) {
 	return c, err
 })
 
-// Checked returns a RoundTripper that sends requests through next (http.DefaultTransport if it is
-// nil), fails tb if Check returns an error, and returns every response all the same. It is safe for
-// concurrent use.
+// Checked returns a RoundTripper that sends requests through next, fails tb if Check returns an
+// error, and returns every response all the same. It is safe for concurrent use.
 func Checked(tb testing.TB, next http.RoundTripper) http.RoundTripper {
-	tb.Helper()
-	Contract(tb)
-	if next == nil {
-		next = http.DefaultTransport
-	}
-	return &checked{tb, next}
+	return roundTripper(func(request *http.Request) (*http.Response, error) {
+		response, err := next.RoundTrip(request)
+		if err != nil {
+			return response, err
+		}
+		if err := Check(request, response); err != nil {
+			tb.Errorf("%s %s: status %d violates the contract: %v",
+				request.Method, request.URL.RequestURI(), response.StatusCode, err)
+		}
+		return response, nil
+	})
 }
 
-type checked struct {
-	tb   testing.TB
-	next http.RoundTripper
-}
+type roundTripper func(*http.Request) (*http.Response, error)
 
 // RoundTrip implements http.RoundTripper.
-func (c *checked) RoundTrip(request *http.Request) (*http.Response, error) {
-	response, err := c.next.RoundTrip(request)
-	if err != nil {
-		return response, err
-	}
-	if err := Check(request, response); err != nil {
-		c.tb.Errorf("%s %s: status %d violates the contract: %v",
-			request.Method, request.URL.RequestURI(), response.StatusCode, err)
-	}
-	return response, nil
-}
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 const (
 	typeJSON = "application/json"
