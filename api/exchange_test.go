@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -62,26 +63,34 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
-// Each request is logged in one line.
-func TestAccessLog(t *testing.T) {
+// Each request is logged in one line, and counted under its route, method and status. No label has
+// a path, a name or a method that a client made up, so the number of series stays bounded.
+func TestExchange_loggedAndCounted(t *testing.T) {
 	s := serve(t)
 	s.store.ready = func(context.Context) ([]pgstore.Shard, error) { return nil, errors.New("no database") }
+	counts := map[string]string{}
 	for _, c := range []struct {
 		request, body, level, route string
 		status                      int
+		counted                     string // how many requests have these labels
 	}{
-		{"POST /api/coupons", `{"name":"sale","amount":1}`, "info", "/api/coupons", 201},
-		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 201},
-		{"POST /api/coupons/claim", `{`, "info", "/api/coupons/claim", 400},
-		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 409},
-		{"GET /api/coupons/sale", "", "info", "/api/coupons/{name}", 200},
-		{"GET /api/coupons/claim", "", "info", "/api/coupons/{name}", 404},
-		{"HEAD /api/coupons/sale", "", "info", "/api/coupons/{name}", 200},
-		{"HEAD /api/coupons/none", "", "info", "/api/coupons/{name}", 404},
-		{"GET /nothing", "", "info", "none", 404},
-		{"DELETE /api/coupons", "", "info", "none", 405},
-		{"GET /health", "", "debug", "/health", 503},
-		{"GET /health/live", "", "debug", "/health/live", 200},
+		{"POST /api/coupons", `{"name":"sale","amount":2}`, "info", "/api/coupons", 201, "1"},
+		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 201, "1"},
+		{"POST /api/coupons/claim", `{"user_id":"bob","coupon_name":"sale"}`, "info", "/api/coupons/claim", 201, "2"},
+		{"POST /api/coupons/claim", `{`, "info", "/api/coupons/claim", 400, "1"},
+		{"POST /api/coupons/claim", `{"user_id":"ada","coupon_name":"sale"}`, "info", "/api/coupons/claim", 409, "1"},
+		{"GET /api/coupons/sale", "", "info", "/api/coupons/{name}", 200, "1"},
+		{"GET /api/coupons/claim", "", "info", "/api/coupons/{name}", 404, "1"},
+		{"HEAD /api/coupons/sale", "", "info", "/api/coupons/{name}", 200, "1"},
+		{"HEAD /api/coupons/none", "", "info", "/api/coupons/{name}", 404, "1"},
+		{"GET /nothing", "", "info", "none", 404, "1"},
+		{"GET /api/coupons/a/b", "", "info", "none", 404, "2"},
+		{"DELETE /api/coupons", "", "info", "none", 405, "1"},
+		{"BREW /api/coupons/sale", "", "info", "none", 405, "1"},
+		{"TEAPOT /nothing", "", "info", "none", 404, "1"},
+		{"GET /health", "", "debug", "/health", 503, "1"},
+		{"GET /health/live", "", "debug", "/health/live", 200, "1"},
+		{"GET /metrics", "", "debug", "/metrics", 200, "1"},
 	} {
 		method, path, _ := strings.Cut(c.request, " ")
 		got := s.do(method, path, c.body)
@@ -101,7 +110,19 @@ func TestAccessLog(t *testing.T) {
 		if duration, ok := line["duration_ms"].(float64); !ok || duration < 0 || duration > 10_000 {
 			t.Errorf("%s: logged duration_ms=%v", c.request, line["duration_ms"])
 		}
+		if method == "BREW" || method == "TEAPOT" {
+			method = "other"
+		}
+		counts[fmt.Sprintf("method=%q,route=%q,status=\"%d\"", method, c.route, c.status)] = c.counted
 	}
+	if got := s.requestCounts(); !maps.Equal(got, counts) {
+		t.Errorf("counted %v, want %v", got, counts)
+	}
+}
+
+// An error of the Store is logged.
+func TestExchange_storeErrors(t *testing.T) {
+	s := serve(t)
 	for err, level := range map[error]string{
 		pgstore.ErrUnavailable:    "warn",
 		pgstore.ErrOverloaded:     "warn",
