@@ -103,7 +103,8 @@ func Check(request *http.Request, response *http.Response) error {
 		io.Reader
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(body), iotest.ErrReader(cmp.Or(cutOff, io.EOF))), response.Body}
-	if isComplete := cutOff == nil; !isComplete || request.URL.Path == "/" {
+	isRoot := cmp.Or(request.URL.Path, "/") == "/" // "" in the absolute form, GET http://host
+	if isComplete := cutOff == nil; !isComplete || isRoot {
 		return nil
 	}
 	input, err := c.input(request)
