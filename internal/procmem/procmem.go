@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/prometheus/procfs"
 )
 
 // Limit is the memory, in bytes, of the container in which the service must be able to run. GoLimit
@@ -26,26 +28,17 @@ func ResetPeak(pid int) error {
 // Peak returns the largest resident set, in bytes, that the process has had since it was started or
 // since ResetPeak.
 func Peak(pid int) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	process, err := procfs.NewProc(pid)
 	if err != nil {
 		return 0, err
 	}
-	return parsePeak(string(status))
-}
-
-func parsePeak(status string) (int64, error) {
-	for line := range strings.Lines(status) {
-		if value, found := strings.CutPrefix(line, "VmHWM:"); found {
-			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, fmt.Errorf("no VmHWM in the status of a process: %.200q", status)
+	status, err := process.NewStatus()
+	return int64(status.VmHWM), err
 }
 
 // SendBuffers returns the bytes that wait in the kernel's send buffers of the IPv4 connections with
 // this local address, "host:port", of any process. The host is ignored.
-func SendBuffers(address string) (int64, error) {
+func SendBuffers(address string) (bytes int64, err error) {
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return 0, err
@@ -58,21 +51,19 @@ func SendBuffers(address string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return parseSendBuffers(string(sockets), number), nil
-}
-
-func parseSendBuffers(sockets string, port uint64) (bytes int64) {
-	local := fmt.Sprintf(":%04X", port)
-	for line := range strings.Lines(sockets) {
+	local := fmt.Sprintf(":%04X", number)
+	for line := range strings.Lines(string(sockets)) {
 		// The slot, both addresses, the state, and the queues as tx:rx in hexadecimal.
 		fields := strings.Fields(line)
 		if len(fields) < 5 || !strings.HasSuffix(fields[1], local) {
 			continue
 		}
 		queue, _, _ := strings.Cut(fields[4], ":")
-		if n, err := strconv.ParseInt(queue, 16, 64); err == nil {
-			bytes += n
+		n, err := strconv.ParseInt(queue, 16, 64)
+		if err != nil {
+			return 0, err
 		}
+		bytes += n
 	}
-	return bytes
+	return bytes, nil
 }

@@ -8,34 +8,6 @@ import (
 	"time"
 )
 
-func TestParsePeak(t *testing.T) {
-	t.Parallel()
-	for status, want := range map[string]int64{
-		"Name:\trace\nVmPeak:\t  9999 kB\nVmHWM:\t    2560 kB\nVmRSS:\t 1024 kB\n": 2560 << 10,
-		"VmHWM:\t many kB\n": -1,
-		"Name:\tkthreadd\n":  -1,
-	} {
-		got, err := parsePeak(status)
-		if want < 0 && err == nil || want >= 0 && (err != nil || got != want) {
-			t.Errorf("%q: %d, %v", status, got, err)
-		}
-	}
-}
-
-func TestParseSendBuffers(t *testing.T) {
-	t.Parallel()
-	const sockets = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1F90 0100007F:A1B2 01 00010000:00000000 01:00000014 00000000     0        0 1 1
-   1: 0100007F:1F90 0100007F:A1B4 01 00000010:00000007 01:00000014 00000000     0        0 2 1
-   2: 0100007F:A1B2 0100007F:1F90 01 00000100:00010000 00:00000000 00000000     0        0 3 1
-`
-	for port, want := range map[uint64]int64{8080: 0x10010, 41394: 0x100, 80: 0} {
-		if got := parseSendBuffers(sockets, port); got != want {
-			t.Errorf("port %d: %d, want %d", port, got, want)
-		}
-	}
-}
-
 // Not parallel: the peak is that of all tests of this process.
 func TestPeak_ofThisProcess(t *testing.T) {
 	skipWithoutProc(t)
@@ -83,6 +55,9 @@ func TestSendBuffers_ofAReaderThatDoesNotRead(t *testing.T) {
 	}
 	if n, err := SendBuffers(listener.Addr().String()); err != nil || n < int64(sent)/2 {
 		t.Errorf("%d bytes were sent, %d are in send buffers, %v", sent, n, err)
+	}
+	if n, err := SendBuffers(reader.LocalAddr().String()); err != nil || n > 0 {
+		t.Errorf("%d bytes are in the send buffer of the reader, %v", n, err)
 	}
 	for _, address := range []string{"", "127.0.0.1", "127.0.0.1:http"} {
 		if _, err := SendBuffers(address); err == nil {
