@@ -1,37 +1,32 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/go-analyze/charts"
 )
 
-var notInFileName = regexp.MustCompile(`[^a-z0-9]+`)
-
 // chartName returns the file name of a workload's chart.
 func chartName(workload string) string {
-	return strings.Trim(notInFileName.ReplaceAllString(strings.ToLower(workload), "-"), "-") + ".svg"
+	return strings.NewReplacer(" ", "-", ",", "-").Replace(strings.ToLower(workload)) + ".svg"
 }
 
 // chart draws the SVG bar chart of a workload: a bar for each entry, the reference's in green, and
 // beside each bar its median and the reference's as a multiple of it.
-func (r *results) chart(w workload) ([]byte, error) {
+func (r *race) chart(w workload) ([]byte, error) {
 	const width, barHeight, otherHeight = 820, 34, 84
-	shown := cmp.Or(w.compared, rate)
-	compared := r.referenceMedian(w.name, shown)
+	compared := r.referenceMedian(w)
 	var names []string
 	var reference, others []float64
 	// In reverse, because the library draws from the bottom up.
-	for _, e := range slices.Backward(r.entries[w.name]) {
-		middle, _ := e.median(shown)
+	for _, e := range slices.Backward(w.entries) {
 		// The library measures text in its own font. The blanks leave room for a wider one.
-		names = append(names, e.name+"\u00a0\u00a0\u00a0")
+		names = append(names, e.title+"\u00a0\u00a0\u00a0")
 		// Two stacked series give the reference a colour of its own. Each bar is zero in one of them.
-		if e.name == r.reference {
+		middle, _ := e.median(w.compared)
+		if e.title == r.reference {
 			reference, others = append(reference, middle), append(others, 0)
 		} else {
 			reference, others = append(reference, 0), append(others, middle)
@@ -41,7 +36,7 @@ func (r *results) chart(w workload) ([]byte, error) {
 	chart.Horizontal = true
 	chart.StackSeries = new(true)
 	chart.Padding = charts.NewBoxEqual(12)
-	chart.Title.Text = w.name + ": " + string(shown)
+	chart.Title.Text = w.name + ": " + string(w.compared)
 	chart.Title.Subtext = w.description + "; median of " + strings.Join(r.about[:2], ", ")
 	chart.Title.Offset = charts.OffsetLeft
 	chart.Title.FontStyle = charts.FontStyle{FontSize: 13, FontColor: charts.ColorBlack}
@@ -55,19 +50,13 @@ func (r *results) chart(w workload) ([]byte, error) {
 	})
 	chart.Legend.Show = new(false)
 	chart.CategoryAxis.Labels = names
-	for i := range chart.SeriesList {
-		chart.SeriesList[i].Label.Show = new(true)
-		chart.SeriesList[i].Label.ValueFormatter = func(v float64) string {
-			switch {
-			case v == 0:
-				return "" // this bar belongs to the other series
-			case i == 0 || !(compared > 0): // also false for NaN
-				return format(v)
-			default:
-				return fmt.Sprintf("%s  (%s: %s)", format(v), r.reference, times(compared/v))
-			}
+	chart.SeriesList[0].Label = charts.SeriesLabel{Show: new(true), ValueFormatter: format}
+	chart.SeriesList[1].Label = charts.SeriesLabel{Show: new(true), ValueFormatter: func(v float64) string {
+		if v == 0 || compared == 0 {
+			return format(v)
 		}
-	}
+		return fmt.Sprintf("%s  (%s: %s ×)", format(v), r.reference, format(compared/v))
+	}}
 	painter := charts.NewPainter(charts.PainterOptions{
 		OutputFormat: charts.ChartOutputSVG, Width: width, Height: otherHeight + barHeight*len(names),
 	})

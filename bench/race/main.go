@@ -3,8 +3,6 @@
 // other work on the machine slows all of them down alike. Only ratios between contestants mean
 // anything. After each run the answers of the service are compared with what it stored.
 //
-//	go run ./bench/race            all workloads (make bench)
-//	go run ./bench/race --quick    the most important ones (make bench-quick)
 //	go run ./bench/race --help
 package main
 
@@ -12,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -35,7 +32,7 @@ func main() {
 	if name := os.Getenv(contestantVariable); name != "" {
 		err = serve(ctx, name)
 	} else {
-		err = run(ctx, os.Args[1:], os.Stdout)
+		err = run(ctx, os.Args[1:])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "race:", err)
@@ -44,26 +41,16 @@ func main() {
 }
 
 type options struct {
-	Quick       bool              `help:"Run only the most important workloads, once."`
 	Rounds      int               `default:"5" help:"Number of rounds in which the contestants take turns."`
 	Duration    time.Duration     `default:"3s" help:"Duration of each run of a workload."`
 	Workloads   regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only workloads that match."`
 	Contestants regexp.Regexp     `default:"." placeholder:"REGEXP" help:"Run only contestants that match."`
-	Connections int               `default:"128" help:"Number of connections that claim, unless the workload says otherwise."`
-	Coupond     map[string]string `mapsep:"none" placeholder:"NAME=PATH" help:"Also race the coupond binary at PATH, for example of an older commit, as 'coupond NAME'. May be repeated."`
+	Coupond     map[string]string `mapsep:"none" type:":existingfile" placeholder:"NAME=PATH" help:"Also race the coupond binary at PATH, for example of an older commit, as 'coupond NAME'. May be repeated."`
 	Out         string            `default:"bench/results" help:"Folder for the tables and the charts; empty: write none."`
 }
 
-// Validate is called by kong.
-func (o *options) Validate() error {
-	if o.Rounds < 1 || o.Duration <= 0 || o.Connections < 1 {
-		return fmt.Errorf("rounds %d, duration %v, connections %d: each must be positive", o.Rounds, o.Duration, o.Connections)
-	}
-	return nil
-}
-
-// run runs a race. out receives the tables, and standard error the progress.
-func run(ctx context.Context, args []string, out io.Writer) error {
+// run runs a race. It prints the tables, and the progress to standard error.
+func run(ctx context.Context, args []string) error {
 	var o options
 	about := "Compare ways to hand out coupons on this machine.\n\nWorkloads:"
 	for _, w := range workloads() {
@@ -73,23 +60,19 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	for _, c := range contestants.All() {
 		about += fmt.Sprintf("\n  %s: %s", c.Name, c.Method)
 	}
-	parser, err := kong.New(&o, kong.Name("race"), kong.Description(about))
-	if err != nil {
+	if _, err := kong.Must(&o, kong.Name("race"), kong.Description(about)).Parse(args); err != nil {
 		return err
 	}
-	if _, err := parser.Parse(args); err != nil {
-		return err
+	racing := selectContestants(&o)
+	var selected []workload
+	for _, w := range workloads() {
+		w.enter(racing)
+		if o.Workloads.MatchString(w.name) && len(w.entries) > 0 {
+			selected = append(selected, w)
+		}
 	}
-	if o.Quick {
-		o.Rounds, o.Duration = 1, min(o.Duration, 2*time.Second)
-	}
-	selected := slices.DeleteFunc(workloads(), func(w workload) bool { return o.Quick && !w.quick || !o.Workloads.MatchString(w.name) })
-	racing, err := selectContestants(ctx, &o)
-	switch {
-	case err != nil:
-		return err
-	case len(selected) == 0 || len(racing) == 0:
-		return fmt.Errorf("--workloads selects %d, --contestants selects %d; --help lists them", len(selected), len(racing))
+	if len(selected) == 0 || o.Rounds < 1 {
+		return errors.New("nothing to run: see --workloads, --contestants and --rounds; --help lists what there is")
 	}
 
 	m, err := newMachine(ctx)
@@ -97,45 +80,34 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer m.close()
-	r := &race{options: o, machine: m, users: load.Users(1 << 20)}
-	results := &results{about: m.describe(ctx, o), reference: racing[0].Name, entries: map[string][]*entry{}}
+	r := &race{options: o, machine: m, users: load.Users(1 << 20), about: m.describe(ctx, o), reference: racing[0].Name}
 	for _, w := range selected {
-		results.entries[w.name], err = r.runWorkload(ctx, w, racing)
-		if err != nil {
+		if err := r.runWorkload(ctx, w); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
-		if _, err := fmt.Fprintf(out, "\n%s\n", results.table(w)); err != nil {
-			return err
-		}
+		_, _ = fmt.Fprintf(os.Stdout, "\n%s\n", r.table(w))
 	}
 	if o.Out == "" {
 		return nil
 	}
-	return results.write(o.Out, selected)
+	return r.write(o.Out, selected)
 }
-
-var binaryName = regexp.MustCompile(`^[a-z][a-z0-9]{0,19}$`)
 
 // selectContestants returns the contestants that match: coupond, its binaries by name, the others.
 // Without Redis on this machine it prints a warning and leaves Redis out.
-func selectContestants(ctx context.Context, o *options) ([]contestants.Contestant, error) {
+func selectContestants(o *options) []contestants.Contestant {
 	all := contestants.All()
 	coupond := all[0]
 	for i, name := range slices.Sorted(maps.Keys(o.Coupond)) {
-		path, err := exec.LookPath(o.Coupond[name])
-		if !binaryName.MatchString(name) {
-			err = errors.New("the name must be lower-case letters and digits, at most 20, such as old=/tmp/coupond")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("--coupond %s=%s: %w", name, o.Coupond[name], err)
-		}
 		all = slices.Insert(all, 1+i, contestants.Contestant{
-			Name: coupond.Name + " " + name, Method: path, Table: coupond.Table, Binary: path,
+			Name: coupond.Name + " " + name, Table: coupond.Table, Binary: o.Coupond[name],
 		})
 	}
-	if redisCommand(ctx) == nil {
-		fmt.Fprintf(os.Stderr, "race: Redis is left out: install redis-server, or pull the image %s with Docker on Linux\n", redisImage)
-		all = slices.DeleteFunc(all, func(c contestants.Contestant) bool { return c.Appendfsync != "" })
+	_, noRedis := exec.LookPath("redis-server")
+	if noRedis != nil {
+		fmt.Fprintln(os.Stderr, "race: Redis is left out: install redis-server")
 	}
-	return slices.DeleteFunc(all, func(c contestants.Contestant) bool { return !o.Contestants.MatchString(c.Name) }), nil
+	return slices.DeleteFunc(all, func(c contestants.Contestant) bool {
+		return !o.Contestants.MatchString(c.Name) || c.Appendfsync != "" && noRedis != nil
+	})
 }

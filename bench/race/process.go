@@ -7,16 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
-	"regexp"
-	"runtime"
+	"slices"
 	"strconv"
-	"syscall"
 	"time"
 
-	"github.com/redis/rueidis"
+	"github.com/prometheus/procfs"
 	"github.com/rs/zerolog"
 
 	"scalable-coupon-system/api"
@@ -26,15 +23,12 @@ import (
 
 // startProcess starts cmd and waits until ready returns nil. The process ends with the context of
 // cmd; m.processes waits for that.
-func (m *machine) startProcess(ctx context.Context, cmd *exec.Cmd, ready func() error) error {
-	// Not a kill: the docker client then stops its container.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
+func (m *machine) startProcess(cmd *exec.Cmd, ready func() error) (pid int, err error) {
 	if _, err := cmd.StdinPipe(); err != nil { // it ends with this process: see serve
-		return err
+		return 0, err
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return 0, err
 	}
 	exited := make(chan error, 1)
 	m.processes.Go(func() { exited <- cmd.Wait() })
@@ -42,173 +36,116 @@ func (m *machine) startProcess(ctx context.Context, cmd *exec.Cmd, ready func() 
 	for {
 		err := ready()
 		if err == nil {
-			return nil
+			return cmd.Process.Pid, nil
 		}
 		select {
 		case exit := <-exited:
-			return fmt.Errorf("%s has ended: %w", cmd.Path, errors.Join(exit, err))
-		case <-ctx.Done():
-			return ctx.Err()
+			return 0, fmt.Errorf("%s has ended: %w", cmd.Path, errors.Join(exit, err))
 		case <-timeout:
-			return fmt.Errorf("%s is not ready: %w", cmd.Path, err)
+			return 0, fmt.Errorf("%s is not ready: %w", cmd.Path, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
-// freeAddress returns an address that nothing listens on.
-func freeAddress(ctx context.Context) (string, error) {
+// freePort returns a port of 127.0.0.1 that nothing listens on.
+func freePort(ctx context.Context) (string, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	return listener.Addr().String(), listener.Close()
-}
-
-// service is the running service of a contestant.
-type service struct {
-	contestant contestants.Contestant
-	database   string
-	client     load.Service
-	pid        int
-	redis      rueidis.Client // nil: it uses none
-}
-
-// startService starts the service of a contestant, and its Redis if it uses one. They end with ctx.
-// The access log goes to the null device, because the race does not measure disks.
-func (r *race) startService(ctx context.Context, c contestants.Contestant, database string) (*service, error) {
-	address, err := freeAddress(ctx)
-	if err != nil {
-		return nil, err
-	}
-	s := &service{contestant: c, database: database, client: load.Service{Address: address, Timeout: requestTimeout}}
-	var redisAddress string
-	if c.Appendfsync != "" {
-		if s.redis, redisAddress, err = r.startRedis(ctx, c.Appendfsync); err != nil {
-			return nil, err
-		}
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, cmp.Or(c.Binary, self), "serve")
-	if c.Binary == "" {
-		cmd.Stderr = os.Stderr
-	}
-	cmd.Env = append(os.Environ(),
-		"DATABASE_URL="+r.postgres.URL(database),
-		"LISTEN_ADDR="+address,
-		"LOG_FORMAT=json",
-		"DB_MAX_CONNS="+strconv.Itoa(maxConns),
-		"CLAIM_CONCURRENCY="+cmp.Or(os.Getenv("CLAIM_CONCURRENCY"), "1"),
-		redisVariable+"="+redisAddress,
-		contestantVariable+"="+c.Name,
-	)
-	err = r.startProcess(ctx, cmd, func() error {
-		if err := s.client.Create(ctx, "ready", 1); !errors.Is(err, load.ErrCouponExists) {
-			return err
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	s.pid = cmd.Process.Pid
-	return s, nil
+	return strconv.Itoa(listener.Addr().(*net.TCPAddr).Port), listener.Close()
 }
 
 // contestantVariable makes this program the service of a contestant. The race measures the CPU time
 // of each process, so each contestant has its own.
-const (
-	contestantVariable = "RACE_CONTESTANT"
-	redisVariable      = "RACE_REDIS"
-)
+const contestantVariable = "RACE_CONTESTANT"
 
-// serve runs the service of a contestant, with the settings of startService, until ctx ends, or
-// until standard input is closed. That happens however the race ends.
+// startService starts the service of an entry, and its Redis if it uses one. They end with ctx. The
+// access log goes to the null device, because the race does not measure disks.
+func (m *machine) startService(ctx context.Context, e *entry) (err error) {
+	database := m.postgres.URL(e.database)
+	switch {
+	case e.Appendfsync != "":
+		e.databasePid, database, err = m.startRedis(ctx, e.Appendfsync)
+	case e.Table != "":
+		e.databasePid = m.postgres.Pid()
+	}
+	port, errPort := freePort(ctx)
+	self, errSelf := os.Executable()
+	if err := errors.Join(err, errPort, errSelf); err != nil {
+		return err
+	}
+	e.client = load.Service{Address: "127.0.0.1:" + port, Timeout: requestTimeout}
+	cmd := exec.CommandContext(ctx, cmp.Or(e.Binary, self), "serve")
+	if e.Binary == "" { // it writes the access log to standard output; a binary writes it here
+		cmd.Stderr = os.Stderr
+	}
+	cmd.Env = append(os.Environ(),
+		"DATABASE_URL="+database,
+		"LISTEN_ADDR="+e.client.Address,
+		"LOG_FORMAT=json",
+		"DB_MAX_CONNS="+strconv.Itoa(contestants.MaxConns),
+		contestantVariable+"="+e.Name,
+	)
+	e.pid, err = m.startProcess(cmd, func() error { return e.client.Create(ctx, "ready", 1) })
+	return err
+}
+
+// serve runs the service of a contestant, with the settings of startService, until standard input
+// is closed. That happens however the race ends.
 func serve(ctx context.Context, name string) error {
-	contestant, err := contestants.Find(name)
-	if err != nil {
-		return err
-	}
-	concurrency, errConcurrency := strconv.Atoi(os.Getenv("CLAIM_CONCURRENCY"))
-	store, errStore := contestant.Open(ctx, contestants.Config{
-		PostgresURL: os.Getenv("DATABASE_URL"), RedisAddress: os.Getenv(redisVariable), MaxConns: maxConns, ClaimConcurrency: concurrency,
-	})
-	sink, errSink := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	all := contestants.All()
+	i := slices.IndexFunc(all, func(c contestants.Contestant) bool { return c.Name == name })
+	store, errStore := all[i].Open(ctx, os.Getenv("DATABASE_URL"))
 	listener, errListener := new(net.ListenConfig).Listen(ctx, "tcp", os.Getenv("LISTEN_ADDR"))
-	if err := errors.Join(errConcurrency, errStore, errSink, errListener); err != nil {
+	if err := errors.Join(errStore, errListener); err != nil {
 		return err
 	}
-	log := zerolog.New(sink).With().Timestamp().Logger()
+	log := zerolog.New(os.Stdout).With().Timestamp().Logger()
 	server := api.NewServer(api.New(store, api.Options{Log: log}), log)
-	context.AfterFunc(ctx, func() { _ = server.Close() }) // Serve returns then
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
-		_ = server.Close()
+		_ = server.Close() // Serve returns then
 	}()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return server.Serve(listener)
 }
 
-// redisImage is the container image of Redis that is used where no redis-server is installed.
-const redisImage = "redis:7"
-
-// redisCommand returns the command that runs Redis on this machine, or nil. On systems other than
-// Linux, containers run in a virtual machine behind a port proxy, which would slow Redis down.
-func redisCommand(ctx context.Context) []string {
-	if _, err := exec.LookPath("redis-server"); err == nil {
-		return []string{"redis-server"}
-	}
-	if runtime.GOOS == "linux" && exec.CommandContext(ctx, "docker", "image", "inspect", redisImage).Run() == nil {
-		return []string{"docker", "run", "--rm", "--network", "host", redisImage}
-	}
-	return nil
-}
-
-// startRedis starts a Redis with an append-only file and no snapshots. appendfsync is "always" or
-// "everysec". Its data are in the machine's folder or in its container.
-func (m *machine) startRedis(ctx context.Context, appendfsync string) (client rueidis.Client, address string, err error) {
-	if address, err = freeAddress(ctx); err != nil {
-		return nil, "", err
-	}
-	host, port, err := net.SplitHostPort(address)
+// startRedis starts a Redis with an append-only file, in the machine's folder, and no snapshots.
+// appendfsync is "always" or "everysec".
+func (m *machine) startRedis(ctx context.Context, appendfsync string) (pid int, address string, err error) {
+	port, err := freePort(ctx)
 	if err != nil {
-		return nil, "", err
+		return 0, "", err
 	}
-	command := append(redisCommand(ctx), "--bind", host, "--port", port, "--save", "", "--appendonly", "yes", "--appendfsync", appendfsync)
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd := exec.CommandContext(ctx, "redis-server", "--bind", "127.0.0.1", "--port", port,
+		"--save", "", "--appendonly", "yes", "--appendfsync", appendfsync)
 	if cmd.Dir, err = os.MkdirTemp(m.dir, "redis-"); err != nil {
-		return nil, "", err
+		return 0, "", err
 	}
-	err = m.startProcess(ctx, cmd, func() (err error) {
-		client, err = rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{address}, DisableCache: true})
-		return err
-	})
-	if err != nil {
-		return nil, "", err
-	}
-	context.AfterFunc(ctx, client.Close)
-	return client, address, nil
+	pid, err = m.startProcess(cmd, func() error { return exec.CommandContext(ctx, "redis-cli", "-p", port, "ping").Run() })
+	return pid, "127.0.0.1:" + port, err
 }
 
-var redisCPU = regexp.MustCompile(`used_cpu_(?:sys|user)(?:_children)?:([0-9.]+)`)
-
-// redisCPUTime returns the CPU time that Redis reports of itself and its children.
-func redisCPUTime(ctx context.Context, client rueidis.Client) (total time.Duration, err error) {
-	info, err := client.Do(ctx, client.B().Info().Section("cpu").Build()).ToString()
+// cpuTime returns the CPU time of a process, withChildren that of its children, too: backends of
+// PostgreSQL. Without /proc (macOS) it is 0, and the tables have no such column.
+func cpuTime(pid int, withChildren bool) time.Duration {
+	processes, err := procfs.AllProcs()
 	if err != nil {
-		return 0, err
+		return 0
 	}
-	for _, match := range redisCPU.FindAllStringSubmatch(info, -1) {
-		one, err := time.ParseDuration(match[1] + "s")
+	ticks := 0
+	for _, p := range processes {
+		stat, err := p.Stat()
 		if err != nil {
-			return 0, err
+			continue // it has ended
 		}
-		total += one
+		if p.PID == pid || withChildren && stat.PPID == pid {
+			ticks += int(stat.UTime + stat.STime)
+		}
+		if p.PID == pid && withChildren {
+			ticks += stat.CUTime + stat.CSTime // of children that have ended
+		}
 	}
-	return total, nil
+	return time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100 on every Linux
 }

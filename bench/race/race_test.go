@@ -1,21 +1,25 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"fmt"
-	"io"
-	"math"
-	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
+	"scalable-coupon-system/api"
 	"scalable-coupon-system/bench/load"
 	"scalable-coupon-system/bench/race/contestants"
+	"scalable-coupon-system/pgstore"
 )
 
 func TestEntry_median(t *testing.T) {
@@ -23,12 +27,11 @@ func TestEntry_median(t *testing.T) {
 		rates          []float64
 		middle, spread float64
 	}{
-		{nil, math.NaN(), math.NaN()},
 		{[]float64{7}, 7, 0},
 		{[]float64{30, 10}, 20, 0.5},
 		{[]float64{300, 100, 110}, 110, 100. / 110},
 	} {
-		e := entry{runs: []figures{{p50: 1}}} // a run without this figure
+		var e entry
 		for _, r := range c.rates {
 			e.runs = append(e.runs, figures{rate: r})
 		}
@@ -42,143 +45,91 @@ func TestEntry_median(t *testing.T) {
 func TestRun_wrongArguments(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"--workloads=(", "--workloads: error parsing regexp"},
-		{"--workloads=nothing", "--workloads selects 0"},
-		{"--contestants=nothing", "--contestants selects 0"},
-		{"--rounds=0", "rounds 0, duration 3s, connections 128: each must be positive"},
+		{"--workloads=nothing", "nothing to run"},
+		{"--contestants=nothing", "nothing to run"},
+		{"--rounds=0", "nothing to run"},
 		{"--coupond=/tmp/coupond", "--coupond"},
-		{"--coupond=old=", "--coupond old="},
-		{"--coupond=old=/does/not/exist", "--coupond old=/does/not/exist: exec"},
-		{"--coupond=Not=/bin/sh", "lower-case letters"},
+		{"--coupond=old=/does/not/exist", "--coupond"},
 	} {
-		if err := run(t.Context(), []string{c.args}, io.Discard); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := run(t.Context(), []string{c.args}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.args, err, c.want)
 		}
 	}
 }
 
-// contestantNamed returns a contestant with that name; one that starts with "coupond " is a binary.
-func contestantNamed(name string) contestants.Contestant {
-	c, err := contestants.Find(name)
-	if err != nil {
-		return contestants.Contestant{Name: name, Table: "coupond.coupons", Binary: "/tmp/coupond"}
-	}
-	return c
-}
-
-func TestSelectContestants(t *testing.T) {
-	redis := redisCommand(t.Context()) != nil
-	for _, c := range []struct{ expression, want string }{
-		{".", "coupond, coupond new, coupond old, interactive, optimistic, serializable, one call per claim, plain function, Redis everysec, Redis always, ceiling"},
-		{"d old$|^plain", "coupond old, plain function"},
+func TestWorkload_enter(t *testing.T) {
+	binaries := map[string]string{"old": "/bin/sh", "new": "/bin/cat"}
+	for _, c := range []struct{ workload, expression, want string }{
+		{"hot coupon", ".", "coupond, coupond new, coupond old, interactive, optimistic, serializable, one call per claim, plain function, " +
+			"Redis everysec, Redis always, ceiling"},
+		{"slow disk", "d$|d old$|ceiling", "coupond, coupond old"},
+		{"one coupon locked", "d (old|new)", "coupond new, coupond old, coupond new, none locked, coupond old, none locked"},
+		{"one coupon locked", "ceiling", ""},
 	} {
-		o := options{Coupond: map[string]string{"old": "/bin/sh", "new": "/bin/cat"}}
-		if err := o.Contestants.UnmarshalText([]byte(c.expression)); err != nil {
-			t.Fatal(err)
-		}
-		selected, err := selectContestants(t.Context(), &o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var names []string
-		for _, s := range selected {
-			names = append(names, s.Name)
-			if (s.Binary != "") != strings.HasPrefix(s.Name, "coupond ") {
-				t.Errorf("%s: binary %q", s.Name, s.Binary)
+		var titles []string
+		for _, e := range enter(c.workload, c.expression, binaries).entries {
+			titles = append(titles, e.title)
+			if (e.Binary != "") != strings.HasPrefix(e.Name, "coupond ") {
+				t.Errorf("%s: binary %q", e.Name, e.Binary)
 			}
 		}
-		want := c.want
-		if !redis {
-			want = strings.ReplaceAll(want, "Redis everysec, Redis always, ", "")
+		if _, err := exec.LookPath("redis-server"); err != nil {
+			c.want = strings.ReplaceAll(c.want, "Redis everysec, Redis always, ", "")
 		}
-		if got := strings.Join(names, ", "); got != want {
-			t.Errorf("%q selects %s, want %s", c.expression, got, want)
-		}
-	}
-}
-
-func TestWorkload_entries(t *testing.T) {
-	simple := workload{contestants: []string{contestants.Coupond, contestants.Single}, run: sellOut}
-	compared := workload{contestants: simple.contestants, run: sellOut, setUp: delayCommits, baseline: &baseline{name: "other", bare: true}}
-	for _, c := range []struct {
-		w           workload
-		names, want string
-	}{
-		{workload{}, "coupond, ceiling", "coupond on race, ceiling on race"},
-		{simple, "coupond, ceiling", "coupond on race"},
-		{simple, "coupond old, ceiling", "coupond old on coupond_old"},
-		{compared, "coupond, coupond old, one call per claim", "coupond on race, coupond old on coupond_old, one call per claim on race, " +
-			"coupond, other on race_bare, coupond old, other on coupond_old_bare, one call per claim, other on race_bare"},
-		{compared, "ceiling", ""},
-	} {
-		var racing []contestants.Contestant
-		for name := range strings.SplitSeq(c.names, ", ") {
-			racing = append(racing, contestantNamed(name))
-		}
-		var got []string
-		for _, e := range c.w.entries(racing) {
-			got = append(got, e.name+" on "+e.database)
-			if bare := strings.HasSuffix(e.database, "_bare"); c.w.run != nil && e.run == nil || (e.setUp == nil) != (bare || c.w.setUp == nil) {
-				t.Errorf("%s: run %v, setUp %v", e.name, e.run != nil, e.setUp != nil)
-			}
-		}
-		if strings.Join(got, ", ") != c.want {
-			t.Errorf("%s: %s, want %s", c.names, got, c.want)
+		if got := strings.Join(titles, ", "); got != c.want {
+			t.Errorf("%s of %s: %s, want %s", c.workload, c.expression, got, c.want)
 		}
 	}
 }
 
-// sample returns the results of two entries in two rounds.
-func sample() *results {
-	return &results{about: []string{"2 rounds", "2 CPUs", "Go"}, reference: contestants.Coupond, entries: map[string][]*entry{"hot coupon": {
-		{name: contestants.Coupond, runs: []figures{{rate: 20_000, p50: 1, p99: 2.5, cpu: 40}, {rate: 24_000, p50: 1, p99: 2.5, cpu: 40}}},
-		{name: contestants.Interactive, runs: []figures{{rate: 1_000, p50: 8, p99: 50, cpu: 600}, {rate: 1_000, p50: 8, p99: 50, cpu: 600}}},
-	}}}
-}
-
-// words returns s with single blanks and without the lines between headers and rows.
-func words(s string) string {
-	var lines []string
-	for line := range strings.Lines(s) {
-		if !strings.Contains(line, "---") {
-			lines = append(lines, strings.Join(strings.Fields(line), " "))
-		}
+// sample returns a race with the results of two entries in two rounds.
+func sample() (*race, workload) {
+	w := workloads()[0]
+	w.entries = []*entry{
+		{title: contestants.Coupond, runs: []figures{{rate: 20_000, p50: 1, p99: 2.5, cpu: 40}, {rate: 24_000, p50: 1, p99: 2.5, cpu: 40}}},
+		{title: contestants.Interactive, runs: []figures{{rate: 1_000, p50: 8, p99: 50, cpu: 600}, {rate: 1_000, p50: 8, p99: 50, cpu: 600}}},
 	}
-	return strings.Join(lines, "\n")
+	return &race{about: []string{"2 rounds", "2 CPUs", "Go"}, reference: contestants.Coupond}, w
 }
 
-func TestResults_tables(t *testing.T) {
-	r := sample()
-	binaries := &results{reference: "coupond new", entries: map[string][]*entry{"hot coupon": {
-		{name: "coupond new", runs: []figures{{rate: 3_000}}}, {name: "coupond old", runs: []figures{{rate: 2_000}}},
-	}}}
+func TestRace_table(t *testing.T) {
+	r, w := sample()
+	byLatency := w
+	byLatency.compared = p50
+	binaries := workload{name: "sell-out", compared: rate, entries: []*entry{
+		{title: "coupond new", runs: []figures{{rate: 3_000}}}, {title: "coupond old", runs: []figures{{rate: 2_000}}},
+	}}
+	blanks := regexp.MustCompile(`( )+|\n\|--.*`)
 	for _, c := range []struct{ got, want string }{
-		{r.table(workloads()[:2]...), `
+		{r.table(w, byLatency, binaries), `
 | workload | contestant | claims/s | ± | coupond is | p50 ms | p99 ms | CPU µs |
 | hot coupon | coupond | 22,000 | 9 % | 1.00 × | 1.00 | 2.50 | 40.0 |
-| hot coupon | interactive | 1,000 | 0 % | 22.0 × | 8.00 | 50.0 | 600 |`},
-		{r.table(workload{name: "hot coupon", compared: p50}), `
-| workload | contestant | claims/s | ± | coupond is | p50 ms | p99 ms | CPU µs |
+| hot coupon | interactive | 1,000 | 0 % | 22.0 × | 8.00 | 50.0 | 600 |
 | hot coupon | coupond | 22,000 | 9 % | 1.00 × p50 | 1.00 | 2.50 | 40.0 |
-| hot coupon | interactive | 1,000 | 0 % | 0.125 × p50 | 8.00 | 50.0 | 600 |`},
-		{binaries.table(workloads()[0]), `
+| hot coupon | interactive | 1,000 | 0 % | 0.125 × p50 | 8.00 | 50.0 | 600 |
+| sell-out | coupond new | 3,000 | 0 % | | | | |
+| sell-out | coupond old | 2,000 | 0 % | | | | |`},
+		{(&race{reference: "coupond new"}).table(binaries), `
 | workload | contestant | claims/s | ± | coupond new is |
-| hot coupon | coupond new | 3,000 | 0 % | 1.00 × |
-| hot coupon | coupond old | 2,000 | 0 % | 1.50 × |`},
+| sell-out | coupond new | 3,000 | 0 % | 1.00 × |
+| sell-out | coupond old | 2,000 | 0 % | 1.50 × |`},
 	} {
-		if got := "\n" + words(c.got); got != c.want {
+		if got := "\n" + blanks.ReplaceAllString(c.got, "$1"); got != c.want {
 			t.Errorf("got%s\nwant%s", got, c.want)
 		}
 	}
 }
 
-func TestResults_write(t *testing.T) {
-	r, folder := sample(), filepath.Join(t.TempDir(), "new", "folder")
-	r.entries["one idle client"] = r.entries["hot coupon"]
-	if err := r.write(folder, workloads()); err != nil {
+func TestRace_write(t *testing.T) {
+	r, hot := sample()
+	idle := hot
+	idle.name, idle.compared = "one idle client", p50
+	folder := filepath.Join(t.TempDir(), "new", "folder")
+	if err := r.write(folder, []workload{hot, idle}); err != nil {
 		t.Fatal(err)
 	}
 	for file, want := range map[string][]string{
-		"README.md":           {"2 rounds, 2 CPUs, Go", r.table(workloads()...), "(hot-coupon.svg)", "(one-idle-client.svg)"},
+		"README.md":           {"2 rounds, 2 CPUs, Go", r.table(hot, idle), "(hot-coupon.svg)", "(one-idle-client.svg)"},
 		"hot-coupon.svg":      {"<svg", "hot coupon: claims/s", "all win; median of 2 rounds, 2 CPUs<", "interactive", "22,000", "coupond: 22.0 ×"},
 		"one-idle-client.svg": {"p50 ms", "8.00", "coupond: 0.125 ×"},
 	} {
@@ -192,48 +143,43 @@ func TestResults_write(t *testing.T) {
 			}
 		}
 	}
-	if files, _ := filepath.Glob(filepath.Join(folder, "*")); len(files) != 3 {
-		t.Errorf("files: %v", files)
-	}
 }
 
-// liar is a service that answers every tenth claim with 500 and the others as claimed, and then
-// forgets that many of those claims.
-func liar(t *testing.T, forgets int) *service {
-	t.Helper()
-	var mu sync.Mutex
-	var users []string
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		if request.Method == http.MethodGet {
-			_ = json.NewEncoder(w).Encode(map[string]any{
-				"name": "race-1", "amount": plenty, "remaining_amount": plenty - len(users[forgets:]), "claimed_by": users[forgets:],
-			})
-			return
-		}
-		var claim struct {
-			User string `json:"user_id"`
-		}
-		_ = json.NewDecoder(request.Body).Decode(&claim) // a creation has no user
-		if strings.HasSuffix(claim.User, "0") {
-			http.Error(w, `{"error":"broken","code":"INTERNAL"}`, http.StatusInternalServerError)
-			return
-		}
-		if claim.User != "" {
-			users = append(users, claim.User)
-		}
-		w.WriteHeader(http.StatusCreated)
-	}))
-	t.Cleanup(server.Close)
-	return &service{client: load.Service{Address: strings.TrimPrefix(server.URL, "http://"), Timeout: time.Minute}, pid: os.Getpid()}
+// liar answers every tenth claim with 500 and the others as claimed, and then forgets some of them.
+type liar struct {
+	api.Store // nil
+
+	mu      sync.Mutex
+	users   []string
+	forgets int
+}
+
+func (l *liar) CreateCoupon(context.Context, string, int32) (pgstore.CreateStatus, error) {
+	return pgstore.Created, nil
+}
+
+func (l *liar) Claim(_ context.Context, user, _ string) (pgstore.ClaimStatus, error) {
+	if strings.HasSuffix(user, "0") {
+		return "", errors.New("broken")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.users = append(l.users, user)
+	return pgstore.Claimed, nil
+}
+
+func (l *liar) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
+	return pgstore.NewCoupon(name, plenty, l.users[l.forgets:]), true, nil
 }
 
 // A contestant that loses claims must not win a race, and one that fails must not win unnoticed.
 func TestRace_run_liar(t *testing.T) {
 	for forgets, want := range []string{"", "9 claims were answered 201, and 8 are stored"} {
-		r := &race{options: options{Connections: 2, Duration: time.Minute}, users: load.Users(10)}
-		f, err := hot(load.Plan{Requests: 10})(t.Context(), r, liar(t, forgets))
+		server := httptest.NewServer(api.New(&liar{forgets: forgets}, api.Options{Log: zerolog.Nop()}))
+		t.Cleanup(server.Close)
+		e := &entry{client: load.Service{Address: server.Listener.Addr().String(), Timeout: time.Minute}, pid: os.Getpid()}
+		r := &race{options: options{Duration: time.Minute}, users: load.Users(10)}
+		f, err := evenly(1, load.Plan{Requests: 10})(t.Context(), r, e)
 		if want == "" && (err != nil || f[unexpected] != 1 || !(f[rate] > 0) || !(f[p50] > 0)) {
 			t.Errorf("%v, %v, want 1 unexpected answer", f, err)
 		}

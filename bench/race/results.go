@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"os"
@@ -34,42 +33,28 @@ const (
 // every row.
 var columns = []metric{p50, p99, cpu, databaseCPU, loadCPU, commits, unexpected, readP50}
 
-// figures are the results of one run of a workload by one entry. A figure that was not measured is
-// missing.
+// figures are the results of one run of a workload by one entry. One that was not measured is 0.
 type figures map[metric]float64
 
-// results are the figures of all runs.
-type results struct {
-	about     []string            // the race, and the machine, in words
-	reference string              // the contestant that the others are compared with
-	entries   map[string][]*entry // by workload
-}
-
-// referenceMedian returns the median of the reference in a workload; NaN: not measured.
-func (r *results) referenceMedian(workload string, m metric) float64 {
-	for _, e := range r.entries[workload] {
-		if e.name == r.reference {
-			middle, _ := e.median(m)
-			return middle
-		}
+// referenceMedian returns the compared figure of the reference; 0: it does not run the workload.
+func (r *race) referenceMedian(w workload) float64 {
+	first := w.entries[0]
+	if first.title != r.reference {
+		return 0
 	}
-	return math.NaN()
+	middle, _ := first.median(w.compared)
+	return middle
 }
 
 // median returns the median of a figure, and its spread: half of the difference between the largest
-// and the smallest value, as a fraction of the median. Without a value both are NaN.
+// and the smallest value, as a fraction of the median.
 func (e *entry) median(m metric) (middle, spread float64) {
 	var values []float64
 	for _, f := range e.runs {
-		if v, measured := f[m]; measured {
-			values = append(values, v)
-		}
-	}
-	n := len(values)
-	if n == 0 {
-		return math.NaN(), math.NaN()
+		values = append(values, f[m])
 	}
 	slices.Sort(values)
+	n := len(values)
 	if m == unexpected { // one bad round is enough
 		return values[n-1], 0
 	}
@@ -77,85 +62,69 @@ func (e *entry) median(m metric) (middle, spread float64) {
 	return middle, (values[n-1] - values[0]) / 2 / middle
 }
 
-// format formats a figure with about three significant digits, and nothing if it was not measured.
+// format formats a figure with three significant digits, and nothing if it is zero.
 func format(v float64) string {
 	switch {
-	case math.IsNaN(v) || math.IsInf(v, 0):
+	case v == 0:
 		return ""
-	case v >= 100:
-		return humanize.Comma(int64(math.Round(v)))
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	case v >= 1 || v == 0:
-		return fmt.Sprintf("%.2f", v)
+	case v < 99.95:
+		return fmt.Sprintf("%#.3g", v)
 	default:
-		return fmt.Sprintf("%.3f", v)
+		return humanize.Comma(int64(math.Round(v)))
 	}
 }
 
-// markdown returns a table, with the columns after the first two aligned to the right.
-func markdown(headers []string, rows [][]string) string {
-	return table.New().Border(lipgloss.MarkdownBorder()).BorderTop(false).BorderBottom(false).Headers(headers...).Rows(rows...).
-		StyleFunc(func(_, column int) lipgloss.Style {
-			style := lipgloss.NewStyle().Padding(0, 1)
-			if column >= 2 {
-				style = style.Align(lipgloss.Right)
-			}
-			return style
-		}).String()
-}
-
-// table returns the table of workloads: medians over the rounds, and the compared figure of the
-// reference as a multiple of each entry's.
-func (r *results) table(workloads ...workload) string {
-	headers := []string{"workload", "contestant", string(rate), "±", r.reference + " is"}
+// table returns a Markdown table of workloads: medians over the rounds, and the compared figure of
+// the reference as a multiple of each entry's.
+func (r *race) table(workloads ...workload) string {
 	shown := slices.DeleteFunc(slices.Clone(columns), func(m metric) bool {
 		return !slices.ContainsFunc(workloads, func(w workload) bool {
-			return slices.ContainsFunc(r.entries[w.name], func(e *entry) bool { v, _ := e.median(m); return v > 0 })
+			return slices.ContainsFunc(w.entries, func(e *entry) bool { v, _ := e.median(m); return v > 0 })
 		})
 	})
+	headers := []string{"workload", "contestant", string(rate), "±", r.reference + " is"}
 	for _, m := range shown {
 		headers = append(headers, string(m))
 	}
-	var lines [][]string
+	page := table.New().Border(lipgloss.MarkdownBorder()).BorderTop(false).BorderBottom(false).Headers(headers...)
+	page.StyleFunc(func(_, column int) lipgloss.Style {
+		style := lipgloss.NewStyle().Padding(0, 1)
+		if column >= 2 {
+			style = style.Align(lipgloss.Right)
+		}
+		return style
+	})
 	for _, w := range workloads {
-		reference := r.referenceMedian(w.name, cmp.Or(w.compared, rate))
-		for _, e := range r.entries[w.name] {
+		reference, unit := r.referenceMedian(w), ""
+		if w.compared != rate {
+			unit = " " + strings.TrimSuffix(string(w.compared), " ms")
+		}
+		for _, e := range w.entries {
 			middle, spread := e.median(rate)
-			compared, _ := e.median(cmp.Or(w.compared, rate))
-			ratio := times(reference / compared)
-			if w.compared != "" && ratio != "" {
-				ratio += " " + strings.TrimSuffix(string(w.compared), " ms")
+			compared, _ := e.median(w.compared)
+			ratio := ""
+			if reference > 0 {
+				ratio = format(reference/compared) + " ×" + unit
 			}
-			line := []string{w.name, e.name, format(middle), fmt.Sprintf("%.0f %%", 100*spread), ratio}
+			row := []string{w.name, e.title, format(middle), fmt.Sprintf("%.0f %%", 100*spread), ratio}
 			for _, m := range shown {
 				v, _ := e.median(m)
-				line = append(line, format(v))
+				row = append(row, format(v))
 			}
-			lines = append(lines, line)
+			page.Row(row...)
 		}
 	}
-	return markdown(headers, lines)
-}
-
-func times(ratio float64) string {
-	if math.IsNaN(ratio) {
-		return ""
-	}
-	return format(ratio) + " ×"
+	return page.String()
 }
 
 // write writes the table and the charts of workloads to folder.
-func (r *results) write(folder string, workloads []workload) error {
+func (r *race) write(folder string, workloads []workload) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
 	page := fmt.Sprintf("# Results\n\nWritten by `make bench`: %s. Medians; ± is half the range of the rounds.\n\n%s\n",
 		strings.Join(r.about, ", "), r.table(workloads...))
 	for _, w := range workloads {
-		if len(r.entries[w.name]) == 0 {
-			continue
-		}
 		svg, err := r.chart(w)
 		if err != nil {
 			return fmt.Errorf("chart of %s: %w", w.name, err)

@@ -3,10 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,107 +13,93 @@ import (
 	"scalable-coupon-system/bench/race/contestants"
 )
 
-// runner runs a workload once against a service.
-type runner func(ctx context.Context, r *race, s *service) (figures, error)
-
 // workload is one kind of load, run by several entries in turn.
 type workload struct {
 	name        string
 	description string
 	// contestants are the names of the contestants that run it; nil: all.
 	contestants []string
-	// quick says that it is also part of the quick race.
-	quick bool
-	// compared is the figure of the chart; "": claims per second.
+	// compared is the figure of the chart.
 	compared metric
-	// setUp prepares its databases; nil: they are empty.
+	// variants are what is measured and, after it, other conditions for comparison.
+	variants []variant
+	entries  []*entry
+}
+
+type variant struct {
+	name string // "": what is measured
+	// setUp prepares the database; nil: it is empty.
 	setUp func(context.Context, *pgx.Conn) error
 	run   runner
-	// baseline is a second entry of each contestant, under other conditions, for comparison.
-	baseline *baseline
 }
 
-type baseline struct {
-	name string
-	bare bool   // in a database that setUp has not prepared
-	run  runner // nil: the workload's
-}
+// runner runs a workload once for an entry.
+type runner func(ctx context.Context, r *race, e *entry) (figures, error)
 
 func workloads() []workload {
-	hotCoupon, hotTimes := hot(load.Plan{}), hot(load.Plan{Requests: 150_000})
+	hotCoupon, hotTimes := evenly(1, load.Plan{}), evenly(1, load.Plan{Requests: 150_000})
 	onlyCoupond := []string{contestants.Coupond}
 	return []workload{{
-		name: "hot coupon", description: "all win", quick: true,
-		run: hotCoupon,
+		name: "hot coupon", description: "all win", compared: rate,
+		variants: []variant{{run: hotCoupon}},
 	}, {
-		name: "sell-out", description: "50,000 users for 1,000 coupons", quick: true,
-		run: sellOut,
+		name: "sell-out", description: "50,000 users for 1,000 coupons", compared: rate,
+		variants: []variant{{run: sellOut}},
 	}, {
-		name: "1,000 coupons", description: "claimed evenly, all win", quick: true,
-		run: evenly(1000),
+		name: "1,000 coupons", description: "claimed evenly, all win", compared: rate,
+		variants: []variant{{run: evenly(1000, load.Plan{})}},
 	}, {
-		name: "slow disk", description: "hot coupon, a commit takes 2 ms longer",
+		name: "slow disk", description: "hot coupon, a commit takes 2 ms longer", compared: rate,
 		contestants: []string{
 			contestants.Coupond, contestants.Interactive, contestants.Optimistic, contestants.Serializable, contestants.Single, contestants.Plain,
 		},
-		run: hotCoupon, setUp: delayCommits,
+		variants: []variant{{run: hotCoupon, setUp: delayCommits}},
 	}, {
-		name: "one idle client", description: "one connection", quick: true,
+		name: "one idle client", description: "one connection",
 		contestants: []string{contestants.Coupond, contestants.Interactive, contestants.Single, contestants.Plain},
-		compared:    p50, run: hot(load.Plan{Connections: 1}),
+		compared:    p50,
+		variants:    []variant{{run: evenly(1, load.Plan{Connections: 1})}},
 	}, {
 		name: "one coupon locked", description: "by a forgotten transaction; claims on 50 others",
 		contestants: []string{contestants.Coupond, contestants.Interactive, contestants.Plain},
-		compared:    p50, run: besideLocked, baseline: &baseline{name: "none locked", run: evenly(50)},
+		compared:    p50,
+		variants:    []variant{{run: besideLocked}, {name: "none locked", run: evenly(50, load.Plan{})}},
 	}, {
-		name: "2,000 connections", description: "hot coupon", contestants: onlyCoupond,
-		run: hot(load.Plan{Connections: 2000}), baseline: &baseline{name: "128 connections", run: hot(load.Plan{Connections: 128})},
+		name: "2,000 connections", description: "hot coupon", contestants: onlyCoupond, compared: rate,
+		variants: []variant{{run: evenly(1, load.Plan{Connections: 2000})}, {name: "128 connections", run: hotCoupon}},
 	}, {
-		name: "10,000,000 claims stored", description: "a new coupon, all win", contestants: onlyCoupond,
-		run: hotCoupon, setUp: store(1000, 10_000), baseline: &baseline{name: "empty tables", bare: true},
+		name: "10,000,000 claims stored", description: "a new coupon, all win", contestants: onlyCoupond, compared: rate,
+		variants: []variant{{run: hotCoupon, setUp: store(1000, 10_000)}, {name: "empty tables", run: hotCoupon}},
 	}, {
-		name: "open snapshot", description: "a dump holds it during 150,000 claims of a hot coupon", contestants: onlyCoupond,
-		run: underSnapshot(hotTimes), baseline: &baseline{name: "no snapshot", run: hotTimes},
+		name: "open snapshot", description: "a dump holds it during 150,000 claims of a hot coupon", contestants: onlyCoupond, compared: rate,
+		variants: []variant{{run: underSnapshot(hotTimes)}, {name: "no snapshot", run: hotTimes}},
 	}, {
-		name: "1,000,000 claims by GET", description: "one client reads them again and again while others claim a hot coupon", contestants: onlyCoupond,
-		run: hotWithReads, setUp: store(1, 1_000_000), baseline: &baseline{name: "no reads", run: hotCoupon},
+		name: "1,000,000 claims by GET", description: "one client reads them again and again while others claim a hot coupon", contestants: onlyCoupond, compared: rate,
+		variants: []variant{{run: hotWithReads, setUp: store(1, 1_000_000)}, {name: "no reads", run: hotCoupon, setUp: store(1, 1_000_000)}},
 	}}
 }
 
-// entries returns the entries of the contestants that run the workload, and their baselines.
-func (w workload) entries(racing []contestants.Contestant) []*entry {
-	var entries, baselines []*entry
-	for _, c := range racing {
-		if w.contestants != nil && !slices.Contains(w.contestants, c.Name) && c.Binary == "" {
-			continue
+// enter adds the entries of these contestants, as far as they run the workload.
+func (w *workload) enter(racing []contestants.Contestant) {
+	for _, v := range w.variants {
+		for _, c := range racing {
+			if w.contestants != nil && !slices.Contains(w.contestants, c.Name) && c.Binary == "" {
+				continue
+			}
+			e := &entry{Contestant: c, title: c.Name, variant: v, database: fmt.Sprintf("race_%d", len(w.entries))}
+			if v.name != "" {
+				e.title += ", " + v.name
+			}
+			w.entries = append(w.entries, e)
 		}
-		// A binary has its own database, with the schema that it installs.
-		e := entry{name: c.Name, contestant: c, database: "race", setUp: w.setUp, run: w.run}
-		if c.Binary != "" {
-			e.database = strings.ReplaceAll(c.Name, " ", "_")
-		}
-		entries = append(entries, &e)
-		if w.baseline == nil {
-			continue
-		}
-		b := e
-		b.name += ", " + w.baseline.name
-		if w.baseline.bare {
-			b.database, b.setUp = e.database+"_bare", nil
-		}
-		if w.baseline.run != nil {
-			b.run = w.baseline.run
-		}
-		baselines = append(baselines, &b)
 	}
-	return append(entries, baselines...)
 }
 
-// hot returns a runner that claims one coupon that is never sold out. p may have a number of
-// connections, and a number of requests instead of a duration.
-func hot(p load.Plan) runner {
-	return func(ctx context.Context, r *race, s *service) (figures, error) {
-		sale, err := r.newSale(ctx, s, 1, plenty)
+// evenly returns a runner that claims coupons equally often, in random order. None is ever sold
+// out. p may have a number of connections, and a number of requests instead of a duration.
+func evenly(coupons int, p load.Plan) runner {
+	return func(ctx context.Context, r *race, e *entry) (figures, error) {
+		sale, err := r.newSale(ctx, e, coupons, plenty)
 		if err != nil {
 			return nil, err
 		}
@@ -123,48 +107,20 @@ func hot(p load.Plan) runner {
 		if p.Requests > 0 {
 			sale.Requests, sale.limit = p.Requests, requestTimeout
 		}
-		return r.run(ctx, s, sale)
+		return r.run(ctx, e, sale)
 	}
 }
 
-// underSnapshot runs a workload while a transaction holds a snapshot, as a dump does.
-func underSnapshot(run runner) runner {
-	return func(ctx context.Context, r *race, s *service) (figures, error) {
-		end, err := r.hold(ctx, s.database, "set transaction isolation level repeatable read; select count(*) from "+s.contestant.Table)
-		if err != nil {
-			return nil, err
-		}
-		f, err := run(ctx, r, s)
-		return f, errors.Join(err, end())
-	}
-}
-
-func sellOut(ctx context.Context, r *race, s *service) (figures, error) {
+func sellOut(ctx context.Context, r *race, e *entry) (figures, error) {
 	const users, stock = 50_000, 1_000
-	sale, err := r.newSale(ctx, s, 1, stock)
+	sale, err := r.newSale(ctx, e, 1, stock)
 	if err != nil {
 		return nil, err
 	}
 	order := load.Order(users, 0, seed)
 	sale.Requests, sale.limit, sale.expected = users, 4*r.Duration, []load.Answer{load.Claimed, load.OutOfStock}
 	sale.Request = func(i int) load.Request { return load.Request{User: r.users[order[i]], Coupon: sale.coupons[0]} }
-	return r.run(ctx, s, sale)
-}
-
-// evenly returns a runner that claims n coupons equally often, in random order.
-func evenly(n int) runner {
-	return func(ctx context.Context, r *race, s *service) (figures, error) {
-		sale, err := r.newSale(ctx, s, n, plenty)
-		if err != nil {
-			return nil, err
-		}
-		which := load.Evenly(len(r.users), n, seed)
-		sale.Request = func(i int) load.Request {
-			i %= len(which)
-			return load.Request{User: r.users[i], Coupon: sale.coupons[which[i]]}
-		}
-		return r.run(ctx, s, sale)
-	}
+	return r.run(ctx, e, sale)
 }
 
 // delayCommits makes every commit take 2 ms longer, as on a disk with a slower fsync.
@@ -174,49 +130,46 @@ func delayCommits(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
+// underSnapshot runs a workload while a transaction holds a snapshot, as a dump does.
+func underSnapshot(run runner) runner {
+	return func(ctx context.Context, r *race, e *entry) (figures, error) {
+		psql, err := r.hold(ctx, e.database, "set transaction isolation level repeatable read; select count(*) from "+e.Table)
+		if err != nil {
+			return nil, err
+		}
+		defer psql.Close(ctx)
+		return run(ctx, r, e)
+	}
+}
+
 // besideLocked claims 50 coupons evenly while a transaction has locked one more. Two other clients
 // claim that one, so that waiting for the lock does not use up the clients measured.
-func besideLocked(ctx context.Context, r *race, s *service) (figures, error) {
-	locked, err := r.newSale(ctx, s, 1, plenty)
+func besideLocked(ctx context.Context, r *race, e *entry) (figures, error) {
+	locked, err := r.newSale(ctx, e, 1, plenty)
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := r.hold(ctx, s.database, "select from "+s.contestant.Table+" where name = $1 for update", locked.coupons[0])
+	psql, err := r.hold(ctx, e.database, "select from "+e.Table+" where name = '"+locked.coupons[0]+"' for update")
 	if err != nil {
 		return nil, err
 	}
+	defer psql.Close(ctx)
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
 	locked.Connections, locked.Rate = 2, 20 // its share of a moderate load
 	waiters, err := load.Start(waiting, locked.Plan)
-	if err == nil {
-		err = r.awaitWaiter(ctx)
-	}
-	var f figures
-	if err == nil {
-		f, err = evenly(50)(ctx, r, s)
-	}
-	stop()
-	if err = errors.Join(err, unlock()); err != nil {
+	if err != nil {
 		return nil, err
 	}
-	return f, s.check(ctx, locked, waiters.Wait())
-}
-
-// awaitWaiter waits until a claim has waited for a lock longer than a shared call of coupond does:
-// then coupond sends the locked coupon alone.
-func (r *race) awaitWaiter(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for waits := false; !waits; {
-		err := r.conn.QueryRow(ctx, `
-			select exists (select from pg_locks where not granted and waitstart < clock_timestamp() - interval '600 ms'),
-			  pg_sleep(0.02)`).Scan(&waits, nil)
-		if err != nil {
-			return fmt.Errorf("no claim waits for the locked coupon: %w", err)
-		}
+	// A shared call of coupond waits less for a lock. Then coupond sends the locked coupon alone.
+	time.Sleep(time.Second)
+	f, err := evenly(50, load.Plan{})(ctx, r, e)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	stop()
+	_ = psql.Close(ctx)
+	return f, e.check(ctx, locked, waiters.Wait())
 }
 
 // store returns a set-up that stores coupons stored-1, stored-2 and so on, each claimed by the same
@@ -241,17 +194,17 @@ func store(coupons, users int) func(context.Context, *pgx.Conn) error {
 }
 
 // hotWithReads claims a hot coupon while one client reads a stored one again and again.
-func hotWithReads(ctx context.Context, r *race, s *service) (figures, error) {
+func hotWithReads(ctx context.Context, r *race, e *entry) (figures, error) {
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
 	reader, err := load.Start(reading, load.Plan{
-		Address: s.client.Address, Connections: 1, Timeout: requestTimeout,
+		Address: e.client.Address, Connections: 1, Timeout: requestTimeout,
 		Request: func(int) load.Request { return load.Request{Coupon: "stored-1", Read: true} },
 	})
 	if err != nil {
 		return nil, err
 	}
-	f, err := hot(load.Plan{})(ctx, r, s)
+	f, err := evenly(1, load.Plan{})(ctx, r, e)
 	stop()
 	reads := reader.Wait()
 	if err != nil {

@@ -5,21 +5,17 @@ package contestants
 
 import (
 	"context"
-	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"scalable-coupon-system/api"
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/pgstore"
 )
 
-// Config is what a contestant needs to connect to its database.
-type Config struct {
-	PostgresURL      string // of a database with our schema
-	RedisAddress     string // "host:port"
-	MaxConns         int32  // to the database
-	ClaimConcurrency int    // CLAIM_CONCURRENCY of coupond
-}
+// MaxConns is the default of DB_MAX_CONNS. It bounds the connections of every contestant.
+const MaxConns = 16
 
 // Contestant is one way to hand out coupons.
 type Contestant struct {
@@ -28,8 +24,9 @@ type Contestant struct {
 	Table       string // of its coupons in PostgreSQL; "": it has none
 	Appendfsync string // of the Redis that it uses; "": it uses none
 	Binary      string // path of a coupond binary that is run instead of Open
-	// Open connects to the database of cfg. The connections end with the process.
-	Open func(ctx context.Context, cfg Config) (api.Store, error)
+	// Open connects to a database: a URL of PostgreSQL, with our schema, or the "host:port" of Redis.
+	// The connections end with the process.
+	Open func(ctx context.Context, database string) (api.Store, error)
 }
 
 // Names of contestants that workloads and targets refer to.
@@ -49,9 +46,9 @@ func All() []Contestant {
 	const ours, theirs = "coupond.coupons", "contestant.coupons"
 	return []Contestant{
 		{Name: Coupond, Table: ours, Open: openCoupond, Method: "concurrent claims in one call with one commit (pgstore)"},
-		{Name: Interactive, Table: theirs, Open: withTables(claimInteractive), Method: "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go"},
-		{Name: Optimistic, Table: theirs, Open: withTables(claimOptimistic), Method: "UPDATE … WHERE remaining_amount > 0, retried after a conflict"},
-		{Name: Serializable, Table: theirs, Open: withTables(claimSerializable), Method: "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a failure"},
+		{Name: Interactive, Table: theirs, Open: withTables(inTransaction("", " for update")), Method: "BEGIN, SELECT … FOR UPDATE, INSERT, UPDATE, COMMIT from Go"},
+		{Name: Optimistic, Table: theirs, Open: withTables(retried(claimOptimistic)), Method: "UPDATE … WHERE remaining_amount > 0, retried after a conflict"},
+		{Name: Serializable, Table: theirs, Open: withTables(retried(inTransaction(pgx.Serializable, ""))), Method: "BEGIN ISOLATION LEVEL SERIALIZABLE, retried after a failure"},
 		{Name: Single, Table: ours, Open: openSingle, Method: "select claim_coupon($1, $2), once per request"},
 		{Name: Plain, Table: theirs, Open: withTables(claimPlain), Method: "the plainest PL/pgSQL function, once per request"},
 		{Name: RedisEverysec, Appendfsync: "everysec", Open: openRedis, Method: "a Lua script; a crash may lose the claims of a second"},
@@ -60,24 +57,12 @@ func All() []Contestant {
 	}
 }
 
-// Find returns the contestant of that name.
-func Find(name string) (Contestant, error) {
-	for _, c := range All() {
-		if c.Name == name {
-			return c, nil
-		}
-	}
-	return Contestant{}, fmt.Errorf("contestant %q does not exist", name)
-}
-
-func openCoupond(_ context.Context, cfg Config) (api.Store, error) { return openStore(cfg) }
-
-// openStore opens pgstore with the defaults of coupond.
-func openStore(cfg Config) (*pgstore.Store, error) {
+// openCoupond opens pgstore with the defaults of coupond.
+func openCoupond(_ context.Context, database string) (api.Store, error) {
 	return pgstore.Open(pgstore.Config{
-		URL:              cfg.PostgresURL,
-		MaxConns:         cfg.MaxConns,
-		ClaimConcurrency: cfg.ClaimConcurrency,
+		URL:              database,
+		MaxConns:         MaxConns,
+		ClaimConcurrency: 1,
 		ClaimQueue:       4096,
 		ClaimTimeout:     5 * time.Second,
 		SchemaVersion:    db.Version(),
@@ -86,9 +71,11 @@ func openStore(cfg Config) (*pgstore.Store, error) {
 
 // ceiling claims nothing. It costs only HTTP, JSON and the load generator, so no contestant can be
 // faster.
-type ceiling struct{}
+type ceiling struct {
+	api.Store // nil: the race only creates coupons and claims them
+}
 
-func openCeiling(context.Context, Config) (api.Store, error) { return ceiling{}, nil }
+func openCeiling(context.Context, string) (api.Store, error) { return ceiling{}, nil }
 
 func (ceiling) Claim(context.Context, string, string) (pgstore.ClaimStatus, error) {
 	return pgstore.Claimed, nil
@@ -96,18 +83,4 @@ func (ceiling) Claim(context.Context, string, string) (pgstore.ClaimStatus, erro
 
 func (ceiling) CreateCoupon(context.Context, string, int32) (pgstore.CreateStatus, error) {
 	return pgstore.Created, nil
-}
-
-func (ceiling) Coupon(_ context.Context, name string) (*pgstore.Coupon, bool, error) {
-	return coupon(name, 1, 1, nil), true, nil
-}
-
-func (ceiling) Ready(context.Context) ([]pgstore.Shard, error) { return nil, nil }
-
-// coupon returns a coupon in the form that api reads. The race compares its remaining amount with
-// its claimers.
-func coupon(name string, amount, remaining int, claimers []string) *pgstore.Coupon {
-	c := pgstore.NewCoupon(name, amount, claimers)
-	c.RemainingAmount = remaining
-	return c
 }

@@ -21,13 +21,13 @@ import (
 var schema string
 
 // connect opens a pool and creates the tables and the function of schema.sql.
-func connect(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
-	poolConfig, err := pgxpool.ParseConfig(cfg.PostgresURL)
+func connect(ctx context.Context, database string) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(database)
 	if err != nil {
-		return nil, errors.New("not a valid connection string of PostgreSQL")
+		return nil, err
 	}
-	poolConfig.MaxConns = cfg.MaxConns
-	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+	config.MaxConns = MaxConns
+	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err == nil {
 		_, err = pool.Exec(ctx, schema)
 	}
@@ -44,9 +44,9 @@ type tables struct {
 }
 
 // withTables returns the Open of a contestant that uses the tables of schema.sql.
-func withTables(claim claimFunc) func(context.Context, Config) (api.Store, error) {
-	return func(ctx context.Context, cfg Config) (api.Store, error) {
-		pool, err := connect(ctx, cfg)
+func withTables(claim claimFunc) func(context.Context, string) (api.Store, error) {
+	return func(ctx context.Context, database string) (api.Store, error) {
+		pool, err := connect(ctx, database)
 		return tables{pool, claim}, err
 	}
 }
@@ -78,42 +78,27 @@ func (t tables) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool,
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, false, nil
 	}
-	return coupon(name, amount, remaining, claimers), err == nil, err
+	coupon := pgstore.NewCoupon(name, amount, claimers)
+	coupon.RemainingAmount = remaining // the race compares it with the claimers
+	return coupon, err == nil, err
 }
 
 func (t tables) Ready(ctx context.Context) ([]pgstore.Shard, error) { return nil, t.pool.Ping(ctx) }
 
-// claimInteractive is the usual first version: the application holds the row lock over five round
-// trips.
-func claimInteractive(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) (err error) {
-		status, err = claimInTx(ctx, tx, user, name, " for update")
-		return err
-	})
-	return status, err
-}
-
-// claimSerializable leaves it to PostgreSQL to detect conflicts, and retries until there is none.
-func claimSerializable(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
-	for pause := time.Millisecond; ; pause = min(2*pause, 64*time.Millisecond) {
-		err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.Serializable}, func(tx pgx.Tx) (err error) {
-			status, err = claimInTx(ctx, tx, user, name, "")
+// inTransaction is the usual first version: the application claims in a transaction of five round
+// trips. lock is a locking clause for the row of the coupon, or "": then the isolation level makes
+// PostgreSQL detect conflicts.
+func inTransaction(isolation pgx.TxIsoLevel, lock string) claimFunc {
+	return func(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
+		err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: isolation}, func(tx pgx.Tx) (err error) {
+			status, err = claimInTx(ctx, tx, user, name, lock)
 			return err
 		})
-		if !conflicts(err) {
-			return status, err
-		}
-		// Full jitter, so that conflicting transactions do not retry at the same moment.
-		select {
-		case <-time.After(rand.N(pause)):
-		case <-ctx.Done():
-			return "", ctx.Err()
-		}
+		return status, err
 	}
 }
 
-// claimInTx claims one statement at a time. lock is appended to the query that reads the stock: a
-// locking clause, or "".
+// claimInTx claims one statement at a time. lock is appended to the query that reads the stock.
 func claimInTx(ctx context.Context, tx pgx.Tx, user, name, lock string) (status pgstore.ClaimStatus, err error) {
 	var remaining int
 	err = tx.QueryRow(ctx, `select remaining_amount from contestant.coupons where name = $1`+lock, name).Scan(&remaining)
@@ -163,29 +148,38 @@ select name, $2
 from granted`
 
 // claimOptimistic takes no lock before it writes: one statement and one commit. The statement fails
-// when the same user claims twice at the same time, and is then retried.
+// when the same user claims twice at the same time.
 func claimOptimistic(ctx context.Context, pool *pgxpool.Pool, user, name string) (status pgstore.ClaimStatus, err error) {
-	for {
-		tag, err := pool.Exec(ctx, optimisticSQL, name, user)
-		if conflicts(err) {
-			continue // the user's other claim has committed and is visible now
-		}
-		if err != nil {
-			return "", err
-		}
-		if tag.RowsAffected() == 1 {
-			return pgstore.Claimed, nil
-		}
-		err = pool.QueryRow(ctx, rejectionSQL, name, user).Scan(&status)
-		return status, err
+	tag, err := pool.Exec(ctx, optimisticSQL, name, user)
+	if err != nil {
+		return "", err
 	}
+	if tag.RowsAffected() == 1 {
+		return pgstore.Claimed, nil
+	}
+	err = pool.QueryRow(ctx, rejectionSQL, name, user).Scan(&status)
+	return status, err
 }
 
-// conflicts reports whether err is a conflict with a concurrent transaction, so that a retry may
-// succeed.
-func conflicts(err error) bool {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && slices.Contains([]string{pgerrcode.SerializationFailure, pgerrcode.DeadlockDetected, pgerrcode.UniqueViolation}, pgErr.Code)
+// conflicts are errors after which a retry may succeed: a concurrent transaction was in the way.
+var conflicts = []string{pgerrcode.SerializationFailure, pgerrcode.DeadlockDetected, pgerrcode.UniqueViolation}
+
+// retried repeats a claim until it does not conflict with a concurrent transaction.
+func retried(claim claimFunc) claimFunc {
+	return func(ctx context.Context, pool *pgxpool.Pool, user, name string) (pgstore.ClaimStatus, error) {
+		for pause := time.Millisecond; ; pause = min(2*pause, 64*time.Millisecond) {
+			status, err := claim(ctx, pool, user, name)
+			if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || !slices.Contains(conflicts, pgErr.Code) {
+				return status, err
+			}
+			// Full jitter, so that conflicting transactions do not retry at the same moment.
+			select {
+			case <-time.After(rand.N(pause)):
+			case <-ctx.Done():
+				return "", ctx.Err()
+			}
+		}
+	}
 }
 
 // claimPlain calls the function of schema.sql once for each request. It is what an idle client is
@@ -198,18 +192,15 @@ func claimPlain(ctx context.Context, pool *pgxpool.Pool, user, name string) (sta
 // single is pgstore, but claims with one call of claim_coupon for each request. It is what batches
 // are compared with.
 type single struct {
-	*pgstore.Store
+	api.Store
 
 	pool *pgxpool.Pool
 }
 
-func openSingle(ctx context.Context, cfg Config) (api.Store, error) {
-	store, err := openStore(cfg)
-	if err != nil {
-		return nil, err
-	}
-	pool, err := connect(ctx, cfg)
-	return single{store, pool}, err
+func openSingle(ctx context.Context, database string) (api.Store, error) {
+	store, errStore := openCoupond(ctx, database)
+	pool, errPool := connect(ctx, database)
+	return single{store, pool}, errors.Join(errStore, errPool)
 }
 
 func (s single) Claim(ctx context.Context, user, name string) (status pgstore.ClaimStatus, err error) {

@@ -56,8 +56,8 @@ end
 return {coupon[1], coupon[2], redis.call('lrange', KEYS[3], 0, -1)}
 `)
 
-func openRedis(_ context.Context, cfg Config) (api.Store, error) {
-	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{cfg.RedisAddress}, DisableCache: true})
+func openRedis(_ context.Context, address string) (api.Store, error) {
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{address}, DisableCache: true})
 	return redis{client}, err
 }
 
@@ -86,7 +86,9 @@ func (s redis) Coupon(ctx context.Context, name string) (*pgstore.Coupon, bool, 
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, false, err
 	}
-	return coupon(name, int(amount), int(remaining), claimers), true, nil
+	coupon := pgstore.NewCoupon(name, int(amount), claimers)
+	coupon.RemainingAmount = int(remaining) // the race compares it with the claimers
+	return coupon, true, nil
 }
 
 func (s redis) Ready(ctx context.Context) ([]pgstore.Shard, error) {
