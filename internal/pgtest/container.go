@@ -6,9 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -43,8 +40,8 @@ func startContainer(ctx context.Context, image string) (*instance, error) {
 
 	password := rand.Text()
 	command := []string{"postgres"}
-	for _, name := range slices.Sorted(maps.Keys(sharedSettings)) {
-		command = append(command, "-c", name+"="+sharedSettings[name])
+	for name, value := range sharedSettings {
+		command = append(command, "-c", name+"="+value)
 	}
 	resource, err := pool.RunWithOptions(&dockertest.RunOptions{
 		Name: runPrefix() + rand.Text(), Repository: repository, Tag: tag, Cmd: command,
@@ -64,13 +61,10 @@ func startContainer(ctx context.Context, image string) (*instance, error) {
 		_, _ = resource.Exec([]string{"sh", "-c", lifetime}, dockertest.ExecOptions{StdIn: stdin, StdOut: io.Discard})
 	}()
 
-	admin := url.URL{
-		Scheme: "postgres", User: url.UserPassword("postgres", password),
-		Host: resource.GetHostPort(postgresPort), Path: "/postgres", RawQuery: "sslmode=disable&connect_timeout=5",
-	}
+	admin := fmt.Sprintf("postgres://postgres:%s@%s/postgres?sslmode=disable&connect_timeout=5", password, resource.GetHostPort(postgresPort))
 	// While the official image creates the cluster, its server listens on no TCP port.
 	err = pool.Retry(func() error {
-		conn, err := pgx.Connect(ctx, admin.String())
+		conn, err := pgx.Connect(ctx, admin)
 		if err != nil {
 			return err
 		}
@@ -80,7 +74,8 @@ func startContainer(ctx context.Context, image string) (*instance, error) {
 		err = fmt.Errorf("the server in container %s does not answer: %w", name, err)
 		return nil, errors.Join(err, pool.Purge(resource))
 	}
-	return newInstance(admin.String(), image+" in container "+name, func() error { return pool.Purge(resource) })
+	logf("using %s in container %s", image, name)
+	return newInstance(admin, func() error { return pool.Purge(resource) })
 }
 
 // provideImage pulls the image if it is missing. That may take 2 minutes: after that, binaries on

@@ -32,7 +32,6 @@ func TestChild(t *testing.T) {
 	t.Run("none", func(*testing.T) {})
 	t.Run("passing", func(t *testing.T) { New(t).Connect(t) })
 	t.Run("failing", func(t *testing.T) {
-		NewOwned(t)
 		query(t, New(t).URL, "create table public.evidence (); select from public.evidence")
 		t.Error("a failure")
 	})
@@ -41,13 +40,12 @@ func TestChild(t *testing.T) {
 			t.Run(strconv.Itoa(i), func(t *testing.T) {
 				t.Parallel()
 				create(t, New(t), "the same name everywhere")
-				NewOwned(t).Connect(t)
+				Empty(t).Connect(t)
 			})
 		}
 	})
 	t.Run("waiting", func(t *testing.T) { // until it is killed, or the file continue exists
 		New(t)
-		NewOwned(t)
 		must(t, os.WriteFile("ready", nil, 0o600))
 		for !exists("continue") {
 			time.Sleep(10 * time.Millisecond)
@@ -170,11 +168,10 @@ func query(t *testing.T, url, sql string) (values []string) {
 	return values
 }
 
-// leftovers returns the databases and roles on a server that pgtest has created.
+// leftovers returns the databases on a server that pgtest has created.
 func leftovers(t *testing.T, admin string) []string {
 	t.Helper()
-	return query(t, admin, `select datname from pg_database where datname like 'coupon\_test\_%'
-		union all select rolname from pg_roles where rolname like 'coupon\_test\_%' order by 1`)
+	return query(t, admin, `select datname from pg_database where datname like 'coupon\_test\_%'`)
 }
 
 func exists(path string) bool {

@@ -20,14 +20,11 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// packagePrefix begins the names of all databases, roles, containers and directories that this
+// packagePrefix begins the names of all databases, containers and directories that this
 // package's tests create on any server. The package under test is identified by the machine and the
 // directory: go test runs it there.
 var packagePrefix = sync.OnceValue(func() string {
-	dir, err := os.Getwd()
-	if err != nil {
-		dir = os.Args[0]
-	}
+	dir, _ := os.Getwd()
 	machine, _ := os.Hostname()
 	hash := sha256.Sum256([]byte(machine + "\x00" + dir))
 	return "coupon_test_" + hex.EncodeToString(hash[:4]) + "_"
@@ -38,7 +35,8 @@ func runPrefix() string { return packagePrefix() + strconv.Itoa(os.Getpid()) + "
 
 var invalidInName = regexp.MustCompile(`[^a-z0-9]+`)
 
-// newName returns the name of a new database. It ends with the name of the test.
+// newName returns the name of a new database, which needs no quotes in SQL. It ends with the name
+// of the test.
 func (s *instance) newName(t testing.TB) string {
 	t.Helper()
 	part := invalidInName.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "_")
@@ -55,7 +53,7 @@ func isLeftover(name string) bool {
 	return ours && err == nil && (pid == os.Getpid() || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH))
 }
 
-// dropLeftovers drops the databases and roles of earlier processes. Another process may do the same
+// dropLeftovers drops the databases of earlier processes. Another process may do the same
 // at the same time; what one of them fails to drop, a later run drops.
 func (s *instance) dropLeftovers(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, s.admin.String())
@@ -63,7 +61,7 @@ func (s *instance) dropLeftovers(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(ctx)
-	rows, err := conn.Query(ctx, "select datname from pg_database union select rolname from pg_roles")
+	rows, err := conn.Query(ctx, "select datname from pg_database")
 	if err != nil {
 		return err
 	}
@@ -71,7 +69,6 @@ func (s *instance) dropLeftovers(ctx context.Context) error {
 	for _, name := range names {
 		if isLeftover(name) {
 			_, _ = conn.Exec(ctx, dropDatabase(name))
-			_, _ = conn.Exec(ctx, dropRole(name))
 		}
 	}
 	return err

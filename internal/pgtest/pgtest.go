@@ -21,8 +21,7 @@
 //  4. A server from binaries on this machine (package localpg).
 //
 // Each process makes a template database with db.Apply once and clones it for each test. The
-// search_path of a clone is empty, so that a name without its schema fails here, and not later on a
-// server with another search_path.
+// search_path of a clone is empty, so that a name without its schema fails.
 //
 // A database is dropped at the end of its test. If the test fails on the server of
 // TEST_DATABASE_URL, its database is kept until the tests of the same package run again, and its
@@ -34,7 +33,6 @@ package pgtest
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/url"
@@ -45,9 +43,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/localpg"
@@ -59,10 +55,7 @@ const timeout = 2 * time.Minute
 
 // Database is the database of one test.
 type Database struct {
-	// URL is the connection string of its owner: of the server's superuser, or of a login of its
-	// own if NewOwned created it.
-	URL string
-	// Name is the database's name.
+	URL  string // the connection string of its owner, which created it
 	Name string
 }
 
@@ -93,17 +86,6 @@ func New(t testing.TB) *Database {
 func Empty(t testing.TB) *Database {
 	t.Helper()
 	return shared(t).Empty(t)
-}
-
-// NewOwned returns a fresh, empty database of a login of its own, which is not a superuser. The
-// role coupon_service exists already: see instance.NewOwned.
-func NewOwned(t testing.TB) *Database {
-	t.Helper()
-	s := shared(t)
-	if _, err := s.template(); err != nil { // creates the role coupon_service
-		t.Fatal(err)
-	}
-	return s.NewOwned(t)
 }
 
 // Connect opens a connection as the database's owner. It is closed when the test ends.
@@ -140,7 +122,6 @@ func shared(t testing.TB) *instance {
 // instance is a PostgreSQL server as one test process uses it.
 type instance struct {
 	admin   *url.URL // of a user that may create databases and roles
-	what    string   // for the user
 	private bool     // it belongs to one test, so no database has to be dropped
 	// stop removes a server that this process started, with all its data. It is nil for the server of
 	// TEST_DATABASE_URL.
@@ -150,12 +131,12 @@ type instance struct {
 	created  atomic.Int64           // how many databases were created
 }
 
-func newInstance(admin, what string, stop func() error) (*instance, error) {
+func newInstance(admin string, stop func() error) (*instance, error) {
 	u, err := url.Parse(admin)
 	if err != nil || u.Host == "" {
 		return nil, errors.New("not a URL such as postgres://user:password@127.0.0.1:5432/postgres")
 	}
-	s := &instance{admin: u, what: what, stop: stop}
+	s := &instance{admin: u, stop: stop}
 	s.template = sync.OnceValues(s.makeTemplate)
 	return s, nil
 }
@@ -175,47 +156,24 @@ func (s *instance) New(t testing.TB) *Database {
 		t.Fatalf("pgtest: create the template: %v", err)
 	}
 	name := s.newName(t)
-	return s.create(t, name, s.admin.User,
-		"create database "+quote(name)+" template "+quote(template),
-		"alter database "+quote(name)+" set search_path = ''")
+	return s.create(t, name,
+		"create database "+name+" template "+template, "alter database "+name+" set search_path = ''")
 }
 
 // Empty returns a fresh, empty database.
 func (s *instance) Empty(t testing.TB) *Database {
 	t.Helper()
 	name := s.newName(t)
-	return s.create(t, name, s.admin.User, createEmpty(name))
+	return s.create(t, name, createEmpty(name))
 }
 
-// NewOwned returns a fresh, empty database that is owned by a login of the same name. The owner is
-// not a superuser, but has CREATEROLE.
-//
-// From PostgreSQL 16 on, a role with CREATEROLE can grant only the roles that it created or was
-// given. There the owner becomes a member of coupon_service, as an administrator would make it, if
-// a database of the server has created that role before.
-func (s *instance) NewOwned(t testing.TB) *Database {
-	t.Helper()
-	name, password := s.newName(t), rand.Text()
-	return s.create(t, name, url.UserPassword(name, password),
-		"create role "+quote(name)+" login nosuperuser createrole password '"+password+"'",
-		`do $$
-		begin
-		  if current_setting('server_version_num')::int >= 160000
-		    and exists (select from pg_roles where rolname = 'coupon_service')
-		  then
-		    grant coupon_service to `+quote(name)+`;
-		  end if;
-		end $$`,
-		createEmpty(name)+" owner "+quote(name))
-}
-
-// createEmpty uses template0, because it has no connections; template1 may be in use.
+// createEmpty uses template0, because template1 may have connections.
 func createEmpty(name string) string {
-	return "create database " + quote(name) + " template template0 encoding 'UTF8'"
+	return "create database " + name + " template template0 encoding 'UTF8'"
 }
 
 // create creates a database with commands. At the end of the test it is dropped or kept.
-func (s *instance) create(t testing.TB, name string, owner *url.Userinfo, commands ...string) *Database {
+func (s *instance) create(t testing.TB, name string, commands ...string) *Database {
 	t.Helper()
 	if err := s.exec(commands...); err != nil {
 		t.Fatalf("pgtest: create a database: %v", err)
@@ -229,25 +187,20 @@ func (s *instance) create(t testing.TB, name string, owner *url.Userinfo, comman
 			logf("%s failed: its database is kept until the tests of this package run again: %s",
 				t.Name(), s.url(name, url.User(s.admin.User.Username())))
 		default:
-			// Only NewOwned has created a role.
-			if err := s.exec(dropDatabase(name), dropRole(name)); err != nil {
+			if err := s.exec(dropDatabase(name)); err != nil {
 				t.Errorf("pgtest: drop the database: %v", err)
 			}
 		}
 	})
-	return &Database{Name: name, URL: s.url(name, owner)}
+	return &Database{Name: name, URL: s.url(name, s.admin.User)}
 }
 
 func dropDatabase(name string) string {
-	return "drop database if exists " + quote(name) + " with (force)"
+	return "drop database if exists " + name + " with (force)"
 }
 
-func dropRole(name string) string { return "drop role if exists " + quote(name) }
-
-func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
-
-// makeTemplate creates the database that New clones. It allows no connections, because a database
-// with connections cannot be cloned.
+// makeTemplate creates the database that New clones. It allows no connections, which would prevent
+// that.
 func (s *instance) makeTemplate() (string, error) {
 	name := runPrefix() + "template"
 	if err := s.exec(createEmpty(name)); err != nil {
@@ -263,14 +216,10 @@ func (s *instance) makeTemplate() (string, error) {
 	if err = errors.Join(err, conn.Close(ctx)); err != nil {
 		return "", err
 	}
-	return name, s.exec("alter database " + quote(name) + " allow_connections false")
+	return name, s.exec("alter database " + name + " allow_connections false")
 }
 
 // exec executes commands one by one on a new connection.
-//
-// It retries in two cases. Concurrent changes of one role's memberships fail with "tuple
-// concurrently updated" (an internal error), and a template that a session has just left may still
-// be "in use".
 func (s *instance) exec(commands ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -280,16 +229,8 @@ func (s *instance) exec(commands ...string) error {
 	}
 	defer conn.Close(ctx)
 	for _, command := range commands {
-		for attempt := 1; ; attempt++ {
-			_, err := conn.Exec(ctx, command)
-			if err == nil {
-				break
-			}
-			pgErr, ok := errors.AsType[*pgconn.PgError](err)
-			if attempt == 5 || !ok || (pgErr.Code != pgerrcode.InternalError && pgErr.Code != pgerrcode.ObjectInUse) {
-				return err
-			}
-			time.Sleep(time.Duration(attempt) * 50 * time.Millisecond)
+		if _, err := conn.Exec(ctx, command); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -47,24 +46,11 @@ func TestEmpty(t *testing.T) {
 	}
 }
 
-func TestNewOwned(t *testing.T) {
-	t.Parallel()
-	d := NewOwned(t)
-	got := query(t, d.URL, `
-		select format('%s super %s createrole %s owner %s', rolname = current_database(), rolsuper, rolcreaterole, pg_roles.oid = datdba)
-		from pg_roles, pg_database where rolname = current_user and datname = current_database()`)[0]
-	if want := "t super f createrole t owner t"; got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-	_, err := db.Apply(t.Context(), d.Connect(t), db.Options{})
-	must(t, err)
-}
-
 func TestDatabase_isDroppedAfterTest(t *testing.T) {
 	t.Parallel()
 	var created []string
 	t.Run("inner, with a long name and \"Größe\"", func(t *testing.T) {
-		for _, d := range []*Database{New(t), Empty(t), NewOwned(t)} {
+		for _, d := range []*Database{New(t), Empty(t)} {
 			d.Connect(t)
 			created = append(created, d.Name)
 			if !strings.HasSuffix(d.Name, "_database_isdroppedaftert") || len(d.Name) > 63 {
@@ -89,7 +75,7 @@ func TestExternal(t *testing.T) {
 	wantLeft := func(when string, want int) {
 		t.Helper()
 		if left := leftovers(t, admin); len(left) != want {
-			t.Errorf("%s: the databases and roles are %v, want %d", when, left, want)
+			t.Errorf("%s: the databases are %v, want %d", when, left, want)
 		}
 	}
 	var group sync.WaitGroup
@@ -100,7 +86,7 @@ func TestExternal(t *testing.T) {
 	wantLeft("after two runs at the same time", 0)
 
 	output := p.run(t, "failing", false)
-	wantLeft("after a failure", 3) // a New, and a NewOwned with its role
+	wantLeft("after a failure", 1)
 	kept := regexp.MustCompile(` failed: its database is kept .*/(coupon_test_\w+_failing)\?`).FindStringSubmatch(output)
 	if kept == nil {
 		t.Fatalf("the output does not contain the address of a kept database:\n%s", output)
@@ -110,9 +96,9 @@ func TestExternal(t *testing.T) {
 		t.Errorf("the output contains the password of %s:\n%s", urlVariable, output)
 	}
 	newPackage(t, urlVariable+"="+admin).run(t, "passing", true)
-	wantLeft("after a run of another package", 3)
+	wantLeft("after a run of another package", 1)
 
-	const waiting = 4 // the template, a New, and a NewOwned with its role
+	const waiting = 2 // the template, and the database of the test
 	p.startWaiting(t).kill()
 	wantLeft("the next run of the package dropped what was kept, and was killed", waiting)
 	survivor := p.startWaiting(t)
@@ -175,44 +161,21 @@ func TestServer(t *testing.T) {
 	if data, err := filepath.EvalSymlinks(filepath.Join(home, "data")); err != nil || filepath.Dir(data) != home {
 		t.Errorf("the data is in %s, %v; want %s", data, err, home)
 	}
-
-	// On a server without coupon_service, an owner that is not a superuser creates the role.
-	owner := s.NewOwned(t)
-	if roles := query(t, owner.URL, "select rolname from pg_roles where rolname = 'coupon_service'"); len(roles) != 0 {
-		t.Fatal("the role coupon_service already exists")
-	}
-	_, err := db.Apply(t.Context(), owner.Connect(t), db.Options{})
-	must(t, err)
-
 	d := s.New(t)
 	if got := query(t, d.URL, "show max_connections")[0]; got != "42" {
 		t.Errorf("max_connections is %s, want 42", got)
 	}
 	create(t, d, "kept")
-	for name, restart := range map[string]func() error{
-		"Stop": s.Stop,
-		"Kill": s.Kill,
-		"kill -9": func() error {
-			err := syscall.Kill(s.Pid(), syscall.SIGKILL)
-			<-s.running.Done()
-			return err
-		},
-		"nothing": func() error { return nil },
+	for name, end := range map[string]func(*Server) error{
+		"Stop": (*Server).Stop, "Kill": (*Server).Kill,
 	} {
-		must(t, restart())
+		must(t, end(s))
 		must(t, s.Start())
 		if got := query(t, d.URL, "select name from coupond.coupons"); len(got) != 1 {
 			t.Errorf("after %s the coupons are %v, want 1", name, got)
 		}
 	}
 	t.Run("ForProxy", func(t *testing.T) { query(t, s.ForProxy(t).URL, "create extension plproxy") })
-
-	must(t, s.Kill())
-	must(t, s.Kill()) // already ended
-	must(t, s.Stop())
-	if localpg.Running(home) || s.Pid() != 0 {
-		t.Errorf("the server is running after Kill, as process %d", s.Pid())
-	}
 }
 
 func TestSelectServer_fails(t *testing.T) {

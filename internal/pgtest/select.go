@@ -56,22 +56,15 @@ func Local(ctx context.Context) (admin string, stop func() error, err error) {
 func selectServer() (*instance, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // PostgreSQL may have to be downloaded
 	defer cancel()
-	s, err := startOrConnect(ctx)
-	if err == nil {
-		logf("using %s", s.what)
-	}
-	return s, err
-}
-
-func startOrConnect(ctx context.Context) (*instance, error) {
 	if admin := os.Getenv(urlVariable); admin != "" {
-		s, err := newInstance(admin, "the server of "+urlVariable, nil)
+		s, err := newInstance(admin, nil)
 		if err == nil {
 			err = s.dropLeftovers(ctx)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", urlVariable, err)
 		}
+		logf("using the server of %s", urlVariable)
 		return s, nil
 	}
 
@@ -97,6 +90,6 @@ func startLocal(ctx context.Context) (*instance, error) {
 	if err != nil {
 		return nil, errors.Join(err, removeHomeDir(dir))
 	}
-	what := "PostgreSQL " + running.Version() + " from " + running.BinDir()
-	return newInstance(running.URL("postgres"), what, func() error { return errors.Join(running.Kill(), removeHomeDir(dir)) })
+	logf("using PostgreSQL %s from %s", running.Version(), running.BinDir())
+	return newInstance(running.URL("postgres"), func() error { return errors.Join(running.Kill(), removeHomeDir(dir)) })
 }

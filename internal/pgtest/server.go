@@ -11,17 +11,14 @@ import (
 	"scalable-coupon-system/internal/localpg"
 )
 
-// Server is a PostgreSQL server for one test that stops, kills or configures it. Its methods New,
-// Empty and NewOwned return databases like the functions; the role coupon_service does not exist
-// until New has created it. The addresses stay the same after a restart. Stop, Kill and Start may
-// be called from any goroutine.
+// Server is a PostgreSQL server for one test that stops, kills or configures it. Its methods New
+// and Empty return databases like the functions; the role coupon_service does not exist until New
+// has created it. The addresses stay the same after a restart.
 type Server struct {
 	*instance
+	*localpg.Server // what Start started last
 
 	options localpg.Options
-
-	mu      sync.Mutex
-	running *localpg.Server // nil: not running
 }
 
 // StartServer starts a server for one test from the binaries of this machine, even if other tests
@@ -43,8 +40,8 @@ func StartServer(t testing.TB, settings map[string]string) *Server {
 		t.Fatalf("pgtest: start a server: %v", err)
 	}
 	t.Cleanup(func() { _ = s.Kill() })
-	s.options.Port = s.running.Port()
-	if s.instance, err = newInstance(s.running.URL("postgres"), "", nil); err != nil {
+	s.options.Port = s.Port()
+	if s.instance, err = newInstance(s.URL("postgres"), nil); err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
 	s.private = true
@@ -105,51 +102,14 @@ func (s *Server) ForProxy(t testing.TB) *Database {
 	return d
 }
 
-// Pid returns the process ID of the postmaster, or 0 if the server is not running.
-func (s *Server) Pid() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.running == nil {
-		return 0
-	}
-	return s.running.Pid()
-}
-
-// Stop shuts the server down in fast mode. It returns nil if the server is not running.
-func (s *Server) Stop() error { return s.end((*localpg.Server).Stop) }
-
-// Kill ends the server as a crash does. It returns nil if the server is not running.
-func (s *Server) Kill() error { return s.end((*localpg.Server).Kill) }
-
-func (s *Server) end(stopOrKill func(*localpg.Server) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.running == nil {
-		return nil
-	}
-	running := s.running
-	s.running = nil
-	return stopOrKill(running)
-}
-
-// Start starts the server again and waits until it answers. After a Kill the server recovers first.
-// Start does nothing if the server is running; if it has ended by itself, for example because its
-// postmaster was killed, Start starts it again.
+// Start starts the server again after Stop or Kill, and waits until it answers. After a Kill the
+// server recovers first.
 func (s *Server) Start() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.running != nil {
-		select {
-		case <-s.running.Done():
-		default:
-			return nil
-		}
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	running, err := localpg.Start(ctx, s.options)
 	if err == nil {
-		s.running = running
+		s.Server = running
 	}
 	return err
 }

@@ -1,12 +1,11 @@
 // Command share runs another command, such as go test, whose tests share one PostgreSQL server. It
-// prints which one: see package pgtest. It ends with the exit code of the command.
+// prints which one: see package pgtest. It fails if the command fails.
 //
 //	go run ./internal/pgtest/share COMMAND [ARGUMENT…]
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,11 +22,7 @@ func main() {
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt) // Ctrl-C ends the command, and then the server
 	command := exec.CommandContext(context.Background(), os.Args[1], os.Args[2:]...)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
-	err := pgtest.Share(command)
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		os.Exit(max(exit.ExitCode(), 1)) // a signal has no code
-	}
-	if err != nil {
+	if err := pgtest.Share(command); err != nil {
 		fmt.Fprintln(os.Stderr, "share:", err)
 		os.Exit(1)
 	}
