@@ -1,8 +1,6 @@
 package db_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -29,7 +27,7 @@ func TestApply_emptyDatabase(t *testing.T) {
 	}
 	admin.exec("set role coupon_service")
 	admin.create("kept", 2)
-	equal(t, "a claim", []string{admin.claim("ann", "kept")}, []string{claimed})
+	admin.mustClaim("ann", "kept")
 	admin.exec("reset role")
 
 	// Again, which changes nothing.
@@ -47,8 +45,12 @@ func TestApply_emptyDatabase(t *testing.T) {
 func TestApply_concurrent(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
-	results := concurrently(t, several(t, 3, database, owner), func(ctx context.Context, _ int, s *session) (db.Result, error) {
-		return db.Apply(ctx, s.Conn, db.Options{})
+	results := concurrently(t, several(t, 3, database, owner), func(_ int, s *session) db.Result {
+		result, err := db.Apply(bounded(t), s.Conn, db.Options{})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return result
 	})
 
 	migrated := 0
@@ -102,22 +104,18 @@ func TestApply_concurrentInDatabasesOfOneCluster(t *testing.T) {
 					c.exec("grant " + contested + " to " + login + " with admin option")
 				}
 				observer := owner(t, c.base)
-				ended := make(chan error, 1)
-				go func() {
-					err := waitBlocked(observer, n, databases)
-					_, err2 := c.Exec(context.Background(), end)
-					ended <- errors.Join(err, err2)
-				}()
-				for _, result := range concurrently(t, sessions, func(ctx context.Context, _ int, s *session) (db.Result, error) {
-					return db.ApplyFiles(ctx, s.Conn, files, false, db.Options{})
-				}) {
-					if result.From != 0 || result.To != db.Version() {
-						t.Errorf("got %+v, want from 0 to %d", result, db.Version())
+				concurrently(t, append([]*session{c.session}, sessions...), func(i int, s *session) any {
+					if i == 0 {
+						waitBlocked(&session{observer.Conn, s.t}, n, databases...)
+						s.exec(end)
+						return nil
 					}
-				}
-				if err := <-ended; err != nil {
-					t.Fatal(err)
-				}
+					result, err := db.ApplyFiles(bounded(t), s.Conn, files, false, db.Options{})
+					if want := (db.Result{From: 0, To: db.Version()}); err != nil || result != want {
+						s.t.Errorf("got %+v, %v, want %+v", result, err, want)
+					}
+					return nil
+				})
 				for _, s := range sessions {
 					s.exec("set role " + role)
 					s.create("first", 1)
@@ -128,18 +126,20 @@ func TestApply_concurrentInDatabasesOfOneCluster(t *testing.T) {
 }
 
 // waitBlocked waits until n sessions of these databases wait for a lock.
-func waitBlocked(observer *session, n int, databases []string) error {
-	ctx := bounded(observer.t)
-	for {
-		blocked, err := getErr[int](ctx, observer.Conn, `
+func waitBlocked(observer *session, n int, databases ...string) {
+	observer.t.Helper()
+	for end := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
+		blocked := get[int](observer, `
 			select count(*)
 			from pg_catalog.pg_stat_activity
 			where datname = any ($1)
 			  and cardinality(pg_catalog.pg_blocking_pids(pid)) > 0`, databases)
-		if err != nil || blocked == n {
-			return err
+		if blocked == n {
+			return
 		}
-		time.Sleep(time.Millisecond)
+		if time.Now().After(end) {
+			observer.t.Fatalf("%d sessions wait for a lock, want %d", blocked, n)
+		}
 	}
 }
 
@@ -147,7 +147,7 @@ func TestApply_missingPrivilege(t *testing.T) {
 	t.Parallel()
 	refused := func(t *testing.T, d *pgtest.Database, files fs.FS, parts ...string) {
 		t.Helper()
-		output, err := install(t, d, files)
+		output, err := byApply(t, d, files)
 		if err == nil || strings.Contains(output, "\n") {
 			t.Fatalf("got %v, want one line: %s", err, output)
 		}
@@ -172,7 +172,7 @@ func TestApply_missingPrivilege(t *testing.T) {
 		}
 		// The advice in the error text solves it.
 		c.exec("create role " + role + " nologin; create role " + monitorOf(role) + " nologin; grant " + role + " to " + login)
-		mustInstall(t, database, files)
+		byApply.install(t, database, files)
 	})
 	t.Run("an owner with CREATEROLE, the role was created by another login", func(t *testing.T) {
 		t.Parallel()
@@ -183,7 +183,7 @@ func TestApply_missingPrivilege(t *testing.T) {
 		if database := c.database(login); get[int](c.session, "select current_setting('server_version_num')::int") >= 160000 {
 			refused(t, database, files, "may not create or grant the roles", "grant "+role+" to "+login)
 		} else { // before 16, CREATEROLE may grant every role
-			mustInstall(t, database, files)
+			byApply.install(t, database, files)
 		}
 	})
 }
@@ -197,7 +197,7 @@ func TestApply_newerSchema(t *testing.T) {
 		t.Fatalf("the upgrade: got %+v, %v, want %+v", result, err, want)
 	}
 	before := catalog(admin)
-	output, err := install(t, database, db.Files)
+	output, err := byApply(t, database, db.Files)
 	if sqlstate(t, err) != "UC006" {
 		t.Fatalf("got %v, want a refusal", err)
 	}
@@ -215,9 +215,7 @@ func TestApply_olderProgramKeepsNewerFunctions(t *testing.T) {
 	begin := func(files fstest.MapFS) {
 		t.Helper()
 		errs = append(errs, apply(bounded(t), t, database, patient(t, files)).done)
-		if err := waitBlocked(observer, len(errs), []string{database.Name}); err != nil {
-			t.Fatal(err)
-		}
+		waitBlocked(observer, len(errs), database.Name)
 	}
 	admin.exec("select pg_advisory_lock(" + applyLock + ")")
 	begin(newerProgram(t))
@@ -253,7 +251,7 @@ func TestApply_refusesServer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			database := newCluster(t).database("", c.locale)
-			output, err := install(t, database, c.files)
+			output, err := byApply(t, database, c.files)
 			if err == nil || !strings.HasPrefix(output, c.want) {
 				t.Errorf("got %v, want %s", err, c.want)
 			}
@@ -274,19 +272,18 @@ func TestApply_failureChangesNothing(t *testing.T) {
 		files[name] = &fstest.MapFile{Data: []byte(sql)}
 		return files
 	}
-	next := fmt.Sprintf("migrations/%03d_broken.sql", db.Version()+1)
 	for want, files := range map[string]fs.FS{
-		"migrate: ":           broken(next, "create table coupond.half (); select 1 / 0"),
+		"migrate: ":           broken(nextMigration, "create table coupond.half (); select 1 / 0"),
 		"load migrations: ":   broken("migrations/9_gap.sql", "select 1"),
 		"template: ":          broken("functions/claim_coupon.sql", "select '{{1,2}}'"),
 		"install functions: ": broken("functions/claim_batch.sql", "create function coupond.half() returns int language sql as 'nonsense'"),
 	} {
-		if output, err := install(t, database, files); err == nil || !strings.HasPrefix(output, want) {
+		if output, err := byApply(t, database, files); err == nil || !strings.HasPrefix(output, want) {
 			t.Errorf("got %v, want %q…", err, want)
 		}
 		equal(t, "the catalog after "+want, catalog(admin), before)
 	}
-	mustInstall(t, database, db.Files)
+	byApply.install(t, database, db.Files)
 
 	if err := admin.Close(bounded(t)); err != nil {
 		t.Fatal(err)
@@ -333,9 +330,7 @@ func replaceIn(t testingTB, files fstest.MapFS, name, old, text string) {
 // newerProgram returns program with one more migration and a different claim_coupon.
 func newerProgram(t testingTB) fstest.MapFS {
 	t.Helper()
-	files := program(t)
-	next := fmt.Sprintf("migrations/%03d_newer.sql", db.Version()+1)
-	files[next] = &fstest.MapFile{Data: []byte("alter table coupond.coupons add column if not exists note text")}
+	files := withMigration(t, "alter table coupond.coupons add column if not exists note text")
 	function := files["functions/claim_coupon.sql"]
 	function.Data = append(function.Data, "\ncomment on function coupond.claim_coupon(text, text) is 'newer';"...)
 	return files

@@ -15,13 +15,27 @@ import (
 type cluster struct {
 	*session
 	base *pgtest.Database
-	tb   testing.TB
 }
 
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
-	base := pgtest.Empty(t)
-	return &cluster{owner(t, base), base, t}
+	return clusterOf(t, pgtest.Empty(t))
+}
+
+func clusterOf(t testing.TB, base *pgtest.Database) *cluster {
+	t.Helper()
+	return &cluster{owner(t, base), base}
+}
+
+// ownedDatabase returns an empty database of a login with these attributes, and the login. An
+// administrator has made the login a member of coupon_service.
+func ownedDatabase(t testing.TB, attributes ...string) (c *cluster, login string, database *pgtest.Database) {
+	t.Helper()
+	c = newCluster(t)
+	login = c.login(attributes...)
+	pgtest.New(t) // creates the role
+	c.exec("grant coupon_service to " + login)
+	return c, login, c.database(login)
 }
 
 // cleanup executes sql when the test is over; the last one registered is the first one executed.

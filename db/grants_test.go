@@ -73,7 +73,7 @@ func TestGrants_passedOn(t *testing.T) {
 			where p.pronamespace = 'coupond'::regnamespace
 			order by 1`)
 	}
-	mustInstall(t, database, db.Files)
+	byApply.install(t, database, db.Files)
 	want := privileges()
 	s.exec(fmt.Sprintf(`
 		grant all on schema coupond to %[1]s, %[2]s;
@@ -88,11 +88,11 @@ func TestGrants_passedOn(t *testing.T) {
 		reset role;
 		revoke all on coupond.coupons from current_user;
 		revoke execute on function coupond.check_name(text, text) from current_user`, bob, carol))
-	mustInstall(t, database, db.Files)
+	byApply.install(t, database, db.Files)
 	equal(t, "privileges", privileges(), want)
 	s.exec("set role coupon_service")
 	s.create("lamp", 1)
-	equal(t, "a claim", []string{s.claim("ann", "lamp")}, []string{claimed})
+	s.mustClaim("ann", "lamp")
 }
 
 // A caller of the functions can also create temporary objects and change its search_path and
@@ -184,7 +184,7 @@ func TestFunctions_ignoreObjectsInPublic(t *testing.T) {
 		create domain public.text as integer;
 		create view public.pg_roles as select 1`)
 	for range 2 {
-		mustInstall(t, database, db.Files)
+		byApply.install(t, database, db.Files)
 	}
 	// To match better than the built-in ones, an operator or a cast needs our types.
 	for _, sql := range []string{

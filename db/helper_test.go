@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -72,21 +74,35 @@ func several(t testing.TB, n int, d *pgtest.Database, connect func(testing.TB, *
 	return all
 }
 
-// concurrently calls run for all sessions at the same time and returns the results. An error fails
-// the test.
-func concurrently[T any](t testingTB, sessions []*session, run func(ctx context.Context, i int, s *session) (T, error)) []T {
+// concurrently calls run for all sessions at the same time and returns the results. If one fails,
+// the test ends when all have returned.
+func concurrently[T any](t testing.TB, sessions []*session, run func(i int, s *session) T) []T {
 	t.Helper()
-	ctx := bounded(t)
-	results, errs := make([]T, len(sessions)), make([]error, len(sessions))
+	results := make([]T, len(sessions))
 	var wg sync.WaitGroup
 	for i, s := range sessions {
-		wg.Go(func() { results[i], errs[i] = run(ctx, i, s) })
+		wg.Go(func() { results[i] = run(i, &session{s.Conn, inGoroutine{t}}) })
 	}
 	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
+	if t.Failed() {
+		t.FailNow()
 	}
 	return results
+}
+
+// inGoroutine is a test in one of several goroutines, of which Fatal ends only this one.
+type inGoroutine struct{ testing.TB }
+
+func (t inGoroutine) Fatal(args ...any) {
+	t.Helper()
+	t.Error(args...)
+	runtime.Goexit()
+}
+
+func (t inGoroutine) Fatalf(format string, args ...any) {
+	t.Helper()
+	t.Errorf(format, args...)
+	runtime.Goexit()
 }
 
 // bounded returns the test's context with testTimeout.
@@ -106,28 +122,18 @@ func (s *session) exec(sql string) {
 }
 
 // get returns the single value of a query.
-func get[T any](s *session, sql string, args ...any) T {
+func get[T any](s *session, sql string, args ...any) (value T) {
 	s.t.Helper()
-	value, err := getErr[T](bounded(s.t), s.Conn, sql, args...)
-	if err != nil {
+	if err := s.QueryRow(bounded(s.t), sql, args...).Scan(&value); err != nil {
 		s.t.Fatalf("%v\n%s\n%v", err, sql, args)
 	}
 	return value
 }
 
-// getErr is get for goroutines, which may not end the test.
-func getErr[T any](ctx context.Context, conn *pgx.Conn, sql string, args ...any) (value T, err error) {
-	err = conn.QueryRow(ctx, sql, args...).Scan(&value)
-	return value, err
-}
-
 // list returns the single column of a query.
 func list[T any](s *session, sql string, args ...any) []T {
 	s.t.Helper()
-	rows, err := s.Query(bounded(s.t), sql, args...)
-	if err != nil {
-		s.t.Fatalf("%v\n%s\n%v", err, sql, args)
-	}
+	rows, _ := s.Query(bounded(s.t), sql, args...) // CollectRows returns the error
 	values, err := pgx.CollectRows(rows, pgx.RowTo[T])
 	if err != nil {
 		s.t.Fatalf("%v\n%s\n%v", err, sql, args)
@@ -142,63 +148,48 @@ func (s *session) create(coupon string, amount int) {
 	}
 }
 
-// The three claim functions. Methods that end in Err are for goroutines.
+// The three claim functions.
 
 func (s *session) claim(user, coupon string) string {
 	s.t.Helper()
 	return get[string](s, "select coupond.claim_coupon($1, $2)", user, coupon)
 }
 
+// mustClaim fails the test unless the claim is successful.
+func (s *session) mustClaim(user, coupon string) {
+	s.t.Helper()
+	if status := s.claim(user, coupon); status != claimed {
+		s.t.Fatalf("a claim on %q by %q: %s", coupon, user, status)
+	}
+}
+
 func (s *session) claimCoupons(users []string, coupon string) []string {
 	s.t.Helper()
-	statuses, err := s.claimCouponsErr(bounded(s.t), users, coupon)
-	if err != nil {
-		s.t.Fatalf("claim_coupons: %v", err)
+	// As text[], because pgx does not know the array type of our enum.
+	statuses := get[[]string](s, "select coupond.claim_coupons($1, $2)::pg_catalog.text[]", users, coupon)
+	if len(statuses) != len(users) {
+		s.t.Fatalf("claim_coupons: %d statuses for %d users", len(statuses), len(users))
 	}
 	return statuses
 }
 
-func (s *session) claimCouponsErr(ctx context.Context, users []string, coupon string) ([]string, error) {
-	// As text[], because pgx does not know the array type of our enum.
-	statuses, err := getErr[[]string](ctx, s.Conn, "select coupond.claim_coupons($1, $2)::pg_catalog.text[]", users, coupon)
-	if err == nil && len(statuses) != len(users) {
-		err = fmt.Errorf("%d statuses for %d users", len(statuses), len(users))
-	}
-	return statuses, err
-}
-
+// claimBatch gives the claims random positions, and checks that the rows have these positions and
+// are in the order of the claims.
 func (s *session) claimBatch(users, coupons []string) []string {
 	s.t.Helper()
-	statuses, err := s.claimBatchErr(bounded(s.t), users, coupons)
-	if err != nil {
+	positions := rand.Perm(len(users))
+	rows, _ := s.Query(bounded(s.t), "select * from coupond.claim_batch($1, $2, $3)", users, coupons, positions)
+	var position int
+	var status string
+	returned, statuses := []int{}, []string{}
+	if _, err := pgx.ForEachRow(rows, []any{&position, &status}, func() error {
+		returned, statuses = append(returned, position), append(statuses, status)
+		return nil
+	}); err != nil {
 		s.t.Fatalf("claim_batch: %v", err)
 	}
+	equal(s.t, "the positions", returned, positions)
 	return statuses
-}
-
-func (s *session) claimBatchErr(ctx context.Context, users, coupons []string) ([]string, error) {
-	positions := make([]int32, len(users))
-	for i := range positions {
-		positions[i] = int32(i)
-	}
-	rows, err := s.Query(ctx, "select * from coupond.claim_batch($1, $2, $3)", users, coupons, positions)
-	if err != nil {
-		return nil, err
-	}
-	var position int32
-	var status string
-	var statuses []string
-	_, err = pgx.ForEachRow(rows, []any{&position, &status}, func() error {
-		if int(position) != len(statuses) {
-			return fmt.Errorf("row %d has position %d", len(statuses), position)
-		}
-		statuses = append(statuses, status)
-		return nil
-	})
-	if err == nil && len(statuses) != len(users) {
-		err = fmt.Errorf("%d statuses for %d claims", len(statuses), len(users))
-	}
-	return statuses, err
 }
 
 // claims returns the users that have the coupon, in claim order. It fails the test unless claim

@@ -13,22 +13,43 @@ import (
 	"scalable-coupon-system/internal/pgtest"
 )
 
-// eachWay runs a test with both ways to install files in a database: Apply, and the script in psql.
-// The output is what an operator sees: the log or the notices, and the error.
-//
-// Both execute the same SQL, so most tests install with Apply only.
-func eachWay(t *testing.T, test func(t *testing.T, install func(*pgtest.Database, fs.FS) (output string, err error))) {
+// way is a way to install files in a database. The output is what an operator sees: the log or the
+// notices, and the error.
+type way func(t testing.TB, d *pgtest.Database, files fs.FS) (output string, err error)
+
+// eachWay runs a test with both ways: Apply, and the script in psql. Both execute the same SQL, so
+// most tests install with Apply only.
+func eachWay(t *testing.T, test func(t *testing.T, by way)) {
 	t.Helper()
-	for name, install := range map[string]func(testing.TB, *pgtest.Database, fs.FS) (string, error){"Apply": install, "script": installByScript} {
+	for name, by := range map[string]way{"Apply": byApply, "script": byScript} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, func(d *pgtest.Database, files fs.FS) (string, error) { return install(t, d, files) })
+			test(t, by)
 		})
 	}
 }
 
-// install installs files with Apply.
-func install(t testing.TB, d *pgtest.Database, files fs.FS) (output string, err error) {
+// install installs files and returns the output. It fails the test if that fails.
+func (by way) install(t testing.TB, d *pgtest.Database, files fs.FS) string {
+	t.Helper()
+	output, err := by(t, d, files)
+	if err != nil {
+		t.Fatal(output)
+	}
+	return output
+}
+
+// refused fails the test unless files are refused with an output that contains all parts.
+func (by way) refused(t testing.TB, d *pgtest.Database, files fs.FS, parts ...string) {
+	t.Helper()
+	output, err := by(t, d, files)
+	if err == nil {
+		t.Errorf("installed: %s", output)
+	}
+	contains(t, output, parts...)
+}
+
+var byApply way = func(t testing.TB, d *pgtest.Database, files fs.FS) (output string, err error) {
 	t.Helper()
 	var log lineLog
 	_, err = db.ApplyFiles(bounded(t), d.Connect(t), files, false, log.options())
@@ -39,14 +60,7 @@ func install(t testing.TB, d *pgtest.Database, files fs.FS) (output string, err 
 	return output, err
 }
 
-func mustInstall(t testing.TB, d *pgtest.Database, files fs.FS) {
-	t.Helper()
-	if output, err := install(t, d, files); err != nil {
-		t.Fatal(output)
-	}
-}
-
-func installByScript(t testing.TB, d *pgtest.Database, files fs.FS) (output string, err error) {
+var byScript way = func(t testing.TB, d *pgtest.Database, files fs.FS) (output string, err error) {
 	t.Helper()
 	if _, err := exec.LookPath("psql"); err != nil {
 		t.Skip("psql is not installed (Debian: apt-get install postgresql-client); tests of the script are skipped")
@@ -60,17 +74,6 @@ func installByScript(t testing.TB, d *pgtest.Database, files fs.FS) (output stri
 	psql.Stdin = strings.NewReader(script)
 	text, err := psql.CombinedOutput()
 	return string(text), err
-}
-
-// refused installs the program with Apply and fails the test unless that is refused with an error
-// that contains all parts.
-func refused(t testing.TB, d *pgtest.Database, parts ...string) {
-	t.Helper()
-	output, err := install(t, d, db.Files)
-	if err == nil {
-		t.Errorf("installed: %s", output)
-	}
-	contains(t, output, parts...)
 }
 
 // lineLog is a log for db.Options. Its zero value is ready to use.
@@ -103,11 +106,14 @@ func contains(t testingTB, text string, parts ...string) {
 	}
 }
 
+// nextMigration is the path of a migration that the program does not have.
+var nextMigration = fmt.Sprintf("migrations/%03d_next.sql", db.Version()+1)
+
 // withMigration returns the program with another migration.
 func withMigration(t testingTB, sql string) fstest.MapFS {
 	t.Helper()
 	files := program(t)
-	files[fmt.Sprintf("migrations/%03d_next.sql", db.Version()+1)] = &fstest.MapFile{Data: []byte(sql)}
+	files[nextMigration] = &fstest.MapFile{Data: []byte(sql)}
 	return files
 }
 
@@ -128,19 +134,11 @@ func owners(s *session) []string {
 		order by 1`)
 }
 
-// memberOfService makes a login a member of coupon_service, as an administrator does for an owner
-// that is not a superuser.
-func memberOfService(c *cluster, login string) {
-	c.t.Helper()
-	pgtest.New(c.tb) // creates the role
-	c.exec("grant coupon_service to " + login)
-}
-
 // The schema belongs to alice. A superuser installs a newer program. Its function reads a table
 // that its migration creates.
 func TestInstall_upgradeByAnotherLogin(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+	eachWay(t, func(t *testing.T, by way) {
 		c := newCluster(t)
 		alice := c.login("createrole")
 		files, role := c.programWithOtherRoles()
@@ -151,75 +149,51 @@ func TestInstall_upgradeByAnotherLogin(t *testing.T) {
 		admin.exec(`
 			alter default privileges grant all on tables to public;
 			alter default privileges for role ` + alice + ` grant all on tables to public`)
-		if output, err := install(database, files); err != nil {
-			t.Fatal(output)
-		}
+		by.install(t, database, files)
 
-		files[fmt.Sprintf("migrations/%03d_next.sql", db.Version()+1)] = &fstest.MapFile{Data: []byte("create table coupond.next (note text); create type coupond.kind as enum ('a'); create domain coupond.short as text")}
+		files[nextMigration] = &fstest.MapFile{Data: []byte("create table coupond.next (note text); create type coupond.kind as enum ('a'); create domain coupond.short as text")}
 		function := files["functions/get_coupon.sql"]
 		function.Data = append(function.Data, `
 			create or replace function coupond.coupon_schema_version() returns integer language sql stable security definer
 			set search_path = pg_catalog, coupond, pg_temp
 			as 'select v.version + count(n.note)::int from schema_version as v left join next as n on true group by v.version';`...)
-		if output, err := install(asSuperuser, files); err != nil {
-			t.Fatal(output)
-		}
+		by.install(t, asSuperuser, files)
 		equal(t, "owners", owners(admin), []string{alice})
 		equal(t, "tables that PUBLIC may read", list[string](admin, `
 			select oid::regclass::text from pg_class
 			where relnamespace = 'coupond'::regnamespace and relkind = 'r' and has_table_privilege('public', oid, 'select')`), nil)
 		admin.exec("set role " + role)
 		admin.create("lamp", 1)
-		if status := admin.claim("ann", "lamp"); status != claimed {
-			t.Errorf("a claim: %s", status)
-		}
+		admin.mustClaim("ann", "lamp")
 		if version := get[int32](admin, "select coupond.coupon_schema_version()"); version != db.Version()+1 {
 			t.Errorf("version %d", version)
 		}
 		// The next one may be alice's again.
-		if output, err := install(database, files); err != nil {
-			t.Error(output)
-		}
+		by.install(t, database, files)
 	})
 }
 
 func TestInstall_ownerCannotBeReached(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+	eachWay(t, func(t *testing.T, by way) {
 		c := newCluster(t)
 		bob := c.login("createrole")
 		database := c.database(bob)
 		asSuperuser := c.as("", database)
-		if output, err := install(asSuperuser, db.Files); err != nil {
-			t.Fatal(output)
-		}
+		by.install(t, asSuperuser, db.Files)
 		admin := owner(t, asSuperuser)
 		before := catalog(admin)
-		output, err := install(database, db.Files)
 		superuser := get[string](admin, "select current_user::text")
-		if err == nil {
-			t.Errorf("installed: %s", output)
-		}
-		contains(t, output, "the login "+bob+" may not act as "+superuser+", the owner of the schema coupond", "alter schema coupond owner to")
+		by.refused(t, database, db.Files, "the login "+bob+" may not act as "+superuser+", the owner of the schema coupond", "alter schema coupond owner to")
 		equal(t, "the catalog", catalog(admin), before)
 
 		// The hint solves it: an administrator makes bob the owner and migrates once.
 		admin.exec("alter schema coupond owner to " + bob)
-		output, err = install(database, db.Files)
-		if err == nil {
-			t.Errorf("installed: %s", output)
-		}
-		contains(t, output, "belongs to "+superuser+", and the schema coupond to "+bob)
-		output, err = install(asSuperuser, db.Files)
-		if err != nil {
-			t.Fatal(output)
-		}
-		contains(t, output, " objects of "+superuser+" now belong to "+bob+", the owner of the schema coupond")
+		by.refused(t, database, db.Files, "belongs to "+superuser+", and the schema coupond to "+bob)
+		contains(t, by.install(t, asSuperuser, db.Files), " objects of "+superuser+" now belong to "+bob+", the owner of the schema coupond")
 		equal(t, "owners", owners(admin), []string{bob})
-		memberOfService(c, bob)
-		if output, err := install(database, db.Files); err != nil {
-			t.Error(output)
-		}
+		c.exec("grant coupon_service to " + bob)
+		by.install(t, database, db.Files)
 	})
 }
 
@@ -244,7 +218,7 @@ func TestInstall_rolesOfTheOwnerOrTheLogin(t *testing.T) {
 			admin := owner(t, database)
 			admin.exec("alter database " + database.Name + " owner to " + alice + "; create schema coupond authorization " + alice)
 			for range 2 {
-				mustInstall(t, cluster.as(login, database), files)
+				byApply.install(t, cluster.as(login, database), files)
 			}
 			equal(t, "owners", owners(admin), []string{alice})
 			admin.exec("set session authorization " + alice + "; set role " + role)
@@ -257,11 +231,9 @@ func TestInstall_rolesOfTheOwnerOrTheLogin(t *testing.T) {
 // Those of an extension keep theirs.
 func TestInstall_objectsOfAnotherOwner(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t)
-	alice, bob := c.login("createrole"), c.login()
-	memberOfService(c, alice)
-	database := c.database(alice)
-	mustInstall(t, database, db.Files)
+	c, alice, database := ownedDatabase(t, "createrole")
+	bob := c.login()
+	byApply.install(t, database, db.Files)
 	admin := owner(t, c.as("", database))
 	admin.exec(`
 		create extension pg_trgm with schema coupond;
@@ -281,8 +253,8 @@ func TestInstall_objectsOfAnotherOwner(t *testing.T) {
 	}
 	// That bob may act as alice says that they belong to the schema.
 	admin.exec("grant " + alice + " to " + bob)
-	refused(t, database, "belongs to "+bob+", and the schema coupond to "+alice, "Migrate once as a superuser")
-	mustInstall(t, c.as("", database), db.Files)
+	byApply.refused(t, database, db.Files, "belongs to "+bob+", and the schema coupond to "+alice, "Migrate once as a superuser")
+	byApply.install(t, c.as("", database), db.Files)
 	equal(t, "objects of bob", list[string](admin, `
 		select pg_describe_object(classid, objid, 0) from pg_shdepend
 		where deptype = 'o' and refobjid = $1::text::regrole and dbid = (select oid from pg_database where datname = current_database())`, bob), nil)
@@ -297,7 +269,7 @@ func TestInstall_objectsOfAnotherOwner(t *testing.T) {
 // Whatever was granted, by default privileges or by hand, only our two roles have privileges.
 func TestInstall_privileges(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+	eachWay(t, func(t *testing.T, by way) {
 		c := newCluster(t)
 		anon := c.login()
 		database := c.database("")
@@ -334,9 +306,7 @@ func TestInstall_privileges(t *testing.T) {
 		}
 		var first []string
 		for i := range 3 {
-			if output, err := install(database, db.Files); err != nil {
-				t.Fatal(output)
-			}
+			by.install(t, database, db.Files)
 			got := others()
 			if i == 0 {
 				first = got
@@ -361,10 +331,7 @@ func TestInstall_privileges(t *testing.T) {
 // schema.
 func TestInstall_neighbours(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t)
-	alice := c.login("createrole")
-	memberOfService(c, alice)
-	database := c.database(alice)
+	c, _, database := ownedDatabase(t, "createrole")
 	admin := owner(t, c.as("", database))
 	admin.exec(`
 		alter schema public owner to ` + get[string](admin, "select current_user::text") + `;
@@ -391,14 +358,12 @@ func TestInstall_neighbours(t *testing.T) {
 	}
 	before := neighbours()
 	for range 2 {
-		mustInstall(t, database, db.Files)
+		byApply.install(t, database, db.Files)
 	}
 	equal(t, "the neighbours", neighbours(), before)
 	admin.exec("set role coupon_service")
 	admin.create("lamp", 1)
-	if status := admin.claim("ann", "lamp"); status != claimed {
-		t.Errorf("a claim: %s", status)
-	}
+	admin.mustClaim("ann", "lamp")
 }
 
 // A schema coupond of another program is refused, and so is an installation from before that
@@ -434,7 +399,7 @@ func TestInstall_refusesOtherDatabases(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			admin.exec("drop schema if exists coupond cascade; drop schema public cascade; create schema public; " + c.sql)
 			before := objects()
-			refused(t, database, c.want...)
+			byApply.refused(t, database, db.Files, c.want...)
 			equal(t, "objects", objects(), before)
 			if err := db.ApplyProxy(bounded(t), database.Connect(t), db.Options{}); err == nil || !strings.Contains(err.Error(), c.want[0]) {
 				t.Errorf("ApplyProxy: %v", err)
@@ -454,7 +419,7 @@ func TestInstall_schemaExists(t *testing.T) {
 	admin := owner(t, database)
 	admin.exec(fmt.Sprintf("create role %s nologin; create role %s nologin; grant %[1]s to %[3]s; create schema coupond authorization %[3]s",
 		role, monitorOf(role), login))
-	mustInstall(t, c.as(login, database), files)
+	byApply.install(t, c.as(login, database), files)
 	equal(t, "owners", owners(admin), []string{login})
 }
 
@@ -477,13 +442,13 @@ func TestInstall_schemaOfAnotherRole(t *testing.T) {
 			admin := owner(t, database)
 			admin.exec("grant create on database " + database.Name + " to " + login)
 			owner(t, c.as(login, database)).exec("create schema coupond;" + sql)
-			refused(t, database, "the schema coupond belongs to "+login+", which does not own this database")
+			byApply.refused(t, database, db.Files, "the schema coupond belongs to "+login+", which does not own this database")
 			if code := sqlstate(t, db.ApplyProxy(bounded(t), database.Connect(t), db.Options{})); code != "UC004" && code != "UC002" {
 				t.Errorf("ApplyProxy: SQLSTATE %s", code)
 			}
 			// The hint solves it.
 			admin.exec("grant " + login + " to current_user")
-			mustInstall(t, database, db.Files)
+			byApply.install(t, database, db.Files)
 			equal(t, "owners", owners(admin), []string{login})
 		})
 	}
@@ -498,7 +463,7 @@ func TestInstall_objectsOfAStranger(t *testing.T) {
 	bob := c.login()
 	database := c.database("")
 	admin, stranger := owner(t, database), owner(t, c.as(bob, database))
-	mustInstall(t, database, db.Files)
+	byApply.install(t, database, db.Files)
 	for name, sql := range map[string]string{
 		"an overload":         "create function coupond.check_name(text, varchar) " + check,
 		"a variadic overload": "create function coupond.check_shard(variadic text[]) " + check,
@@ -517,12 +482,12 @@ func TestInstall_objectsOfAStranger(t *testing.T) {
 			admin.exec("grant usage, create on schema coupond to " + bob)
 			stranger.exec(sql)
 			before := catalog(admin)
-			refused(t, database, " belongs to "+bob+", and the schema coupond to ", "it is not ours")
+			byApply.refused(t, database, db.Files, " belongs to "+bob+", and the schema coupond to ", "it is not ours")
 			equal(t, "the catalog", catalog(admin), before)
 			admin.exec("drop owned by " + bob)
 		})
 	}
-	mustInstall(t, database, db.Files)
+	byApply.install(t, database, db.Files)
 }
 
 // From the first transaction on, whatever default privileges give, no other role may create objects
@@ -538,7 +503,7 @@ func TestInstall_interrupted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+			eachWay(t, func(t *testing.T, by way) {
 				cluster := newCluster(t)
 				bob := cluster.login()
 				database := cluster.database("")
@@ -548,9 +513,7 @@ func TestInstall_interrupted(t *testing.T) {
 				}
 				files := program(t)
 				files[c.broken].Data = append(files[c.broken].Data, "\nselect 1 / 0;"...)
-				if output, err := install(database, files); err == nil || !strings.Contains(output, "division by zero") {
-					t.Fatalf("%v: %s", err, output)
-				}
+				by.refused(t, database, files, "division by zero")
 				if got := get[bool](admin, "select to_regclass('coupond.claims') is not null"); got != c.tables {
 					t.Fatalf("the tables exist: %v", got)
 				}
@@ -573,15 +536,12 @@ func TestInstall_interrupted(t *testing.T) {
 // An owner that has taken its own privileges away gets them back.
 func TestInstall_ownerWithoutPrivileges(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t)
-	alice := c.login()
-	memberOfService(c, alice)
-	database := c.database(alice)
-	mustInstall(t, database, db.Files)
+	_, _, database := ownedDatabase(t)
+	byApply.install(t, database, db.Files)
 	admin := owner(t, database)
 	before := catalog(admin)
 	admin.exec("revoke all on all tables in schema coupond from current_user; revoke all on schema coupond from current_user")
-	mustInstall(t, database, db.Files)
+	byApply.install(t, database, db.Files)
 	equal(t, "the catalog", catalog(admin), before)
 }
 
@@ -602,11 +562,11 @@ func TestInstall_codeOfTheOwner(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			admin.exec(c.sql)
-			refused(t, database, "that is not ours")
+			byApply.refused(t, database, db.Files, "that is not ours")
 			admin.exec(c.undo)
 		})
 	}
-	mustInstall(t, database, db.Files)
+	byApply.install(t, database, db.Files)
 }
 
 // The row of the version table is data: it can be lost or replaced while the other objects stay.
@@ -646,20 +606,16 @@ func TestInstall_versionTable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			admin.exec(c.sql)
 			if c.fail {
-				refused(t, database, c.want)
+				byApply.refused(t, database, db.Files, c.want)
 				admin.exec("truncate coupond.schema_version; insert into coupond.schema_version (version) values (" + current + ");" +
 					"comment on table coupond.schema_version is '" + comment + "'")
 				return
 			}
-			output, err := install(t, database, db.Files)
-			if err != nil {
-				t.Fatal(output)
-			}
-			contains(t, output, c.want)
+			contains(t, byApply.install(t, database, db.Files), c.want)
 			equal(t, "versions", list[int32](admin, "select version from coupond.schema_version"), []int32{db.Version()})
 			equal(t, "the catalog", catalog(admin), normal)
-			if output, err := install(t, database, db.Files); err != nil || strings.Contains(output, "schema_version") {
-				t.Errorf("the second time: %v %s", err, output)
+			if output := byApply.install(t, database, db.Files); strings.Contains(output, "schema_version") {
+				t.Errorf("the second time: %s", output)
 			}
 		})
 	}

@@ -1,7 +1,6 @@
 package db_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -209,7 +208,7 @@ func TestClaimBatch_noDeadlock(t *testing.T) {
 	}
 
 	// Each session has its own users, and some users are in all sessions.
-	results := concurrently(t, several(t, 8, database, service), func(ctx context.Context, self int, s *session) (map[string]int, error) {
+	results := concurrently(t, several(t, 8, database, service), func(self int, s *session) map[string]int {
 		random := rand.New(rand.NewPCG(uint64(self), 4)) // the same in every run
 		won := map[string]int{}
 		count := func(statuses, coupons []string) {
@@ -219,7 +218,7 @@ func TestClaimBatch_noDeadlock(t *testing.T) {
 				}
 			}
 		}
-		for round := range rounds {
+		for range rounds {
 			var users, wanted []string
 			for range 40 {
 				user := fmt.Sprintf("shared %d", random.IntN(40))
@@ -229,23 +228,12 @@ func TestClaimBatch_noDeadlock(t *testing.T) {
 				users = append(users, user)
 				wanted = append(wanted, coupons[random.IntN(len(coupons))])
 			}
-			statuses, err := s.claimBatchErr(ctx, users, wanted)
-			if err != nil {
-				return nil, fmt.Errorf("session %d, round %d: claim_batch: %w", self, round, err)
-			}
-			count(statuses, wanted)
-
+			count(s.claimBatch(users, wanted), wanted)
 			coupon := coupons[random.IntN(len(coupons))]
-			if statuses, err = s.claimCouponsErr(ctx, users[:10], coupon); err != nil {
-				return nil, fmt.Errorf("session %d, round %d: claim_coupons: %w", self, round, err)
-			}
-			count(statuses, same(coupon, 10))
-
-			if err := onlyError(s.Exec(ctx, "select coupond.locked_coupons($1)", wanted)); err != nil {
-				return nil, fmt.Errorf("session %d, round %d: locked_coupons: %w", self, round, err)
-			}
+			count(s.claimCoupons(users[:10], coupon), same(coupon, 10))
+			list[string](s, "select coupond.locked_coupons($1)", wanted)
 		}
-		return won, nil
+		return won
 	})
 
 	for _, coupon := range coupons {
@@ -273,24 +261,18 @@ func TestClaimNumbers_noGaps(t *testing.T) {
 	database := pgtest.New(t)
 	admin := owner(t, database)
 	admin.create("hot", stock)
-	won := concurrently(t, several(t, 16, database, service), func(ctx context.Context, self int, s *session) ([]string, error) {
-		var winners []string
+	won := concurrently(t, several(t, 16, database, service), func(self int, s *session) (winners []string) {
 		for i := 0; i < each; {
 			users := names(fmt.Sprintf("%d/%d/%%d", self, i), 1+i%4)
 			var statuses []string
-			var err error
 			switch i % 3 {
 			case 0:
-				statuses = []string{""}
 				users = users[:1]
-				statuses[0], err = getErr[string](ctx, s.Conn, "select coupond.claim_coupon($1, 'hot')", users[0])
+				statuses = []string{s.claim(users[0], "hot")}
 			case 1:
-				statuses, err = s.claimCouponsErr(ctx, users, "hot")
+				statuses = s.claimCoupons(users, "hot")
 			default:
-				statuses, err = s.claimBatchErr(ctx, users, same("hot", len(users)))
-			}
-			if err != nil {
-				return nil, err
+				statuses = s.claimBatch(users, same("hot", len(users)))
 			}
 			for j, status := range statuses {
 				if status == claimed {
@@ -299,7 +281,7 @@ func TestClaimNumbers_noGaps(t *testing.T) {
 			}
 			i += len(users)
 		}
-		return winners, nil
+		return winners
 	})
 
 	stored := admin.claims("hot")

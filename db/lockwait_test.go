@@ -55,6 +55,14 @@ func (a *applying) waits(t *testing.T, parts ...string) {
 	})
 }
 
+// succeeds waits for the end of Apply.
+func (a *applying) succeeds(t *testing.T) {
+	t.Helper()
+	if err := <-a.done; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // applyLock is the key of the advisory lock.
 const applyLock = "2611230107433187"
 
@@ -73,9 +81,7 @@ func TestApply_waitsOutsideTheLockQueue(t *testing.T) {
 	// Without a place in the queue, claims are not behind it, and it does not come back at once.
 	client.exec("set lock_timeout = '200ms'") // less than a migration waits
 	for i, begin := 0, time.Now(); time.Since(begin) < time.Second; i++ {
-		if status := client.claim(fmt.Sprint("user ", i), "lamp"); status != claimed {
-			t.Fatalf("a claim: %s", status)
-		}
+		client.mustClaim(fmt.Sprint("user ", i), "lamp")
 		time.Sleep(20 * time.Millisecond)
 	}
 	select {
@@ -84,12 +90,8 @@ func TestApply_waitsOutsideTheLockQueue(t *testing.T) {
 	default:
 	}
 	dump.exec("commit")
-	if err := <-a.done; err != nil {
-		t.Fatal(err)
-	}
-	if status := client.claim("the last", "lamp"); status != claimed {
-		t.Errorf("a claim: %s", status)
-	}
+	a.succeeds(t)
+	client.mustClaim("the last", "lamp")
 	if version := get[int32](client, "select coupond.coupon_schema_version()"); version != db.Version()+1 {
 		t.Errorf("version %d", version)
 	}
@@ -134,7 +136,7 @@ func TestApply_stoppedWhileWaiting(t *testing.T) {
 			contains(t, err.Error(), "stopped while it waited for "+holder)
 			// Nothing is left: neither the lock of the migrations nor a part of the migration.
 			dump.exec("commit")
-			mustInstall(t, database, db.Files)
+			byApply.install(t, database, db.Files)
 		})
 	}
 }
@@ -173,9 +175,7 @@ func waitsWhile(t *testing.T, sql string, files fs.FS, parts ...string) {
 	}
 	a.waits(t, parts...)
 	other.exec("commit; select pg_advisory_unlock_all()")
-	if err := <-a.done; err != nil {
-		t.Error(err)
-	}
+	a.succeeds(t)
 }
 
 // The version's row is locked before anything that claims need, so a migration that waits for it
@@ -194,15 +194,13 @@ func TestApply_versionIsLocked(t *testing.T) {
 	}
 	a.waits(t, "migration")
 	other.exec("rollback")
-	if err := <-a.done; err != nil {
-		t.Error(err)
-	}
+	a.succeeds(t)
 }
 
 // The login's own settings do not matter, and Apply leaves them as they were.
 func TestInstall_settingsOfTheLogin(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, install func(*pgtest.Database, fs.FS) (string, error)) {
+	eachWay(t, func(t *testing.T, by way) {
 		database := pgtest.Empty(t)
 		admin := owner(t, database)
 		// Tables that the names of the catalog find first under such a search_path.
@@ -219,14 +217,10 @@ func TestInstall_settingsOfTheLogin(t *testing.T) {
 			admin.exec("alter database " + database.Name + " set transaction_timeout = '1s'")
 		}
 		files := withMigration(t, "create table coupond.next (note text); comment on table coupond.next is 'für'; select pg_sleep(1.5)")
-		if output, err := install(database, files); err != nil {
-			t.Fatal(output)
-		}
+		by.install(t, database, files)
 		// The second time it parses the version in the table's comment.
 		admin.exec("truncate coupond.schema_version")
-		if output, err := install(database, files); err != nil {
-			t.Fatal(output)
-		}
+		by.install(t, database, files)
 		if comment := get[string](admin, "select obj_description('coupond.next'::regclass)"); comment != "für" {
 			t.Errorf("the comment is %q", comment)
 		}
@@ -235,11 +229,8 @@ func TestInstall_settingsOfTheLogin(t *testing.T) {
 
 func TestApply_resetsTheSession(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t)
-	alice := c.login("createrole")
-	memberOfService(c, alice)
-	database := c.database(alice)
-	mustInstall(t, database, db.Files)
+	c, _, database := ownedDatabase(t, "createrole")
+	byApply.install(t, database, db.Files)
 	s := owner(t, c.as("", database))
 	state := func() []string {
 		return list[string](s, `
@@ -273,16 +264,12 @@ func TestInstall_existingIndex(t *testing.T) {
 	}
 	admin.exec("delete from coupond.claims where coupon_name = 'desk'")
 	files := withMigration(t, "create unique index if not exists claims_by_user on coupond.claims (user_id)")
-	output, err := install(t, database, files)
-	if err == nil {
-		t.Errorf("installed: %s", output)
-	}
-	contains(t, output, "the index coupond.claims_by_user is INVALID", "drop index coupond.claims_by_user")
+	byApply.refused(t, database, files, "the index coupond.claims_by_user is INVALID", "drop index coupond.claims_by_user")
 
 	admin.exec("drop index coupond.claims_by_user")
 	admin.exec(create)
 	before := get[int](admin, "select 'coupond.claims_by_user'::regclass::oid::int")
-	mustInstall(t, database, files)
+	byApply.install(t, database, files)
 	if after := get[int](admin, "select indexrelid::int from pg_index where indexrelid = 'coupond.claims_by_user'::regclass and indisvalid"); after != before {
 		t.Error("another index was built")
 	}
@@ -321,19 +308,9 @@ func TestScript_lockTimeout(t *testing.T) {
 	database := pgtest.New(t)
 	dump := dump(t, database)
 	files := withMigration(t, "alter table coupond.claims add column channel text")
-	output, err := installByScript(t, database, files)
-	if err == nil {
-		t.Fatalf("installed: %s", output)
-	}
-	contains(t, output, "canceling statement due to lock timeout", "run it again")
+	byScript.refused(t, database, files, "canceling statement due to lock timeout", "run it again")
 	dump.exec("commit; select pg_advisory_lock(" + applyLock + ")")
-	output, err = installByScript(t, database, files)
-	if err == nil {
-		t.Fatalf("installed: %s", output)
-	}
-	contains(t, output, fmt.Sprintf("another session installs in this database: process %d (pg_dump)", dump.PgConn().PID()), "Run this script again")
+	byScript.refused(t, database, files, fmt.Sprintf("another session installs in this database: process %d (pg_dump)", dump.PgConn().PID()), "Run this script again")
 	dump.exec("select pg_advisory_unlock_all()")
-	if output, err := installByScript(t, database, files); err != nil {
-		t.Error(output)
-	}
+	byScript.install(t, database, files)
 }

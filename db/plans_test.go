@@ -179,26 +179,29 @@ const (
 
 func (c costlyCall) check(t *testing.T, moment string, old, observer *session) {
 	t.Helper()
-	before := touched(observer)
-	if got := get[string](old, c.sql, c.args...); got != c.want {
-		t.Errorf("%s: %s %v: got %s, want %s", moment, c.sql, c.args, got, c.want)
-	}
-	report(old)
-	after := touched(observer)
-
-	entries, blocks := 0, 0
-	for i, a := range after {
-		b := before[i]
-		if a.SeqScans != b.SeqScans {
-			t.Errorf("%s: %s %v scans %s", moment, c.sql, c.args, a.Name)
-		}
-		entries += a.Entries - b.Entries
-		blocks += a.Blocks - b.Blocks
-	}
+	got, entries, blocks := old.cost(observer, c.sql, c.args...)
+	equal(t, fmt.Sprintf("%s: %s %v", moment, c.sql, c.args), got, []string{c.want})
 	if entries > maxEntries*c.claims+c.page || blocks > maxBlocks*c.claims {
 		t.Errorf("%s: %s %v touches %d index entries and %d blocks, for %d claims and a page of %d",
 			moment, c.sql, c.args, entries, blocks, c.claims, c.page)
 	}
+}
+
+// cost executes a query and returns its single column, and how many index entries and blocks of our
+// tables it has touched. It fails the test if the query scans one of them.
+func (s *session) cost(observer *session, sql string, args ...any) (values []string, entries, blocks int) {
+	s.t.Helper()
+	before := touched(observer)
+	values = list[string](s, sql, args...)
+	report(s)
+	for i, after := range touched(observer) {
+		if after.SeqScans != before[i].SeqScans {
+			s.t.Errorf("%s %v scans %s", sql, args, after.Name)
+		}
+		entries += after.Entries - before[i].Entries
+		blocks += after.Blocks - before[i].Blocks
+	}
+	return values, entries, blocks
 }
 
 // A session plans the statements of a function once, and never again when the tables have grown:

@@ -134,9 +134,8 @@ func testProxyEnumLabel(t *testing.T, server *pgtest.Server) {
 	shard.exec(`create or replace function coupond.claim_batch(p_users text[], p_coupons text[], p_positions integer[])
 		returns table ("position" integer, status coupond.claim_status) language sql as $$ select 1, 'not_yet'::coupond.claim_status $$`)
 	for _, sql := range []string{single, batch} {
-		got, err := getErr[string](bounded(t), service.Conn, sql)
-		if sqlstate(t, err) != pgerrcode.InvalidTextRepresentation {
-			t.Errorf("%s, with a label that the proxy lacks: %q, %v", sql, got, err)
+		if err := onlyError(service.Exec(bounded(t), sql)); sqlstate(t, err) != pgerrcode.InvalidTextRepresentation {
+			t.Errorf("%s, with a label that the proxy lacks: %v", sql, err)
 		}
 	}
 

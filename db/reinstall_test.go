@@ -1,7 +1,6 @@
 package db_test
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -27,9 +26,10 @@ func TestApply_duringClaims(t *testing.T) {
 	var running atomic.Int64 // clients that still claim
 	var rounds [clients]atomic.Int64
 	running.Store(clients)
+	ctx := bounded(t)
 	sessions := append(several(t, clients, database, service), admin)
-	won := concurrently(t, sessions, func(ctx context.Context, i int, s *session) (users []string, err error) {
-		if s == admin {
+	won := concurrently(t, sessions, func(i int, s *session) (users []string) {
+		if i == clients {
 			defer installed.Store(true)
 			for range installs {
 				var before [clients]int64
@@ -37,7 +37,7 @@ func TestApply_duringClaims(t *testing.T) {
 					before[i] = rounds[i].Load()
 				}
 				if _, err := db.Apply(ctx, s.Conn, db.Options{}); err != nil {
-					return nil, err
+					s.t.Fatal(err)
 				}
 				// Wait until each client has called the functions that were just installed: without that, a
 				// fast installer would prove little.
@@ -47,44 +47,27 @@ func TestApply_duringClaims(t *testing.T) {
 					}
 				}
 			}
-			return nil, ctx.Err()
+			return nil
 		}
 		defer running.Add(-1)
 		for n := 0; !installed.Load(); n++ {
 			batch := names(fmt.Sprintf("%d/%d/%%d", i, n), 2)
-			status, err := getErr[string](ctx, s.Conn, "select coupond.claim_coupon($1, 'hot')", batch[0])
-			if err != nil {
-				return nil, fmt.Errorf("claim_coupon: %w", err)
-			}
-			statuses, err := s.claimCouponsErr(ctx, batch, "hot")
-			if err != nil {
-				return nil, fmt.Errorf("claim_coupons: %w", err)
-			}
-			more, err := s.claimBatchErr(ctx, []string{batch[0], "batch " + batch[0]}, []string{"none", "hot"})
-			if err != nil {
-				return nil, fmt.Errorf("claim_batch: %w", err)
-			}
-			left, err := getErr[int](ctx, s.Conn, "select remaining_amount from coupond.get_coupon('hot')")
-			if err != nil || left < 0 {
-				return nil, fmt.Errorf("get_coupon: %d left: %w", left, err)
-			}
-			locked, err := getErr[int](ctx, s.Conn, "select count(*) from coupond.locked_coupons(array['hot', 'none'])")
-			if err != nil || locked > 1 {
-				return nil, fmt.Errorf("locked_coupons: %d locked: %w", locked, err)
-			}
-			if n := len(users); n > 0 {
-				if _, err := getErr[string](ctx, s.Conn, "select coupond.coupon_claimers('hot', 0, 1)"); err != nil {
-					return nil, fmt.Errorf("coupon_claimers: %w", err)
-				}
-			}
-			got := slices.Concat([]string{status}, statuses, more)
+			got := slices.Concat([]string{s.claim(batch[0], "hot")}, s.claimCoupons(batch, "hot"),
+				s.claimBatch([]string{batch[0], "batch " + batch[0]}, []string{"none", "hot"}))
 			if want := []string{claimed, alreadyClaimed, claimed, couponNotFound, claimed}; !slices.Equal(got, want) {
-				return nil, fmt.Errorf("got %v, want %v", got, want)
+				s.t.Fatalf("got %v, want %v", got, want)
 			}
+			if left := get[int](s, "select remaining_amount from coupond.get_coupon('hot')"); left < 0 {
+				s.t.Fatalf("get_coupon: %d left", left)
+			}
+			if locked := get[int](s, "select count(*) from coupond.locked_coupons(array['hot', 'none'])"); locked > 1 {
+				s.t.Fatalf("locked_coupons: %d locked", locked)
+			}
+			s.exec("select coupond.coupon_claimers('hot', 0, 1)")
 			users = append(users, batch[0], batch[1], "batch "+batch[0])
 			rounds[i].Add(1)
 		}
-		return users, nil
+		return users
 	})
 
 	returned, stored := slices.Concat(won...), admin.claims("hot")

@@ -3,7 +3,6 @@ package db_test
 import (
 	"fmt"
 	"io/fs"
-	"net/url"
 	"testing"
 
 	"scalable-coupon-system/db"
@@ -15,14 +14,17 @@ import (
 func TestApply_privateServer(t *testing.T) {
 	t.Parallel()
 	server := pgtest.StartServer(t, map[string]string{"fsync": "off", "wal_level": "logical", "max_prepared_transactions": "5"})
+	private := clusterOf(t, server.Empty(t))
+	login := private.login("createrole") // which creates the roles
+	_, _, onTestsServer := ownedDatabase(t, "createrole")
 	databases := map[string]*pgtest.Database{
-		"a private server, a plain owner":  server.NewOwned(t), // which creates the roles
-		"the tests' server, a plain owner": pgtest.NewOwned(t),
+		"a private server, a plain owner":  private.database(login),
+		"the tests' server, a plain owner": onTestsServer,
 	}
 	for name, database := range databases {
 		s := owner(t, database)
 		for range 2 {
-			mustInstall(t, database, db.Files)
+			byApply.install(t, database, db.Files)
 		}
 		t.Logf("%s: PostgreSQL %s", name, get[string](s, "select current_setting('server_version')"))
 		// The owner's login may also be the service's: it must be able to switch to the service's role.
@@ -36,32 +38,22 @@ func TestApply_privateServer(t *testing.T) {
 
 	// A prepared transaction has no process. A login without privileges sees less of other sessions.
 	t.Run("waits for a prepared transaction", func(t *testing.T) {
-		database := server.NewOwned(t)
-		login := owner(t, database)
-		mustInstall(t, database, db.Files)
-		login.exec("begin; lock table coupond.claims in access share mode; prepare transaction 'forgotten'")
+		database := private.database(login)
+		plain := owner(t, database)
+		byApply.install(t, database, db.Files)
+		plain.exec("begin; lock table coupond.claims in access share mode; prepare transaction 'forgotten'")
 		files := withMigration(t, "alter table coupond.claims add column channel text")
 		a := apply(bounded(t), t, database, files)
-		a.waits(t, "held by a prepared transaction ('forgotten' by "+database.Name+" since ")
-		login.exec("rollback prepared 'forgotten'")
-		if err := <-a.done; err != nil {
-			t.Error(err)
-		}
+		a.waits(t, "held by a prepared transaction ('forgotten' by "+login+" since ")
+		plain.exec("rollback prepared 'forgotten'")
+		a.succeeds(t)
 
-		base := server.Empty(t)
-		u, err := url.Parse(base.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		u.Path = "/" + database.Name
-		superuser := owner(t, &pgtest.Database{Name: database.Name, URL: u.String()})
+		superuser := owner(t, private.as("", database))
 		superuser.exec("begin; lock table coupond.sale_progress in access share mode")
 		a = apply(bounded(t), t, database, files)
 		a.waits(t, fmt.Sprintf("held by process %d (user postgres)", superuser.PgConn().PID()))
 		superuser.exec("rollback")
-		if err := <-a.done; err != nil {
-			t.Error(err)
-		}
+		a.succeeds(t)
 	})
 
 	// A publication for all tables lets a table without a key be inserted into, but not updated.
@@ -70,13 +62,13 @@ func TestApply_privateServer(t *testing.T) {
 		admin := owner(t, database)
 		admin.exec("create publication everything for all tables")
 		for _, files := range []fs.FS{db.Files, db.Files, withMigration(t, "create table coupond.next (id int primary key)")} {
-			mustInstall(t, database, files)
+			byApply.install(t, database, files)
 		}
 
 		// The subscriber has the same schema and no rows, not even the version.
 		copied := server.Empty(t)
 		subscriber := owner(t, copied)
-		mustInstall(t, copied, withMigration(t, "create table coupond.next (id int primary key)"))
+		byApply.install(t, copied, withMigration(t, "create table coupond.next (id int primary key)"))
 		subscriber.exec("truncate coupond.coupons, coupond.claims, coupond.shard, coupond.schema_version")
 		admin.create("before", 2)
 		admin.claim("ann", "before")
