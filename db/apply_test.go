@@ -6,10 +6,10 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
-	"time"
 
 	"scalable-coupon-system/db"
 	"scalable-coupon-system/internal/pgtest"
+	"scalable-coupon-system/internal/wait"
 )
 
 func TestApply_emptyDatabase(t *testing.T) {
@@ -40,6 +40,14 @@ func TestApply_emptyDatabase(t *testing.T) {
 	}
 	equal(t, "the catalog after Apply", catalog(admin), before)
 	equal(t, "users of the coupon", admin.claims("kept"), []string{"ann"})
+}
+
+// The script for psql does what Apply does.
+func TestScript(t *testing.T) {
+	t.Parallel()
+	database := pgtest.Empty(t)
+	byScript.install(t, database, db.Files)
+	equal(t, "the catalog after the script", catalog(owner(t, database)), catalog(owner(t, pgtest.New(t))))
 }
 
 func TestApply_concurrent(t *testing.T) {
@@ -106,7 +114,7 @@ func TestApply_concurrentInDatabasesOfOneCluster(t *testing.T) {
 				observer := owner(t, c.base)
 				concurrently(t, append([]*session{c.session}, sessions...), func(i int, s *session) any {
 					if i == 0 {
-						waitBlocked(&session{observer.Conn, s.t}, n, databases...)
+						waitBlocked(inGoroutine{t}, observer, n, databases...)
 						s.exec(end)
 						return nil
 					}
@@ -126,21 +134,15 @@ func TestApply_concurrentInDatabasesOfOneCluster(t *testing.T) {
 }
 
 // waitBlocked waits until n sessions of these databases wait for a lock.
-func waitBlocked(observer *session, n int, databases ...string) {
-	observer.t.Helper()
-	for end := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
-		blocked := get[int](observer, `
+func waitBlocked(t testing.TB, observer *session, n int, databases ...string) {
+	t.Helper()
+	wait.For(t, fmt.Sprintf("%d sessions to wait for a lock", n), func() bool {
+		return n == get[int](&session{observer.Conn, t}, `
 			select count(*)
 			from pg_catalog.pg_stat_activity
 			where datname = any ($1)
 			  and cardinality(pg_catalog.pg_blocking_pids(pid)) > 0`, databases)
-		if blocked == n {
-			return
-		}
-		if time.Now().After(end) {
-			observer.t.Fatalf("%d sessions wait for a lock, want %d", blocked, n)
-		}
-	}
+	})
 }
 
 func TestApply_missingPrivilege(t *testing.T) {
@@ -215,7 +217,7 @@ func TestApply_olderProgramKeepsNewerFunctions(t *testing.T) {
 	begin := func(files fstest.MapFS) {
 		t.Helper()
 		errs = append(errs, apply(bounded(t), t, database, patient(t, files)).done)
-		waitBlocked(observer, len(errs), database.Name)
+		waitBlocked(t, observer, len(errs), database.Name)
 	}
 	admin.exec("select pg_advisory_lock(" + applyLock + ")")
 	begin(newerProgram(t))

@@ -125,10 +125,10 @@ func catalog(s *session) []string {
 		from pg_catalog.pg_class as r
 		where r.relnamespace = 'coupond'::regnamespace
 		union all
-		select format('column %s.%s %s collation %s not null %s default %s: %s', a.attrelid::regclass, a.attname,
+		select format('column %s.%s %s collation %s not null %s default %s acl %s: %s', a.attrelid::regclass, a.attname,
 		  format_type(a.atttypid, a.atttypmod), a.attcollation::regcollation, a.attnotnull,
 		  (select pg_get_expr(d.adbin, d.adrelid) from pg_catalog.pg_attrdef as d where (d.adrelid, d.adnum) = (a.attrelid, a.attnum)),
-		  col_description(a.attrelid, a.attnum))
+		  array_to_string(a.attacl, ' '), col_description(a.attrelid, a.attnum))
 		from pg_catalog.pg_attribute as a
 		join pg_catalog.pg_class as r on r.oid = a.attrelid
 		where r.relnamespace = 'coupond'::regnamespace

@@ -55,26 +55,8 @@ func TestGrants_passedOn(t *testing.T) {
 	bob, carol := c.login(), c.login()
 	database := c.database("")
 	s := owner(t, database)
-	privileges := func() []string {
-		return list[string](s, `
-			select r.relname || ' ' || r.relacl::text
-			from pg_class as r
-			where r.relnamespace = 'coupond'::regnamespace
-			  and r.relacl is not null
-			union all
-			select r.relname || '.' || a.attname || ' ' || a.attacl::text
-			from pg_attribute as a
-			join pg_class as r on r.oid = a.attrelid
-			where r.relnamespace = 'coupond'::regnamespace
-			  and cardinality(a.attacl) > 0
-			union all
-			select p.proname || ' ' || p.proacl::text
-			from pg_proc as p
-			where p.pronamespace = 'coupond'::regnamespace
-			order by 1`)
-	}
 	byApply.install(t, database, db.Files)
-	want := privileges()
+	want := catalog(s)
 	s.exec(fmt.Sprintf(`
 		grant all on schema coupond to %[1]s, %[2]s;
 		grant all on coupond.claims to %[1]s with grant option;
@@ -89,7 +71,7 @@ func TestGrants_passedOn(t *testing.T) {
 		revoke all on coupond.coupons from current_user;
 		revoke execute on function coupond.check_name(text, text) from current_user`, bob, carol))
 	byApply.install(t, database, db.Files)
-	equal(t, "privileges", privileges(), want)
+	equal(t, "the catalog", catalog(s), want)
 	s.exec("set role coupon_service")
 	s.create("lamp", 1)
 	s.mustClaim("ann", "lamp")

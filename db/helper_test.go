@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -257,15 +256,3 @@ func names(pattern string, n int) []string {
 
 // same returns n times the same name.
 func same(name string, n int) []string { return slices.Repeat([]string{name}, n) }
-
-// lines returns the lines of a text, trimmed, without comments (#) and empty lines.
-func lines(text string) []string {
-	var all []string
-	for line := range strings.Lines(text) {
-		line, _, _ = strings.Cut(line, "#")
-		if line = strings.TrimSpace(line); line != "" {
-			all = append(all, line)
-		}
-	}
-	return all
-}

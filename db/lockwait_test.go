@@ -141,41 +141,36 @@ func TestApply_stoppedWhileWaiting(t *testing.T) {
 	}
 }
 
-// It says which session migrates already.
-func TestApply_waitsForAnotherMigration(t *testing.T) {
+// Apply says what it waits for, and is done when the other session has released its lock.
+func TestApply_waits(t *testing.T) {
 	t.Parallel()
-	waitsWhile(t, "set application_name = 'another migration'; select pg_advisory_lock("+applyLock+")", db.Files,
-		"the start: waiting for a lock that is held by", "process PID (application 'another migration'")
-}
-
-// Tern has a lock of its own, the same for every program in the database that uses tern.
-func TestApply_waitsForAnotherProgramsTern(t *testing.T) {
-	t.Parallel()
-	waitsWhile(t, "select pg_advisory_lock(9628173550095224)", withMigration(t, "select 1"), "the schema version: waiting for a lock")
-}
-
-// The functions' transaction is repeated as well.
-func TestApply_functionsWait(t *testing.T) {
-	t.Parallel()
-	waitsWhile(t, "begin; lock table coupond.sale_progress in access share mode", db.Files, "the functions: waiting for a lock")
-}
-
-// waitsWhile installs files while another session holds a lock that sql takes. It wants a line of
-// the log with parts, in which PID stands for the process of that session, and success when the
-// lock is free.
-func waitsWhile(t *testing.T, sql string, files fs.FS, parts ...string) {
-	t.Helper()
-	database := pgtest.New(t)
-	other := owner(t, database)
-	other.exec(sql)
-	a := apply(bounded(t), t, database, files)
-	pid := fmt.Sprint(other.PgConn().PID())
-	for i := range parts {
-		parts[i] = strings.ReplaceAll(parts[i], "PID", pid)
+	for name, c := range map[string]struct {
+		sql   string // takes a lock
+		files fs.FS
+		line  string // of the log
+		who   string // holds the lock
+	}{
+		"another migration": {
+			"set application_name = 'another migration'; select pg_advisory_lock(" + applyLock + ")", db.Files,
+			"the start: waiting for a lock that is held by", "(application 'another migration'",
+		},
+		// Tern has a lock of its own, the same for every program in the database that uses tern.
+		"tern": {"select pg_advisory_lock(9628173550095224)", withMigration(t, "select 1"), "the schema version: waiting for a lock", ""},
+		"the functions": {
+			"begin; lock table coupond.sale_progress in access share mode", db.Files, "the functions: waiting for a lock", "",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			database := pgtest.New(t)
+			other := owner(t, database)
+			other.exec(c.sql)
+			a := apply(bounded(t), t, database, c.files)
+			a.waits(t, c.line, fmt.Sprintf("process %d ", other.PgConn().PID()), c.who)
+			other.exec("commit; select pg_advisory_unlock_all()")
+			a.succeeds(t)
+		})
 	}
-	a.waits(t, parts...)
-	other.exec("commit; select pg_advisory_unlock_all()")
-	a.succeeds(t)
 }
 
 // The version's row is locked before anything that claims need, so a migration that waits for it

@@ -66,12 +66,9 @@ func TestSaleProgress_openReaderBlocksNoClaims(t *testing.T) {
 	client.create("lamp", 2)
 	monitor.exec("begin; set local role coupon_monitor; select from coupond.sale_progress")
 
-	migrated := make(chan error, 1)
-	go func() { migrated <- onlyError(db.Apply(bounded(t), admin.Conn, db.Options{})) }()
-	waitBlocked(owner(t, database), 1, database.Name)
+	a := apply(bounded(t), t, database, db.Files)
+	waitBlocked(t, admin, 1, database.Name)
 	equal(t, "claims while Apply waits", client.claimCoupons([]string{"ann", "bob"}, "lamp"), []string{claimed, claimed})
 	monitor.exec("commit")
-	if err := <-migrated; err != nil {
-		t.Error(err)
-	}
+	a.succeeds(t)
 }
