@@ -10,6 +10,8 @@ ARGS ?=
 RACE ?= -race
 # Most tests wait for PostgreSQL most of the time, so more of them run than there are cores.
 PARALLEL ?= 8
+# The race detector sleeps for a second when a process ends, and the tests start hundreds.
+export GORACE ?= atexit_sleep_ms=0
 # What `coupond version` prints in a release and in the image, where Go cannot ask git.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)

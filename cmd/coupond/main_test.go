@@ -109,7 +109,7 @@ func fromShell(cmd *exec.Cmd, first string) *exec.Cmd {
 func startCommand(t *testing.T, environ []string, cmd *exec.Cmd) *program {
 	t.Helper()
 	p := &program{exited: make(chan struct{})}
-	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, cmd.Env, environ)
+	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "GORACE=" + os.Getenv("GORACE")}, cmd.Env, environ)
 	if cmd.Stdout == nil {
 		cmd.Stdout = &p.stdout
 	}

@@ -214,12 +214,14 @@ func TestContainer(t *testing.T) {
 	}
 	name := regexp.MustCompile(`using ` + defaultImage + ` in container (coupon_test_\w+)`)
 	p := newPackage(t)
-	passed := name.FindStringSubmatch(p.run(t, "passing", true))
-	if passed == nil || exists(passed[1]) {
+	var output string
+	var group sync.WaitGroup
+	group.Go(func() { output = p.run(t, "passing", true) })
+	run := p.startWaiting(t)
+	group.Wait()
+	if passed := name.FindStringSubmatch(output); passed == nil || exists(passed[1]) {
 		t.Fatalf("after a passing test: container %v", passed)
 	}
-
-	run := p.startWaiting(t)
 	containers, err := pool.Client.ListContainers(docker.ListContainersOptions{Filters: map[string][]string{"name": {"coupon_test_"}}})
 	must(t, err)
 	for _, c := range containers {
