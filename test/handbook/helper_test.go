@@ -17,7 +17,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"scalable-coupon-system/internal/localpg"
 	"scalable-coupon-system/internal/pgtest"
 )
 
@@ -28,59 +27,41 @@ const timeout = 2 * time.Minute
 var bin string
 
 func TestMain(m *testing.M) {
-	code, err := run(m)
-	if err != nil {
+	if err := build(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	os.Exit(code)
+	pgtest.Main(m)
+	_ = os.RemoveAll(bin)
 }
 
-func run(m *testing.M) (int, error) {
-	var err error
-	if bin, err = temporary("coupon-dba-"); err != nil {
-		return 1, err
+func build() (err error) {
+	if bin, err = os.MkdirTemp("", "coupon-dba-"); err != nil {
+		return err
 	}
-	defer func() { _ = os.RemoveAll(bin) }()
-	build := exec.Command("go", "build", "-o", filepath.Join(bin, "coupond"), "../../cmd/coupond")
-	if output, err := build.CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("%w\n%s", err, output)
+	output, err := exec.Command("go", "build", "-o", filepath.Join(bin, "coupond"), "../../cmd/coupond").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, output)
 	}
-	return m.Run(), nil
+	return nil
 }
-
-// temporary makes a folder in the system's temporary folder.
-func temporary(prefix string) (string, error) { return os.MkdirTemp("", prefix+"*") }
 
 // cluster is a private PostgreSQL server, from binaries on this machine.
 type cluster struct {
-	*localpg.Server
+	*pgtest.Server
 	t *testing.T
 }
 
-// settings are what a section of docs/dba.md needs that is not a default.
-var settings = map[string]string{"wal_level": "logical"}
-
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{t: t}
-	c.start(pgtest.ClusterDir(t), 0)
+	// What a section of docs/dba.md needs that is not a default.
+	c := &cluster{pgtest.StartServer(t, map[string]string{"wal_level": "logical"}), t}
 	for _, program := range []string{"psql", "pg_dump", "pg_restore"} {
 		if _, err := os.Stat(filepath.Join(c.BinDir(), program)); err != nil {
 			t.Fatalf("%s is not in the folder of the server (Debian: apt-get install postgresql-15)", program)
 		}
 	}
 	return c
-}
-
-// start starts the server, also after a Stop.
-func (c *cluster) start(dir string, port int) {
-	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), timeout)
-	defer cancel()
-	server, err := localpg.Start(ctx, localpg.Options{Dir: dir, Port: port, Log: os.Stderr, Settings: settings})
-	must(c.t, err)
-	c.t.Cleanup(func() { _ = server.Kill() })
-	c.Server = server
 }
 
 // env returns an environment in which psql, pg_dump and coupond connect to a database of this

@@ -160,7 +160,7 @@ func TestPgBouncer(t *testing.T) {
 		if status, err := store.Claim(t.Context(), "ann", "restarted"); !errors.Is(err, pgstore.ErrOutcomeUnknown) {
 			t.Errorf("claim while PostgreSQL is stopped: %s %v", status, err)
 		}
-		c.start(c.Dir(), c.Port())
+		must(t, c.Start())
 		claimUntilGranted(t, store, "bob", "restarted")
 	})
 }
@@ -301,7 +301,7 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	t.Logf("%s", match[0])
 
 	// It is given to another user. Unlike that of t.TempDir, its path is open to all.
-	dir, err := temporary("coupon-pgbouncer-")
+	dir, err := os.MkdirTemp("", "coupon-pgbouncer-")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	ini := fromHandbook(t, "pgbouncer.ini")
