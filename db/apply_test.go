@@ -147,19 +147,10 @@ func waitBlocked(t testing.TB, observer *session, n int, databases ...string) {
 
 func TestApply_missingPrivilege(t *testing.T) {
 	t.Parallel()
-	refused := func(t *testing.T, d *pgtest.Database, files fs.FS, parts ...string) {
-		t.Helper()
-		output, err := byApply(t, d, files)
-		if err == nil || strings.Contains(output, "\n") {
-			t.Fatalf("got %v, want one line: %s", err, output)
-		}
-		contains(t, output, parts...)
-	}
-
 	t.Run("a login that owns nothing, empty database", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t)
-		refused(t, c.as(c.login(), c.base), db.Files, "the login lacks a privilege", "own the database")
+		byApply.refused(t, c.as(c.login(), c.base), db.Files, "the login lacks a privilege", "own the database")
 	})
 	t.Run("an owner without CREATEROLE", func(t *testing.T) {
 		t.Parallel()
@@ -167,7 +158,7 @@ func TestApply_missingPrivilege(t *testing.T) {
 		login := c.login()
 		files, role := c.programWithOtherRoles()
 		database := c.database(login)
-		refused(t, database, files,
+		byApply.refused(t, database, files,
 			"the login "+login+" may not create or grant the roles", "create role "+role, "create role "+monitorOf(role), "grant "+role+" to "+login)
 		if get[bool](owner(t, database), "select exists (select from pg_catalog.pg_namespace where nspname = 'coupond')") {
 			t.Error("the schema was created without the roles")
@@ -183,7 +174,7 @@ func TestApply_missingPrivilege(t *testing.T) {
 		files, role := c.programWithOtherRoles()
 		c.exec("create role " + role + " nologin")
 		if database := c.database(login); get[int](c.session, "select current_setting('server_version_num')::int") >= 160000 {
-			refused(t, database, files, "may not create or grant the roles", "grant "+role+" to "+login)
+			byApply.refused(t, database, files, "may not create or grant the roles", "grant "+role+" to "+login)
 		} else { // before 16, CREATEROLE may grant every role
 			byApply.install(t, database, files)
 		}

@@ -120,6 +120,14 @@ func (s *session) exec(sql string) {
 	}
 }
 
+// fails executes a statement that must fail with this SQLSTATE.
+func (s *session) fails(state, sql string, args ...any) {
+	s.t.Helper()
+	if err := onlyError(s.Exec(bounded(s.t), sql, args...)); sqlstate(s.t, err) != state {
+		s.t.Errorf("%s %q: %v, want SQLSTATE %s", sql, args, err, state)
+	}
+}
+
 // get returns the single value of a query.
 func get[T any](s *session, sql string, args ...any) (value T) {
 	s.t.Helper()

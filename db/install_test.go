@@ -56,6 +56,9 @@ var byApply way = func(t testing.TB, d *pgtest.Database, files fs.FS) (output st
 	output = log.String()
 	if err != nil {
 		output = strings.TrimSpace(output + "\n" + err.Error())
+		if strings.Contains(err.Error(), "\n") {
+			t.Errorf("an error of several lines: %v", err)
+		}
 	}
 	return output, err
 }
@@ -524,9 +527,7 @@ func TestInstall_interrupted(t *testing.T) {
 					"select from coupond.schema_version",
 					"select from coupond.claims",
 				} {
-					if err := onlyError(stranger.Exec(bounded(t), sql)); sqlstate(t, err) != "42501" {
-						t.Errorf("%s: %v", sql, err)
-					}
+					stranger.fails("42501", sql)
 				}
 			})
 		})
@@ -629,8 +630,6 @@ func TestInstall_oneVersionOnly(t *testing.T) {
 		"insert into coupond.schema_version (version, singleton) values (7, false)": "23514",
 		"update coupond.schema_version set version = -1":                            "23514",
 	} {
-		if err := onlyError(admin.Exec(bounded(t), sql)); sqlstate(t, err) != want {
-			t.Errorf("%s: %v", sql, err)
-		}
+		admin.fails(want, sql)
 	}
 }

@@ -219,6 +219,19 @@ func (s spec) claims(control *session) string {
 	return stored
 }
 
+// actionSQL is the SQL of actions such as "commit" and "delete-COUPON".
+var actionSQL = map[string]string{
+	"commit":    "commit",
+	"rollback":  "rollback",
+	"savepoint": "savepoint s",
+	"back":      "rollback to savepoint s",
+	"truncate":  "truncate coupond.coupons",
+	"create":    "select coupond.create_coupon('COUPON', 1)",
+	"delete":    "delete from coupond.coupons where name = 'COUPON'",
+	"rename":    "update coupond.coupons set name = 'renamed' where name = 'COUPON'",
+	"lower":     "update coupond.coupons set amount = amount - 1, remaining_amount = remaining_amount - 1 where name = 'COUPON'",
+}
+
 // statements returns the SQL of a step such as "A:begin+x".
 func (s spec) statements(step, level, call string) []string {
 	session, actions, _ := strings.Cut(step, ":")
@@ -228,30 +241,16 @@ func (s spec) statements(step, level, call string) []string {
 	}
 	var all []string
 	for action := range strings.SplitSeq(actions, "+") {
-		var sql string
+		verb, coupon, _ := strings.Cut(action, "-")
+		sql := strings.ReplaceAll(actionSQL[verb], "COUPON", coupon)
 		switch {
+		case sql != "":
 		case action == "begin":
 			sql = "begin isolation level " + level
-		case action == "commit", action == "rollback":
-			sql = action
-		case action == "savepoint":
-			sql = "savepoint s"
-		case action == "back":
-			sql = "rollback to savepoint s"
 		case strings.HasPrefix(action, "?"):
 			sql = "select remaining_amount from coupond.get_coupon('" + action[1:] + "')"
-		case strings.HasPrefix(action, "create-"):
-			sql = "select coupond.create_coupon('" + action[7:] + "', 1)"
-		case action == "truncate":
-			sql = "truncate coupond.coupons"
-		case strings.HasPrefix(action, "delete-"):
-			sql = "delete from coupond.coupons where name = '" + action[7:] + "'"
-		case strings.HasPrefix(action, "rename-"):
-			sql = "update coupond.coupons set name = 'renamed' where name = '" + action[7:] + "'"
-		case strings.HasPrefix(action, "lower-"):
-			sql = "update coupond.coupons set amount = amount - 1, remaining_amount = remaining_amount - 1 where name = '" + action[6:] + "'"
-		case strings.HasPrefix(action, "insert-"):
-			coupon, number, _ := strings.Cut(action[7:], "-")
+		case verb == "insert":
+			coupon, number, _ := strings.Cut(coupon, "-")
 			sql = fmt.Sprintf("insert into coupond.claims (coupon_name, claim_number, user_id) values ('%s', %s, '%s')", coupon, number, user)
 		case strings.Contains(action, ","):
 			coupons := strings.ReplaceAll(action, ",", "', '")

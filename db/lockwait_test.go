@@ -254,9 +254,7 @@ func TestInstall_existingIndex(t *testing.T) {
 	admin.claim("ann", "lamp")
 	admin.claim("ann", "desk")
 	const create = "create unique index concurrently claims_by_user on coupond.claims (user_id)"
-	if err := onlyError(admin.Exec(bounded(t), create)); sqlstate(t, err) != "23505" {
-		t.Fatal(err)
-	}
+	admin.fails("23505", create)
 	admin.exec("delete from coupond.claims where coupon_name = 'desk'")
 	files := withMigration(t, "create unique index if not exists claims_by_user on coupond.claims (user_id)")
 	byApply.refused(t, database, files, "the index coupond.claims_by_user is INVALID", "drop index coupond.claims_by_user")
