@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 }
 
 func build() (err error) {
-	if bin, err = os.MkdirTemp("", "coupon-dba-"); err != nil {
+	if bin, err = temporary("coupon-dba-"); err != nil {
 		return err
 	}
 	output, err := exec.Command("go", "build", "-o", filepath.Join(bin, "coupond"), "../../cmd/coupond").CombinedOutput()
@@ -45,6 +45,9 @@ func build() (err error) {
 	}
 	return nil
 }
+
+// temporary makes a folder in the system's temporary folder.
+func temporary(prefix string) (string, error) { return os.MkdirTemp("", prefix+"*") }
 
 // cluster is a private PostgreSQL server, from binaries on this machine.
 type cluster struct {

@@ -301,7 +301,7 @@ func startPgBouncer(t *testing.T, c *cluster) *pgBouncer {
 	t.Logf("%s", match[0])
 
 	// It is given to another user. Unlike that of t.TempDir, its path is open to all.
-	dir, err := os.MkdirTemp("", "coupon-pgbouncer-")
+	dir, err := temporary("coupon-pgbouncer-")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	ini := fromHandbook(t, "pgbouncer.ini")
