@@ -70,7 +70,7 @@ func Version() int32 {
 // schema's owner, and the login must be allowed to act as that role. A database that Apply must not
 // change is refused with a SQLSTATE of class UC, and an error text that says what to do.
 //
-// Apply resets the settings and the role of conn's session.
+// Apply resets the settings and the role of conn's session, and releases its advisory locks.
 func Apply(ctx context.Context, conn *pgx.Conn, options Options) (Result, error) {
 	return applyFiles(ctx, conn, files, false, options)
 }
