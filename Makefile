@@ -53,7 +53,7 @@ sale: ## Run a flash sale against the running service; options: make sale ARGS=-
 	@$(GO) run ./bench/sale $(ARGS)
 
 .PHONY: docker-up
-docker-up: ## Serve on :8080 in containers, in the background
+docker-up: ## Serve on 127.0.0.1:8080 in containers, in the background
 	VERSION='$(VERSION)' COMMIT='$(COMMIT)' $(COMPOSE) up --build --detach
 
 .PHONY: docker-down

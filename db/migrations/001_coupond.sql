@@ -62,7 +62,7 @@ create table coupond.coupons (
 with (fillfactor = 50);
 
 comment on table coupond.coupons is
-  'The coupons on sale: amount is the initial stock, remaining_amount is what is not claimed yet.';
+  'The coupons on sale: amount is the whole stock, remaining_amount is what is not claimed yet.';
 
 create table coupond.claims (
   coupon_name text collate "C" not null,
@@ -79,7 +79,7 @@ create table coupond.claims (
 );
 
 comment on table coupond.claims is
-  'The successful claims. They are never updated, deleted or renumbered.';
+  'The successful claims. No function updates, deletes or renumbers them.';
 
 comment on column coupond.claims.claim_number is
   '1, 2, 3 … per coupon, without gaps: the unit of stock that this claim took.';
