@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"regexp"
 	"slices"
@@ -63,7 +64,7 @@ func (r *bodyReader) decode(schema *objectSchema) (v values, err error) {
 	case !utf8.Valid(body):
 		return v, invalidf("the body must be valid UTF-8")
 	case bytes.Count(body, []byte("["))+bytes.Count(body, []byte("{")) > maxBrackets:
-		return v, schema.invalid("it has too many brackets")
+		return v, schema.invalid(fmt.Sprintf("it has more than %d [ and {", maxBrackets))
 	}
 	r.json.Reset(&r.body)
 	object, err := r.json.ReadValue()

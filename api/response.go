@@ -121,7 +121,9 @@ func (x *exchange) fail(err error) {
 			x.err = err
 			r = reject(codeOf(err))
 		}
-		err = x.sendError(r)
+		if err = x.sendError(r); err == nil {
+			err = x.complete()
+		}
 	}
 	if err != nil {
 		x.abort(err)

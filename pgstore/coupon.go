@@ -58,7 +58,7 @@ func (s *Store) CreateCoupon(ctx context.Context, name string, amount int32) (Cr
 		return conn.QueryRow(ctx, createCouponSQL, name, int64(amount), lockWait).Scan(&status)
 	})
 	if first != nil {
-		s.sampled.Warn().Err(first.err).Str("request_id", requestID(ctx)).Bool("not_committed", first.notCommitted).Msg("creating a coupon failed once")
+		s.sampled.Warn().Err(first.err).Func(withID(requestID(ctx))).Bool("not_committed", first.notCommitted).Msg("creating a coupon failed once")
 	}
 	switch {
 	case err != nil:

@@ -88,9 +88,9 @@ func (s *Store) check(id string) (result error) {
 		switch {
 		case before != nil && fmt.Sprint(before.result) == fmt.Sprint(result):
 		case result == nil:
-			s.log.Info().Str("request_id", id).Msg("the database is ready")
+			s.log.Info().Func(withID(id)).Msg("the database is ready")
 		default:
-			s.log.Warn().Err(errors.Unwrap(result)).Str("request_id", id).Str("reason", result.Error()).Msg("the database is not ready")
+			s.log.Warn().Err(errors.Unwrap(result)).Func(withID(id)).Str("reason", result.Error()).Msg("the database is not ready")
 		}
 	}) {
 		return &notReadyError{reason: "the service is stopping"}

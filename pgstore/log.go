@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // RequestIDKey is the context key of the request's id, a *string (a pointer, so that looking it up
@@ -16,6 +18,15 @@ func requestID(ctx context.Context) string {
 		return *id
 	}
 	return ""
+}
+
+// withID adds the id of a request to a log line, if there is one.
+func withID(id string) func(*zerolog.Event) {
+	return func(line *zerolog.Event) {
+		if id != "" {
+			line.Str("request_id", id)
+		}
+	}
 }
 
 // maxLoggedIDs bounds the request ids in a log line about a batch.

@@ -28,15 +28,11 @@ import (
 // upgrade under load (upgrade_test.go). Each trial is short here, and takes a minute in `.ci/run
 // bounds`, on a machine where nothing else runs.
 func TestBounds(t *testing.T) {
-	text := os.Getenv("COUPOND_BOUNDS")
-	if text == "" {
-		t.Parallel()
-	}
 	b := &bounds{
 		duration: 500 * time.Millisecond, baseline: 250 * time.Millisecond, tolerance: 5 * time.Second,
 		idle: 1_000, writers: 4_000, binary: plainBinary(t),
 	}
-	if text != "" {
+	if text := os.Getenv("COUPOND_BOUNDS"); text != "" {
 		duration, err := time.ParseDuration(text)
 		if err != nil {
 			t.Fatalf("COUPOND_BOUNDS: %v", err)

@@ -40,7 +40,7 @@ type serviceSettings struct {
 	DBMaxConns int `setting:"DB_MAX_CONNS" default:"16" min:"1" max:"1000" help:"connections for calls to PostgreSQL, at most (behind a proxy, some more watch the shards)"`
 	// ADR 0008 has the measurements behind the default.
 	ClaimConcurrency int           `setting:"CLAIM_CONCURRENCY" default:"1"    min:"1"    max:"1000"    help:"calls with batches of claims in flight at once (behind a proxy: for each shard); at most DB_MAX_CONNS"`
-	ClaimQueue       int           `setting:"CLAIM_QUEUE"       default:"4096" min:"1"    max:"1000000" help:"limit of pending claims (behind a proxy: for each shard), of waiting reads, and of waiting creations; further ones are answered 503"`
+	ClaimQueue       int           `setting:"CLAIM_QUEUE"       default:"4096" min:"1"    max:"65536"   help:"limit of pending claims (behind a proxy: for each shard), of waiting reads, and of waiting creations; further ones are answered 503"`
 	ClaimTimeout     time.Duration `setting:"CLAIM_TIMEOUT"     default:"5s"   min:"20ms" max:"10m"     help:"time limit for answering a claim"`
 	ShutdownTimeout  time.Duration `setting:"SHUTDOWN_TIMEOUT"  default:"30s"  min:"10ms" max:"1h"      help:"time limit for answering open requests during a shutdown"`
 	// The default is more than the 60 s of HAProxy's examples, nginx and AWS, and still frees the

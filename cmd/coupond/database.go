@@ -51,6 +51,9 @@ func (d *databaseSettings) AfterApply(s *settings) error {
 func readPassword(path string) (string, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
+		if cause, ok := errors.AsType[*os.PathError](err); ok {
+			err = cause.Err // without the path, which the caller shows
+		}
 		return "", err
 	}
 	password := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -26,6 +27,9 @@ For containers that have no curl.`
 
 // Run checks the service.
 func (c *healthcheckCommand) Run(ctx context.Context, stdout io.Writer) error {
+	if strings.HasSuffix(c.Listen.ListenAddr, ":0") {
+		return usageError{errors.New("LISTEN_ADDR has port 0, which means any free port: only the service knows which one; set its port")}
+	}
 	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
 	defer cancel()
 	url := "http://" + c.Listen.ListenAddr + "/health" // without a host, or with a wildcard, Go connects to this machine

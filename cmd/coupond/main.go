@@ -138,7 +138,7 @@ func runCommand(ctx context.Context, args []string, s *settings, stdout io.Write
 		return err
 	}
 	if s.problems != nil {
-		return usageError{s.problems}
+		return usageError{errors.New(strings.ReplaceAll(s.problems.Error(), "\n", "\n  "))}
 	}
 	return command.Run()
 }

@@ -76,6 +76,7 @@ func (o *output) run() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var text []byte
+	torn := false // the last write ended in the middle of a line
 	for {
 		for len(o.pending) == 0 && !o.closed {
 			o.changed.Wait()
@@ -85,7 +86,13 @@ func (o *output) run() {
 			return
 		}
 		o.mu.Unlock()
+		if torn {
+			text = append([]byte("\n"), text...)
+		}
 		n, _ := o.dest.Write(text)
+		if n > 0 {
+			torn = text[n-1] != '\n'
+		}
 		o.mu.Lock()
 		o.dropped += lines(text[n:])
 	}

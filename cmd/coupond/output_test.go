@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -78,6 +79,37 @@ func TestNewLogger(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A line after a write that failed in the middle of another one is whole.
+func TestOutput_tornLine(t *testing.T) {
+	t.Parallel()
+	var written bytes.Buffer
+	out := newOutput(tornWriter{&written})
+	for _, line := range []string{"torn, and lost\n", "whole\n"} {
+		_, err := out.Write([]byte(line))
+		must(t, err)
+		wait.For(t, "the write of "+line, func() bool {
+			out.mu.Lock()
+			defer out.mu.Unlock()
+			return len(out.pending) == 0
+		})
+	}
+	out.close()
+	if got, want := written.String(), "torn\nwhole\n"; got != want || out.droppedLines() != 1 {
+		t.Errorf("%q was written and %v lines were dropped, want %q and 1", got, out.droppedLines(), want)
+	}
+}
+
+// tornWriter writes only the first four bytes of a text that begins with "torn".
+type tornWriter struct{ io.Writer }
+
+func (w tornWriter) Write(text []byte) (int, error) {
+	if !bytes.HasPrefix(text, []byte("torn")) {
+		return w.Writer.Write(text)
+	}
+	n, _ := w.Writer.Write(text[:4])
+	return n, syscall.ENOSPC
 }
 
 // The service goes on while its log cannot be written. Dropped lines are counted in a metric. The

@@ -38,7 +38,9 @@ func (b *bounds) overload(t *testing.T) {
 			p := b.serveSale(t, proxy.URL(database.URL))
 			warmUp := runClaims(t, p, 32, b.baseline) // makes the connections
 			before := runClaims(t, p, 32, b.baseline)
-			expectOnly(t, before, loadgen.Claimed)
+			if b.strict {
+				expectOnly(t, before, loadgen.Claimed)
+			}
 
 			live := watchLive(t, p)
 			c.begin(proxy)

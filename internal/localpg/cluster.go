@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -104,23 +105,25 @@ func (c *cluster) useFallbackDir() error {
 }
 
 const (
-	superuser      = "postgres"
-	passwordFile   = "pgpass"
-	passwordPrefix = "*:*:*:" + superuser + ":" // in libpq's password file: any host, port and database
+	superuser    = "postgres" // of new clusters
+	passwordFile = "pgpass"
+	anyDatabase  = "*:*:*:" // begins a line of libpq's password file: any host, port and database
 )
 
-func readPassword(dir string) (string, error) {
+// readLogin returns the name and the password of the superuser.
+func readLogin(dir string) (*url.Userinfo, error) {
 	path := filepath.Join(dir, passwordFile)
 	text, err := os.ReadFile(path)
-	password, found := strings.CutPrefix(strings.TrimSpace(string(text)), passwordPrefix)
-	if err == nil && !found {
-		err = fmt.Errorf("it has no line %s<password>", passwordPrefix)
+	line, isLogin := strings.CutPrefix(strings.TrimSpace(string(text)), anyDatabase)
+	user, password, hasPassword := strings.Cut(line, ":")
+	if err == nil && (!isLogin || !hasPassword) {
+		err = fmt.Errorf("it has no line %s<user>:<password>", anyDatabase)
 	}
 	if err != nil {
-		return "", fmt.Errorf("the cluster cannot be used without the password in %s; restore the file, or remove %s"+
+		return nil, fmt.Errorf("the cluster cannot be used without the password in %s; restore the file, or remove %s"+
 			" to start with a new cluster: %w", path, dir, err)
 	}
-	return password, nil
+	return url.UserPassword(user, password), nil
 }
 
 // initialize creates the cluster: initdb in a directory beside it, then the password file, then the
@@ -148,7 +151,7 @@ func (c *cluster) initialize(ctx context.Context, pg installation, o Options) er
 		return fmt.Errorf("initdb: %w%s", err, lastLines(string(output)))
 	}
 
-	if err := writeFile(filepath.Join(c.dir, passwordFile), passwordPrefix+password+"\n"); err != nil {
+	if err := writeFile(filepath.Join(c.dir, passwordFile), anyDatabase+superuser+":"+password+"\n"); err != nil {
 		return err
 	}
 	if err := os.Rename(newData, c.data); err != nil {
@@ -185,8 +188,8 @@ func (c *cluster) removeStalePid(ctx context.Context) (stale string, err error) 
 	return string(text), err
 }
 
-// Remove removes dir with the cluster in it. If its server is just ending with its process, Remove
-// waits. It returns nil if dir does not exist.
+// Remove removes dir with the cluster in it, and its data if they are in fallbackDir. If its server
+// is just ending with its process, Remove waits. It returns nil if dir does not exist.
 func Remove(ctx context.Context, dir string) error {
 	running, err := lockFile(ctx, filepath.Join(dir, runningFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -195,7 +198,11 @@ func Remove(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(dir), running.Close())
+	data, missing := filepath.EvalSymlinks(filepath.Join(dir, "data"))
+	if home := filepath.Dir(data); missing == nil && filepath.Dir(home) == fallbackDir {
+		err = os.RemoveAll(home)
+	}
+	return errors.Join(err, os.RemoveAll(dir), running.Close())
 }
 
 // writeFile creates a file that only the current user may read. It follows no link, and replaces a

@@ -141,6 +141,12 @@ func TestStart_fallbackDir(t *testing.T) {
 	must(t, os.Rename(home, home+".unmounted"))
 	_, err := Start(t.Context(), o)
 	wantError(t, err, "links to a directory that does not exist")
+	must(t, os.Rename(home+".unmounted", home))
+
+	must(t, Remove(t.Context(), o.Dir))
+	if exists(home) || exists(o.Dir) {
+		t.Errorf("Remove left %s or %s", home, o.Dir)
+	}
 }
 
 func TestStart_rootKeepsOwnerOfData(t *testing.T) {

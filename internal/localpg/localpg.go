@@ -5,7 +5,7 @@
 //
 //	data        the data directory, or a link to it (see below)
 //	pgpass      the superuser's name and random password, as a libpq password file with mode 0600
-//	server.log  the log of the server since its last start
+//	server.log  the server's log
 //	lock        locked by the process that called Start
 //	running     locked while any process of the server is running
 //
@@ -58,7 +58,7 @@ type Options struct {
 type Server struct {
 	cluster      *cluster
 	installation installation
-	password     string
+	login        *url.Userinfo // the superuser
 	pid, port    int
 	sockets      string // directory of the unix socket
 
@@ -66,6 +66,7 @@ type Server struct {
 	commands *os.File // the pipe to the watchdog, for one command; the server ends when it closes
 	stopped  atomic.Bool
 	done     chan struct{} // closed when the watchdog and the server have ended
+	logStart int64         // size of the log when the server was started, in bytes
 }
 
 // Start starts the cluster in o.Dir and waits until it accepts connections. It creates the cluster
@@ -123,7 +124,7 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.password, err = readPassword(c.dir); err != nil {
+	if s.login, err = readLogin(c.dir); err != nil {
 		return nil, err
 	}
 	if err := s.launch(o.Settings); err != nil {
@@ -176,7 +177,7 @@ func (s *Server) Psql(database string) string {
 	value := func(text string) string {
 		return strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(text))
 	}
-	u := url.URL{Scheme: "postgres", User: url.User(superuser), Path: "/" + database}
+	u := url.URL{Scheme: "postgres", User: url.User(s.login.Username()), Path: "/" + database}
 	owner, _ := ownerOf(s.cluster.data)
 	u.RawQuery = noTLS + "&host=" + value(s.sockets) + "&port=" + strconv.Itoa(s.port) +
 		"&passfile=" + value(filepath.Join(s.Dir(), passwordFile)) + "&requirepeer=" + value(userName(owner))
@@ -196,7 +197,7 @@ const noTLS = "sslmode=disable&sslrootcert="
 // it.
 func (s *Server) URL(database string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.UserPassword(superuser, s.password),
+		Scheme: "postgres", User: s.login,
 		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)), Path: "/" + database, RawQuery: noTLS,
 	}
 	return u.String()

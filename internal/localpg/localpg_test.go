@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -148,7 +149,7 @@ func TestServer_requiresPassword(t *testing.T) {
 
 	// The psql command works and does not contain the password.
 	command := server.Psql("postgres")
-	if strings.Contains(command, server.password) {
+	if password, _ := server.login.Password(); strings.Contains(command, password) {
 		t.Errorf("the psql command contains the password: %s", command)
 	}
 	quoted := strings.TrimSuffix(strings.TrimPrefix(command, "psql '"), "'")
@@ -162,7 +163,7 @@ func TestServer_requiresPassword(t *testing.T) {
 
 func TestServer_Psql(t *testing.T) {
 	t.Parallel()
-	s := &Server{port: 5, cluster: &cluster{dir: "/a b+c&d/it's", data: "/"}, sockets: "/tmp/localpg-1"}
+	s := &Server{login: url.User("postgres"), port: 5, cluster: &cluster{dir: "/a b+c&d/it's", data: "/"}, sockets: "/tmp/localpg-1"}
 	const want = `psql 'postgres://postgres@/x%20y?sslmode=disable&sslrootcert=&host=/tmp/localpg-1&port=5&passfile=/a%20b%2Bc%26d/it%27s/pgpass&requirepeer=root'`
 	if got := s.Psql("x y"); got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)

@@ -25,17 +25,25 @@ const logFile = "server.log"
 
 // launch starts the watchdog, which starts the server. The server outlives the context of Start.
 // When it has ended, the cluster is unlocked.
-func (s *Server) launch(settings map[string]string) error {
+func (s *Server) launch(settings map[string]string) (err error) {
 	c := s.cluster
-	log, err := openFile(filepath.Join(c.dir, logFile), os.O_TRUNC|os.O_APPEND|os.O_WRONLY)
+	log, err := openFile(filepath.Join(c.dir, logFile), os.O_APPEND|os.O_WRONLY)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
+	if s.logStart, err = log.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
 	// Not in $TMPDIR, because the path of a unix socket is limited to 107 bytes (103 on macOS).
 	if s.sockets, err = os.MkdirTemp("/tmp", "localpg-"); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(s.sockets)
+		}
+	}()
 	if err := c.account.chown(s.sockets); err != nil {
 		return err
 	}
@@ -113,13 +121,14 @@ func (s *Server) end(command string) error {
 	return nil
 }
 
-// logTail returns the last lines of the server's log, to be appended to an error message.
+// logTail returns the last lines that this run of the server has logged, to be appended to an error
+// message.
 func (s *Server) logTail() string {
 	text, err := os.ReadFile(filepath.Join(s.Dir(), logFile))
 	if err != nil {
 		return ""
 	}
-	return lastLines(string(text))
+	return lastLines(string(text[s.logStart:]))
 }
 
 // lastLines returns the last 12 lines of text, each on an indented line, to be appended to an error
