@@ -44,7 +44,6 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 
 	var o options
 	help := false
@@ -60,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 
-	passed, err := runSale(ctx, o, stdout)
+	passed, err := runSale(ctx, stop, o, stdout)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		err = fmt.Errorf("%w\nstart the service first: make run", err)
 	}
@@ -74,8 +73,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 // runSale creates the coupon, runs the sale, shows its progress, and checks the answers against
-// what the service reports.
-func runSale(ctx context.Context, o options, stdout io.Writer) (passed bool, err error) {
+// what the service reports. It calls restoreSignals when ctx or the time of the sale has ended.
+func runSale(ctx context.Context, restoreSignals func(), o options, stdout io.Writer) (passed bool, err error) {
 	s := newSale(o)
 	service := load.Service{Address: o.address, Timeout: time.Minute}
 	if err := service.Create(ctx, s.coupon, o.Stock); err != nil {
@@ -83,6 +82,7 @@ func runSale(ctx context.Context, o options, stdout io.Writer) (passed bool, err
 	}
 	limited, stop := context.WithTimeoutCause(ctx, o.Duration, fmt.Errorf("after %v (--duration)", o.Duration))
 	defer stop()
+	context.AfterFunc(limited, restoreSignals) // the next Ctrl-C ends the process at once
 	if err := s.start(limited); err != nil {
 		return false, err
 	}

@@ -3,12 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"scalable-coupon-system/bench/load"
 )
@@ -179,6 +181,26 @@ func TestRun_interrupted(t *testing.T) {
 	}
 }
 
+// While the last answers are awaited after --duration, the next Ctrl-C ends the process.
+func TestRunSale_restoresSignals(t *testing.T) {
+	restored := make(chan struct{})
+	f := &fake{onClaim: func(fakeClaim) bool {
+		select {
+		case <-restored:
+		case <-time.After(10 * time.Second):
+			t.Error("signals are not restored while an answer is awaited")
+		}
+		return false
+	}}
+	o := options{URL: f.start(t), Users: 1, Stock: 1, Connections: 1, Duration: 100 * time.Millisecond, Timeout: time.Minute}
+	if err := o.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runSale(t.Context(), func() { close(restored) }, o, io.Discard); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRun_errors(t *testing.T) {
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -237,7 +259,7 @@ func TestRun_usage(t *testing.T) {
 		}
 	}
 	code, out, errs := runCommand(t, "--help")
-	if code != exitPass || errs != "" || !strings.Contains(out, "--users=50000") || !strings.Contains(out, "exit status") {
+	if code != exitPass || errs != "" || !strings.Contains(out, "--users=50000") || !strings.Contains(out, "http://127.0.0.1:8080") || !strings.Contains(out, "exit status") {
 		t.Errorf("exit %d: %s%s", code, errs, out)
 	}
 }

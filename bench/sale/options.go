@@ -15,7 +15,7 @@ import (
 
 // options are the settings from the command line.
 type options struct {
-	URL         string        `arg:"" optional:"" default:"http://127.0.0.1:8080" help:"URL of the service."`
+	URL         string        `arg:"" optional:"" default:"http://127.0.0.1:8080" help:"URL of the service; ${default} if none is given."`
 	Users       int           `default:"50000" help:"Number of users. One in twenty claims a second time."`
 	Stock       int           `default:"1000" help:"Amount of the coupon."`
 	Connections int           `default:"128" help:"Number of keep-alive connections."`
