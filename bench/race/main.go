@@ -49,6 +49,14 @@ type options struct {
 	Out         string            `default:"bench/results" help:"Folder for the tables and the charts; empty: write none."`
 }
 
+// Validate is called by kong.
+func (o *options) Validate() error {
+	if o.Rounds < 1 || o.Duration <= 0 {
+		return fmt.Errorf("--rounds %d, --duration %v: each must be more than 0", o.Rounds, o.Duration)
+	}
+	return nil
+}
+
 // run runs a race. It prints the tables, and the progress to standard error.
 func run(ctx context.Context, args []string) error {
 	var o options
@@ -71,8 +79,8 @@ func run(ctx context.Context, args []string) error {
 			selected = append(selected, w)
 		}
 	}
-	if len(selected) == 0 || o.Rounds < 1 {
-		return errors.New("nothing to run: see --workloads, --contestants and --rounds; --help lists what there is")
+	if len(selected) == 0 {
+		return errors.New("nothing to run: see --workloads and --contestants; --help lists what there is")
 	}
 
 	m, err := newMachine(ctx)
@@ -94,7 +102,7 @@ func run(ctx context.Context, args []string) error {
 }
 
 // selectContestants returns the contestants that match: coupond, its binaries by name, the others.
-// Without Redis on this machine it prints a warning and leaves Redis out.
+// Without redis-server or redis-cli it prints a warning and leaves Redis out.
 func selectContestants(o *options) []contestants.Contestant {
 	all := contestants.All()
 	coupond := all[0]
@@ -103,11 +111,13 @@ func selectContestants(o *options) []contestants.Contestant {
 			Name: coupond.Name + " " + name, Table: coupond.Table, Binary: o.Coupond[name],
 		})
 	}
-	_, noRedis := exec.LookPath("redis-server")
-	if noRedis != nil {
+	_, noServer := exec.LookPath("redis-server")
+	_, noClient := exec.LookPath("redis-cli")
+	noRedis := noServer != nil || noClient != nil
+	if noRedis {
 		fmt.Fprintln(os.Stderr, "race: Redis is left out: install redis-server")
 	}
 	return slices.DeleteFunc(all, func(c contestants.Contestant) bool {
-		return !o.Contestants.MatchString(c.Name) || c.Appendfsync != "" && noRedis != nil
+		return !o.Contestants.MatchString(c.Name) || c.Appendfsync != "" && noRedis
 	})
 }

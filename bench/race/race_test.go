@@ -47,7 +47,9 @@ func TestRun_wrongArguments(t *testing.T) {
 		{"--workloads=(", "--workloads: error parsing regexp"},
 		{"--workloads=nothing", "nothing to run"},
 		{"--contestants=nothing", "nothing to run"},
-		{"--rounds=0", "nothing to run"},
+		{"--rounds=0", "--rounds 0"},
+		{"--duration=0s", "--duration 0s"},
+		{"--duration=-1s", "--duration -1s"},
 		{"--coupond=/tmp/coupond", "--coupond"},
 		{"--coupond=old=/does/not/exist", "--coupond"},
 	} {
@@ -73,11 +75,25 @@ func TestWorkload_enter(t *testing.T) {
 				t.Errorf("%s: binary %q", e.Name, e.Binary)
 			}
 		}
-		if _, err := exec.LookPath("redis-server"); err != nil {
+		_, noServer := exec.LookPath("redis-server")
+		if _, noClient := exec.LookPath("redis-cli"); noServer != nil || noClient != nil {
 			c.want = strings.ReplaceAll(c.want, "Redis everysec, Redis always, ", "")
 		}
 		if got := strings.Join(titles, ", "); got != c.want {
 			t.Errorf("%s of %s: %s, want %s", c.workload, c.expression, got, c.want)
+		}
+	}
+}
+
+// Redis takes part only with both of its programs: the race asks redis-cli whether it is ready.
+func TestSelectContestants_halfRedis(t *testing.T) {
+	for _, program := range []string{"redis-server", "redis-cli"} {
+		t.Setenv("PATH", t.TempDir())
+		if err := os.Symlink("/bin/sh", filepath.Join(os.Getenv("PATH"), program)); err != nil {
+			t.Fatal(err)
+		}
+		if racing := selectContestants(&options{Contestants: *regexp.MustCompile("Redis")}); len(racing) > 0 {
+			t.Errorf("%s takes part with only %s", racing[0].Name, program)
 		}
 	}
 }
