@@ -53,9 +53,17 @@ func startShared(ctx context.Context) (err error) {
 	if shared, err = newMachine(ctx); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			shared.close()
+		}
+	}()
 	var fsync string
-	if err := shared.conn.QueryRow(ctx, "show fsync").Scan(&fsync); err != nil || fsync != "on" {
-		return fmt.Errorf("fsync is %q: the race would measure commits that are not durable (%w)", fsync, err)
+	if err := shared.conn.QueryRow(ctx, "show fsync").Scan(&fsync); err != nil {
+		return err
+	}
+	if fsync != "on" {
+		return fmt.Errorf("fsync is %s: the race would measure commits that are not durable", fsync)
 	}
 	_, err1 := shared.conn.Exec(ctx, "alter system set fsync = off")
 	_, err2 := shared.conn.Exec(ctx, "select pg_reload_conf()")
@@ -111,6 +119,20 @@ func TestWorkload_oneLocked(t *testing.T) {
 	all := measure(t, enter("one coupon locked", "^coupond$|plain", nil))
 	if len(all) != 4 || all["coupond, none locked"] == nil || all[contestants.Plain+", none locked"] == nil {
 		t.Errorf("%v", all)
+	}
+}
+
+// If the coupon is not locked, nothing is measured.
+func TestWorkload_noneLocked(t *testing.T) {
+	w := enter("one coupon locked", "plain", nil)
+	w.entries = w.entries[:1]
+	w.entries[0].Table = "empty"
+	w.entries[0].variant.setUp = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "create table empty (name text)")
+		return err
+	}
+	if err := runWorkload(t, w); err == nil || !strings.Contains(err.Error(), "no claim waits for the locked coupon") {
+		t.Error(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -163,6 +164,9 @@ func besideLocked(ctx context.Context, r *race, e *entry) (figures, error) {
 	}
 	// A shared call of coupond waits less for a lock. Then coupond sends the locked coupon alone.
 	time.Sleep(time.Second)
+	if err := expectBlocking(ctx, psql); err != nil {
+		return nil, err
+	}
 	f, err := evenly(50, load.Plan{})(ctx, r, e)
 	if err != nil {
 		return nil, err
@@ -170,6 +174,24 @@ func besideLocked(ctx context.Context, r *race, e *entry) (figures, error) {
 	stop()
 	_ = psql.Close(ctx)
 	return f, e.check(ctx, locked, waiters.Wait())
+}
+
+// expectBlocking returns an error unless another session waits for a lock of psql. coupond waits
+// for a limited time, again and again, so it may not wait at the first look.
+func expectBlocking(ctx context.Context, psql *pgx.Conn) error {
+	for range 100 {
+		var blocking bool
+		err := psql.QueryRow(ctx, `
+			select exists (
+				select from pg_locks
+				where not granted and pg_backend_pid() = any (pg_blocking_pids(pid))
+			)`).Scan(&blocking)
+		if err != nil || blocking {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.New("no claim waits for the locked coupon")
 }
 
 // store returns a set-up that stores coupons stored-1, stored-2 and so on, each claimed by the same
