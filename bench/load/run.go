@@ -65,8 +65,9 @@ type arrival struct {
 	due     time.Time // zero: now
 }
 
-// Start opens the connections and begins the run. When ctx ends, no more requests are sent, and the
-// run ends after the answers to those in flight. The error says that the service cannot be reached.
+// Start opens the connections and begins the run. When ctx ends, no more requests begin, and the
+// run ends after the answers to those that have begun. One that dials first may take the Timeout to
+// dial, and then the Timeout again. The error says that the service cannot be reached.
 func Start(ctx context.Context, p Plan) (*Run, error) {
 	if p.Connections < 1 {
 		return nil, fmt.Errorf("connections: %d is less than 1", p.Connections)

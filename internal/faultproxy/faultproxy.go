@@ -116,7 +116,8 @@ func (p *Proxy) SetDown(down bool) {
 	}
 }
 
-// CutAll cuts all open connections.
+// CutAll cuts all open connections. It is SetDown(true) and then SetDown(false), so new connections
+// are cut in between, and an outage that was set has ended.
 func (p *Proxy) CutAll() {
 	p.SetDown(true)
 	p.SetDown(false)
